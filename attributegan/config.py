@@ -1,0 +1,285 @@
+"""The configuration: a tree of frozen dataclasses that a YAML file and ``section.key=value`` overrides fill.
+
+Owns every option, its default, its meaning and its check. Imports no torch, so that help texts, submission and refusals
+take no time. What an option does is in the module that reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _is_power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Both networks. The defaults are the published network at 512 px; symbols in brackets are those of the paper's code."""
+
+    image_size: int = 512  # pixels [S]; a power of two, 32 to 1024
+    latent_dim: int = 512  # [L]
+    fmap_max: int = 512  # widest feature map [F]
+    fmap_inverse_coef: int = 12  # width at 2^n pixels: nf(n) = min(2^(coef - n), fmap_max)
+    generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
+    discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
+    label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
+    proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
+    attributes: str = ""  # schema: "published", a YAML file, or "" for the schema of the shards
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        _require(_is_power_of_two(size) and 32 <= size <= 1024, f"model.image_size: {size} is not a power of two from 32 to 1024")
+        for name in ("latent_dim", "fmap_max"):
+            value = getattr(self, name)
+            _require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
+        _require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
+                 f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
+        last = size.bit_length() - 2
+        _require(self.feature_width(last) >= 4, f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
+                 f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}")  # fmt: skip
+        for name in ("generator_attention", "discriminator_attention"):
+            bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and 4 <= width)]
+            _require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
+
+    def feature_width(self, n: int) -> int:
+        """Channels nf(n) of a feature map that is 2^n pixels wide."""
+        return max(0, min(int(2.0 ** (self.fmap_inverse_coef - n)), self.fmap_max))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; 0 turns a term off and its computation with it."""
+
+    contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
+    temperature: float = 1.0  # of the 2C loss
+    reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
+    r1_gamma: float = 0.0  # gradient penalty gamma/2 * |grad D(real)|^2
+
+    def __post_init__(self) -> None:
+        for name in ("contrastive", "reconstruction", "r1_gamma"):
+            _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to tiles: turns when they are read, DiffAugment before the discriminator."""
+
+    flips: bool = True  # random mirror images and quarter turns of the tiles read
+    policy: tuple[str, ...] = ("translation", "offset")  # DiffAugment: any of translation, offset, cutout, color
+    probability: float = 1.0  # that an image is augmented
+
+    def __post_init__(self) -> None:
+        known = ("translation", "offset", "cutout", "color")
+        bad = [name for name in self.policy if name not in known]
+        _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
+        _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adam", "sgd"] = "adam"
+    generator_lr: float = 2e-4
+    discriminator_lr: float = 2e-4
+    betas: tuple[float, ...] = (0.5, 0.9)  # of Adam
+    grad_clip: float = 0.0  # largest gradient norm of a network; 0 for no clipping
+    ema_half_life: float = 88_000  # images after which the EMA has forgotten half; 88,000 is the published 0.995 every 10 steps of 64
+    ema_rampup: float = 0.05  # the half-life is at most this share of the images seen
+
+    def __post_init__(self) -> None:
+        for name in ("generator_lr", "discriminator_lr"):
+            _require(getattr(self, name) > 0, f"optim.{name}: {getattr(self, name)} must be above 0")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas: {list(self.betas)} must be two numbers in [0, 1)",
+        )
+        _require(self.grad_clip >= 0, f"optim.grad_clip: {self.grad_clip} is negative")
+        _require(self.ema_half_life > 0, f"optim.ema_half_life: {self.ema_half_life} must be above 0")
+        _require(self.ema_rampup > 0, f"optim.ema_rampup: {self.ema_rampup} must be above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    shards: str = ""  # folder of a shard set (its index and tars)
+    split: str = "train"  # which split of the set to train on
+    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often
+    workers: int = 2  # reading processes of each rank; 0 reads in the training process
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
+        _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    images: int = 3_200_000  # length of the run, in real images shown
+    batch: int = 64  # global batch: over all processes and all micro-batches of a step
+    accumulation: int = 1  # micro-batches of a step
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp64 is for checks of exactness
+    processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
+    channels_last: bool = True
+    activation_checkpointing: bool = False  # recompute feature maps in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile both networks
+    max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "accumulation", "max_nonfinite"):
+            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
+        _require(
+            self.batch % self.accumulation == 0,
+            f"train.batch: {self.batch} does not divide into train.accumulation={self.accumulation} micro-batches",
+        )
+        _require(self.processes >= 0, f"train.processes: {self.processes} is negative")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and when (in images)."""
+
+    dir: str = "runs/default"
+    resume: Literal["auto", "never"] = "auto"  # go on from the newest whole checkpoint of the folder, or refuse a folder that has one
+    log_every: int = 1_000
+    grid_every: int = 10_000
+    save_every: int = 10_000
+    keep: int = 3  # newest checkpoints that stay; 0 keeps all
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "grid_every", "save_every"):
+            _require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
+        _require(self.keep >= 0, f"run.keep: {self.keep} is negative")
+        _require(bool(self.dir), "run.dir: is empty; name the folder of the run")
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars; `from_dict` reads it back."""
+        return _plain(dataclasses.asdict(self))
+
+
+def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Fill a `Config` from nested mappings; what is not given keeps its default.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type or range; names ``where``, the key and the fix.
+    """
+    try:
+        return _fill(Config, tree, prefix="")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``section.key=value`` overrides (values in YAML syntax).
+
+    Raises:
+        ValueError: see `from_dict`.
+    """
+    tree = read_yaml(path)
+    for override in overrides:
+        dotted, equals, value = override.partition("=")
+        section, dot, key = dotted.strip().partition(".")
+        _require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{override!r}: the value is not YAML: {error}") from None
+        branch = tree.setdefault(section, {})
+        _require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
+        branch[key] = parsed
+    return from_dict(tree, where=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file (``safe_load``); ValueError names the file when there is none."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a readable YAML file: {error}") from error
+    tree = {} if tree is None else tree
+    _require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
+    return tree
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+
+
+def _fill(cls: type[T], tree: Any, prefix: str) -> T:
+    _require(isinstance(tree, Mapping), f"{prefix.rstrip('.') or 'top level'}: expected a mapping of options, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in tree:
+        _require(key in known, f"{prefix}{key}: unknown option; known here are {', '.join(known)}")
+    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in tree.items()})
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as the annotation says, or a ValueError that names the option."""
+    if dataclasses.is_dataclass(hint):
+        return _fill(typing.cast(type, hint), {} if value is None else value, prefix=f"{name}.")
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        _require(value in choices, f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), f"{name}: expected a list such as [a, b], got {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
+    return _convert_scalar(hint, value, name)
+
+
+def _convert_scalar(hint: type, value: Any, name: str) -> Any:
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:  # YAML reads 2e-4 as a string
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        _require(number == number and abs(number) != float("inf"), f"{name}: {value!r} is not a finite number")
+        return number
+    if hint is int and isinstance(value, str | float):
+        try:  # 1e6 and 1_000_000 are how people write numbers of images
+            if float(value).is_integer():
+                return int(float(value))
+        except (ValueError, OverflowError):
+            pass
+    if hint is str and value is None:
+        return ""
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    _require(type(value) is hint, f"{name}: expected {_WORDS[hint]}, got {value!r}")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    return [_plain(item) for item in tree] if isinstance(tree, list | tuple) else tree
