@@ -53,7 +53,7 @@ class ModelConfig:
         _require(self.feature_width(last) >= 4, f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
                  f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}")  # fmt: skip
         for name in ("generator_attention", "discriminator_attention"):
-            bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and 4 <= width)]
+            bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and width >= 4)]
             _require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
 
     def feature_width(self, n: int) -> int:

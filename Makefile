@@ -1,0 +1,40 @@
+# make quickstart: from nothing to a trained model and its pictures.   make test: lint, types, tests, coverage.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
+BIN := $(VENV)/bin
+EXTRAS := deepspeed,slurm,eval,export,dev
+
+.PHONY: venv quickstart test lint clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml configs/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint configs/constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint configs/constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+quickstart: venv
+	$(BIN)/attributegan-shard phantom --count 4096 --size 64 --out quickstart/shards
+	$(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run
+	$(BIN)/attributegan-sample quickstart/run --out quickstart/tiles --count 64 --sweep
+	@printf '\nDone. Look at:\n  quickstart/tiles/       generated tiles, and one row of tiles per attribute, lowest level to highest\n'
+	@printf '  quickstart/run/grids/   the same rows while the network learnt\n'
+	@printf 'Next:\n  $(BIN)/tensorboard --logdir quickstart/run    the curves\n'
+	@printf '  $(BIN)/attributegan-sample quickstart/run --out more --count 16 --levels cell_crowding=4,mitosis=frequent\n'
+	@printf '  $(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run train.images=100000\n'
+	@printf '                          goes on from where it stopped; README.md tells how to use your own tiles\n'
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered
+
+clean:
+	rm -rf quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -1,0 +1,86 @@
+"""The training loop: one screen."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+
+from attributegan import sample
+from attributegan.config import Config, dump
+from attributegan.report import Reporter
+from attributegan.training import Batch, Training
+
+log = logging.getLogger("attributegan")
+
+
+class Stop:
+    """Set by the first SIGINT or SIGTERM, so that the step at hand ends and a checkpoint is saved; the second one kills."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop: Stop) -> bool:
+    """Train up to ``train.images``, from wherever ``training`` is.
+
+    Args:
+        training: the state, resumed or new.
+        open_data: the endless micro-batches of this process from a number of images seen on.
+        stop: asks for an early end.
+
+    Returns:
+        whether the run reached its end; False when it was stopped.
+    """
+    config, runtime = training.config, training.runtime
+    report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
+    data = open_data(training.images)
+    stopped, saved_at = runtime.any(stop.signal != 0), training.images
+    while training.images < config.train.images and not stopped:
+        terms = training.step(list(islice(data, config.train.accumulation)))
+        images, stopped = training.images, runtime.any(stop.signal != 0)
+        done = images >= config.train.images
+
+        def due(every: int) -> bool:
+            return done or images // every > (images - config.train.batch) // every  # noqa: B023
+
+        report.progress(images)
+        if due(config.run.log_every):
+            skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
+            report.scalars(images, runtime.mean(terms) | skipped)
+        if due(config.run.grid_every) and runtime.is_main:
+            report.grid(images, "attributes", _sweep(training))
+        if due(config.run.save_every) or stopped:
+            training.save()
+            saved_at = images
+    assert saved_at == training.images
+    report.close()
+    return not stopped or training.images >= config.train.images
+
+
+def _sweep(training: Training):  # type: ignore[no-untyped-def]
+    """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
+    latents_BL = sample.latents_for(training.config.train.seed, range(2), training.config.model.latent_dim)
+    return sample.sweep_grid(training.ema.module, training.schema, latents_BL)
+
+
+def write_config(config: Config) -> None:
+    """Put the resolved configuration beside the run."""
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config))

@@ -1,0 +1,166 @@
+"""The state of a training run: both networks with their optimizers, the averaged generator, and how far it is.
+
+Owns building, stepping, saving and resuming. The loop that calls it is in train.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attributegan import checkpoint
+from attributegan.attributes import AttributeSchema
+from attributegan.config import Config
+from attributegan.ema import Ema
+from attributegan.models import Discriminator, Generator
+from attributegan.phases import MicroBatch, discriminator_phase, generator_phase
+from attributegan.randomness import Draws, generator_for
+from attributegan.runtime import Runtime
+
+log = logging.getLogger("attributegan")
+
+
+class Batch(Protocol):
+    """What the reader gives for one micro-batch of one process."""
+
+    images_BCHW: Tensor  # uint8
+    levels_BA: Tensor
+    cursor: int  # real images before the first one of this micro-batch
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were not finite."""
+
+
+class Training:
+    def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
+        self.config, self.schema, self.runtime = config, schema, runtime
+        self.images = 0
+        self.skipped: Counter[str] = Counter()  # steps not taken, by network
+        self.skipped_in_a_row = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator_for(config.train.seed, "weights").initial_seed())
+            generator = runtime.place(Generator(config.model, schema))
+            discriminator = runtime.place(Discriminator(config.model, schema))
+        for network in (generator, discriminator):
+            network.activation_checkpointing = config.train.activation_checkpointing
+        for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
+            parameter.requires_grad_(False)
+        self.ema = Ema(generator, config.optim.ema_half_life, config.optim.ema_rampup)
+        self.generator = runtime.engine(generator, config.optim.generator_lr, compile=config.train.compile)
+        # The R1 penalty differentiates the discriminator twice, which compiled graphs can't.
+        compile_discriminator = config.train.compile and not config.loss.r1_gamma
+        self.discriminator = runtime.engine(discriminator, config.optim.discriminator_lr, compile=compile_discriminator)
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One step of both networks on a global batch.
+
+        Raises:
+            Diverged: the last ``train.max_nonfinite`` steps all had a loss or gradient that is not finite.
+        """
+        micro_batches = self._micro_batches(batches)
+        buffers = {name: buffer.clone() for name, buffer in self.generator.module.named_buffers()}
+        d_terms, d_taken = discriminator_phase(self.config, self.runtime, self.generator, self.discriminator, micro_batches)
+        g_terms, g_taken = generator_phase(self.config, self.runtime, self.generator, self.discriminator, micro_batches)
+        if not g_taken:  # batch-norm statistics of a pass that went wrong
+            for name, buffer in self.generator.module.named_buffers():
+                buffer.copy_(buffers[name])
+        self.images += self.config.train.batch
+        self.ema.update(self.generator.module, self.config.train.batch, self.images)
+        self._count_skipped(discriminator=d_taken, generator=g_taken)
+        return d_terms | g_terms
+
+    def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
+        runtime = self.runtime
+        draws = Draws.for_step(self.config, self.images, runtime.dtype).micro_batches(
+            len(batches), runtime.rank, runtime.world, runtime.device
+        )
+        return [
+            MicroBatch(runtime.images(batch.images_BCHW), batch.levels_BA.to(runtime.device, non_blocking=True), draw)
+            for batch, draw in zip(batches, draws, strict=True)
+        ]
+
+    def _count_skipped(self, **taken: bool) -> None:
+        bad = [network for network, ok in taken.items() if not ok]
+        self.skipped.update(bad)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
+        if bad:
+            log.warning("step at %s images not taken for the %s: a loss or gradient is not finite", f"{self.images:,}", " and ".join(bad))
+        if self.skipped_in_a_row >= self.config.train.max_nonfinite:
+            raise Diverged(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last at {self.images:,} images; "
+                "the checkpoints up to there stand. Try a lower optim.*_lr, or train.precision=bf16 or fp32"
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint; every process calls, the main one writes."""
+        folder = Path(self.config.run.dir) / "checkpoints"
+        if self.runtime.is_main:
+            written = checkpoint.save(
+                folder,
+                self.images,
+                keep=self.config.run.keep,
+                generator=self.generator.module.state_dict(),
+                generator_ema=self.ema.state_dict(),
+                discriminator=self.discriminator.module.state_dict(),
+                generator_optimizer=self.generator.optimizer_state(),
+                discriminator_optimizer=self.discriminator.optimizer_state(),
+                state={
+                    "config": self.config.to_dict(),
+                    "schema": self.schema.to_dict(),
+                    "skipped": dict(self.skipped),
+                    "skipped_in_a_row": self.skipped_in_a_row,
+                    "scalers": {"generator": self.generator.scaler.state_dict(), "discriminator": self.discriminator.scaler.state_dict()},
+                },
+            )
+            log.info("saved %s", written)
+        self.runtime.wait()
+        return folder / f"images-{self.images:012d}"
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint of the run folder, if there is one.
+
+        Raises:
+            ValueError: the checkpoint is of another network or schema, or resuming is not wanted; says which.
+        """
+        folder = Path(self.config.run.dir) / "checkpoints"
+        found = self.runtime.from_main(str(checkpoint.newest(folder) or "") if self.runtime.is_main else None)
+        if not found:
+            return False
+        if self.config.run.resume == "never":
+            raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {found}; choose another folder or run.resume=auto")
+        self._load(Path(found))
+        log.info("going on from %s", found)
+        return True
+
+    def _load(self, path: Path) -> None:
+        state, tensors = checkpoint.load(
+            path, "generator", "generator_ema", "discriminator", "generator_optimizer", "discriminator_optimizer"
+        )
+        _check_same_model(path, state, self.config, self.schema)
+        self.generator.module.load_state_dict(tensors["generator"])
+        self.discriminator.module.load_state_dict(tensors["discriminator"])
+        self.ema.load_state_dict(tensors["generator_ema"])
+        for name, engine in (("generator", self.generator), ("discriminator", self.discriminator)):
+            engine.load_optimizer_state(tensors[f"{name}_optimizer"])
+            if engine.scaler.is_enabled() and state["scalers"][name]:
+                engine.scaler.load_state_dict(state["scalers"][name])
+        self.images = int(state["images"])
+        self.skipped = Counter(state["skipped"])
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
+    saved, now = dict(state["config"]["model"]), config.to_dict()["model"]
+    changed = [f"model.{key} was {saved.get(key)!r}, is {now[key]!r}" for key in now if key != "attributes" and saved.get(key) != now[key]]
+    changed += AttributeSchema.from_dict(state["schema"], where=str(path)).difference(schema)
+    if changed:
+        raise ValueError(
+            f"{path}: holds another network than the one configured: {'; '.join(changed)}. Use its settings or another run.dir"
+        )

@@ -1,0 +1,111 @@
+"""Put a training run together: configuration, shards, processes, networks; the target of ``accelerate launch``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attributegan import cli, config
+from attributegan.attributes import PUBLISHED, AttributeSchema
+from attributegan.config import Config
+
+EXAMPLES = """\
+  attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
+  accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes 2 \\
+      launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
+Started again with the same run.dir, a run goes on from its newest checkpoint. Ctrl-C or SIGTERM saves first."""
+
+log = logging.getLogger("attributegan")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    stopped_by = 0
+
+    def work() -> None:
+        nonlocal stopped_by
+        stopped_by = run(config.load(arguments.config, arguments.overrides))
+
+    return cli.exit_status(work) or (128 + stopped_by if stopped_by else 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
+    return parser
+
+
+def run(settings: Config) -> int:
+    """Train as ``settings`` say.
+
+    Returns:
+        the number of the signal that stopped the run early, 0 when it reached its end.
+
+    Raises:
+        ValueError: bad settings or data; before anything is computed.
+    """
+    from data_shards.read import ShardSet
+
+    shards = ShardSet.open(settings.data.shards, split=settings.data.split)
+    schema = model_schema(settings, shards.schema)
+
+    from data_shards.order import Order
+    from data_shards.read import batches
+
+    from attributegan.report import start_logging
+    from attributegan.runtime import Runtime
+    from attributegan.train import Stop, train, write_config
+    from attributegan.training import Batch, Training
+
+    runtime = Runtime(settings)
+    try:
+        start_logging(Path(settings.run.dir), runtime.is_main)
+        with Stop() as stop:
+            training = Training(settings, schema, runtime)
+            training.resume()
+            if runtime.is_main:
+                write_config(settings)
+
+            def open_data(start: int) -> Iterator[Batch]:
+                return batches(
+                    shards,
+                    Order(shards.levels_NA, settings.train.seed, settings.data.balance),
+                    start=start,
+                    batch=settings.train.batch,
+                    micro_batches=settings.train.accumulation,
+                    rank=runtime.rank,
+                    world=runtime.world,
+                    workers=settings.data.workers,
+                    flips=settings.augment.flips,
+                    image_size=settings.model.image_size,
+                    pin_memory=runtime.device.type == "cuda",
+                )
+
+            log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+            finished = train(training, open_data, stop)
+            log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
+                     f"{training.images:,}", settings.run.dir)  # fmt: skip
+            return 0 if finished else stop.signal or 15
+    finally:
+        runtime.end()
+
+
+def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
+    """The attributes that the model is asked to have; those of the data when nothing else is said.
+
+    Raises:
+        ValueError: they are not those of the data; names each difference.
+    """
+    name = settings.model.attributes
+    schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name)
+    if differences := schema.difference(data):
+        raise ValueError(f"model.attributes: {name} does not fit the shards in {settings.data.shards}: {'; '.join(differences)}")
+    return schema
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Start training as users do, in real processes, and compare what came out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "model": {
+        "image_size": 32,
+        "latent_dim": 16,
+        "fmap_max": 16,
+        "fmap_inverse_coef": 6,
+        "generator_attention": [16],
+        "discriminator_attention": [16],
+        "label_columns": "levels",
+        "proxy": "level",
+    },
+    "loss": {"r1_gamma": 0.1},
+    "optim": {"generator_lr": 1e-3, "discriminator_lr": 1e-3, "ema_half_life": 50},
+    "data": {"workers": 1},
+    "train": {"images": 80, "batch": 8},
+    "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep": 0},
+}
+
+
+def command(shards: Path, run: Path, *overrides: str, processes: int = 1) -> list[str]:
+    config = run.with_name(f"{run.name}.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(TINY))
+    launcher = [sys.executable]
+    if processes > 1:
+        accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml"]
+        launcher = [*accelerate, "--num_processes", str(processes), "--main_process_port", "0"]
+    script = ["launch/train.py", "--config", str(config), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
+    return [*launcher, *script, *overrides]
+
+
+def start(shards: Path, run: Path, *overrides: str, processes: int = 1) -> subprocess.Popen:
+    """Start training in a process group of its own; output goes to ``{run}.out``."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with run.with_name(f"{run.name}.out").open("ab") as output:
+        arguments = command(shards, run, *overrides, processes=processes)
+        return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+
+def output(run: Path) -> str:
+    return run.with_name(f"{run.name}.out").read_text()
+
+
+def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[str, torch.Tensor]:
+    """Train to the end and return every tensor of the last checkpoint, as ``{file}/{name}``."""
+    process = start(shards, run, *overrides, processes=processes)
+    assert process.wait(timeout=240) == 0, output(run)
+    return tensors(run)
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    last = max((run / "checkpoints").glob("images-*"))
+    return {f"{path.stem}/{name}": tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
+    """Wait until the run has logged ``images`` images."""
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'"images": {images},' in metrics.read_text():
+            return
+        assert process.poll() is None, output(run)
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not reach {images} images: {output(run)}")
+
+
+def kill(process: subprocess.Popen, number: signal.Signals) -> int:
+    """Send a signal to the whole process group and wait for its end."""
+    os.killpg(process.pid, number)
+    return process.wait(timeout=120)
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not bit-identical."""
+    assert a.keys() == b.keys() and a
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def largest_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over all tensors, the largest norm of the difference over the norm."""
+    assert a.keys() == b.keys() and a
+    return max(((a[name] - b[name]).double().norm() / a[name].double().norm().clamp_min(1e-12)).item() for name in a)

@@ -1,0 +1,144 @@
+"""Training as a user starts it: interrupted and resumed, on one process and several, refused, diverging."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from runs import ROOT, differing, kill, largest_relative_difference, output, start, tensors, train, wait_for
+
+from attributegan import checkpoint
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The final tensors of a run that nothing interrupts, by number of processes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("how", "at"), [(signal.SIGKILL, 8), (signal.SIGKILL, 40), (signal.SIGTERM, 24), (signal.SIGINT, 56)])
+def test_interrupted_run_ends_with_the_same_bits(
+    shards: Path, tmp_path: Path, undisturbed, processes: int, how: signal.Signals, at: int
+) -> None:
+    run = tmp_path / "run"
+    process = start(shards, run, processes=processes)
+    wait_for(run, at, process)
+    assert kill(process, how) != 0
+    if how is not signal.SIGKILL:
+        stopped_at = json.loads((checkpoint.find(run) / "state.json").read_text())["images"]
+        assert stopped_at >= at, output(run)
+        assert "stopped and saved" in output(run)
+    assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
+    images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert images == list(range(8, 81, 8))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bar"),
+    [
+        (("optim.name=sgd", "optim.generator_lr=0.01", "optim.discriminator_lr=0.01"), 1e-6),
+        (("train.precision=fp64",), 1e-10),
+        (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+    ],
+)
+def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
+    """10 steps, gradient penalty and contrastive loss on."""
+    one, two = (train(shards, tmp_path / f"run{n}", *overrides, processes=n) for n in (1, 2))
+    assert largest_relative_difference(one, two) < bar
+
+
+def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:
+    """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
+    still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
+    whole = train(shards, tmp_path / "whole", *still)
+    halves = train(shards, tmp_path / "halves", *still, "train.accumulation=2")
+    names = [name for name in whole if name.startswith("discriminator/")]
+    # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
+    reached = [name for name in names if "decoder" in name]
+    assert reached
+    assert largest_relative_difference({n: whole[n] for n in reached}, {n: halves[n] for n in reached}) < 1e-12
+
+
+def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = train(shards, run, "train.images=16")
+    assert differing(train(shards, run, "train.images=16"), first) == []
+    assert differing(train(shards, run, "train.images=24"), train(shards, tmp_path / "other", "train.images=24")) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["train.batch=7", "train.accumulation=2"], "train.batch: 7 does not divide"),
+        (["train.processes=3"], "train.processes: 3 were asked for, the launcher gave 1"),
+        (["data.shards=nowhere"], "nowhere"),
+        (["model.attributes=SCHEMA"], "necrosis"),
+        (["data.split=absent"], "absent"),
+    ],
+)
+def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
+    (tmp_path / "schema.yaml").write_text("necrosis: [absent, present]\n")
+    overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
+    run = tmp_path / "run"
+    assert start(shards, run, *overrides).wait(timeout=120) == 2
+    assert named in output(run) and "Traceback" not in output(run)
+
+
+def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=8")
+    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=120) == 2
+    assert "model.proxy was 'level', is 'published'" in output(run)
+
+
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path, tmp_path: Path, undisturbed) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=48")
+    newest = max((run / "checkpoints").glob("images-*"))
+    (newest / "generator.safetensors").write_bytes(b"")
+    assert differing(train(shards, run), undisturbed[1]) == []
+    assert f"passing over a damaged checkpoint: {newest / 'generator.safetensors'}" in output(run)
+
+
+def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    good = train(shards, run, "train.images=16")
+    process = start(shards, run, "train.max_nonfinite=3", "optim.discriminator_lr=1e38", "optim.name=sgd")
+    assert process.wait(timeout=120) not in (0, 2)
+    assert "3 steps in a row had a loss or gradient that is not finite" in output(run)
+    assert differing(tensors(run), good) == []
+
+
+def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None:
+    """bf16, activation checkpointing and torch.compile each end at finite weights; checkpointing at the same ones."""
+    short = ("train.images=16",)
+    plain = train(shards, tmp_path / "plain", *short)
+    recomputed = train(shards, tmp_path / "recomputed", *short, "train.activation_checkpointing=true")
+    assert largest_relative_difference(plain, recomputed) < 1e-5
+    for option in ("train.precision=bf16", "train.precision=fp16", "train.channels_last=false", "train.compile=true"):
+        trained = train(shards, tmp_path / option, *short, option)
+        assert all(tensor.isfinite().all() for tensor in trained.values())
+
+
+def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=16", "run.grid_every=8")
+    assert {path.name for path in (run / "grids").iterdir()} == {"attributes-000000000008.png", "attributes-000000000016.png"}
+    assert list((run / "tensorboard").glob("events.*"))
+    assert "img/s" in (run / "train.log").read_text()
+    assert "images: 16" in (run / "config.yaml").read_text()
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["images"] == 16 and line["discriminator/r1"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: Path, path: Path) -> None:
+    """Narrowed to 32 px and a few channels, one step each."""
+    from launch.train import main
+
+    narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7"]
+    short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
+    assert main(["--config", str(path), *narrow, *short]) == 0
+    assert checkpoint.find(tmp_path / "run").name == "images-000000000004"
