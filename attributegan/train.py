@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,9 @@ log = logging.getLogger("attributegan")
 
 
 class Stop:
-    """Set by the first SIGINT or SIGTERM, so that the step at hand ends and a checkpoint is saved; the second one kills."""
+    """Set by SIGINT or SIGTERM, so that the step at hand ends and a checkpoint is saved; a second one, seconds later, kills."""
+
+    REPEATS = 5.0  # seconds in which the same wish may arrive twice: from the terminal and through the launcher
 
     def __init__(self) -> None:
         self.signal = 0
@@ -32,8 +35,11 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if not self.signal:
+            self.signal, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > self.REPEATS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop: Stop) -> bool:

@@ -1,0 +1,198 @@
+"""What a phantom tile shows: its nuclei, whose five attributes are set by construction, and its nuisance variation.
+
+Owns the meaning of the levels and the truth that can be measured on a scene. Does not know about pixels: `phantom` paints it.
+Lengths are in units of the tile's width, x to the right and y down, so a scene is the same at every image size.
+
+Every random number of a tile is drawn before a level is looked at, and each attribute transforms its own, so changing one
+attribute leaves all the others as they are: more crowding adds nuclei and moves none, mitoses have their places reserved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attributegan.attributes import PUBLISHED
+
+# One entry a level, from level 1; level 0, "not assessable", is never drawn.
+NUCLEI = (6, 10, 15, 22)  # cell_crowding: how many, give or take one
+TURN = (7.0, 55.0, 90.0)  # cell_polarity: largest angle to the tile's direction, degrees; spread 4, 32 and uniform
+FIGURES = (0, 1, 3)  # mitosis: how many mitotic figures, besides the nuclei
+PROMINENCE = (0.0, 1.0)  # nucleoli: stain of the dot relative to its nucleus
+SIZE_SPREAD = (0.02, 0.16, 0.32, 0.50)  # pleomorphism: standard deviation of the logarithm of a nucleus's size ...
+OUTLINE = (0.0, 0.11, 0.24, 0.36)  # ... and how far its outline leaves the ellipse
+
+AXES = (0.098, 0.051)  # semi-axes of a nucleus
+PALE = 0.72  # stain of a nucleus with a nucleolus
+FIGURE_STAIN = 2.6
+MARGIN = 0.06  # no centre nearer to the tile's border
+SLOTS = max(FIGURES) + max(NUCLEI) + 1
+_POOL = 96  # places that the slots are chosen from: many make the spacing even, few make it random
+_PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # step of the two-dimensional golden-ratio sequence
+_HEMATOXYLIN, _EOSIN = np.array([0.62, 0.72, 0.31]), np.array([0.12, 0.90, 0.42])  # absorbance of red, green, blue
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """A nucleus, or a mitotic figure."""
+
+    x: float
+    y: float
+    major: float  # semi-axes
+    minor: float
+    angle: float  # of the major axis, radians in [0, pi), from the x axis towards y
+    outline: tuple[complex, ...]  # harmonics 3, 4, 5 of the outline's relative distance to the ellipse
+    stain: float  # hematoxylin, 1 is usual
+    mitotic: bool
+    nucleolus: float  # prominence; 0 for none
+    nucleolus_at: tuple[float, float]  # x, y
+    nucleolus_width: float  # standard deviation of the dot
+
+    @property
+    def irregularity(self) -> float:
+        """Root sum of squares of the outline's harmonics."""
+        return math.sqrt(sum(abs(k) ** 2 for k in self.outline))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The whole truth about one tile."""
+
+    levels: tuple[int, ...]
+    nuclei: tuple[Nucleus, ...]
+    figures: tuple[Nucleus, ...]
+    stains_23: np.ndarray  # absorbance of hematoxylin and of eosin in red, green, blue, amount included
+    eosin_GG: np.ndarray  # coarse grid of the background, about standard normal
+    light_GG: np.ndarray  # coarse grid of the illumination, about standard normal
+
+    def measure(self) -> dict[str, float]:
+        """The five attributes as numbers that grow with their level, measured on the nuclei (not read off the levels).
+
+        Nuclei in the tile; 1 - resultant length of the doubled angles (0 aligned, 1 without direction); mitotic figures;
+        mean prominence of the nucleoli; standard deviation of log size plus mean irregularity of the outlines.
+        """
+        angles = np.array([nucleus.angle for nucleus in self.nuclei])
+        sizes = np.array([nucleus.major * nucleus.minor for nucleus in self.nuclei])
+        spread = np.std(np.log(sizes)) / 2
+        values = (
+            len(self.nuclei),
+            1 - abs(np.mean(np.exp(2j * angles))),
+            len(self.figures),
+            np.mean([nucleus.nucleolus for nucleus in self.nuclei]),
+            spread + np.mean([nucleus.irregularity for nucleus in self.nuclei]),
+        )
+        return dict(zip(PUBLISHED.names, map(float, values), strict=True))
+
+
+def draw_levels(count: int, seed: int) -> np.ndarray:
+    """Levels of ``count`` tiles, (count, 5) int8: each attribute uniform over its assessable levels, independent of the others.
+
+    Row k depends on ``seed`` and k only.
+    """
+    uniform_NA = np.random.default_rng(seed).random((count, len(PUBLISHED.attributes)))
+    columns = [
+        np.array(attribute.assessable, np.int8)[(uniform_N * len(attribute.assessable)).astype(np.int64)]
+        for attribute, uniform_N in zip(PUBLISHED.attributes, uniform_NA.T, strict=True)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
+    """The scene of tile ``index``: a pure function of its arguments.
+
+    Args:
+        levels: five assessable levels in the order of `attributegan.attributes.PUBLISHED`.
+        seed: of the whole set, 0 or more.
+        index: of the tile, 0 or more.
+
+    Raises:
+        ValueError: a level that can't be shown; names the attribute.
+    """
+    crowding, polarity, mitosis, nucleoli, pleomorphism = _positions(levels)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+    places = _spaced(rng.random((_POOL, 2)))
+    extra = int(rng.integers(-1, 2))
+    direction, *start = rng.random(3)
+    each = rng.random((SLOTS, 5))
+    harmonics = rng.standard_normal((SLOTS, 3, 2)) * np.array([1.0, 0.7, 0.5])[:, None]
+    # Evenly spread instead of independent: six nuclei too have the spread of their level, not of a small sample.
+    even = (start + np.arange(SLOTS)[:, None] * _PLASTIC) % 1 * 2 - 1
+    nuisance = _nuisance(rng)
+
+    def nucleus(slot: int) -> Nucleus:
+        size = _size(SIZE_SPREAD[pleomorphism], even[slot, 0])
+        angle = (math.pi * direction + math.radians(TURN[polarity]) * even[slot, 1]) % math.pi
+        prominence = PROMINENCE[nucleoli]
+        stain = (0.9 + 0.2 * each[slot, 0]) * (PALE if prominence else 1.0)
+        return _nucleus(places[slot], AXES[0] * size, AXES[1] * size, angle, OUTLINE[pleomorphism], harmonics[slot], stain,
+                        prominence=prominence, at=each[slot, 3:])  # fmt: skip
+
+    def figure(slot: int) -> Nucleus:
+        major, minor = 0.085 + 0.010 * each[slot, 0], 0.019 + 0.004 * each[slot, 1]
+        return _nucleus(places[slot], major, minor, math.pi * each[slot, 2], 0.1, harmonics[slot], FIGURE_STAIN, mitotic=True)
+
+    first = max(FIGURES)
+    return Scene(
+        levels=tuple(int(level) for level in levels),
+        nuclei=tuple(nucleus(slot) for slot in range(first, first + NUCLEI[crowding] + extra)),
+        figures=tuple(figure(slot) for slot in range(FIGURES[mitosis])),
+        **nuisance,
+    )
+
+
+def _positions(levels: Sequence[int]) -> list[int]:
+    """Where each level stands among its attribute's assessable levels."""
+    if len(levels) != len(PUBLISHED.attributes):
+        raise ValueError(f"levels: {len(levels)} given, a phantom has {len(PUBLISHED.attributes)}: {', '.join(PUBLISHED.names)}")
+    for attribute, level in zip(PUBLISHED.attributes, levels, strict=True):
+        if level not in attribute.assessable:
+            raise ValueError(f"{attribute.name}: phantoms show the levels {', '.join(map(str, attribute.assessable))}, not {level}")
+    return [attribute.assessable.index(level) for attribute, level in zip(PUBLISHED.attributes, levels, strict=True)]
+
+
+def _spaced(pool_M2: np.ndarray) -> np.ndarray:
+    """SLOTS points of ``pool_M2``, each the farthest from those before it (Gonzalez 1985), so any first few are well spaced."""
+    chosen = np.zeros(SLOTS, np.int64)
+    nearest_M = np.full(len(pool_M2), np.inf)
+    for slot in range(SLOTS):
+        chosen[slot] = nearest_M.argmax()
+        away_M2 = np.abs(pool_M2 - pool_M2[chosen[slot]])
+        away_M2 = np.minimum(away_M2, 1 - away_M2)  # on a torus: no crowd at the borders
+        nearest_M = np.minimum(nearest_M, np.einsum("md,md->m", away_M2, away_M2))
+    return MARGIN + (1 - 2 * MARGIN) * pool_M2[chosen]
+
+
+def _size(spread: float, even: float) -> float:
+    """A size factor: its logarithm uniform with standard deviation ``spread``, its square 1 on average, so stained area stays."""
+    reach = math.sqrt(3) * spread
+    return math.exp(reach * even) / math.sqrt(math.sinh(2 * reach) / (2 * reach))
+
+
+def _nucleus(
+    place: np.ndarray, major: float, minor: float, angle: float, outline: float, harmonics: np.ndarray, stain: float, *,
+    mitotic: bool = False, prominence: float = 0.0, at: Sequence[float] = (0.5, 0.5),
+) -> Nucleus:  # fmt: skip
+    x, y = map(float, place)
+    waves = harmonics @ (1, 1j)
+    waves *= outline / np.sqrt((abs(waves) ** 2).sum())
+    along, across = 0.5 * (2 * at[0] - 1) * major, 0.3 * (2 * at[1] - 1) * minor
+    cos, sin = math.cos(angle), math.sin(angle)
+    return Nucleus(
+        x, y, float(major), float(minor), float(angle), tuple(waves.tolist()), float(stain), mitotic, prominence,
+        nucleolus_at=(x + cos * along - sin * across, y + sin * along + cos * across),
+        nucleolus_width=min(0.018, 0.35 * minor),
+    )  # fmt: skip
+
+
+def _nuisance(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What says nothing about the attributes: stain, background, illumination."""
+    amount = np.array([1.25 * rng.uniform(0.88, 1.12), 0.50 * rng.uniform(0.8, 1.2)])
+    stains = np.stack([_HEMATOXYLIN, _EOSIN]) + 0.05 * rng.uniform(-1, 1, (2, 3))
+    return {
+        "stains_23": amount[:, None] * stains / np.linalg.norm(stains, axis=1, keepdims=True),
+        "eosin_GG": rng.standard_normal((16, 16)),
+        "light_GG": rng.standard_normal((3, 3)),
+    }
