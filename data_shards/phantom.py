@@ -73,8 +73,8 @@ def _tissue(truth: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _clear(hematoxylin_HW: np.ndarray, eosin_HW: np.ndarray, figure: Nucleus) -> None:
     """The pale halo of a mitotic figure."""
     window, halo = _coverage(figure, len(eosin_HW), grow=0.04, edge=0.04)
-    eosin_HW[window] *= 1 - 0.7 * halo
-    hematoxylin_HW[window] *= 1 - 0.8 * halo
+    eosin_HW[window] *= 1 - 0.5 * halo
+    hematoxylin_HW[window] *= 1 - 0.7 * halo
 
 
 def _stain(hematoxylin_HW: np.ndarray, nucleus: Nucleus) -> None:
@@ -99,7 +99,7 @@ def _coverage(nucleus: Nucleus, size: int, grow: float = 0.0, edge: float = _EDG
     (r - R) / |grad r| (Taubin 1994); coverage falls from 1 to 0 over the edge, which is never narrower than a pixel.
     """
     major, minor = nucleus.major + grow, nucleus.minor + grow
-    edge = (edge**2 + 1 / size**2) ** 0.5
+    edge = 1.5 * (edge**2 + 1 / size**2) ** 0.5
     reach = 1 + sum(map(abs, nucleus.outline))
     cos, sin = np.cos(nucleus.angle), np.sin(nucleus.angle)
     half_x = reach * np.hypot(major * cos, minor * sin) + edge

@@ -19,16 +19,16 @@ from attributegan.attributes import PUBLISHED
 
 # One entry a level, from level 1; level 0, "not assessable", is never drawn.
 NUCLEI = (6, 10, 15, 22)  # cell_crowding: how many, give or take one
-TURN = (7.0, 55.0, 90.0)  # cell_polarity: largest angle to the tile's direction, degrees; spread 4, 32 and uniform
+TURN = (7.0, 45.0, 90.0)  # cell_polarity: largest angle to the tile's direction, degrees; standard deviation 4, 26, uniform
 FIGURES = (0, 1, 3)  # mitosis: how many mitotic figures, besides the nuclei
 PROMINENCE = (0.0, 1.0)  # nucleoli: stain of the dot relative to its nucleus
 SIZE_SPREAD = (0.02, 0.16, 0.32, 0.50)  # pleomorphism: standard deviation of the logarithm of a nucleus's size ...
-OUTLINE = (0.0, 0.11, 0.24, 0.36)  # ... and how far its outline leaves the ellipse
+OUTLINE = (0.0, 0.10, 0.19, 0.28)  # ... and how far its outline leaves the ellipse
 
 AXES = (0.098, 0.051)  # semi-axes of a nucleus
 PALE = 0.72  # stain of a nucleus with a nucleolus
 FIGURE_STAIN = 2.6
-MARGIN = 0.06  # no centre nearer to the tile's border
+MARGIN = 0.08  # no centre nearer to the tile's border
 SLOTS = max(FIGURES) + max(NUCLEI) + 1
 _POOL = 96  # places that the slots are chosen from: many make the spacing even, few make it random
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # step of the two-dimensional golden-ratio sequence
@@ -117,7 +117,7 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
     extra = int(rng.integers(-1, 2))
     direction, *start = rng.random(3)
     each = rng.random((SLOTS, 5))
-    harmonics = rng.standard_normal((SLOTS, 3, 2)) * np.array([1.0, 0.7, 0.5])[:, None]
+    harmonics = rng.standard_normal((SLOTS, 3, 2)) * np.array([1.0, 0.6, 0.4])[:, None]
     # Evenly spread instead of independent: six nuclei too have the spread of their level, not of a small sample.
     even = (start + np.arange(SLOTS)[:, None] * _PLASTIC) % 1 * 2 - 1
     nuisance = _nuisance(rng)
@@ -128,10 +128,10 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
         prominence = PROMINENCE[nucleoli]
         stain = (0.9 + 0.2 * each[slot, 0]) * (PALE if prominence else 1.0)
         return _nucleus(places[slot], AXES[0] * size, AXES[1] * size, angle, OUTLINE[pleomorphism], harmonics[slot], stain,
-                        prominence=prominence, at=each[slot, 3:])  # fmt: skip
+                        prominence=prominence, at=tuple(each[slot, 3:]))  # fmt: skip
 
     def figure(slot: int) -> Nucleus:
-        major, minor = 0.085 + 0.010 * each[slot, 0], 0.019 + 0.004 * each[slot, 1]
+        major, minor = 0.070 + 0.010 * each[slot, 0], 0.023 + 0.004 * each[slot, 1]
         return _nucleus(places[slot], major, minor, math.pi * each[slot, 2], 0.1, harmonics[slot], FIGURE_STAIN, mitotic=True)
 
     first = max(FIGURES)
