@@ -1,0 +1,110 @@
+"""Differentiable augmentation of what the discriminator sees, real and generated alike.
+
+Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020 (translation, cutout, color), and the
+roll on a torus ("offset") that the published AttributeGAN configures. All randomness comes in as uniform numbers, one row an
+image, so the numbers of a global batch can be drawn once and sliced. Turns of the tiles that are read belong to the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attributegan.config import AugmentConfig
+
+TRANSLATION = 1 / 8  # largest shift, in image sizes; what comes in is 0 (mid-grey), as in the paper
+CUTOUT = 1 / 2  # side of the square that is set to 0
+
+
+def draws_per_image(config: AugmentConfig) -> int:
+    """Columns P of the draws: one decides whether an image is augmented, the others go to the policies in their order."""
+    return 1 + sum(_POLICIES[name][0] for name in config.policy)
+
+
+def draw(config: AugmentConfig, batch: int, rng: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1) for ``batch`` images: draws_BP, float32 on the CPU."""
+    return torch.rand(batch, draws_per_image(config), generator=rng)
+
+
+def apply(images_BCHW: Tensor, draws_BP: Tensor, config: AugmentConfig) -> Tensor:
+    """Augment each image by its row of draws; differentiable, twice too, and the same whatever else is in the batch.
+
+    Args:
+        images_BCHW: about [-1, 1]; any floating type and device, square or not.
+        draws_BP: from `draw`, on the same device.
+        config: what `draw` was given.
+    """
+    assert draws_BP.shape == (len(images_BCHW), draws_per_image(config)), f"draws {tuple(draws_BP.shape)} for {len(images_BCHW)} images"
+    if not config.policy or config.probability == 0:
+        return images_BCHW
+    augmented, column = images_BCHW, 1
+    for name in config.policy:
+        columns, policy = _POLICIES[name]
+        augmented = policy(augmented, draws_BP[:, column : column + columns])
+        column += columns
+    chosen_B111 = (draws_BP[:, 0] < config.probability).view(-1, 1, 1, 1)
+    return torch.where(chosen_B111, augmented, images_BCHW)
+
+
+def _translation(images: Tensor, draws_B2: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    rows_BH = _pixels(images, height) - _between(draws_B2[:, :1], -round(height * TRANSLATION), round(height * TRANSLATION))
+    columns_BW = _pixels(images, width) - _between(draws_B2[:, 1:], -round(width * TRANSLATION), round(width * TRANSLATION))
+    inside_BHW = ((rows_BH >= 0) & (rows_BH < height))[:, :, None] & ((columns_BW >= 0) & (columns_BW < width))[:, None, :]
+    return _pick(images, rows_BH.clamp(0, height - 1), columns_BW.clamp(0, width - 1)) * inside_BHW[:, None]
+
+
+def _offset(images: Tensor, draws_B2: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    rows_BH = (_pixels(images, height) - _between(draws_B2[:, :1], 0, height - 1)) % height
+    columns_BW = (_pixels(images, width) - _between(draws_B2[:, 1:], 0, width - 1)) % width
+    return _pick(images, rows_BH, columns_BW)
+
+
+def _cutout(images: Tensor, draws_B2: Tensor) -> Tensor:
+    """The square's middle is uniform over the image, so part of it may fall outside."""
+
+    def inside(length: int, draws_B1: Tensor) -> Tensor:
+        side = round(length * CUTOUT)
+        from_start = _pixels(images, length) - (_between(draws_B1, 0, length - 1) - side // 2)
+        return (from_start >= 0) & (from_start < side)
+
+    rows_BH, columns_BW = inside(images.shape[2], draws_B2[:, :1]), inside(images.shape[3], draws_B2[:, 1:])
+    return images * ~(rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
+
+
+def _color(images: Tensor, draws_B3: Tensor) -> Tensor:
+    """Brightness +-0.5, then saturation times 0 to 2, then contrast times 0.5 to 1.5."""
+    brightness, saturation, contrast = draws_B3.to(images.dtype).T[..., None, None, None]
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = (images - grey) * (2 * saturation) + grey
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean
+
+
+def _pixels(images: Tensor, length: int) -> Tensor:
+    return torch.arange(length, device=images.device)[None]
+
+
+def _between(draws_B1: Tensor, low: int, high: int) -> Tensor:
+    """Uniform integers from ``low`` to ``high``; the clamp is for a draw that rounds up to 1."""
+    return low + (draws_B1 * (high - low + 1)).long().clamp(max=high - low)
+
+
+def _pick(images: Tensor, rows_BH: Tensor, columns_BW: Tensor) -> Tensor:
+    """``out[b, :, i, j] = images[b, :, rows[b, i], columns[b, j]]``, by gather: its backward is much faster than indexing's."""
+    _, channels, height, width = images.shape
+    places_B1N = (rows_BH[:, :, None] * width + columns_BW[:, None, :]).flatten(1)[:, None]
+    return images.flatten(2).gather(2, places_B1N.expand(-1, channels, -1)).unflatten(2, (height, width))
+
+
+# Name: how many draws an image takes, and what is done with them.
+_POLICIES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "translation": (2, _translation),
+    "offset": (2, _offset),
+    "cutout": (2, _cutout),
+    "color": (3, _color),
+}
