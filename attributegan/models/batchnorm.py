@@ -1,0 +1,104 @@
+"""Batch normalisation over the global batch: every process normalises with the statistics of all.
+
+Owns the one collective of the networks, and what activation checkpointing does to running statistics. On one process, and in
+eval mode, it is torch's `nn.BatchNorm2d` to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules._functions import SyncBatchNorm
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` (Ioffe & Szegedy, ICML 2015), synchronised over the default process group while training.
+
+    Same state-dict keys and numbers as one process with the whole batch. torch's SyncBatchNorm can't be used as a module: it
+    refuses CPUs, and DistributedDataParallel refuses it there; on CUDA its kernels are.
+    """
+
+    update_statistics = True
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x_BCHW)
+        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and count is not None and self.momentum is not None
+        if self.update_statistics:
+            count.add_(1)
+        else:  # a second pass over the same batch: normalise as before, write into copies
+            mean, var = mean.clone(), var.clone()
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if world == 1:
+            return F.batch_norm(x_BCHW, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        if x_BCHW.is_cuda:
+            return SyncBatchNorm.apply(x_BCHW, self.weight, self.bias, mean, var, self.eps, self.momentum, dist.group.WORLD, world)
+        return _synchronised(x_BCHW, self.weight, self.bias, mean, var, self.momentum, self.eps)
+
+
+class _WithoutUpdates(contextlib.AbstractContextManager[None]):
+    """No statistics of the module's batch norms are updated inside. Can be entered again: double backward recomputes twice."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [child for child in module.modules() if isinstance(child, BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.update_statistics = False
+
+    def __exit__(self, *error: object) -> None:
+        for norm in self.norms:
+            norm.update_statistics = True
+
+
+def discarded_statistics(module: nn.Module) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """Contexts of the forward pass and of its recomputation, for `torch.utils.checkpoint`: the second updates no statistics."""
+    return contextlib.nullcontext(), _WithoutUpdates(module)
+
+
+@torch.compiler.disable
+def _synchronised(
+    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, running_mean_C: Tensor, running_var_C: Tensor, momentum: float, eps: float
+) -> Tensor:
+    """Normalise with the mean and variance over all processes, which may hold batches of different sizes.
+
+    One collective: each process sends its mean, variance and count; they are combined without cancellation by Chan et al.,
+    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1.
+    """
+    x = x_BCHW.float() if x_BCHW.dtype in (torch.float16, torch.bfloat16) else x_BCHW
+    var_C, mean_C = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    count_1 = mean_C.new_full((1,), x.numel() / x.shape[1])
+    everyone_WS = _Gather.apply(torch.cat([mean_C, var_C, count_1]))
+    means_WC, vars_WC, counts_W1 = everyone_WS.split([len(mean_C), len(mean_C), 1], dim=1)
+    total = counts_W1.sum()
+    mean_C = (counts_W1 * means_WC).sum(0) / total
+    var_C = (counts_W1 * (vars_WC + (means_WC - mean_C).square())).sum(0) / total
+    with torch.no_grad():
+        running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
+        running_var_C.lerp_((var_C * total / (total - 1)).to(running_var_C.dtype), momentum)
+    scale_C = weight_C * (var_C + eps).rsqrt()
+    return torch.addcmul(bias_C[:, None, None], x - mean_C[:, None, None], scale_C[:, None, None]).to(x_BCHW.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    """A vector of every process, stacked in rank order; gradients come back to the process that the vector is from."""
+
+    @staticmethod
+    def forward(ctx: Any, vector_S: Tensor) -> Tensor:
+        rows = [torch.empty_like(vector_S) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, vector_S)
+        return torch.stack(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_WS: Tensor) -> Tensor:
+        summed_WS = grad_WS.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed_WS)
+        return summed_WS[dist.get_rank()]

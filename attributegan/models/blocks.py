@@ -1,0 +1,218 @@
+"""Parts that both networks are made of: blur, gates, attention, excitation, residual stage, decoder, label columns.
+
+Sections cited are those of the network's description: AttributeGAN (Ye et al., MICCAI 2021), whose blocks are those of
+"Towards Faster and Stabilized GAN Training for High-fidelity Few-shot Image Synthesis" (Liu et al., ICLR 2021) with linear
+attention (Shen et al., "Efficient Attention", WACV 2021). Knows nothing of configurations.
+
+Everything here works under autocast: softmaxes and norms are computed in at least float32. Maps keep the memory format of
+their input.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attributegan.models.batchnorm import discarded_statistics
+
+HEADS, HEAD_WIDTH = 8, 64  # of every attention
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` in at least float32; double stays double."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """In at least float32, answered in the type of ``x``."""
+    return full_precision(x).softmax(dim).to(x.dtype)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """x / max(|x|, 1e-12) along dimension 1, in at least float32."""
+    return F.normalize(full_precision(x), dim=1, eps=1e-12)
+
+
+def blur(x_BCHW: Tensor) -> Tensor:
+    """Depthwise [1,2,1] x [1,2,1] / 16 with reflected borders."""
+    taps = torch.tensor([1.0, 2.0, 1.0], dtype=x_BCHW.dtype, device=x_BCHW.device)
+    channels = x_BCHW.shape[1]
+    kernel = (taps[:, None] * taps / 16).expand(channels, 1, 3, 3)
+    return F.conv2d(F.pad(x_BCHW, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
+
+
+def double_blurred(x_BCHW: Tensor) -> Tensor:
+    """Nearest x2 followed by `blur`, in one pass: it is bilinear x2, borders included."""
+    return F.interpolate(x_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def gate(x_BCHW: Tensor) -> Tensor:
+    """GLU over channels (Dauphin et al., ICML 2017): 2c channels -> c. Thrice as fast as `F.glu` on channels-last CPU maps."""
+    value, opening = x_BCHW.chunk(2, dim=1)
+    return value * opening.sigmoid()
+
+
+def leaky(x: Tensor) -> Tensor:
+    """LeakyReLU 0.1 in place: its input is a convolution's output, which nothing else keeps."""
+    return F.leaky_relu(x, 0.1, inplace=True)
+
+
+def initialise(module: nn.Module) -> None:
+    """Published initial weights of one layer, for ``network.apply``: Kaiming-normal, biases zero."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class Stages(nn.Module):
+    """Base of both networks: runs a stage plainly, or keeping its input alone and recomputing the rest in the backward pass."""
+
+    activation_checkpointing: bool = False
+
+    def run(self, stage: nn.Module, x_BCHW: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return stage(x_BCHW)
+        return checkpoint(
+            stage, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage)
+        )  # fmt: skip
+
+
+class LabelColumns(nn.Module):
+    """Levels -> 0/1 columns, ``widths[a]`` columns for attribute a."""
+
+    offsets: Tensor
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.count = sum(widths)
+        self.register_buffer("offsets", torch.tensor([sum(widths[:a]) for a in range(len(widths))]), persistent=False)
+
+    def rows(self, levels_BA: Tensor) -> Tensor:
+        """The one column of each attribute that is 1: long (B, A)."""
+        return levels_BA + self.offsets
+
+    def forward(self, levels_BA: Tensor) -> Tensor:
+        """0/1 long (B, K)."""
+        return F.one_hot(self.rows(levels_BA), self.count).sum(1)
+
+
+def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> LabelColumns:
+    """Every attribute padded to as many columns as the one with most levels (published: 5 x 5), or real levels alone (21)."""
+    return LabelColumns([max(num_levels)] * len(num_levels) if kind == "padded" else num_levels)
+
+
+class Rezero(nn.Module):
+    """x + g f(x), g a scalar that starts at 1e-3 (Bachlechner et al., "ReZero is All You Need", UAI 2021)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.tensor(1e-3))
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.g * self.block(x)
+
+
+class LinearAttention(nn.Module):
+    """Attention in linear time: k softmax over positions, q softmax over channels; context = k vT, out = contextT q.
+
+    Args:
+        channels: of the map, in and out.
+        bias: of the projections to q, k and v.
+        scale: q and k are multiplied by it before their softmaxes.
+    """
+
+    def __init__(self, channels: int, bias: bool, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=bias)
+        self.out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height = x_BCHW.shape[2]
+        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads c (h w)", three=3, heads=HEADS)
+        q, k = softmax(q * self.scale, dim=-2), softmax(k * self.scale, dim=-1)
+        context = k @ v.transpose(-1, -2)  # key channels x value channels
+        return self.out(rearrange(context.transpose(-1, -2) @ q, "b heads c (h w) -> b (heads c) h w", h=height))
+
+
+def attention_block(channels: int) -> nn.Sequential:
+    """x + g A(x), then x + g FF(x): the block of the generator, and of the figure's discriminator."""
+    feed_forward = OrderedDict(
+        widen=nn.Conv2d(channels, 2 * channels, 1), act=nn.LeakyReLU(0.2, inplace=True), narrow=nn.Conv2d(2 * channels, channels, 1)
+    )
+    attention = LinearAttention(channels, bias=True, scale=HEAD_WIDTH**-0.25)
+    return nn.Sequential(OrderedDict(attend=Rezero(attention), transform=Rezero(nn.Sequential(feed_forward))))
+
+
+def global_attention(channels: int) -> Rezero:
+    """x + g GSA(x): global self-attention (Shen et al., 2020), content part only, as in the 32 px head."""
+    return Rezero(LinearAttention(channels, bias=False, scale=1.0))
+
+
+class Excitation(nn.Module):
+    """Skip-layer excitation: an early map -> one factor in (0, 1) for each channel of a later one."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        middle = max(3, channels_out // 2)
+        self.weigh = nn.Conv2d(channels_in, 1, 1)
+        self.narrow = nn.Conv2d(channels_in, middle, 1)
+        self.widen = nn.Conv2d(middle, channels_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Returns: (B, channels_out, 1, 1)."""
+        weights_BN = softmax(self.weigh(x_BCHW).flatten(1), dim=1)
+        pooled_BC11 = torch.einsum("bn,bcn->bc", weights_BN, x_BCHW.flatten(2))[..., None, None]
+        return self.widen(leaky(self.narrow(pooled_BC11))).sigmoid()
+
+
+class ResidualStage(nn.Module):
+    """Halves a map: blur, then the sum of a strided and a pooled branch. Both branches blur the same map, so it is done once.
+
+    ``attention`` stands before the stage (the figure's discriminator) or is None.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, attention: bool = False) -> None:
+        super().__init__()
+        self.attention = attention_block(channels_in) if attention else None
+        self.down = nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1)
+        self.refine = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = blur(x_BCHW if self.attention is None else self.attention(x_BCHW))
+        return leaky(self.refine(leaky(self.down(x)))) + leaky(self.skip(F.avg_pool2d(x, 2)))
+
+
+class Halving(nn.Module):
+    """What stands before the residual stages above 256 px: blur, Conv4x4 stride 2, LeakyReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return leaky(self.conv(blur(x_BCHW)))
+
+
+class Decoder(nn.Module):
+    """Rebuilds a small image from a feature map: ``doublings`` times nearest x2, Conv3x3, GLU to half the channels, then 3."""
+
+    def __init__(self, channels: int, doublings: int) -> None:
+        super().__init__()
+        widths = [channels // 2**k for k in range(doublings)] + [3]
+        self.convs = nn.ModuleList(nn.Conv2d(wide, 2 * narrow, 3, padding=1) for wide, narrow in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for conv in self.convs:
+            x_BCHW = gate(conv(F.interpolate(x_BCHW, scale_factor=2)))
+        return x_BCHW

@@ -1,0 +1,205 @@
+"""The discriminator: images and attribute levels -> two heads' answers, an embedding with its proxy, and a reconstruction loss.
+
+Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` says which widths, attention, columns and proxies.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from attributegan.attributes import AttributeSchema
+from attributegan.config import ModelConfig
+from attributegan.models.blocks import (
+    Decoder,
+    Halving,
+    LabelColumns,
+    ResidualStage,
+    Stages,
+    full_precision,
+    global_attention,
+    initialise,
+    label_columns,
+    leaky,
+    normalise,
+)  # fmt: skip
+
+IMAGE_CHANNELS = 3
+HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map
+PROXY_WIDTH = 16  # numbers of a proxy for each padded column
+
+
+class DiscriminatorOutput(NamedTuple):
+    """What the discriminator says of B images; K label columns, E = 16 x attributes x most levels (published: 400).
+
+    The discriminator pushes the answers down for real images and up for generated ones.
+    """
+
+    logits: Tensor  # BK: answer of the full-size head, label product applied
+    logits_32: Tensor  # BK: the same of the 32 px head
+    embedding: Tensor | None  # BE, unit length
+    proxy: Tensor | None  # BE, unit length: where images of these levels belong
+    reconstruction_loss: Tensor | None  # scalar
+
+
+class Discriminator(Stages):
+    """``forward(images_BCHW, levels_BA, quadrant=0) -> DiscriminatorOutput``; can be differentiated twice.
+
+    Attributes:
+        activation_checkpointing: recompute the stages in the backward pass instead of keeping their maps.
+    """
+
+    def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
+        super().__init__()
+        resolution = config.image_size.bit_length() - 1
+        top = min(8, resolution)  # the residual stages read 2^top pixels
+        self.image_size = config.image_size
+        self.columns = label_columns(config.label_columns, schema.num_levels)
+        before = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
+        self.halvings = nn.ModuleList(Halving(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
+        widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
+        self.stages = nn.ModuleList(
+            ResidualStage(widths[k], widths[k + 1], attention=2 ** (top - k) in config.discriminator_attention) for k in range(top - 3)
+        )
+        self.head = _head(widths[-1], self.columns.count)
+        self.head_32 = _head_32(self.columns.count)
+        self.decoder = Decoder(widths[-1], doublings=min(7, resolution) - 3)
+        self.quadrant_decoder = Decoder(widths[-2], doublings=4) if resolution >= 9 else None
+        self.proxies = (PublishedProxies if config.proxy == "published" else LevelProxies)(schema.num_levels)
+        self.embedder = _embedder(widths[1], 2 ** (top - 1), self.proxies.size)
+        self.apply(initialise)
+
+    def forward(
+        self, images_BCHW: Tensor, levels_BA: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True
+    ) -> DiscriminatorOutput:
+        """
+        Args:
+            images_BCHW: [-1, 1], of the configured size.
+            levels_BA: long, one level of each attribute of the schema, in its order.
+            quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
+            embed: compute ``embedding`` and ``proxy``.
+            reconstruct: compute ``reconstruction_loss``.
+
+        Raises:
+            ValueError: images of another size; the 8 x 8 map would not be one.
+        """
+        size = self.image_size
+        if images_BCHW.shape[2:] != (size, size):
+            raise ValueError(f"images: {tuple(images_BCHW.shape[2:])} pixels; this discriminator is for {size} x {size}")
+        maps = self._maps(images_BCHW)
+        emphasis_BK = 1 + self.columns(levels_BA)
+        return DiscriminatorOutput(
+            logits=self.head(maps[-1]) * emphasis_BK,
+            logits_32=self.head_32(F.interpolate(images_BCHW, size=(32, 32))) * emphasis_BK,
+            embedding=normalise(self.embedder(maps[0])) if embed else None,
+            proxy=normalise(self.proxies(levels_BA)) if embed else None,
+            reconstruction_loss=self._reconstruction_loss(images_BCHW, maps, quadrant) if reconstruct else None,
+        )
+
+    def unused_parameters(self, *, embed: bool, reconstruct: bool) -> Iterator[nn.Parameter]:
+        """Parameters that get no gradient when `forward` is always called so."""
+        unused: list[nn.Module | None] = []
+        if not embed:
+            unused += [self.embedder, self.proxies]
+        if not reconstruct:
+            unused += [self.decoder, self.quadrant_decoder]
+        for module in unused:
+            if module is not None:
+                yield from module.parameters()
+
+    def _maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The output of every residual stage; the last is 8 x 8."""
+        x, maps = images_BCHW, []
+        for halving in self.halvings:
+            x = self.run(halving, x)
+        for stage in self.stages:
+            x = self.run(stage, x)
+            maps.append(x)
+        return maps
+
+    def _reconstruction_loss(self, images_BCHW: Tensor, maps: list[Tensor], quadrant: int) -> Tensor:
+        """Self-supervision: the images rebuilt from the 8 x 8 map and, from 512 px on, a quadrant of them from that of the 16 x 16 map."""
+        loss = _sampled_mse(self.decoder(maps[-1]), images_BCHW)
+        if self.quadrant_decoder is not None:
+            rebuilt = self.quadrant_decoder(_quadrant(maps[-2], quadrant))
+            loss = loss + _sampled_mse(rebuilt, _quadrant(images_BCHW, quadrant))
+        return loss
+
+
+class PublishedProxies(nn.Module):
+    """One row of 16 for each padded column; rows are picked by the columns' 0/1 *values*, so that only rows 0 and 1 ever learn.
+
+    A defect of the published code, kept for its checkpoints.
+    """
+
+    def __init__(self, num_levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.columns = label_columns("padded", num_levels)
+        self.size = PROXY_WIDTH * self.columns.count
+        self.table = nn.Embedding(self.columns.count, PROXY_WIDTH)
+
+    def forward(self, levels_BA: Tensor) -> Tensor:
+        return self.table(self.columns(levels_BA)).flatten(1)
+
+
+class LevelProxies(nn.Module):
+    """One row for each level of each attribute; the rows of an image's levels side by side make its proxy."""
+
+    def __init__(self, num_levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.columns = LabelColumns(num_levels)
+        self.size = PROXY_WIDTH * max(num_levels) * len(num_levels)
+        self.table = nn.Embedding(self.columns.count, PROXY_WIDTH * max(num_levels))
+
+    def forward(self, levels_BA: Tensor) -> Tensor:
+        return self.table(self.columns.rows(levels_BA)).flatten(1)
+
+
+class _Leaky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return leaky(x)
+
+
+def _head(channels: int, columns: int) -> nn.Sequential:
+    """8 x 8 map -> answers."""
+    return nn.Sequential(
+        OrderedDict(
+            mix=nn.Conv2d(channels, channels, 1), act=_Leaky(), score=nn.Conv2d(channels, 1, 4), flatten=nn.Flatten(),
+            columns=nn.Linear(HEAD_MAP, columns),
+        )
+    )  # fmt: skip
+
+
+def _head_32(columns: int) -> nn.Sequential:
+    """32 px image -> answers."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1), attend=global_attention(64), stage=ResidualStage(64, 32),
+            attend_again=global_attention(32), pool=nn.AdaptiveAvgPool2d((8, 8)), score=nn.Conv2d(32, 1, 4), flatten=nn.Flatten(),
+            columns=nn.Linear(HEAD_MAP, columns),
+        )
+    )  # fmt: skip
+
+
+def _embedder(channels: int, width: int, size: int) -> nn.Sequential:
+    """Map of the first residual stage, ``width`` pixels wide -> (B, size)."""
+    return nn.Sequential(
+        OrderedDict(
+            mix=nn.Conv2d(channels, channels, 1), act=_Leaky(), squeeze=nn.Conv2d(channels, 1, 1), flatten=nn.Flatten(),
+            linear=nn.Linear(width * width, size),
+        )
+    )  # fmt: skip
+
+
+def _quadrant(x_BCHW: Tensor, quadrant: int) -> Tensor:
+    return rearrange(x_BCHW, "b c (m h) (n w) -> (m n) b c h w", m=2, n=2)[quadrant]
+
+
+def _sampled_mse(rebuilt_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    target_BCHW = F.interpolate(images_BCHW, size=rebuilt_BCHW.shape[2:])
+    return F.mse_loss(full_precision(rebuilt_BCHW), full_precision(target_BCHW))

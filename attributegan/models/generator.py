@@ -1,0 +1,89 @@
+"""The generator: latents and attribute levels -> images.
+
+Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` says which widths, attention and columns.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from attributegan.attributes import AttributeSchema
+from attributegan.config import ModelConfig
+from attributegan.models.batchnorm import BatchNorm2d
+from attributegan.models.blocks import Excitation, Stages, attention_block, double_blurred, gate, initialise, label_columns, normalise
+
+IMAGE_CHANNELS = 3
+EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide
+EXCITING = range(1, 5)  # stages whose output excites: those that read maps of 8 to 64 pixels
+
+
+class Generator(Stages):
+    """``forward(latents_BL, levels_BA) -> images_BCHW``, about [-1, 1], not clamped.
+
+    Attributes:
+        activation_checkpointing: recompute the stages in the backward pass instead of keeping their maps.
+    """
+
+    def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
+        super().__init__()
+        latent = config.latent_dim
+        self.columns = label_columns(config.label_columns, schema.num_levels)
+        self.from_latent = _seed(latent, 2 * latent, nn.GLU(dim=1))
+        self.from_label = _seed(self.columns.count, latent // 4, nn.ReLU())
+        widths = stage_widths(config)
+        inputs = [latent + latent // 4, *widths[:-1]]
+        self.stages = nn.ModuleList(
+            GeneratorStage(before, after, attention=2 ** (k + 2) in config.generator_attention)
+            for k, (before, after) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.excitations = nn.ModuleDict(
+            {str(k): Excitation(widths[k], widths[k + EXCITATION_REACH]) for k in EXCITING if k + EXCITATION_REACH < len(widths)}
+        )
+        self.to_image = nn.Conv2d(widths[-1], IMAGE_CHANNELS, 3, padding=1)
+        self.apply(initialise)
+
+    def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
+        """
+        Args:
+            latents_BL: standard normal, L = ``latent_dim``.
+            levels_BA: long, one level of each attribute of the schema, in its order.
+        """
+        label_BK11 = self.columns(levels_BA).to(latents_BL.dtype)[..., None, None]
+        x = torch.cat([self.from_latent(latents_BL[..., None, None]), self.from_label(label_BK11)], dim=1)
+        x = normalise(x)
+        factors: dict[int, Tensor] = {}
+        for k, stage in enumerate(self.stages):
+            x = self.run(stage, x)
+            if str(k) in self.excitations:
+                factors[k + EXCITATION_REACH] = self.excitations[str(k)](x)
+            if k in factors:
+                x = x * factors[k]
+        return self.to_image(x)
+
+
+class GeneratorStage(nn.Module):
+    """Doubles a map: attention (or none), x2, blur, Conv3x3, BatchNorm, GLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, attention: bool) -> None:
+        super().__init__()
+        self.attention = attention_block(channels_in) if attention else None
+        self.conv = nn.Conv2d(channels_in, 2 * channels_out, 3, padding=1)
+        self.norm = BatchNorm2d(2 * channels_out)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = x_BCHW if self.attention is None else self.attention(x_BCHW)
+        return gate(self.norm(self.conv(double_blurred(x))))
+
+
+def stage_widths(config: ModelConfig) -> list[int]:
+    """Output channels of every stage, from the one that makes 8 pixels on; 3 once a stage reads 256 pixels or more."""
+    exponents = range(2, config.image_size.bit_length() - 1)
+    return [IMAGE_CHANNELS if n >= 8 else config.feature_width(n) for n in exponents]
+
+
+def _seed(channels_in: int, channels_out: int, act: nn.Module) -> nn.Sequential:
+    """A vector (B, channels_in, 1, 1) -> a 4 x 4 map."""
+    return nn.Sequential(OrderedDict(conv=nn.ConvTranspose2d(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))
