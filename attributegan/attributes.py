@@ -37,6 +37,10 @@ class Attribute:
             raise ValueError(f"attribute {self.name}: level names {list(self.levels)} are not all different")
         if self.not_assessable is not None and not 0 <= self.not_assessable < len(self.levels):
             raise ValueError(f"attribute {self.name}: not_assessable is {self.not_assessable}, levels are 0 to {len(self.levels) - 1}")
+        if self.not_assessable not in (None, 0, len(self.levels) - 1):
+            raise ValueError(
+                f"attribute {self.name}: not_assessable is level {self.not_assessable}, between two others; make it the first or last"
+            )
 
     @property
     def assessable(self) -> tuple[int, ...]:

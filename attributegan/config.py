@@ -37,6 +37,7 @@ class ModelConfig:
     fmap_inverse_coef: int = 12  # width at 2^n pixels: nf(n) = min(2^(coef - n), fmap_max)
     generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
     discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
+    attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
     label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
     proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
     attributes: str = ""  # schema: "published", a YAML file, or "" for the schema of the shards
@@ -47,6 +48,7 @@ class ModelConfig:
         for name in ("latent_dim", "fmap_max"):
             value = getattr(self, name)
             _require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
+        _require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
         _require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
                  f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
         last = size.bit_length() - 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from attributegan.config import Config, OptimConfig
@@ -35,9 +37,10 @@ class Runtime:
     def __init__(self, config: Config) -> None:
         self.config = config
         on_cpu = not torch.cuda.is_available()
-        self.accelerator = Accelerator(
-            cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)]
-        )
+        handlers = []
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
+            handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)]
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -98,7 +101,7 @@ class Runtime:
         """Rows of all processes, in rank order, with gradients through the gather."""
         if self.world == 1:
             return tensor
-        return torch.cat(dist.nn.functional.all_gather(tensor.contiguous()))
+        return torch.cat(all_gather(tensor.contiguous()))
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value`` (JSON-like), on every process."""

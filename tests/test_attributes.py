@@ -34,6 +34,7 @@ def test_yaml_with_other_attributes(tmp_path: Path) -> None:
         ("grade: {levels: [low]}\n", "at least 2 levels"),
         ("grade: {levels: [low, low]}\n", "not all different"),
         ("grade: {levels: [low, high], not_assessable: 2}\n", "levels are 0 to 1"),
+        ("grade: {levels: [low, middle, high], not_assessable: 1}\n", "between two others"),
         ("grade: {levels: [low, high], unknown: 1}\n", "unknown keys"),
         ("gr ade: [low, high]\n", "gr ade"),
         ("{}\n", "empty"),

@@ -194,7 +194,6 @@ def test_command_writes_a_sweep(sampled: Callable[..., Path], run: Path) -> None
     np.testing.assert_allclose(pixels(folder, "sweep.png").astype(int), expected, atol=1)
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="LabelColumns takes whole levels only, so far")
 def test_command_writes_an_interpolation(sampled: Callable[..., Path]) -> None:
     folder = sampled(
         "way", "--count", "2", "--interpolate", "cell_crowding=1,pleomorphism=1", "pleomorphism=4", "--levels", "cell_crowding=1"

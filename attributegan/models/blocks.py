@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attributegan.models.batchnorm import discarded_statistics
 
-HEADS, HEAD_WIDTH = 8, 64  # of every attention
+HEAD_WIDTH = 64  # channels of an attention head
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -41,11 +41,9 @@ def normalise(x: Tensor) -> Tensor:
 
 
 def blur(x_BCHW: Tensor) -> Tensor:
-    """Depthwise [1,2,1] x [1,2,1] / 16 with reflected borders."""
-    taps = torch.tensor([1.0, 2.0, 1.0], dtype=x_BCHW.dtype, device=x_BCHW.device)
-    channels = x_BCHW.shape[1]
-    kernel = (taps[:, None] * taps / 16).expand(channels, 1, 3, 3)
-    return F.conv2d(F.pad(x_BCHW, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
+    """Depthwise [1,2,1] x [1,2,1] / 16 with reflected borders, as two means over 2 x 2: quicker, above all differentiated twice."""
+    padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="reflect")
+    return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2, stride=1)
 
 
 def double_blurred(x_BCHW: Tensor) -> Tensor:
@@ -100,8 +98,11 @@ class LabelColumns(nn.Module):
         return levels_BA + self.offsets
 
     def forward(self, levels_BA: Tensor) -> Tensor:
-        """0/1 long (B, K)."""
-        return F.one_hot(self.rows(levels_BA), self.count).sum(1)
+        """0/1 long (B, K); for fractional levels (a floating type) the linear mix of the columns of the two whole ones around them."""
+        if not levels_BA.is_floating_point():
+            return F.one_hot(self.rows(levels_BA), self.count).sum(1)
+        below_BAK, above_BAK = (F.one_hot(self.rows(whole_BA.long()), self.count) for whole_BA in (levels_BA.floor(), levels_BA.ceil()))
+        return torch.lerp(below_BAK.to(levels_BA), above_BAK.to(levels_BA), (levels_BA % 1)[..., None]).sum(1)
 
 
 def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> LabelColumns:
@@ -126,36 +127,37 @@ class LinearAttention(nn.Module):
 
     Args:
         channels: of the map, in and out.
+        heads: each `HEAD_WIDTH` channels wide.
         bias: of the projections to q, k and v.
         scale: q and k are multiplied by it before their softmaxes.
     """
 
-    def __init__(self, channels: int, bias: bool, scale: float) -> None:
+    def __init__(self, channels: int, heads: int, bias: bool, scale: float) -> None:
         super().__init__()
-        self.scale = scale
-        self.qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=bias)
-        self.out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
+        self.heads, self.scale = heads, scale
+        self.qkv = nn.Conv2d(channels, 3 * heads * HEAD_WIDTH, 1, bias=bias)
+        self.out = nn.Conv2d(heads * HEAD_WIDTH, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height = x_BCHW.shape[2]
-        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads c (h w)", three=3, heads=HEADS)
+        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads c (h w)", three=3, heads=self.heads)
         q, k = softmax(q * self.scale, dim=-2), softmax(k * self.scale, dim=-1)
         context = k @ v.transpose(-1, -2)  # key channels x value channels
         return self.out(rearrange(context.transpose(-1, -2) @ q, "b heads c (h w) -> b (heads c) h w", h=height))
 
 
-def attention_block(channels: int) -> nn.Sequential:
+def attention_block(channels: int, heads: int) -> nn.Sequential:
     """x + g A(x), then x + g FF(x): the block of the generator, and of the figure's discriminator."""
     feed_forward = OrderedDict(
         widen=nn.Conv2d(channels, 2 * channels, 1), act=nn.LeakyReLU(0.2, inplace=True), narrow=nn.Conv2d(2 * channels, channels, 1)
     )
-    attention = LinearAttention(channels, bias=True, scale=HEAD_WIDTH**-0.25)
+    attention = LinearAttention(channels, heads, bias=True, scale=HEAD_WIDTH**-0.25)
     return nn.Sequential(OrderedDict(attend=Rezero(attention), transform=Rezero(nn.Sequential(feed_forward))))
 
 
-def global_attention(channels: int) -> Rezero:
+def global_attention(channels: int, heads: int) -> Rezero:
     """x + g GSA(x): global self-attention (Shen et al., 2020), content part only, as in the 32 px head."""
-    return Rezero(LinearAttention(channels, bias=False, scale=1.0))
+    return Rezero(LinearAttention(channels, heads, bias=False, scale=1.0))
 
 
 class Excitation(nn.Module):
@@ -178,12 +180,12 @@ class Excitation(nn.Module):
 class ResidualStage(nn.Module):
     """Halves a map: blur, then the sum of a strided and a pooled branch. Both branches blur the same map, so it is done once.
 
-    ``attention`` stands before the stage (the figure's discriminator) or is None.
+    With ``heads`` an attention block stands before the stage (the figure's discriminator).
     """
 
-    def __init__(self, channels_in: int, channels_out: int, attention: bool = False) -> None:
+    def __init__(self, channels_in: int, channels_out: int, heads: int = 0) -> None:
         super().__init__()
-        self.attention = attention_block(channels_in) if attention else None
+        self.attention = attention_block(channels_in, heads) if heads else None
         self.down = nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1)
         self.refine = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1)

@@ -64,10 +64,11 @@ class Discriminator(Stages):
         self.halvings = nn.ModuleList(Halving(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
         widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
         self.stages = nn.ModuleList(
-            ResidualStage(widths[k], widths[k + 1], attention=2 ** (top - k) in config.discriminator_attention) for k in range(top - 3)
+            ResidualStage(widths[k], widths[k + 1], config.attention_heads if 2 ** (top - k) in config.discriminator_attention else 0)
+            for k in range(top - 3)
         )
         self.head = _head(widths[-1], self.columns.count)
-        self.head_32 = _head_32(self.columns.count)
+        self.head_32 = _head_32(self.columns.count, config.attention_heads)
         self.decoder = Decoder(widths[-1], doublings=min(7, resolution) - 3)
         self.quadrant_decoder = Decoder(widths[-2], doublings=4) if resolution >= 9 else None
         self.proxies = (PublishedProxies if config.proxy == "published" else LevelProxies)(schema.num_levels)
@@ -175,12 +176,12 @@ def _head(channels: int, columns: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _head_32(columns: int) -> nn.Sequential:
+def _head_32(columns: int, heads: int) -> nn.Sequential:
     """32 px image -> answers."""
     return nn.Sequential(
         OrderedDict(
-            conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1), attend=global_attention(64), stage=ResidualStage(64, 32),
-            attend_again=global_attention(32), pool=nn.AdaptiveAvgPool2d((8, 8)), score=nn.Conv2d(32, 1, 4), flatten=nn.Flatten(),
+            conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1), attend=global_attention(64, heads), stage=ResidualStage(64, 32),
+            attend_again=global_attention(32, heads), pool=nn.AdaptiveAvgPool2d((8, 8)), score=nn.Conv2d(32, 1, 4), flatten=nn.Flatten(),
             columns=nn.Linear(HEAD_MAP, columns),
         )
     )  # fmt: skip

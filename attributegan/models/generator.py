@@ -36,7 +36,7 @@ class Generator(Stages):
         widths = stage_widths(config)
         inputs = [latent + latent // 4, *widths[:-1]]
         self.stages = nn.ModuleList(
-            GeneratorStage(before, after, attention=2 ** (k + 2) in config.generator_attention)
+            GeneratorStage(before, after, heads=config.attention_heads if 2 ** (k + 2) in config.generator_attention else 0)
             for k, (before, after) in enumerate(zip(inputs, widths, strict=True))
         )
         self.excitations = nn.ModuleDict(
@@ -67,9 +67,9 @@ class Generator(Stages):
 class GeneratorStage(nn.Module):
     """Doubles a map: attention (or none), x2, blur, Conv3x3, BatchNorm, GLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, attention: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, heads: int) -> None:
         super().__init__()
-        self.attention = attention_block(channels_in) if attention else None
+        self.attention = attention_block(channels_in, heads) if heads else None
         self.conv = nn.Conv2d(channels_in, 2 * channels_out, 3, padding=1)
         self.norm = BatchNorm2d(2 * channels_out)
 
