@@ -1,0 +1,243 @@
+"""The published AttributeGAN checkpoint: its names <-> ours, by rule, for any image size and width that it was trained at.
+
+Reads what `torch.save({"GAN": state_dict, ...})` of the published code wrote, without running code from the file, and writes
+that format. Owns no network: the published one is a configuration of `Generator` and `Discriminator`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attributegan.attributes import PUBLISHED
+from attributegan.config import ModelConfig
+from attributegan.models.discriminator import Discriminator
+from attributegan.models.generator import Generator
+
+Shape = tuple[int, ...]
+
+# Prefixes of names, ours -> published; {} is an index. Where three stand, ours is the three stacked.
+_GENERATOR_RULES = {
+    "from_latent.conv": "initial_conv.0",
+    "from_latent.norm": "initial_conv.1",
+    "from_label.conv": "init_label_preprocess.0",
+    "from_label.norm": "init_label_preprocess.1",
+    "stages.{}.conv": "layers.{}.0.2",
+    "stages.{}.norm": "layers.{}.0.3",
+    "excitations.{}.weigh": "layers.{}.1.to_k",
+    "excitations.{}.narrow": "layers.{}.1.net.0",
+    "excitations.{}.widen": "layers.{}.1.net.2",
+    "stages.{}.attention.attend.g": "layers.{}.2.0.fn.g",
+    "stages.{}.attention.attend.block.qkv": "layers.{}.2.0.fn.fn.to_q layers.{}.2.0.fn.fn.to_k layers.{}.2.0.fn.fn.to_v",
+    "stages.{}.attention.attend.block.out": "layers.{}.2.0.fn.fn.to_out",
+    "stages.{}.attention.transform.g": "layers.{}.2.1.fn.g",
+    "stages.{}.attention.transform.block.widen": "layers.{}.2.1.fn.fn.0",
+    "stages.{}.attention.transform.block.narrow": "layers.{}.2.1.fn.fn.2",
+    "to_image": "out_conv",
+}
+_DISCRIMINATOR_RULES = {
+    "halvings.{}.conv": "non_residual_layers.{}.1",
+    "stages.{}.down": "residual_layers.{}.0.branches.0.1",
+    "stages.{}.refine": "residual_layers.{}.0.branches.0.3",
+    "stages.{}.skip": "residual_layers.{}.0.branches.1.2",
+    "head.mix": "to_logits.0",
+    "head.score": "to_logits.2",
+    "head.columns": "linear_out",
+    "head_32.conv": "to_shape_disc_out.0",
+    "head_32.attend.g": "to_shape_disc_out.1.fn.g",
+    "head_32.attend.block.qkv": "to_shape_disc_out.1.fn.fn.to_qkv",
+    "head_32.attend.block.out": "to_shape_disc_out.1.fn.fn.to_out",
+    "head_32.stage.down": "to_shape_disc_out.2.branches.0.1",
+    "head_32.stage.refine": "to_shape_disc_out.2.branches.0.3",
+    "head_32.stage.skip": "to_shape_disc_out.2.branches.1.2",
+    "head_32.attend_again.g": "to_shape_disc_out.3.fn.g",
+    "head_32.attend_again.block.qkv": "to_shape_disc_out.3.fn.fn.to_qkv",
+    "head_32.attend_again.block.out": "to_shape_disc_out.3.fn.fn.to_out",
+    "head_32.score": "to_shape_disc_out.5",
+    "head_32.columns": "linear_out32x32",
+    "decoder.convs.{}": "decoder1.layers.{}.1",
+    "quadrant_decoder.convs.{}": "decoder2.layers.{}.1",
+    "embedder.mix": "to_feature_space.0",
+    "embedder.squeeze": "to_feature_space.2",
+    "embedder.linear": "linear_emd",
+    "proxies.table": "embedding",
+}
+# A published blur is a module of its own with a buffer, somewhere before the convolution that reads its output.
+_BLURRED = [(re.compile(r"(layers\.\d+\.0)\.2\.weight"), "1"), (re.compile(r"(.*branches\.0|non_residual_layers\.\d+)\.1\.weight"), "0"),
+            (re.compile(r"(.*branches\.1)\.2\.weight"), "0")]  # fmt: skip
+_TAPS = (1.0, 2.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """The networks of a published checkpoint, in eval mode on the CPU; their schema is `attributegan.attributes.PUBLISHED`."""
+
+    generator: Generator  # raw: the one that the published sampler used
+    generator_ema: Generator
+    discriminator: Discriminator
+    config: ModelConfig
+
+
+def load(source: str | Path | Mapping[str, Any]) -> PublishedModel:
+    """Read a published checkpoint.
+
+    Args:
+        source: the file, its content ``{"GAN": state_dict, ...}``, or the state dict alone. ``D_aug`` (the discriminator
+            again) is ignored.
+
+    Raises:
+        ValueError: not such a file, or one with code in it; or the message lists every key that is missing, unknown or of a
+            wrong shape.
+    """
+    where = "state dict" if isinstance(source, Mapping) else str(source)
+    state = _state_dict(source if isinstance(source, Mapping) else _read(Path(source)), where)
+    config = _config(state, where)
+    with torch.device("meta"):
+        expected = _published_shapes(config)
+    if problems := list(_problems(state, expected)):
+        raise ValueError("\n  ".join([f"{where}: not the published network at {config.image_size} px:", *problems]))
+    networks = {part: network.eval() for part, network in _networks(config).items()}
+    for part, network in networks.items():
+        network.load_state_dict({name: _joined([state[f"{part}.{key}"] for key in _names(name, network)]) for name in network.state_dict()})
+    return PublishedModel(networks["G"], networks["GE"], networks["D"], config)  # type: ignore[arg-type]
+
+
+def to_published(generator: Generator, generator_ema: Generator, discriminator: Discriminator) -> dict[str, Tensor]:
+    """The state dict that the published code would have: save it as ``torch.save({"GAN": to_published(...)}, path)``.
+
+    Raises:
+        ValueError: networks that the published code can't build; names what it has no place for.
+    """
+    parts = {"G": generator, "GE": generator_ema, "D": discriminator}
+    state = {f"{part}.{key}": tensor for part, network in parts.items() for key, tensor in _translated(network).items()}
+    state |= {f"D_aug.{key}": tensor for key, tensor in state.items() if key.startswith("D.")}
+    with torch.device("meta"):
+        expected = _published_shapes(_config(state, "these networks"))
+    if problems := list(_problems(_without_copies(state), expected)):
+        raise ValueError("\n  ".join(["these networks: not in the `published` configuration:", *problems]))
+    return state
+
+
+# What torch.load was seen to raise on files that are damaged or something else (by changing bytes at random).
+_UNREADABLE = (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, AssertionError, ValueError, LookupError, TypeError,
+               AttributeError)  # fmt: skip
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: can't be read: {error.strerror}") from error
+    except _UNREADABLE as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(f"{path}: refused: it holds code ({found[1]}), not tensors alone; none of it was run") from error
+        raise ValueError(f"{path}: not a checkpoint that torch.save wrote, or a damaged one; nothing in it was run") from error
+
+
+def _state_dict(tree: Any, where: str) -> dict[str, Any]:
+    state = tree.get("GAN", tree) if isinstance(tree, Mapping) else tree
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{where}: holds no state dict; expected {{'GAN': state_dict}} or the state dict alone")
+    return _without_copies(state)
+
+
+def _without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tensor for key, tensor in state.items() if not key.startswith("D_aug.")}
+
+
+def _config(state: Mapping[str, Any], where: str) -> ModelConfig:
+    """What the shapes say. Each question is put to many tensors, so that a few wrong ones are still named as such."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim()}
+    latents = [shape[0] // 2 for key, shape in shapes.items() if re.fullmatch(r"GE?\.initial_conv\.(0\.bias|1\.\w+)", key)]
+    stages = _indices(state, r"GE?\.layers\.(\d+)\.0\.")
+    if not latents or not stages:
+        raise ValueError(f"{where}: no published AttributeGAN: it has no G.initial_conv and G.layers. Its first keys: {list(state)[:5]}")
+    size, latent_dim = 2 ** (2 + len(stages)), mode(latents)
+    if size < 256:
+        raise ValueError(f"{where}: a generator for {size} px; the published code trains from 256 px on")
+    try:
+        return ModelConfig(
+            image_size=size,
+            latent_dim=latent_dim,
+            fmap_max=latent_dim,  # a wider maximum would be reached nowhere
+            fmap_inverse_coef=_fmap_inverse_coef(shapes, latent_dim),
+            generator_attention=tuple(2 ** (k + 2) for k in _indices(state, r"GE?\.layers\.(\d+)\.2\.")),
+            attributes="published",
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: no network of the published code: {error}") from None
+
+
+def _indices(keys: Iterable[str], pattern: str) -> list[int]:
+    """Indices in names that match ``pattern``, without those of a few stray names (a stage has 16, its attention 28)."""
+    counts = Counter(int(found[1]) for key in keys if (found := re.match(pattern, key)))
+    return sorted(index for index, count in counts.items() if count > 4)
+
+
+def _fmap_inverse_coef(shapes: Mapping[str, Shape], fmap_max: int) -> int:
+    """The coefficient that explains most widths; 12, the published default, where several do."""
+    widths = [(7 - int(found[1]), shape[0]) for key, shape in shapes.items()
+              if (found := re.fullmatch(r"D\.residual_layers\.(\d+)\.0\.branches\.\d\.\d\.bias", key))]  # fmt: skip
+    widths += [(8, shape[0]) for key, shape in shapes.items() if re.fullmatch(r"D\.non_residual_layers\.\d+\.1\.bias", key)]
+    return max([12, *range(4, 24)], key=lambda coef: sum(width == min(2.0 ** (coef - n), fmap_max) for n, width in widths))
+
+
+def _networks(config: ModelConfig) -> dict[str, nn.Module]:
+    return {"G": Generator(config, PUBLISHED), "GE": Generator(config, PUBLISHED), "D": Discriminator(config, PUBLISHED)}
+
+
+def _published_shapes(config: ModelConfig) -> dict[str, Shape]:
+    networks = _networks(config)
+    return {f"{part}.{key}": tuple(tensor.shape) for part, network in networks.items() for key, tensor in _translated(network).items()}
+
+
+def _translated(network: nn.Module) -> dict[str, Tensor]:
+    """A network's state under published names, blur buffers included."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        keys = _names(name, network)
+        state.update(zip(keys, tensor.chunk(len(keys)) if len(keys) > 1 else [tensor], strict=True))
+    for key in list(state):
+        for pattern, index in _BLURRED:
+            if found := pattern.fullmatch(key):
+                state[f"{found[1]}.{index}.f"] = torch.tensor(_TAPS, device="cpu")  # taps are compared by value
+    return state
+
+
+def _names(ours: str, network: nn.Module) -> list[str]:
+    """The published names of the tensor, or of the tensors stacked in it, that ``network`` calls ``ours``."""
+    rules = _GENERATOR_RULES if isinstance(network, Generator) else _DISCRIMINATOR_RULES
+    for prefix, theirs in rules.items():
+        if found := re.fullmatch(re.escape(prefix).replace(r"\{\}", r"(\d+)") + r"(|\..+)", ours):
+            *indices, leaf = found.groups()
+            return [their.format(*indices) + leaf for their in theirs.split()]
+    raise ValueError(f"{type(network).__name__} {ours}: the published network has no such part")
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def _problems(state: Mapping[str, Any], expected: Mapping[str, Shape]) -> Iterator[str]:
+    """Every key that is missing, unknown or not what it should be, a line each."""
+    for key, shape in expected.items():
+        value = state.get(key)
+        if key not in state:
+            yield f"missing: {key} {list(shape)}"
+        elif not isinstance(value, Tensor):
+            yield f"wrong: {key} is a {type(value).__name__}, expected a tensor {list(shape)}"
+        elif tuple(value.shape) != shape:
+            yield f"wrong: {key} has shape {list(value.shape)}, expected {list(shape)}"
+        elif key.endswith(".f") and tuple(value.tolist()) != _TAPS:
+            yield f"wrong: {key} is {value.tolist()}, the published blur is {list(_TAPS)}"
+    yield from (f"unknown: {key}" for key in state if key not in expected)
