@@ -1,0 +1,76 @@
+"""One tile inside a shard: its key, its two members, its checksum, and pixels from its bytes.
+
+A tile is ``{key}.{jpg|png|webp}``, the image as it came, and ``{key}.json`` with its levels by name, its group and the file that it was
+made from. Which tiles there are and where they lie is in index.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's name of the format
+
+# What Pillow raises on bytes that are no image, or only part of one.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def key_of(file: str) -> str:
+    """``a/b.c.jpg`` -> ``a/b_c``: WebDataset takes everything after the first dot of a name for the member's kind."""
+    path = PurePosixPath(file)
+    return str(path.with_name(path.stem.replace(".", "_")))
+
+
+def checksum(data: bytes) -> int:
+    """CRC-32 of a member's data: finds every damage of up to 32 bits in a row, and all but one in 2^32 of others."""
+    return zlib.crc32(data)
+
+
+def to_json(levels: dict[str, int], group: str, file: str) -> bytes:
+    """The ``.json`` member of a tile."""
+    entry: dict[str, Any] = {"levels": levels, "file": file}
+    if group:
+        entry["group"] = group
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+
+
+def common_size(sizes: Iterable[tuple[int, int]]) -> int | None:
+    """The width of images that are all squares of one size; None when they are not."""
+    widths = {width if width == height else None for width, height in sizes}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of ``image``, resized to ``size`` pixels with Lanczos windows (no aliasing)."""
+    width, height = image.size
+    if width == height == size:
+        return image
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """The pixels of an image member, (size, size, 3) uint8.
+
+    Raises:
+        any of `DECODING_ERRORS`: these bytes are not a whole image.
+    """
+    with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
+        return np.asarray(fit(image.convert("RGB"), size))
+
+
+def encode_png(pixels: np.ndarray | Image.Image) -> bytes:
+    """A PNG of pixels (H, W, 3) uint8; the same bytes for the same pixels."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()

@@ -1,0 +1,191 @@
+"""The index of a shard set: one Parquet file with a row for every tile, and what holds for the whole set in its metadata.
+
+Owns the columns, the metadata and their reading. Where tiles come from is in pack.py, their order in order.py.
+
+Columns: ``shard``, ``split``, ``offset`` and ``length`` of the image member's data in bytes, ``key``, ``group`` ("" for none), one int8 for
+each attribute under its name, ``checksum`` (CRC-32 of the image member's data).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attributegan.attributes import AttributeSchema
+from data_shards.files import whole_file
+
+FILE = "index.parquet"
+VERSION = 1
+METADATA = b"attributegan.shards"
+ROW_GROUP = 1 << 17
+RESERVED = ("shard", "split", "offset", "length", "key", "group", "checksum")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the set."""
+
+    name: str
+    split: str
+    size: int  # bytes of the tar
+    tiles: int
+    sha256: str  # of the tar
+
+
+@dataclass(frozen=True)
+class Header:
+    """What holds for a whole set."""
+
+    schema: AttributeSchema
+    shards: tuple[Shard, ...]
+    image_size: int | None  # pixels, when all tiles are squares of one size
+    source: str  # fingerprint of the tiles and options that the set was packed from
+    left_out: tuple[str, ...] = ()  # tiles that could not be packed and why, a line each
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the N tiles of a split are, and their levels."""
+
+    shard_N: np.ndarray  # int32, number in `Header.shards`
+    offset_N: np.ndarray  # int64
+    length_N: np.ndarray  # int32
+    checksum_N: np.ndarray  # uint32
+    levels_NA: np.ndarray  # int8
+
+
+def arrow_schema(schema: AttributeSchema) -> pa.Schema:
+    """The columns of an index.
+
+    Raises:
+        ValueError: an attribute has the name of another column.
+    """
+    if taken := set(schema.names) & set(RESERVED):
+        raise ValueError(f"attributes: {', '.join(sorted(taken))} can't name an attribute, since the index has a column of that name")
+    fields = {
+        "shard": pa.string(),
+        "split": pa.string(),
+        "offset": pa.int64(),
+        "length": pa.int32(),
+        "key": pa.string(),
+        "group": pa.string(),
+    }
+    return pa.schema(fields | {attribute: pa.int8() for attribute in schema.names} | {"checksum": pa.uint32()})
+
+
+def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
+    """Write an index that is whole or not there; ``tables`` have the columns of `arrow_schema`."""
+    tree = asdict(header) | {"version": VERSION, "schema": header.schema.to_dict()}
+    columns = arrow_schema(header.schema).with_metadata({METADATA: json.dumps(tree)})
+    with whole_file(path) as stream, pq.ParquetWriter(stream, columns, compression="zstd") as writer:
+        for table in _row_groups(tables):
+            writer.write_table(table.cast(columns), row_group_size=len(table))
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of at least ROW_GROUP, but for the last."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if sum(map(len, waiting)):
+        yield pa.concat_tables(waiting)
+
+
+def read_header(path: Path) -> Header:
+    """What the metadata of an index file says.
+
+    Raises:
+        ValueError: no index, or none that this version reads.
+    """
+    with _open(path) as file:
+        text = (file.schema_arrow.metadata or {}).get(METADATA)
+    if text is None:
+        raise ValueError(f"{path}: a Parquet file, but no index of a shard set; make one with `attributegan-shard pack` or `index`")
+    tree: dict[str, Any] = json.loads(text)
+    if tree.pop("version") != VERSION:
+        raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
+    return Header(
+        AttributeSchema.from_dict(tree["schema"], where=str(path)),
+        tuple(Shard(**shard) for shard in tree["shards"]),
+        tree["image_size"],
+        tree["source"],
+        tuple(tree["left_out"]),
+    )
+
+
+def read_rows(path: Path, header: Header, split: str) -> Rows:
+    """The tiles of one split, in the order of the index; reads only the columns that reading tiles needs.
+
+    Raises:
+        ValueError: rows that contradict the metadata.
+    """
+    names = header.schema.names
+    number = {shard.name: place for place, shard in enumerate(header.shards)}
+    wanted_S = np.array([shard.split == split for shard in header.shards])
+    parts: list[Rows] = []
+    with _open(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["shard", "offset", "length", "checksum", *names]).unify_dictionaries()
+            rows = _rows(table, names, number, path)
+            keep_N = wanted_S[rows.shard_N]
+            parts.append(Rows(*(getattr(rows, name)[keep_N] for name in Rows.__dataclass_fields__)))
+    rows = Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in Rows.__dataclass_fields__))
+    _check(rows, header, path)
+    return rows
+
+
+def read_table(path: Path, **options: Any) -> pa.Table:
+    """All columns, or those that the options of `pyarrow.parquet.read_table` choose."""
+    try:
+        return pq.read_table(path, **options)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True, read_dictionary=["shard"])
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"{path}: not there; {path.parent} is no shard set. Make one with `attributegan-shard pack`")
+    return ValueError(f"{path}: not a readable index: {error}")
+
+
+def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path: Path) -> Rows:
+    column = {name: table[name].combine_chunks() for name in table.column_names}
+    labels = column["shard"].dictionary.to_pylist()
+    if unknown := [label for label in labels if label not in number]:
+        raise ValueError(
+            f"{path}: rows name the shards {', '.join(map(str, unknown[:3]))}, which its metadata don't have; pack the set again"
+        )
+    shard_N = np.array([number[label] for label in labels], np.int32)[column["shard"].indices.to_numpy()]
+    levels_NA = np.stack([column[name].to_numpy() for name in names], axis=1)
+    return Rows(shard_N, column["offset"].to_numpy(), column["length"].to_numpy(), column["checksum"].to_numpy(), levels_NA)
+
+
+def _check(rows: Rows, header: Header, path: Path) -> None:
+    for attribute, levels_N in zip(header.schema.attributes, rows.levels_NA.T, strict=True):
+        if len(levels_N) and not 0 <= levels_N.min() <= levels_N.max() < len(attribute.levels):
+            raise ValueError(f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
+                             f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again")  # fmt: skip
+    size_S = np.array([shard.size for shard in header.shards])
+    if ((rows.offset_N < 0) | (rows.length_N < 0) | (rows.offset_N + rows.length_N > size_S[rows.shard_N])).any():
+        raise ValueError(f"{path}: some tiles lie outside of their shard; pack the set again")

@@ -1,0 +1,131 @@
+"""The tables that people bring: which file has which levels and belongs to which group, and every row that is wrong.
+
+Owns reading the CSVs. Tiles are held as columns, so that millions of them fit in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from attributegan.attributes import Attribute, AttributeSchema
+from data_shards.format import key_of
+
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The tiles to pack.
+
+    Args:
+        table: columns ``file``, ``key``, ``group`` ("" for none), ``where`` (file:line) and one int8 for each attribute.
+        bad: rows that are not in the table and why, a line each.
+        grouped: whether tiles of a group must stay together.
+    """
+
+    schema: AttributeSchema
+    table: pa.Table
+    bad: list[str]
+    grouped: bool
+
+
+def table_of(schema: AttributeSchema, columns: Mapping[str, Sequence[str] | pa.Array], levels_NA: np.ndarray) -> pa.Table:
+    """The table of `Labels` from its columns."""
+    arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    return pa.table(arrays | {name: pa.array(levels_N, pa.int8()) for name, levels_N in zip(schema.names, levels_NA.T, strict=True)})
+
+
+def read_labels(
+    paths: Sequence[Path], schema: AttributeSchema, columns: Mapping[str, str] | None = None, group: str | None = None
+) -> Labels:
+    """Read one or several CSVs with a header line and the columns ``file`` and one for each attribute (level by number or name).
+
+    Args:
+        columns: name in the CSV for ``file`` or an attribute, where it is another one.
+        group: column whose equal entries must never fall on two sides of a split, such as the slide.
+
+    Raises:
+        ValueError: a file that can't be read, or a column that is not there. Single bad rows are in the result instead.
+    """
+    names = {name: name for name in ("file", *schema.names)} | dict(columns or {})
+    if unknown := set(names) - {"file", *schema.names}:
+        raise ValueError(f"--column {sorted(unknown)[0]}=…: not `file` nor an attribute; those are {', '.join(schema.names)}")
+    bad: list[str] = []
+    chunks = list(_chunks(paths, schema, names, group, bad))
+    empty = table_of(schema, {"file": [], "key": [], "group": [], "where": []}, np.empty((0, len(schema.names)), np.int8))
+    return Labels(schema, pa.concat_tables([empty, *chunks]), bad, group is not None)
+
+
+def _chunks(
+    paths: Sequence[Path], schema: AttributeSchema, names: Mapping[str, str], group: str | None, bad: list[str]
+) -> Iterator[pa.Table]:
+    """Good rows, in tables of bounded size; bad ones go to ``bad``."""
+    seen: dict[str, str] = {}
+    rows: list[tuple[str, str, str, str, list[int]]] = []
+    for path in paths:
+        for where, row in _rows(path, [*names.values()] + ([group] if group else [])):
+            try:
+                file, levels = _file(row[names["file"]]), _levels(row, schema, names)
+                key = key_of(file)
+                if key in seen:
+                    raise ValueError(f"{file}: its key {key} is that of {seen[key]} already")
+                if group and not row[group]:
+                    raise ValueError(f"{file}: column {group} is empty")
+            except ValueError as error:
+                bad.append(f"{where}: {error}")
+                continue
+            seen[key] = where
+            rows.append((file, key, row[group] if group else "", where, levels))
+            if len(rows) == CHUNK:
+                yield _table(schema, rows)
+                rows = []
+    if rows:
+        yield _table(schema, rows)
+
+
+def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, list[int]]]) -> pa.Table:
+    file, key, group, where, levels = zip(*rows, strict=True)
+    return table_of(schema, {"file": file, "key": key, "group": group, "where": where}, np.array(levels, np.int8))
+
+
+def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """``file:line`` and the entries of every row, stripped."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restkey="", restval="")
+            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ('nothing',))}. "
+                                 "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME")  # fmt: skip
+            for row in reader:
+                yield f"{path.name}:{reader.line_num}", {name: row[name].strip() for name in wanted}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
+
+
+def _file(text: str) -> str:
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file {text!r}: write the image's name relative to the folder of --images")
+    return str(path)
+
+
+def _levels(row: Mapping[str, str], schema: AttributeSchema, names: Mapping[str, str]) -> list[int]:
+    return [_level(row[names[attribute.name]], attribute) for attribute in schema.attributes]
+
+
+def _level(text: str, attribute: Attribute) -> int:
+    if text in attribute.levels:
+        return attribute.levels.index(text)
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{attribute.name} is {text!r}, neither a number nor one of {', '.join(attribute.levels)}") from None
+    if number not in range(len(attribute.levels)):
+        raise ValueError(f"{attribute.name} is {text}, levels are 0 to {len(attribute.levels) - 1}")
+    return int(number)

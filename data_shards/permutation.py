@@ -1,0 +1,58 @@
+"""Counted pseudo-randomness in numpy: hashes of numbers and a permutation that can be asked for any place.
+
+Everything is a pure function of its arguments in 64-bit integers, so it is the same on every machine and with every version of numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, made odd
+ROUNDS = 8
+
+
+def stream(seed: int, purpose: str) -> np.uint64:
+    """The 64-bit key of one stream of random numbers."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little"))
+
+
+def mix(numbers_N: np.ndarray) -> np.ndarray:
+    """Finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of uint64 that looks random."""
+    z = (numbers_N ^ (numbers_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def hashes(key: np.uint64, numbers_N: np.ndarray) -> np.ndarray:
+    """A uint64 for each number of a stream."""
+    return mix(mix(np.asarray(numbers_N).astype(np.uint64) * GOLDEN + GOLDEN) ^ key)
+
+
+def permute(places_N: np.ndarray, size: int, keys_N: np.ndarray) -> np.ndarray:
+    """Where a pseudo-random permutation of ``range(size)`` sends each place; one permutation for every key.
+
+    A Feistel network on pairs (Luby & Rackoff 1988), over the smallest square that holds ``size`` and walked until inside
+    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). The cost of a place does not depend on ``size``.
+
+    Args:
+        places_N: int64, in [0, size).
+        keys_N: uint64, the key of each place's permutation.
+    """
+    side = np.uint64(math.isqrt(max(size - 1, 0)) + 1)
+    result_N = np.array(places_N, dtype=np.uint64)
+    outside = np.arange(len(result_N))
+    while len(outside):
+        result_N[outside] = _network(result_N[outside], side, keys_N[outside])
+        outside = outside[result_N[outside] >= np.uint64(size)]
+    return result_N.astype(np.int64)
+
+
+def _network(numbers_N: np.ndarray, side: np.uint64, keys_N: np.ndarray) -> np.ndarray:
+    left_N, right_N = np.divmod(numbers_N, side)
+    for turn in range(1, ROUNDS + 1):
+        round_keys_N = keys_N + np.full_like(keys_N, turn) * GOLDEN
+        left_N, right_N = right_N, (left_N + mix(right_N * GOLDEN ^ round_keys_N) % side) % side
+    return left_N * side + right_N

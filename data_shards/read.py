@@ -1,0 +1,264 @@
+"""Tiles out of a shard set, batch by batch, from any position of the order on.
+
+Owns opening a set, the worker processes and what happens to damaged tiles. Which tile comes when is in order.py, what a shard is made
+of in format.py and index.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attributegan.attributes import AttributeSchema
+from data_shards import index, permutation
+from data_shards import workers as processes
+from data_shards.order import Order
+from data_shards.tiles import Damaged, TileFiles, Wanted
+
+log = logging.getLogger("attributegan.data")
+
+AHEAD = 4  # micro-batches that each worker has ready or in work
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split of a shard set, opened for reading."""
+
+    folder: Path
+    header: index.Header
+    rows: index.Rows
+
+    @classmethod
+    def open(cls, path: str | Path, split: str = "train") -> ShardSet:
+        """Read the index of the set in folder ``path``; its tars are looked at, not read.
+
+        Raises:
+            ValueError: no such set or split, or a shard that is missing or has another size than the index says.
+        """
+        if not str(path):
+            raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
+        folder = Path(path)
+        header = index.read_header(folder / index.FILE)
+        if split not in header.splits:
+            raise ValueError(f"data.split: {folder} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
+        _check_shards(folder, [shard for shard in header.shards if shard.split == split])
+        return cls(folder, header, index.read_rows(folder / index.FILE, header, split))
+
+    def __len__(self) -> int:
+        return len(self.levels_NA)
+
+    @property
+    def schema(self) -> AttributeSchema:
+        return self.header.schema
+
+    @property
+    def levels_NA(self) -> np.ndarray:
+        """int8, one row a tile."""
+        return self.rows.levels_NA
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels of the stored tiles, when all are squares of one size."""
+        return self.header.image_size
+
+    def name(self, tile: int) -> str:
+        """``shard: key`` of a tile."""
+        shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
+        found = index.read_table(self.folder / index.FILE, columns=["key"], filters=[("shard", "=", shard), ("offset", "=", offset)])
+        return f"{self.folder / shard}: {found['key'][0]}"
+
+    def shard_of(self, tile: int) -> str:
+        return self.header.shards[self.rows.shard_N[tile]].name
+
+
+def _check_shards(folder: Path, shards: list[index.Shard]) -> None:
+    for shard in shards:
+        try:
+            size = (folder / shard.name).stat().st_size
+        except OSError as error:
+            raise ValueError(f"{folder / shard.name}: a shard of the set can't be read ({error.strerror}); copy the set again") from error
+        if size != shard.size:
+            raise ValueError(f"{folder / shard.name}: has {size:,} bytes and should have {shard.size:,}; copy the set again")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process."""
+
+    images_BCHW: Tensor  # uint8 RGB, channels last in memory
+    levels_BA: Tensor  # int64
+    cursor: int  # global position of the micro-batch's first image
+
+
+def batches(
+    shards: ShardSet,
+    order: Order,
+    *,
+    start: int,
+    batch: int,
+    micro_batches: int,
+    rank: int,
+    world: int,
+    workers: int,
+    flips: bool,
+    image_size: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The micro-batches of process ``rank`` from global position ``start`` on, without end.
+
+    With b = batch / (micro_batches * world), micro-batch m of a step that starts at position c is the global positions
+    c + m * (batch / micro_batches) + rank * b + [0, b). Starting costs the same at any position. The batches depend neither on
+    ``workers`` nor on how often reading was started.
+
+    Args:
+        start: images seen before.
+        batch: global batch, a multiple of ``micro_batches * world``.
+        workers: processes that read and decode; 0 does it here.
+        flips: turn and mirror each tile in one of the 8 ways, drawn for (seed, position).
+        image_size: pixels; tiles of another size are cropped to a centred square and resized.
+
+    Raises:
+        ValueError: too many tiles are damaged; names a shard.
+    """
+    assert batch % (micro_batches * world) == 0 and 0 <= rank < world
+    share = batch // (micro_batches * world)
+    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips)
+    tiles = TileFiles([shards.folder / shard.name for shard in shards.header.shards], image_size)
+    repairs = _Repairs(requests, tiles)
+    for request, images_BHWC, damage in _start(tiles, requests, workers, pin_memory):
+        tile_B = repairs.mend(request, images_BHWC, damage)
+        levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
+        yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a worker needs for one micro-batch; small, so that workers know nothing of the index."""
+
+    first: int  # position of the first tile
+    tile_B: np.ndarray
+    wanted: list[Wanted]
+
+
+class _Requests:
+    """The requests of one process, from a position on, without end."""
+
+    def __init__(self, shards: ShardSet, order: Order, first: int, step: int, share: int, flips: bool) -> None:
+        self.shards, self.order, self.flips = shards, order, flips
+        self.first, self.step, self.share = first, step, share
+        self._turns = permutation.stream(order.seed, "turns of the tiles")
+
+    def __iter__(self) -> Iterator[_Request]:
+        first = self.first
+        while True:
+            position_B = np.arange(first, first + self.share)
+            tile_B = self.order[position_B]
+            yield _Request(first, tile_B, self.wanted(tile_B, position_B))
+            first += self.step
+
+    def wanted(self, tile_B: np.ndarray, position_B: np.ndarray) -> list[Wanted]:
+        """How to get ``tile_B`` when they stand at ``position_B``."""
+        rows = self.shards.rows
+        turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
+        columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
+        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+_Answer = tuple[_Request, Tensor, dict[int, str]]
+
+
+class _Reader:
+    """The data set that the DataLoader's workers hold: requests in, pixels out."""
+
+    def __init__(self, tiles: TileFiles) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        """The request, images_BHWC, and what is wrong with the tiles that could not be read, by place in the batch."""
+        images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
+        damage: dict[int, str] = {}
+        for place, wanted in enumerate(request.wanted):
+            try:
+                images_BHWC[place] = self.tiles.read(wanted)
+            except Damaged as error:
+                damage[place] = str(error)
+        return request, torch.from_numpy(images_BHWC), damage
+
+
+def _as_it_is(answer: _Answer) -> _Answer:
+    return answer
+
+
+def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+    loader: DataLoader[_Answer] = DataLoader(
+        _Reader(tiles),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        pin_memory=pin_memory,
+        multiprocessing_context=processes.START_METHOD if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed; not from the generator of the training
+    )
+    # Ctrl-C and a launcher's SIGTERM go to the workers as well. Born with both blocked, they stay for the last step and the
+    # checkpoint; they end with the loader, or when they see that their parent is gone.
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Repairs:
+    """Puts the next tile of the order in the place of a damaged one, and stops a run whose shards are not worth training on.
+
+    The replacement depends on the position alone, so processes of any number agree on it.
+    """
+
+    def __init__(self, requests: _Requests, tiles: TileFiles) -> None:
+        self.requests, self.tiles = requests, tiles
+        self.damaged: set[int] = set()
+        self.most = max(10, len(requests.shards) // 1000)
+
+    def mend(self, request: _Request, images_BHWC: Tensor, damage: dict[int, str]) -> np.ndarray:
+        """Fill the damaged places of ``images_BHWC``; the tiles that the batch then has, tile_B."""
+        tile_B = request.tile_B.copy()
+        for place, what in damage.items():
+            self._note(int(tile_B[place]), what)
+            tile_B[place], pixels_HWC = self._next(request.first + place)
+            images_BHWC[place] = torch.from_numpy(pixels_HWC)
+        return tile_B
+
+    def _next(self, position: int) -> tuple[int, np.ndarray]:
+        for later in range(position + 1, position + 1000):
+            tile_B = self.requests.order[np.array([later])]
+            try:
+                return int(tile_B[0]), self.tiles.read(self.requests.wanted(tile_B, np.array([position]))[0])
+            except Damaged as error:
+                self._note(int(tile_B[0]), str(error))
+        raise self._too_many(int(tile_B[0]))
+
+    def _note(self, tile: int, what: str) -> None:
+        if tile in self.damaged:
+            return
+        self.damaged.add(tile)
+        log.warning("%s: damaged (%s); the next tile takes its place (%d so far)", self.requests.shards.name(tile), what, len(self.damaged))
+        if len(self.damaged) > self.most:
+            raise self._too_many(tile)
+
+    def _too_many(self, tile: int) -> ValueError:
+        shards = self.requests.shards
+        return ValueError(f"{shards.folder / shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.folder}, the last "
+                          f"in this shard; find all with `attributegan-shard verify {shards.folder}` and replace them")  # fmt: skip

@@ -1,0 +1,109 @@
+"""Where the images of a set come from when it is packed: a folder of files, or drawn phantoms."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from attributegan.attributes import PUBLISHED, AttributeSchema
+from data_shards import format
+from data_shards.labels import Labels, table_of
+
+
+class Member(NamedTuple):
+    """An image as it goes into a shard."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+class Source(Protocol):
+    """Gives the image of each row of a `Labels` table; travels to worker processes."""
+
+    def sizes(self, table: pa.Table) -> np.ndarray:
+        """About how many bytes each image will have, int64; -1 for an image that is not there."""
+
+    def read(self, row: Mapping[str, Any]) -> Member:
+        """The image of one row; ValueError says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files, taken byte for byte; or cropped to centred squares of ``size`` pixels and stored as PNG, which loses nothing."""
+
+    root: str
+    size: int | None = None
+
+    def sizes(self, table: pa.Table) -> np.ndarray:
+        files = np.fromiter((self._file_size(file.as_py()) for file in table["file"]), np.int64, len(table))
+        return files if self.size is None else np.where(files >= 0, 3 * self.size**2, -1)
+
+    def _file_size(self, file: str) -> int:
+        try:
+            return os.stat(os.path.join(self.root, file)).st_size
+        except (OSError, ValueError):  # ValueError: a name with a null character
+            return -1
+
+    def read(self, row: Mapping[str, Any]) -> Member:
+        try:
+            data = Path(self.root, row["file"]).read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
+                if self.size is None and image.format in format.EXTENSIONS:
+                    if not _ends_well(data, image.format):
+                        image.load()
+                    return Member(data, format.EXTENSIONS[image.format], *image.size)
+                rgb = image.convert("RGB") if self.size is None else format.fit(image.convert("RGB"), self.size)
+                return Member(format.encode_png(rgb), "png", *rgb.size)
+        except format.DECODING_ERRORS as error:
+            raise ValueError(f"{row['file']}: not a readable image: {error}") from error
+
+
+def _ends_well(data: bytes, kind: str) -> bool:
+    """Whether an image file ends as its format wants: a cheap sign that it is not cut off."""
+    if kind == "WEBP":
+        return len(data) == int.from_bytes(data[4:8], "little") + 8
+    return data.endswith(b"\xff\xd9" if kind == "JPEG" else b"IEND\xaeB`\x82")
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """Drawn tiles; the file name of each is its number (see `data_shards.phantom`)."""
+
+    schema: AttributeSchema
+    size: int
+    seed: int
+
+    def sizes(self, table: pa.Table) -> np.ndarray:
+        return np.full(len(table), 3 * self.size**2, np.int64)
+
+    def read(self, row: Mapping[str, Any]) -> Member:
+        from data_shards import phantom
+
+        levels = [row[name] for name in self.schema.names]
+        pixels_HWC = phantom.render(levels, self.size, self.seed, int(row["file"]))
+        return Member(format.encode_png(pixels_HWC), "png", self.size, self.size)
+
+
+def phantom_labels(count: int, seed: int) -> Labels:
+    """The levels of ``count`` phantoms, in invented slides of up to 64 tiles."""
+    from data_shards import phantom
+
+    levels_NA = phantom.draw_levels(count, seed)
+    of_a_slide = max(1, min(64, count // 10))
+    columns = {
+        "file": [f"{number:07d}" for number in range(count)],
+        "key": [f"phantom-{number:07d}" for number in range(count)],
+        "group": [f"phantoms-{number // of_a_slide:05d}" for number in range(count)],
+        "where": [f"phantom {number}" for number in range(count)],
+    }
+    return Labels(PUBLISHED, table_of(PUBLISHED, columns, levels_NA), [], grouped=True)

@@ -1,0 +1,42 @@
+"""How far a pack or a check is: a bar on a terminal, now and then a line in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY_S = 30.0
+
+
+class TileProgress:
+    """Called with the number of tiles done so far; shows tiles/s and the time left on stderr."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self.total, self.done = total, 0
+        self.started = self.told = time.monotonic()
+        self.bar = tqdm(total=total, unit=" tiles", unit_scale=True, leave=False) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> TileProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.close()
+        if self.done and kind is None:
+            self._tell()
+
+    def __call__(self, done: int) -> None:
+        if self.bar:
+            self.bar.update(done - self.done)
+        self.done = done
+        if not self.bar and time.monotonic() - self.told > LINE_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.told = time.monotonic()
+        seconds = max(self.told - self.started, 1e-9)
+        left = f", {(self.total - self.done) * seconds / self.done:,.0f} s left" if self.done < self.total else ""
+        print(f"{self.done:,} of {self.total:,} tiles, {self.done / seconds:,.0f} tiles/s{left}", file=sys.stderr, flush=True)
