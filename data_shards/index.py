@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def read_header(path: Path) -> Header:
     Raises:
         ValueError: no index, or none that this version reads.
     """
-    with _open(path) as file:
-        text = (file.schema_arrow.metadata or {}).get(METADATA)
+    with _readable(path):
+        text = (pq.read_schema(path).metadata or {}).get(METADATA)
     if text is None:
         raise ValueError(f"{path}: a Parquet file, but no index of a shard set; make one with `attributegan-shard pack` or `index`")
     tree: dict[str, Any] = json.loads(text)
@@ -137,7 +138,7 @@ def read_rows(path: Path, header: Header, split: str) -> Rows:
     number = {shard.name: place for place, shard in enumerate(header.shards)}
     wanted_S = np.array([shard.split == split for shard in header.shards])
     parts: list[Rows] = []
-    with _open(path) as file:
+    with _readable(path), pq.ParquetFile(path, memory_map=True, read_dictionary=["shard"]) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["shard", "offset", "length", "checksum", *names]).unify_dictionaries()
             rows = _rows(table, names, number, path)
@@ -150,23 +151,19 @@ def read_rows(path: Path, header: Header, split: str) -> Rows:
 
 def read_table(path: Path, **options: Any) -> pa.Table:
     """All columns, or those that the options of `pyarrow.parquet.read_table` choose."""
-    try:
+    with _readable(path):
         return pq.read_table(path, **options)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
 
 
-def _open(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tell what is wrong with the file in our words."""
     try:
-        return pq.ParquetFile(path, memory_map=True, read_dictionary=["shard"])
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: not there; {path.parent} is no shard set. Make one with `attributegan-shard pack`") from error
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    if isinstance(error, FileNotFoundError):
-        return ValueError(f"{path}: not there; {path.parent} is no shard set. Make one with `attributegan-shard pack`")
-    return ValueError(f"{path}: not a readable index: {error}")
+        raise ValueError(f"{path}: not a readable index: {error}") from error
 
 
 def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path: Path) -> Rows:

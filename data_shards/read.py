@@ -198,6 +198,10 @@ def _as_it_is(answer: _Answer) -> _Answer:
     return answer
 
 
+def _end_with_parent(worker: int) -> None:
+    processes.end_with_parent()
+
+
 def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
     loader: DataLoader[_Answer] = DataLoader(
         _Reader(tiles),  # type: ignore[arg-type]
@@ -207,11 +211,12 @@ def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool
         prefetch_factor=AHEAD if workers else None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         pin_memory=pin_memory,
+        worker_init_fn=_end_with_parent,
         multiprocessing_context=processes.START_METHOD if workers else None,
         generator=torch.Generator(),  # the loader draws a seed; not from the generator of the training
     )
-    # Ctrl-C and a launcher's SIGTERM go to the workers as well. Born with both blocked, they stay for the last step and the
-    # checkpoint; they end with the loader, or when they see that their parent is gone.
+    # Ctrl-C and a launcher's SIGTERM go to the workers as well. Born with both blocked, they stay for the last step and
+    # the checkpoint; they end with the loader or with their parent.
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -238,7 +243,7 @@ class _Repairs:
         for place, what in damage.items():
             self._note(int(tile_B[place]), what)
             tile_B[place], pixels_HWC = self._next(request.first + place)
-            images_BHWC[place] = torch.from_numpy(pixels_HWC)
+            images_BHWC[place].numpy()[...] = pixels_HWC
         return tile_B
 
     def _next(self, position: int) -> tuple[int, np.ndarray]:

@@ -62,10 +62,14 @@ def available() -> int:
 
 
 def _start(counter: Any) -> None:
-    """In a new worker: leave Ctrl-C to the parent, and end when the parent is gone, whatever ended it."""
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a new worker: end when the parent is gone, whatever ended it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

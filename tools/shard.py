@@ -133,17 +133,13 @@ def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> Non
     options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers: {arguments.workers} must be above 0")
-    with TileProgress(len(labels.table)) as progress:
-        header = pack(
-            labels,
-            source,
-            arguments.out,
-            options,
-            processes=arguments.workers or workers.available(),
-            skip_bad=arguments.skip_bad if "skip_bad" in arguments else False,
-            overwrite=arguments.overwrite,
-            progress=progress,
-        )
+    choices = {name: getattr(arguments, name, False) for name in ("skip_bad", "overwrite")}
+    try:
+        with TileProgress(len(labels.table)) as progress:
+            processes = arguments.workers or workers.available()
+            header = pack(labels, source, arguments.out, options, processes=processes, progress=progress, **choices)
+    except OSError as error:  # no space, no permission
+        raise ValueError(f"--out: {error}; what is written of the set so far is kept beside it, for the same command to go on") from error
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(summary(arguments.out, header))
