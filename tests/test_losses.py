@@ -1,0 +1,111 @@
+"""Losses against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from attributegan import losses
+
+E = math.e
+
+
+def test_hinge_pushes_real_down_and_fake_up() -> None:
+    real = torch.tensor([[-2.0, 0.5]], requires_grad=True)
+    fake = torch.tensor([[3.0, -0.5]], requires_grad=True)
+    loss = losses.hinge_discriminator(real, fake)
+    assert loss.item() == 0.75 + 0.75  # mean(0, 1.5) + mean(0, 1.5)
+    loss.backward()
+    assert real.grad.tolist() == [[0.0, 0.5]] and fake.grad.tolist() == [[0.0, -0.5]]
+
+
+def test_generator_wants_low_answers() -> None:
+    fake = torch.tensor([1.0, -3.0, 0.5, 0.5], requires_grad=True)
+    loss = losses.hinge_generator(fake)
+    assert loss.item() == -0.25
+    loss.backward()
+    assert fake.grad.tolist() == [0.25] * 4
+
+
+# Three images on two axes: cosines are 0 or 1. Images 0 and 2 have the same levels.
+EMBEDDING = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+PROXY = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+LEVELS = torch.tensor([[1, 2], [1, 3], [1, 2]])
+
+
+def test_contrastive_by_hand() -> None:
+    terms = [
+        math.log((E + 1 + E) / (E + E)),  # proxy e, image 1 e^0 with other levels, image 2 e with the same
+        math.log((1 + 1 + 1) / 1),  # no image with its levels
+        math.log((1 + E + 1) / (1 + E)),  # proxy e^0, image 0 e with the same levels, image 1 e^0
+    ]
+    assert losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0).item() == pytest.approx(sum(terms) / 3, abs=1e-6)
+
+
+def test_contrastive_temperature_by_hand() -> None:
+    """T divides the cosines and, as AttributeGAN writes it, multiplies the fraction."""
+    terms = [math.log((2 * E**2 + 1) / (2 * E**2)), math.log(3), math.log((2 + E**2) / (1 + E**2))]
+    expected = sum(terms) / 3 - math.log(0.5)
+    assert losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=0.5).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_contrastive_uses_cosines_and_ignores_scale() -> None:
+    loss = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0)
+    scaled = losses.contrastive_2c(7 * EMBEDDING, 0.1 * PROXY, LEVELS, temperature=1.0)
+    assert scaled.item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_contrastive_of_one_image_has_no_negatives() -> None:
+    assert losses.contrastive_2c(EMBEDDING[:1], PROXY[:1], LEVELS[:1], temperature=1.0).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_contrastive_in_shares_is_that_of_the_global_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(6, 5, generator=generator, dtype=torch.double, requires_grad=True)
+    proxy = torch.randn(6, 5, generator=generator, dtype=torch.double)
+    levels = torch.randint(2, (6, 2), generator=generator)
+    whole = losses.contrastive_2c(embedding, proxy, levels, 0.7)
+    shares = [
+        losses.contrastive_2c(embedding[k : k + 2], proxy[k : k + 2], levels[k : k + 2], 0.7, embedding, levels, first=k) for k in (0, 2, 4)
+    ]
+    assert torch.stack(shares).mean().item() == pytest.approx(whole.item(), abs=1e-12)
+    (expected,) = torch.autograd.grad(whole, embedding)
+    (found,) = torch.autograd.grad(torch.stack(shares).mean(), embedding)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    alone = losses.contrastive_2c(embedding[2:4], proxy[2:4], levels[2:4], 0.7)
+    assert abs(alone.item() - shares[1].item()) > 0.1  # what the published code computes on each of several processes
+
+
+def test_contrastive_is_finite_at_small_temperatures() -> None:
+    embedding = EMBEDDING.clone().requires_grad_()
+    loss = losses.contrastive_2c(embedding, PROXY, LEVELS, temperature=1e-3)  # e^1000 overflows
+    loss.backward()
+    # Images 0 and 2: nothing. Image 1: log 3.
+    assert loss.item() == pytest.approx((math.log(3) + 0 + 0) / 3 - math.log(1e-3), abs=1e-3)
+    assert torch.isfinite(embedding.grad).all()
+
+
+def test_r1_by_hand() -> None:
+    images = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 0.0]]]], requires_grad=True)
+    weight = torch.tensor(2.0, requires_grad=True)
+    scores = weight * images.square().sum(dim=(1, 2, 3)) / 2  # gradient: weight * image
+    penalty = losses.r1_penalty(scores, images)
+    assert penalty.item() == 4 * (5 + 9) / 2
+    penalty.backward()
+    assert weight.grad.item() == 2 * 2 * (5 + 9) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.double])
+def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) -> None:
+    wide = torch.float64 if dtype == torch.double else torch.float32
+    images = torch.ones(3, 1, 2, 2, dtype=dtype, requires_grad=True)
+    found = [
+        losses.hinge_discriminator(EMBEDDING.to(dtype), PROXY.to(dtype)),
+        losses.hinge_generator(PROXY.to(dtype)),
+        losses.contrastive_2c(EMBEDDING.to(dtype), PROXY.to(dtype), LEVELS, 1.0),
+        losses.r1_penalty(images.square(), images),
+    ]
+    assert {loss.dtype for loss in found} == {wide}
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, 0.3)
+    assert exact.item() == pytest.approx(losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, 0.3).item(), abs=1e-7)
