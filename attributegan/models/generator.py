@@ -53,7 +53,7 @@ class Generator(Stages):
         """
         label_BK11 = self.columns(levels_BA).to(latents_BL.dtype)[..., None, None]
         x = torch.cat([self.from_latent(latents_BL[..., None, None]), self.from_label(label_BK11)], dim=1)
-        x = normalise(x)
+        x = normalise(x).to(x.dtype)
         factors: dict[int, Tensor] = {}
         for k, stage in enumerate(self.stages):
             x = self.run(stage, x)
