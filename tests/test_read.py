@@ -203,7 +203,8 @@ seen = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: seen.append(number))
 shards = ShardSet.open(sys.argv[1])
-data = batches(shards, Order(shards.levels_NA, 0, 0.0), start=0, batch=8, micro_batches=1, rank=0, world=1, workers=2, flips=True, image_size=16)
+options = dict(start=0, batch=8, micro_batches=1, rank=0, world=1, workers=2, flips=True, image_size=16)
+data = batches(shards, Order(shards.levels_NA, 0, 0.0), **options)
 next(data)
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 print(*children, flush=True)

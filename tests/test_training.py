@@ -38,7 +38,7 @@ def test_interrupted_run_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("overrides", "bar"),
     [
-        (("optim.name=sgd", "optim.generator_lr=0.01", "optim.discriminator_lr=0.01"), 1e-6),
+        (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
         (("train.precision=fp64",), 1e-10),
         (("train.precision=fp64", "train.accumulation=2"), 1e-10),
     ],

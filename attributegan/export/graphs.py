@@ -1,0 +1,132 @@
+"""The generator as a graph that runs without this package: ONNX, or a ``torch.export`` program.
+
+Both take ``latents`` (batch, latent_dim) float32 and ``levels`` (batch, attributes), and give ``images`` (batch, 3, size, size),
+about [-1, 1], not clamped; any batch. Both carry the attributes as JSON under the name ``attributes``. What is written is read
+back and compared with the network before it gets its name. Levels that don't exist are not refused by a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from attributegan.checkpoint import Loaded, load_for_sampling
+from attributegan.export.aside import aside, check_file
+from attributegan.sample import latents_for, levels_for
+
+TOLERANCE = 1e-4  # largest difference from the network's own images, whose range is about [-1, 1]
+
+Call = Callable[[Tensor, Tensor], Tensor]
+
+
+def export_onnx(run: str | Path, out: str | Path, raw: bool = False, fractional: bool = False) -> None:
+    """Write the generator of a run or checkpoint as the ONNX file ``out``, weights included.
+
+    Args:
+        run: run folder (its newest checkpoint) or checkpoint.
+        out: file name that ends in .onnx; replaced if it is there.
+        raw: the weights as trained, instead of their average.
+        fractional: ``levels`` is float32, levels in between allowed, instead of int64.
+
+    Raises:
+        ValueError: no whole checkpoint, a place that can't be written, or a package that is not installed.
+    """
+    out = Path(out)
+    check_file(out, ".onnx")
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'attributegan[export]'")
+    loaded = _load(run, raw)
+    with aside(out) as path, _quiet():
+        model = torch.onnx.export(
+            _trace(loaded, fractional),
+            dynamo=True,
+            input_names=["latents", "levels"],
+            output_names=["images"],
+            dynamic_shapes=({0: "batch"}, {0: "batch"}),  # names that dimension
+            verbose=False,
+        )
+        assert model is not None  # it is with dynamo
+        model.model.metadata_props["attributes"] = json.dumps(loaded.schema.to_dict())
+        model.save(path, external_data=False)
+        _check(loaded, fractional, _onnx_call(path), path.name)
+
+
+def export_program(run: str | Path, out: str | Path, raw: bool = False, fractional: bool = False) -> None:
+    """Write the generator of a run or checkpoint as ``out``, for ``torch.export.load(out).module()``.
+
+    Args: as `export_onnx`; ``out`` ends in .pt2.
+
+    Raises: as `export_onnx`.
+    """
+    out = Path(out)
+    check_file(out, ".pt2")
+    loaded = _load(run, raw)
+    with aside(out) as path, _quiet():
+        torch.export.save(_trace(loaded, fractional), path, extra_files={"attributes": json.dumps(loaded.schema.to_dict())})
+        _check(loaded, fractional, torch.export.load(path).module(), path.name)
+
+
+def _load(run: str | Path, raw: bool) -> Loaded:
+    loaded = load_for_sampling(run, ema=not raw)
+    loaded.generator.requires_grad_(False)
+    if not loaded.generator(*_inputs(loaded, 1, False)).isfinite().all():
+        raise ValueError(f"{run}: the images of this generator are not finite; choose an earlier checkpoint")
+    return loaded
+
+
+def _trace(loaded: Loaded, fractional: bool) -> ExportedProgram:
+    batch = Dim("batch")
+    return torch.export.export(
+        loaded.generator, _inputs(loaded, 2, fractional), dynamic_shapes=({0: batch}, {0: batch}), strict=False
+    )  # fmt: skip
+
+
+def _inputs(loaded: Loaded, batch: int, fractional: bool) -> tuple[Tensor, Tensor]:
+    """latents_BL, levels_BA; fractional levels are a mix of two drawn ones."""
+    latents_BL = latents_for(0, range(batch), loaded.config.model.latent_dim)
+    levels_BA = levels_for(loaded.schema, 0, range(batch))
+    return latents_BL, torch.lerp(levels_BA.float(), levels_for(loaded.schema, 1, range(batch)).float(), 0.3) if fractional else levels_BA
+
+
+def _check(loaded: Loaded, fractional: bool, call: Call, name: str) -> None:
+    """Compare with the network at the batch that was traced and at others."""
+    for batch in (1, 2, 3):
+        inputs = _inputs(loaded, batch, fractional)
+        difference = (call(*inputs) - loaded.generator(*inputs)).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"{name}: its images differ from the network's by {difference:.1e}, more than {TOLERANCE}; nothing was written"
+            )
+
+
+def _onnx_call(path: Path) -> Call:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def call(latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"latents": latents_BL.numpy(), "levels": levels_BA.numpy()})[0])
+
+    return call
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on packages that this network doesn't use and on torch's own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,65 @@
+"""A published checkpoint as a run of ours, to sample from and to train on. Its names and shapes are `models.published`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from attributegan import checkpoint
+from attributegan.attributes import PUBLISHED
+from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
+from attributegan.export.aside import aside, check_new_folder
+from attributegan.models import published
+
+
+def import_published(source: str | Path, out: str | Path, generator: Literal["raw", "ema"] = "ema") -> Config:
+    """Write the run folder ``out``: the published networks as its checkpoint at 0 images, and a config.yaml to train on with.
+
+    Args:
+        source: file that the published code saved.
+        out: folder that is not there yet, or empty.
+        generator: which of the two published generators stands as the averaged one, which tools sample by default:
+            the average, or the raw one, as the published sampler does.
+
+    Returns:
+        the configuration in config.yaml: the recipe that was published, for the network found in ``source``.
+
+    Raises:
+        ValueError: ``source`` is no published checkpoint (see `attributegan.models.published.load`), or ``out`` is not free.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    model = published.load(source)
+    config = _recipe(model.config, out)
+    averaged = model.generator if generator == "raw" else model.generator_ema
+    with aside(out) as folder:
+        checkpoint.save(
+            folder / "checkpoints",
+            0,
+            generator=model.generator.state_dict(),
+            generator_ema=averaged.state_dict(),
+            discriminator=model.discriminator.state_dict(),
+            generator_optimizer={},  # the published code saves none
+            discriminator_optimizer={},
+            state={
+                "config": config.to_dict(),
+                "schema": PUBLISHED.to_dict(),
+                "skipped": {},
+                "skipped_in_a_row": 0,
+                "scalers": {"generator": {}, "discriminator": {}},
+            },
+        )
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    return config
+
+
+def _recipe(model: ModelConfig, out: Path) -> Config:
+    optim = OptimConfig()
+    return Config(
+        model=model,
+        augment=AugmentConfig(flips=False, policy=()),
+        # The half-life is at most ema_rampup x images seen. Those count from 0 again, and the average that comes in is long past
+        # its ramp: with the ramp of a new run the first steps would replace it by the raw weights.
+        optim=OptimConfig(ema_rampup=optim.ema_half_life),
+        run=RunConfig(dir=str(out)),
+    )
