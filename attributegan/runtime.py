@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
+from attributegan.collectives import gather
 from attributegan.config import Config, OptimConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -101,7 +101,7 @@ class Runtime:
         """Rows of all processes, in rank order, with gradients through the gather."""
         if self.world == 1:
             return tensor
-        return torch.cat(all_gather(tensor.contiguous()))
+        return gather(tensor).flatten(0, 1)
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value`` (JSON-like), on every process."""

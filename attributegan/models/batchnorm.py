@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
+
+from attributegan.collectives import gather, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -35,7 +36,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             count.add_(1)
         else:  # a second pass over the same batch: normalise as before, write into copies
             mean, var = mean.clone(), var.clone()
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        world = world_size()
         if world == 1:
             return F.batch_norm(x_BCHW, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         if x_BCHW.is_cuda:
@@ -75,7 +76,7 @@ def _synchronised(
     x = x_BCHW.float() if x_BCHW.dtype in (torch.float16, torch.bfloat16) else x_BCHW
     var_C, mean_C = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     count_1 = mean_C.new_full((1,), x.numel() / x.shape[1])
-    everyone_WS = _Gather.apply(torch.cat([mean_C, var_C, count_1]))
+    everyone_WS = gather(torch.cat([mean_C, var_C, count_1]))
     means_WC, vars_WC, counts_W1 = everyone_WS.split([len(mean_C), len(mean_C), 1], dim=1)
     total = counts_W1.sum()
     mean_C = (counts_W1 * means_WC).sum(0) / total
@@ -85,20 +86,3 @@ def _synchronised(
         running_var_C.lerp_((var_C * total / (total - 1)).to(running_var_C.dtype), momentum)
     scale_C = weight_C * (var_C + eps).rsqrt()
     return torch.addcmul(bias_C[:, None, None], x - mean_C[:, None, None], scale_C[:, None, None]).to(x_BCHW.dtype)
-
-
-class _Gather(torch.autograd.Function):
-    """A vector of every process, stacked in rank order; gradients come back to the process that the vector is from."""
-
-    @staticmethod
-    def forward(ctx: Any, vector_S: Tensor) -> Tensor:
-        rows = [torch.empty_like(vector_S) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, vector_S)
-        return torch.stack(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_WS: Tensor) -> Tensor:
-        summed_WS = grad_WS.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed_WS)
-        return summed_WS[dist.get_rank()]
