@@ -95,9 +95,9 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adam", "sgd"] = "adam"
-    generator_lr: float = 2e-4
-    discriminator_lr: float = 2e-4
+    name: Literal["adam", "sgd"] = "adam"  # optimizer of both networks; sgd is plain, for checks
+    generator_lr: float = 2e-4  # learning rate
+    discriminator_lr: float = 2e-4  # learning rate
     betas: tuple[float, ...] = (0.5, 0.9)  # of Adam
     grad_clip: float = 0.0  # largest gradient norm of a network; 0 for no clipping
     ema_half_life: float = 88_000  # images after which the EMA has forgotten half; 88,000 is the published 0.995 every 10 steps of 64
@@ -132,10 +132,10 @@ class TrainConfig:
     images: int = 3_200_000  # length of the run, in real images shown
     batch: int = 64  # global batch: over all processes and all micro-batches of a step
     accumulation: int = 1  # micro-batches of a step
-    seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp64 is for checks of exactness
+    seed: int = 0  # of the weights, the order of tiles, latents and augmentation
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp32, bf16 or fp16 (autocast), or fp64 for checks of exactness
     processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of images and feature maps
     activation_checkpointing: bool = False  # recompute feature maps in the backward pass: less memory, more time
     compile: bool = False  # torch.compile both networks
     max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
@@ -154,11 +154,11 @@ class TrainConfig:
 class RunConfig:
     """Where a run writes, and when (in images)."""
 
-    dir: str = "runs/default"
+    dir: str = "runs/default"  # the run folder
     resume: Literal["auto", "never"] = "auto"  # go on from the newest whole checkpoint of the folder, or refuse a folder that has one
-    log_every: int = 1_000
-    grid_every: int = 10_000
-    save_every: int = 10_000
+    log_every: int = 1_000  # images between lines of progress and metrics
+    grid_every: int = 10_000  # images between attribute grids
+    save_every: int = 10_000  # images between checkpoints
     keep: int = 3  # newest checkpoints that stay; 0 keeps all
 
     def __post_init__(self) -> None:
