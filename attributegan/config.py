@@ -70,11 +70,13 @@ class LossConfig:
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
     temperature: float = 1.0  # of the 2C loss
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
-    r1_gamma: float = 0.0  # gradient penalty gamma/2 * |grad D(real)|^2
+    r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
+    r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
 
     def __post_init__(self) -> None:
         for name in ("contrastive", "reconstruction", "r1_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
 
 

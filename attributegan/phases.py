@@ -27,9 +27,12 @@ class MicroBatch:
 
 
 def discriminator_phase(
-    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch]
+    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch], penalise: bool
 ) -> tuple[dict[str, Tensor], bool]:
     """Teach the discriminator to tell real tiles from generated ones with the same levels.
+
+    Args:
+        penalise: whether the gradient penalty is due in this step.
 
     Returns:
         the loss terms (means over the micro-batches of this process), and whether the step was taken.
@@ -52,8 +55,10 @@ def discriminator_phase(
                 loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
             if weights.reconstruction:
                 loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", real.reconstruction_loss)
-            if weights.r1_gamma:
-                loss = loss + weights.r1_gamma / 2 * terms.add("discriminator/r1", _r1(discriminator, reals, batch.levels_BA))
+            if penalise:
+                loss = loss + weights.r1_every * weights.r1_gamma / 2 * terms.add(
+                    "discriminator/r1", _r1(discriminator, reals, batch.levels_BA)
+                )
             discriminator.backward(loss / len(batches))
             terms.add("real_score", -real.logits.float().mean())
             terms.add("fake_score", -fake.logits.float().mean())

@@ -66,8 +66,9 @@ class Training:
         """
         micro_batches = self._micro_batches(batches)
         buffers = {name: buffer.clone() for name, buffer in self.generator.module.named_buffers()}
-        d_terms, d_taken = discriminator_phase(self.config, self.runtime, self.generator, self.discriminator, micro_batches)
-        g_terms, g_taken = generator_phase(self.config, self.runtime, self.generator, self.discriminator, micro_batches)
+        parts = self.config, self.runtime, self.generator, self.discriminator, micro_batches
+        d_terms, d_taken = discriminator_phase(*parts, penalise=self._penalty_is_due())
+        g_terms, g_taken = generator_phase(*parts)
         if not g_taken:  # batch-norm statistics of a pass that went wrong
             for name, buffer in self.generator.module.named_buffers():
                 buffer.copy_(buffers[name])
@@ -75,6 +76,11 @@ class Training:
         self.ema.update(self.generator.module, self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
         return d_terms | g_terms
+
+    def _penalty_is_due(self) -> bool:
+        """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
+        loss = self.config.loss
+        return loss.r1_gamma > 0 and (self.images // self.config.train.batch) % loss.r1_every == 0
 
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
