@@ -14,7 +14,13 @@ from attributegan.config import ModelConfig
 from attributegan.models import Discriminator, Generator, blocks
 
 TINY = ModelConfig(
-    image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=(8, 16), discriminator_attention=(16, 32)
+    image_size=32,
+    latent_dim=16,
+    fmap_max=16,
+    fmap_inverse_coef=6,
+    generator_attention=(8, 16),
+    discriminator_attention=(16, 32),
+    attention_heads=2,
 )
 FIGURE = dataclasses.replace(TINY, label_columns="levels", proxy="level")
 OTHER = AttributeSchema((Attribute("grade", ("low", "middle", "high")), Attribute("stroma", ("little", "much"))))
@@ -249,6 +255,20 @@ def test_recomputation_changes_no_bit_and_does_happen() -> None:
         generator(latents, LEVELS)
     generator.eval()(latents, LEVELS)
     assert calls["generator"] == 1 + 1 + 2  # the recomputation stops early, before the stage's end; no_grad and eval run once
+
+
+def test_compiled_with_recomputation() -> None:
+    """torch.compile's graph capture and derivatives, without its C++ code generation."""
+    plain, _ = networks(FIGURE, dtype=torch.double)
+    compiled = copy.deepcopy(plain)
+    compiled.activation_checkpointing = True
+    compiled.compile(backend="aot_eager")
+    latents = torch.randn(3, 16, dtype=torch.double)
+    expected, found = (gradients(network, network(latents, LEVELS)) for network in (plain, compiled))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-12, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(compiled.named_buffers())[name], buffer)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -111,11 +111,14 @@ class Stages(nn.Module):
     activation_checkpointing: bool = False
 
     def run(self, stage: nn.Module, x_BCHW: Tensor) -> Tensor:
-        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
-            return stage(x_BCHW)
-        return checkpoint(
-            stage, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage)
-        )  # fmt: skip
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return _recomputed(stage, x_BCHW)
+        return stage(x_BCHW)
+
+
+@torch.compiler.disable(recursive=False)  # the compiler knows no contexts of a recomputation; it compiles what is inside
+def _recomputed(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
+    return checkpoint(stage, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage))
 
 
 class LabelColumns(nn.Module):
