@@ -1,0 +1,19 @@
+"""attributegan: multi-attribute controllable GANs on H&E tiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attributegan.export import AttributeGenerator
+
+__all__ = ["AttributeGenerator"]
+
+
+def __getattr__(name: str) -> Any:
+    """`AttributeGenerator` when it is asked for, since it brings torch along."""
+    if name == "AttributeGenerator":
+        from attributegan.export import AttributeGenerator
+
+        return AttributeGenerator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

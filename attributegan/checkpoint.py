@@ -58,8 +58,11 @@ def save(folder: Path, images: int, *, keep: int = 0, state: Mapping[str, Any], 
         (aside / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
         manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*aside.iterdir(), aside):
+        mode = aside.stat().st_mode & 0o666  # safetensors makes files for their owner alone
+        for path in aside.iterdir():
+            path.chmod(mode)
             _fsync(path)
+        _fsync(aside)
         _remove(target)
         os.rename(aside, target)
         _fsync(folder)

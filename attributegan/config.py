@@ -103,7 +103,7 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.5, 0.9)  # of Adam
     grad_clip: float = 0.0  # largest gradient norm of a network; 0 for no clipping
     ema_half_life: float = 88_000  # images after which the EMA has forgotten half; 88,000 is the published 0.995 every 10 steps of 64
-    ema_rampup: float = 0.05  # the half-life is at most this share of the images seen
+    ema_rampup: float = 0.05  # the half-life is at most this share of the images seen; 0 for no such limit
 
     def __post_init__(self) -> None:
         for name in ("generator_lr", "discriminator_lr"):
@@ -114,7 +114,7 @@ class OptimConfig:
         )
         _require(self.grad_clip >= 0, f"optim.grad_clip: {self.grad_clip} is negative")
         _require(self.ema_half_life > 0, f"optim.ema_half_life: {self.ema_half_life} must be above 0")
-        _require(self.ema_rampup > 0, f"optim.ema_rampup: {self.ema_rampup} must be above 0")
+        _require(self.ema_rampup >= 0, f"optim.ema_rampup: {self.ema_rampup} is negative")
 
 
 @dataclass(frozen=True)

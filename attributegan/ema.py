@@ -19,7 +19,7 @@ class Ema:
     Args:
         module: the network to copy; call before it is wrapped for training.
         half_life: images after which an old weight counts half.
-        rampup: the half-life is at most this share of the images seen.
+        rampup: the half-life is at most this share of the images seen; 0 for no such limit.
     """
 
     def __init__(self, module: nn.Module, half_life: float, rampup: float) -> None:
@@ -30,7 +30,7 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, batch: int, images: int) -> None:
         """Move towards ``module``, which has now seen ``images`` images, ``batch`` of them since the last update."""
-        half_life = min(self.half_life, self.rampup * images)
+        half_life = min(self.half_life, self.rampup * images) if self.rampup else self.half_life
         weight = 1 - 0.5 ** (batch / half_life)
         averaged, current = self.module.state_dict(), module.state_dict()
         names = [name for name, tensor in averaged.items() if tensor.is_floating_point()]

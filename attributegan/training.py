@@ -29,9 +29,14 @@ log = logging.getLogger("attributegan")
 class Batch(Protocol):
     """What the reader gives for one micro-batch of one process."""
 
-    images_BCHW: Tensor  # uint8
-    levels_BA: Tensor
-    cursor: int  # real images before the first one of this micro-batch
+    @property
+    def images_BCHW(self) -> Tensor: ...  # uint8
+
+    @property
+    def levels_BA(self) -> Tensor: ...
+
+    @property
+    def cursor(self) -> int: ...  # real images before the first one of this micro-batch
 
 
 class Diverged(RuntimeError):
@@ -84,6 +89,7 @@ class Training:
 
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
+        assert batches[0].cursor == self.images
         draws = Draws.for_step(self.config, self.images, runtime.dtype).micro_batches(
             len(batches), runtime.rank, runtime.world, runtime.device
         )

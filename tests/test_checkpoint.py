@@ -23,6 +23,11 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert torch.equal(tensors["generator"]["a"], TENSORS["a"]) and tensors["generator"]["b"].item() == 3
 
 
+def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in write(tmp_path, 1).iterdir()}
+    assert set(modes.values()) == {(tmp_path / "images-000000000001").stat().st_mode & 0o666}
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     for images in (100, 200, 300):
         write(tmp_path, images, keep=2)

@@ -54,12 +54,11 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
 
 
 def _recipe(model: ModelConfig, out: Path) -> Config:
-    optim = OptimConfig()
     return Config(
         model=model,
         augment=AugmentConfig(flips=False, policy=()),
-        # The half-life is at most ema_rampup x images seen. Those count from 0 again, and the average that comes in is long past
-        # its ramp: with the ramp of a new run the first steps would replace it by the raw weights.
-        optim=OptimConfig(ema_rampup=optim.ema_half_life),
+        # Images count from 0 again, and the average that comes in is long past its ramp: with the ramp of a new run the first
+        # steps would replace it by the raw weights.
+        optim=OptimConfig(ema_rampup=0.0),
         run=RunConfig(dir=str(out)),
     )

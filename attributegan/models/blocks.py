@@ -177,11 +177,12 @@ class LinearAttention(nn.Module):
         self.out = nn.Conv2d(heads * HEAD_WIDTH, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        height = x_BCHW.shape[2]
-        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads c (h w)", three=3, heads=self.heads)
-        q, k = softmax(q * self.scale, dim=-2), softmax(k * self.scale, dim=-1)
-        context = k @ v.transpose(-1, -2)  # key channels x value channels
-        return self.out(rearrange(context.transpose(-1, -2) @ q, "b heads c (h w) -> b (heads c) h w", h=height))
+        # Channels last, as such maps lie in memory: nothing here has to be copied into another order.
+        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
+        if self.scale != 1:
+            q, k = q * self.scale, k * self.scale
+        context = softmax(k, dim=-2).transpose(-1, -2) @ v  # key channels x value channels
+        return self.out(rearrange(softmax(q, dim=-1) @ context, "b heads (h w) c -> b (heads c) h w", h=x_BCHW.shape[2]))
 
 
 def attention_block(channels: int, heads: int) -> nn.Sequential:
