@@ -58,14 +58,15 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """The pixels of an image member, (size, size, 3) uint8.
+def decode(data: bytes, size: int | None = None) -> np.ndarray:
+    """The pixels of an image member, (size, size, 3) uint8; (H, W, 3) as they are without a size.
 
     Raises:
         any of `DECODING_ERRORS`: these bytes are not a whole image.
     """
     with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
-        return np.asarray(fit(image.convert("RGB"), size))
+        rgb = image.convert("RGB")
+        return np.asarray(rgb if size is None else fit(rgb, size))
 
 
 def encode_png(pixels: np.ndarray | Image.Image) -> bytes:

@@ -9,14 +9,15 @@ each attribute under its name, ``checksum`` (CRC-32 of the image member's data).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attributegan.attributes import AttributeSchema
@@ -65,6 +66,10 @@ class Rows:
     checksum_N: np.ndarray  # uint32
     levels_NA: np.ndarray  # int8
 
+    def where(self, keep_N: np.ndarray) -> Rows:
+        """The rows for which ``keep_N`` is true."""
+        return Rows(*(getattr(self, field.name)[keep_N] for field in fields(self)))
+
 
 def arrow_schema(schema: AttributeSchema) -> pa.Schema:
     """The columns of an index.
@@ -92,6 +97,24 @@ def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
     with whole_file(path) as stream, pq.ParquetWriter(stream, columns, compression="zstd") as writer:
         for table in _row_groups(tables):
             writer.write_table(table.cast(columns), row_group_size=len(table))
+
+
+def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str]) -> Header:
+    """Write the index of a set from those of its shards, one shard each; rows are streamed.
+
+    Raises:
+        ValueError: there is no tile in any of them.
+    """
+    headers = {part: read_header(part) for part in parts}
+    kept = {part: header for part, header in headers.items() if header.shards[0].tiles}
+    if not kept:
+        raise ValueError("no tile is left" + "".join(f"\n  {line}" for line in left_out))
+    sizes = {header.image_size for header in kept.values()}
+    shards = tuple(header.shards[0] for header in kept.values())
+    schema = headers[parts[0]].schema
+    header = Header(schema, shards, sizes.pop() if len(sizes) == 1 else None, source, tuple(left_out))
+    write(path, header, (read_table(part) for part in kept))
+    return header
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -140,19 +163,29 @@ def read_rows(path: Path, header: Header, split: str) -> Rows:
     parts: list[Rows] = []
     with _readable(path), pq.ParquetFile(path, memory_map=True, read_dictionary=["shard"]) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["shard", "offset", "length", "checksum", *names]).unify_dictionaries()
+            columns = ["shard", "offset", "length", "checksum", *names]
+            table = file.read_row_group(group, columns, use_threads=file.num_row_groups > 1).unify_dictionaries()
             rows = _rows(table, names, number, path)
-            keep_N = wanted_S[rows.shard_N]
-            parts.append(Rows(*(getattr(rows, name)[keep_N] for name in Rows.__dataclass_fields__)))
-    rows = Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in Rows.__dataclass_fields__))
+            parts.append(rows.where(wanted_S[rows.shard_N]))
+    rows = Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
     _check(rows, header, path)
     return rows
 
 
-def read_table(path: Path, **options: Any) -> pa.Table:
-    """All columns, or those that the options of `pyarrow.parquet.read_table` choose."""
-    with _readable(path):
-        return pq.read_table(path, **options)
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows, as they are in the file."""
+    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        return file.read(columns, use_threads=file.num_row_groups > 1)
+
+
+def read_shard(path: Path, shard: str) -> pa.Table:
+    """The rows of one shard; reads only the parts of the file that can have some."""
+    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        column = file.schema_arrow.names.index("shard")
+        bounds = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
+        groups = [group for group, bound in enumerate(bounds) if bound.min <= shard <= bound.max]
+        table = file.read_row_groups(groups, use_threads=False)
+    return table.filter(pc.equal(table["shard"], shard))
 
 
 @contextmanager

@@ -59,29 +59,38 @@ def read_labels(
     bad: list[str] = []
     chunks = list(_chunks(paths, schema, names, group, bad))
     empty = table_of(schema, {"file": [], "key": [], "group": [], "where": []}, np.empty((0, len(schema.names)), np.int8))
-    return Labels(schema, pa.concat_tables([empty, *chunks]), bad, group is not None)
+    return Labels(schema, _first_of_each_key(pa.concat_tables([empty, *chunks]).combine_chunks(), bad), bad, group is not None)
+
+
+def _first_of_each_key(table: pa.Table, bad: list[str]) -> pa.Table:
+    """The table without rows whose key came before; those go to ``bad``."""
+    if not len(table):
+        return table
+    code_N = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()  # keys are numbered as they come
+    is_first_N = np.zeros(len(table), bool)
+    first_K = np.unique(code_N, return_index=True)[1]
+    is_first_N[first_K] = True
+    for place in np.flatnonzero(~is_first_N).tolist():
+        row, before = table.slice(place, 1).to_pylist()[0], table["where"][int(first_K[code_N[place]])]
+        bad.append(f"{row['where']}: {row['file']}: its key {row['key']} is that of {before} already")
+    return table.filter(pa.array(is_first_N)).combine_chunks() if bad else table
 
 
 def _chunks(
     paths: Sequence[Path], schema: AttributeSchema, names: Mapping[str, str], group: str | None, bad: list[str]
 ) -> Iterator[pa.Table]:
     """Good rows, in tables of bounded size; bad ones go to ``bad``."""
-    seen: dict[str, str] = {}
     rows: list[tuple[str, str, str, str, list[int]]] = []
     for path in paths:
         for where, row in _rows(path, [*names.values()] + ([group] if group else [])):
             try:
                 file, levels = _file(row[names["file"]]), _levels(row, schema, names)
-                key = key_of(file)
-                if key in seen:
-                    raise ValueError(f"{file}: its key {key} is that of {seen[key]} already")
                 if group and not row[group]:
                     raise ValueError(f"{file}: column {group} is empty")
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
-            seen[key] = where
-            rows.append((file, key, row[group] if group else "", where, levels))
+            rows.append((file, key_of(file), row[group] if group else "", where, levels))
             if len(rows) == CHUNK:
                 yield _table(schema, rows)
                 rows = []

@@ -33,43 +33,69 @@ class Order:
     def __init__(self, levels_NA: np.ndarray, seed: int, balance: float) -> None:
         assert len(levels_NA) and 0 <= balance <= 1
         self.seed = seed
-        self.size = len(levels_NA)
         if balance == 0:  # one stretch for all
-            self._tiles_N, counts_U, weights_U = None, np.array([self.size]), np.ones(1)
+            self._tiles_N, counts_U, self._length_U = None, np.array([len(levels_NA)]), np.array([UNIT])
         else:
             levels_UA, combination_N, counts_U = combinations(levels_NA)
             self._tiles_N = np.argsort(combination_N, kind="stable").astype(np.uint32)
-            weights_U = weights(levels_UA, counts_U, balance)
-        self._length_U = np.round(weights_U * UNIT).astype(np.int64)
+            self._length_U = _length(weights(levels_UA, counts_U, balance))
         self._first_U = np.cumsum(counts_U) - counts_U
         ends_U = np.cumsum(counts_U * self._length_U)
         self._start_U = ends_U - counts_U * self._length_U
-        self._total = int(ends_U[-1])
+        self._draws = Draws(len(levels_NA), int(ends_U[-1]), seed)
         self._shuffle = permutation.stream(seed, "order of the tiles")
-        self._offset = permutation.stream(seed, "offset of a pass")
 
     def __len__(self) -> int:
         """Positions in a pass."""
-        return self.size
+        return self._draws.size
 
     def __getitem__(self, positions_B: np.ndarray) -> np.ndarray:
         """Tile numbers in [0, N) at ``positions_B``, int64 from 0 on."""
-        pass_B, place_B = np.divmod(np.asarray(positions_B, np.int64), self.size)
-        draw_B = permutation.permute(place_B, self.size, permutation.hashes(self._shuffle, pass_B))
-        return self._tile_at(self._point(draw_B, pass_B))
-
-    def _point(self, draw_B: np.ndarray, pass_B: np.ndarray) -> np.ndarray:
-        """floor((draw * total + offset) / N), without leaving 64 bits; the offset is in [0, total)."""
-        turned_B = self._offset + pass_B.astype(np.uint64) * permutation.GOLDEN
-        offset_B = ((turned_B >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self._total).astype(np.int64)
-        step, remainder = divmod(self._total, self.size)
-        return draw_B * step + (draw_B * remainder + offset_B) // self.size
+        pass_B, place_B = np.divmod(np.asarray(positions_B, np.int64), len(self))
+        draw_B = permutation.permute(place_B, len(self), permutation.hashes(self._shuffle, pass_B))
+        return self._tile_at(self._draws.point(draw_B, pass_B))
 
     def _tile_at(self, point_B: np.ndarray) -> np.ndarray:
         combination_B = np.searchsorted(self._start_U, point_B, side="right") - 1
         within_B = (point_B - self._start_U[combination_B]) // self._length_U[combination_B]
         slot_B = self._first_U[combination_B] + within_B
         return slot_B if self._tiles_N is None else self._tiles_N[slot_B].astype(np.int64)
+
+
+class Draws:
+    """N draws at even distances along a line of integer length, begun elsewhere in each pass.
+
+    Draw r of a pass is at floor((r * length + offset) / N), with an offset in [0, length).
+    """
+
+    def __init__(self, size: int, length: int, seed: int) -> None:
+        self.size, self.length = size, length
+        self._key = permutation.stream(seed, "offset of a pass")
+
+    def point(self, draw_B: np.ndarray, pass_B: np.ndarray) -> np.ndarray:
+        """Where each draw is on the line, without leaving 64 bits on the way."""
+        step, remainder = divmod(self.length, self.size)
+        return draw_B * step + (draw_B * remainder + self._offset(pass_B)) // self.size
+
+    def first_from(self, place: int, number: int) -> int:
+        """The first draw of pass ``number`` that is at ``place`` or behind it."""
+        return max(0, -((int(self._offset(np.array([number]))[0]) - place * self.size) // self.length))
+
+    def _offset(self, pass_B: np.ndarray) -> np.ndarray:
+        turned_B = self._key + pass_B.astype(np.uint64) * permutation.GOLDEN
+        return ((turned_B >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self.length).astype(np.int64)
+
+
+def lengths(levels_NA: np.ndarray, balance: float) -> np.ndarray:
+    """The stretch of every tile, int64; `UNIT` for a weight of 1."""
+    if balance == 0:
+        return np.full(len(levels_NA), UNIT)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    return _length(weights(levels_UA, counts_U, balance))[combination_N]
+
+
+def _length(weights_U: np.ndarray) -> np.ndarray:
+    return np.round(weights_U * UNIT).astype(np.int64)
 
 
 def combinations(levels_NA: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

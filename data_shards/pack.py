@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attributegan.attributes import AttributeSchema
-from data_shards import files, index, workers
+from data_shards import files, index, sums, workers
 from data_shards.labels import Labels
 from data_shards.plan import Options, Plan, make_plan
 from data_shards.sources import Member, Source
@@ -57,7 +57,7 @@ def pack(
     if plan.bad and not skip_bad:
         _refuse(on_every_shard(work.check))
     if not plan.jobs:
-        raise ValueError("no tile to pack" + "".join(f"\n  {line}" for line in plan.bad))
+        raise ValueError("no tile is left" + "".join(f"\n  {line}" for line in plan.bad))
     with _locked(work.folder):
         work.prepare()
         left_out = on_every_shard(work.write)
@@ -82,7 +82,7 @@ def _in_the_way(out: Path, fingerprint: str, overwrite: bool) -> index.Header | 
         raise ValueError(f"--out: {out} is there and is no shard set; choose another folder")
     if overwrite:
         return None
-    header = index.read_header(out / index.FILE)
+    header = sums.check_index(out)
     if header.source != fingerprint:
         raise ValueError(f"--out: {out} has a shard set of other tiles or options; choose another folder, or replace it with --overwrite")
     return header
@@ -160,14 +160,9 @@ class _Work:
 
 def _finish(plan: Plan, work: _Work, left_out: list[str]) -> index.Header:
     """Write the index of the set, and remove those of its shards."""
-    parts = [header for job in plan.jobs if (header := index.read_header(work.part(job.name))).shards[0].tiles]
-    if not parts:
-        raise ValueError("no tile to pack" + "".join(f"\n  {line}" for line in left_out))
-    sizes = {part.image_size for part in parts}
-    shards = tuple(part.shards[0] for part in parts)
-    header = index.Header(work.schema, shards, sizes.pop() if len(sizes) == 1 else None, work.fingerprint, tuple(left_out))
-    index.write(work.folder / index.FILE, header, (index.read_table(work.part(shard.name)) for shard in shards))
-    _remove_files(work.folder, keep=[index.FILE, *(shard.name for shard in shards)])
+    header = index.merge(work.folder / index.FILE, [work.part(job.name) for job in plan.jobs], work.fingerprint, left_out)
+    sums.write(work.folder, header)
+    _remove_files(work.folder, keep=[index.FILE, sums.FILE, *(shard.name for shard in header.shards)])
     return header
 
 

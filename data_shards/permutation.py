@@ -6,7 +6,6 @@ Everything is a pure function of its arguments in 64-bit integers, so it is the 
 from __future__ import annotations
 
 import hashlib
-import math
 
 import numpy as np
 
@@ -31,7 +30,12 @@ def hashes(key: np.uint64, numbers_N: np.ndarray) -> np.ndarray:
     return mix(mix(np.asarray(numbers_N).astype(np.uint64) * GOLDEN + GOLDEN) ^ key)
 
 
-def permute(places_N: np.ndarray, size: int, keys_N: np.ndarray) -> np.ndarray:
+def shuffle(size: int, key: np.uint64) -> np.ndarray:
+    """``range(size)`` in the pseudo-random order of ``key``, int64."""
+    return permute(np.arange(size), size, np.full(size, key))
+
+
+def permute(places_N: np.ndarray, size: int | np.ndarray, keys_N: np.ndarray) -> np.ndarray:
     """Where a pseudo-random permutation of ``range(size)`` sends each place; one permutation for every key.
 
     A Feistel network on pairs (Luby & Rackoff 1988), over the smallest square that holds ``size`` and walked until inside
@@ -39,20 +43,22 @@ def permute(places_N: np.ndarray, size: int, keys_N: np.ndarray) -> np.ndarray:
 
     Args:
         places_N: int64, in [0, size).
+        size: below 2^52; one for all places, or one for each.
         keys_N: uint64, the key of each place's permutation.
     """
-    side = np.uint64(math.isqrt(max(size - 1, 0)) + 1)
+    size_N = np.broadcast_to(np.asarray(size, np.uint64), np.shape(places_N))
+    side_N = np.ceil(np.sqrt(size_N.astype(np.float64))).astype(np.uint64)
     result_N = np.array(places_N, dtype=np.uint64)
     outside = np.arange(len(result_N))
     while len(outside):
-        result_N[outside] = _network(result_N[outside], side, keys_N[outside])
-        outside = outside[result_N[outside] >= np.uint64(size)]
+        result_N[outside] = _network(result_N[outside], side_N[outside], keys_N[outside])
+        outside = outside[result_N[outside] >= size_N[outside]]
     return result_N.astype(np.int64)
 
 
-def _network(numbers_N: np.ndarray, side: np.uint64, keys_N: np.ndarray) -> np.ndarray:
-    left_N, right_N = np.divmod(numbers_N, side)
+def _network(numbers_N: np.ndarray, side_N: np.ndarray, keys_N: np.ndarray) -> np.ndarray:
+    left_N, right_N = np.divmod(numbers_N, side_N)
     for turn in range(1, ROUNDS + 1):
         round_keys_N = keys_N + np.full_like(keys_N, turn) * GOLDEN
-        left_N, right_N = right_N, (left_N + mix(right_N * GOLDEN ^ round_keys_N) % side) % side
-    return left_N * side + right_N
+        left_N, right_N = right_N, (left_N + mix(right_N * GOLDEN ^ round_keys_N) % side_N) % side_N
+    return left_N * side_N + right_N

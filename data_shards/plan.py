@@ -75,10 +75,7 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
     bad = labels.bad + [f"{row['where']}: {row['file']}: no such image" for row in missing.select(["where", "file"]).to_pylist()]
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
-    order_N = permutation.permute(
-        np.arange(len(table)), len(table), np.full(len(table), permutation.stream(options.seed, "order in the shards"))
-    )
-    shuffled_N = np.argsort(order_N)
+    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))
     jobs = []
     for split, members_N in (("train", shuffled_N[~held_out_N[shuffled_N]]), ("val", shuffled_N[held_out_N[shuffled_N]])):
         jobs += [Job(f"{split}-{number:06d}.tar", split, rows) for number, rows in enumerate(_cut(members_N, size_N, options))]
@@ -105,7 +102,7 @@ def _cut(members_N: np.ndarray, size_N: np.ndarray, options: Options) -> list[np
 
 
 def _fingerprint(labels: Labels, source: Source, options: Options, table: pa.Table, size_N: np.ndarray) -> str:
-    tree = [index.VERSION, labels.schema.to_dict(), repr(type(source)), asdict(options), getattr(source, "size", None), labels.grouped]
+    tree = [index.VERSION, labels.schema.to_dict(), source.recipe, asdict(options), labels.grouped]
     digest = hashlib.sha256(json.dumps(tree).encode())
     digest.update(size_N.tobytes())
     for batch in table.combine_chunks().to_batches(max_chunksize=1 << 16):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attributegan.attributes import AttributeSchema
-from data_shards import index, permutation
+from data_shards import index, permutation, sums
 from data_shards import workers as processes
-from data_shards.order import Order
 from data_shards.tiles import Damaged, TileFiles, Wanted
 
 log = logging.getLogger("attributegan.data")
@@ -38,8 +38,11 @@ class ShardSet:
     rows: index.Rows
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train") -> ShardSet:
+    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False) -> ShardSet:
         """Read the index of the set in folder ``path``; its tars are looked at, not read.
+
+        Args:
+            assessable_only: leave out tiles on which any attribute is "not assessable".
 
         Raises:
             ValueError: no such set or split, or a shard that is missing or has another size than the index says.
@@ -47,11 +50,12 @@ class ShardSet:
         if not str(path):
             raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
         folder = Path(path)
-        header = index.read_header(folder / index.FILE)
+        header = sums.check_index(folder)
         if split not in header.splits:
             raise ValueError(f"data.split: {folder} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
         _check_shards(folder, [shard for shard in header.shards if shard.split == split])
-        return cls(folder, header, index.read_rows(folder / index.FILE, header, split))
+        rows = index.read_rows(folder / index.FILE, header, split)
+        return cls(folder, header, _assessable(rows, header.schema, folder) if assessable_only else rows)
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -73,11 +77,19 @@ class ShardSet:
     def name(self, tile: int) -> str:
         """``shard: key`` of a tile."""
         shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
-        found = index.read_table(self.folder / index.FILE, columns=["key"], filters=[("shard", "=", shard), ("offset", "=", offset)])
-        return f"{self.folder / shard}: {found['key'][0]}"
+        rows = index.read_shard(self.folder / index.FILE, shard)
+        return f"{self.folder / shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
 
     def shard_of(self, tile: int) -> str:
         return self.header.shards[self.rows.shard_N[tile]].name
+
+
+def _assessable(rows: index.Rows, schema: AttributeSchema, folder: Path) -> index.Rows:
+    unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
+    keep_N = (rows.levels_NA != unclear_A).all(axis=1)
+    if not keep_N.any():
+        raise ValueError(f"data.assessable_only: no tile of {folder} has all its attributes assessable; use false")
+    return rows.where(keep_N)
 
 
 def _check_shards(folder: Path, shards: list[index.Shard]) -> None:
@@ -101,7 +113,7 @@ class Batch:
 
 def batches(
     shards: ShardSet,
-    order: Order,
+    order: TileOrder,
     *,
     start: int,
     batch: int,
@@ -149,10 +161,19 @@ class _Request:
     wanted: list[Wanted]
 
 
+class TileOrder(Protocol):
+    """`order.Order` or `shard_order.ShardOrder`."""
+
+    seed: int
+
+    def __getitem__(self, positions_B: np.ndarray) -> np.ndarray:
+        """The tile at each position."""
+
+
 class _Requests:
     """The requests of one process, from a position on, without end."""
 
-    def __init__(self, shards: ShardSet, order: Order, first: int, step: int, share: int, flips: bool) -> None:
+    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool) -> None:
         self.shards, self.order, self.flips = shards, order, flips
         self.first, self.step, self.share = first, step, share
         self._turns = permutation.stream(order.seed, "turns of the tiles")

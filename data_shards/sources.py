@@ -30,6 +30,10 @@ class Member(NamedTuple):
 class Source(Protocol):
     """Gives the image of each row of a `Labels` table; travels to worker processes."""
 
+    @property
+    def recipe(self) -> str:
+        """What makes the images of one source differ from those of another, given the same rows."""
+
     def sizes(self, table: pa.Table) -> np.ndarray:
         """About how many bytes each image will have, int64; -1 for an image that is not there."""
 
@@ -43,6 +47,10 @@ class Folder:
 
     root: str
     size: int | None = None
+
+    @property
+    def recipe(self) -> str:
+        return "files as they are" if self.size is None else f"squares of {self.size} pixels"
 
     def sizes(self, table: pa.Table) -> np.ndarray:
         files = np.fromiter((self._file_size(file.as_py()) for file in table["file"]), np.int64, len(table))
@@ -82,6 +90,10 @@ class Phantoms:
     schema: AttributeSchema
     size: int
     seed: int
+
+    @property
+    def recipe(self) -> str:
+        return f"phantoms of {self.size} pixels, seed {self.seed}"
 
     def sizes(self, table: pa.Table) -> np.ndarray:
         return np.full(len(table), 3 * self.size**2, np.int64)

@@ -31,12 +31,18 @@ def count_tiles(tiles: int) -> None:
 
 
 def run(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, progress: Progress) -> Iterator[Result]:
-    """``work`` on every job, in ``workers`` processes; results in the order of the jobs.
+    """``work`` on every job, in ``workers`` processes, 1 being this one; results in the order of the jobs.
 
     Jobs are drawn from the iterable as processes come free, so it may be long. An exception of a job or here ends all processes.
     """
+    global _counter
     context = multiprocessing.get_context(START_METHOD)
-    counter = context.Value("q", 0)
+    _counter = counter = context.Value("q", 0)
+    if workers == 1:
+        for job in jobs:
+            yield work(job)
+            progress(counter.value)
+        return
     waiting = iter(jobs)
     with ProcessPoolExecutor(workers, context, _start, (counter,)) as pool:
         try:

@@ -8,6 +8,7 @@ import pytest
 from data_shards.balance import LEAST, MOST, weights
 from data_shards.order import Order, combinations
 from data_shards.permutation import hashes, permute, stream
+from data_shards.shard_order import ShardOrder
 
 
 def skewed_levels(count: int = 2000) -> np.ndarray:
@@ -37,20 +38,33 @@ def test_without_balance_every_pass_has_every_tile_once() -> None:
     levels_NA = skewed_levels(333)
     order = Order(levels_NA, seed=3, balance=0)
     passes = order[np.arange(5 * 333)].reshape(5, 333)
-    for tiles_N in passes:
+    by_shards = ShardOrder(levels_NA, skewed_shards(333), 3, 0, window=2)[np.arange(5 * 333)].reshape(5, 333)
+    assert len({tuple(tiles_N) for tiles_N in by_shards}) == 5
+    for tiles_N in [*passes, *by_shards]:
         assert np.array_equal(np.sort(tiles_N), np.arange(333))
     assert len({tuple(tiles_N) for tiles_N in passes}) == 5
     # Neighbours in a pass are not neighbours in the set: |difference| has a mean of N / 3.
     assert abs(np.abs(np.diff(passes, axis=1)).mean() - 111) < 12
 
 
+def skewed_shards(count: int = 2000) -> np.ndarray:
+    """13 shards of different sizes, their tiles not next to each other."""
+    return np.random.default_rng(1).choice(13, count, p=np.arange(1, 14) / 91)
+
+
+def both_orders(levels_NA: np.ndarray, seed: int, balance: float) -> list[Order | ShardOrder]:
+    return [Order(levels_NA, seed, balance), ShardOrder(levels_NA, skewed_shards(len(levels_NA)), seed, balance, window=3)]
+
+
 @pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
 def test_any_position_can_be_asked_for_alone(balance: float) -> None:
     levels_NA = skewed_levels()
-    together = Order(levels_NA, 0, balance)[np.arange(10**9, 10**9 + 300)]
-    alone = [int(Order(levels_NA, 0, balance)[np.array([position])][0]) for position in range(10**9, 10**9 + 300, 50)]
-    assert alone == together[::50].tolist()
-    assert (Order(levels_NA, 1, balance)[np.arange(10**9, 10**9 + 300)] != together).any()
+    position_B = np.arange(10**9, 10**9 + 3000)
+    for kind in (0, 1):
+        together = both_orders(levels_NA, 0, balance)[kind][position_B]
+        for start in range(0, 3000, 500):
+            assert both_orders(levels_NA, 0, balance)[kind][position_B[start : start + 1]] == together[start]
+        assert (both_orders(levels_NA, 1, balance)[kind][position_B] != together).any()
 
 
 @pytest.mark.parametrize("balance", [0.3, 1.0])
@@ -59,10 +73,12 @@ def test_a_tile_comes_floor_or_ceil_of_its_weight_and_takes_even_turns(balance: 
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, balance)[combination_N]
     passes = 30
-    tile_PN = Order(levels_NA, 0, balance)[np.arange(passes * len(levels_NA))].reshape(passes, -1)
-    count_PN = np.stack([np.bincount(tile_N, minlength=len(levels_NA)) for tile_N in tile_PN])
-    assert (count_PN >= np.floor(weight_N - 1e-4)).all() and (count_PN <= np.ceil(weight_N + 1e-4)).all()
-    assert np.abs(count_PN.sum(axis=0) - passes * weight_N).max() < 3  # far below the 1.6 * sqrt(30) of independent draws
+    for order in both_orders(levels_NA, 0, balance):
+        tile_PN = order[np.arange(passes * len(levels_NA))].reshape(passes, -1)
+        count_PN = np.stack([np.bincount(tile_N, minlength=len(levels_NA)) for tile_N in tile_PN])
+        assert (count_PN >= np.floor(weight_N - 1e-4)).all() and (count_PN <= np.ceil(weight_N + 1e-4)).all()
+        if isinstance(order, Order):
+            assert np.abs(count_PN.sum(axis=0) - passes * weight_N).max() < 3  # far below the 1.6 * sqrt(30) of independent draws
 
 
 def test_full_balance_makes_every_attribute_uniform() -> None:
@@ -71,6 +87,19 @@ def test_full_balance_makes_every_attribute_uniform() -> None:
     for levels_N in levels_NA.T:
         share_L = np.bincount(levels_N[tile_N]) / len(tile_N)
         assert np.abs(share_L - 1 / len(share_L)).max() < 0.003
+
+
+@pytest.mark.parametrize(("balance", "window"), [(0.0, 1), (0.0, 4), (1.0, 4), (0.0, 99)])
+def test_few_shards_are_open_at_a_time_and_their_tiles_are_mixed(balance: float, window: int) -> None:
+    shard_N = skewed_shards()
+    order = ShardOrder(skewed_levels(), shard_N, 0, balance, window)
+    shard_P = shard_N[order[np.arange(3 * len(order), 4 * len(order))]]
+    first = {shard: int(np.flatnonzero(shard_P == shard)[0]) for shard in range(13)}
+    last = {shard: int(np.flatnonzero(shard_P == shard)[-1]) for shard in range(13)}
+    opened = [sum(first[shard] <= place <= last[shard] for shard in range(13)) for place in range(len(order))]
+    assert max(opened) <= min(window, 13)
+    if window > 1:
+        assert np.mean(np.diff(shard_P) != 0) > 0.5
 
 
 def test_half_balance_is_between() -> None:

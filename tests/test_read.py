@@ -17,7 +17,7 @@ import pytest
 import torch
 from shards import TWO, levels_of, make_set, pixels_of, rows_of
 
-from data_shards import index
+from data_shards import index, sums
 from data_shards.order import Order
 from data_shards.read import Batch, ShardSet, batches
 
@@ -153,7 +153,7 @@ def test_sets_that_can_not_be_read_are_refused(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 40, val_fraction=0.2)
     with pytest.raises(ValueError, match="data.shards: is empty"):
         ShardSet.open("")
-    with pytest.raises(ValueError, match="is no shard set"):
+    with pytest.raises(ValueError, match="is no whole shard set"):
         ShardSet.open(tmp_path / "images")
     with pytest.raises(ValueError, match="data.split: .* it has train, val"):
         ShardSet.open(folder, split="test")
@@ -171,12 +171,18 @@ def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (tmp_path / index.FILE).write_bytes(b"PAR1 and no more")
+    folder = make_set(tmp_path, 4)
+    header = index.read_header(folder / index.FILE)
+    (folder / index.FILE).write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="is not the index that SHA256SUMS is about"):
+        ShardSet.open(folder)
+    sums.write(folder, header)
     with pytest.raises(ValueError, match="not a readable index"):
-        ShardSet.open(tmp_path)
-    pq.write_table(pa.table({"a": [1]}), tmp_path / index.FILE)
+        ShardSet.open(folder)
+    pq.write_table(pa.table({"a": [1]}), folder / index.FILE)
+    sums.write(folder, header)
     with pytest.raises(ValueError, match="no index of a shard set"):
-        ShardSet.open(tmp_path)
+        ShardSet.open(folder)
 
 
 def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) -> None:
@@ -187,6 +193,7 @@ def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) ->
     for column, value, message in (("grade", 7, "grade has levels from"), ("offset", 10**9, "outside of their shard")):
         broken = table.set_column(table.column_names.index(column), column, pa.array([value] * 4, table[column].type))
         index.write(folder / index.FILE, header, [broken])
+        sums.write(folder, header)
         with pytest.raises(ValueError, match=message):
             ShardSet.open(folder)
     assert header.schema == TWO

@@ -19,12 +19,20 @@ if TYPE_CHECKING:  # these import slowly, and help texts should not
 EXAMPLES = """\
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
   attributegan-shard pack --images tiles --labels a.csv --labels b.csv --out shards --size 128 --column file=path
-  attributegan-shard phantom --count 4000 --size 64 --out shards"""
+  attributegan-shard phantom --count 4000 --size 64 --out shards
+  attributegan-shard verify shards
+  attributegan-shard index tars --attributes my_attributes.yaml"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    return cli.exit_status(lambda: arguments.run(arguments))
+    status = 0
+
+    def work() -> None:
+        nonlocal status
+        status = arguments.run(arguments)
+
+    return cli.exit_status(work) or status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("pack", help="pack a folder of tiles and a table of levels", formatter_class=_HELP, epilog=PACK_EXAMPLES)
     )
     _phantom_options(commands.add_parser("phantom", help="draw tiles with known levels and pack them"))
+    _verify_options(commands.add_parser("verify", help="check every byte of a set; status 0 when it is clean, 1 when it is not"))
+    _index_options(
+        commands.add_parser("index", help="make a set of WebDataset tars that others packed", formatter_class=_HELP, epilog=INDEX_EXAMPLES)
+    )
     return parser
 
 
@@ -47,6 +59,15 @@ examples:
   attributegan-shard pack --images tiles --labels levels.csv --out shards --attributes my_attributes.yaml --val-fraction 0"""
 
 
+INDEX_EXAMPLES = """\
+A sample needs an image (jpg, png or webp) and its levels: in .json by attribute name, at the top or under "levels", or in .cls when there
+is one attribute. The tars stay as they are, and the index is written beside them.
+
+examples:
+  attributegan-shard index tars
+  attributegan-shard index tars --attributes my_attributes.yaml --val 'holdout-*.tar' --group slide"""
+
+
 def _pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the tiles (JPEG, PNG, WebP, TIFF, …)")
     parser.add_argument(
@@ -58,7 +79,7 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group", metavar="COLUMN", help="column, such as the slide or patient, whose tiles must stay on one side of the split"
     )
-    parser.add_argument("--attributes", type=Path, metavar="FILE", help="YAML with your attributes; without it, the five of the paper")
+    _attributes_option(parser)
     parser.add_argument(
         "--column",
         action="append",
@@ -66,9 +87,7 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=COLUMN",
         help="column of the CSV for `file` or an attribute, if it has another name",
     )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out tiles that are missing, unreadable or have wrong levels, instead of refusing all"
-    )
+    _skip_bad_option(parser)
     _common_options(parser, val_fraction=0.2)
     parser.set_defaults(run=_pack)
 
@@ -89,10 +108,51 @@ def _common_options(parser: argparse.ArgumentParser, val_fraction: float) -> Non
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn: split, order, phantoms (%(default)s)")
     parser.add_argument("--shard-size", type=float, default=256, metavar="MB", help="largest shard, about, in MiB (%(default)s)")
     parser.add_argument("--shard-count", type=int, default=1000, metavar="N", help="most tiles in a shard (%(default)s)")
+    _workers_option(parser)
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, metavar="DIR", help="folder of the set")
+    _workers_option(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tars", type=Path, metavar="DIR", help="folder of the tars")
+    parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="names of the tars of split `val` (%(default)s)")
+    parser.add_argument("--group", default="group", metavar="NAME", help="entry of the .json with the slide or patient (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an index that is there")
+    _attributes_option(parser)
+    _skip_bad_option(parser)
+    _workers_option(parser)
+    parser.set_defaults(run=_index)
+
+
+def _attributes_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--attributes", type=Path, metavar="FILE", help="YAML with your attributes; without it, the five of the paper")
+
+
+def _skip_bad_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip-bad", action="store_true", help="leave out tiles with something wrong, instead of refusing all")
+
+
+def _workers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one for each core)")
 
 
-def _pack(arguments: argparse.Namespace) -> None:
+def _schema(arguments: argparse.Namespace) -> AttributeSchema:
+    return AttributeSchema.from_yaml(arguments.attributes) if arguments.attributes else PUBLISHED
+
+
+def _processes(arguments: argparse.Namespace) -> int:
+    from data_shards import workers
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ValueError(f"--workers: {arguments.workers} must be above 0")
+    return arguments.workers or workers.available()
+
+
+def _pack(arguments: argparse.Namespace) -> int:
     from data_shards.labels import read_labels
     from data_shards.sources import Folder
 
@@ -100,9 +160,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--images: {arguments.images} is no folder")
     if arguments.size is not None and arguments.size < 1:
         raise ValueError(f"--size: {arguments.size} must be above 0")
-    schema = AttributeSchema.from_yaml(arguments.attributes) if arguments.attributes else PUBLISHED
-    labels = read_labels(arguments.labels, schema, _columns(arguments.column), arguments.group)
-    _write(labels, Folder(str(arguments.images), arguments.size), arguments)
+    labels = read_labels(arguments.labels, _schema(arguments), _columns(arguments.column), arguments.group)
+    return _write(labels, Folder(str(arguments.images), arguments.size), arguments)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
@@ -112,7 +171,7 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
     return {name: column for name, _, column in pairs}
 
 
-def _phantom(arguments: argparse.Namespace) -> None:
+def _phantom(arguments: argparse.Namespace) -> int:
     from data_shards.sources import Phantoms, phantom_labels
 
     if arguments.count < 1:
@@ -120,29 +179,54 @@ def _phantom(arguments: argparse.Namespace) -> None:
     if not 32 <= arguments.size <= 1024:
         raise ValueError(f"--size: {arguments.size} is not from 32 to 1024")
     labels = phantom_labels(arguments.count, arguments.seed)
-    _write(labels, Phantoms(labels.schema, arguments.size, arguments.seed), arguments)
+    return _write(labels, Phantoms(labels.schema, arguments.size, arguments.seed), arguments)
 
 
-def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> None:
-    from data_shards import workers
+def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int:
     from data_shards.pack import pack
     from data_shards.plan import Options
     from tools.shard_progress import TileProgress
 
     shard_bytes = int(arguments.shard_size * 2**20)
     options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ValueError(f"--workers: {arguments.workers} must be above 0")
+    processes = _processes(arguments)
     choices = {name: getattr(arguments, name, False) for name in ("skip_bad", "overwrite")}
     try:
         with TileProgress(len(labels.table)) as progress:
-            processes = arguments.workers or workers.available()
             header = pack(labels, source, arguments.out, options, processes=processes, progress=progress, **choices)
     except OSError as error:  # no space, no permission
         raise ValueError(f"--out: {error}; what is written of the set so far is kept beside it, for the same command to go on") from error
+    return _tell(arguments.out, header)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from data_shards.verify import verify
+    from tools.shard_progress import TileProgress
+
+    processes, problems = _processes(arguments), 0
+    with TileProgress() as progress:
+        for problem in verify(arguments.set, processes, progress):
+            problems += 1
+            progress.print(problem)
+    print(f"{arguments.set}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
+    return 1 if problems else 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from data_shards.scan import index_tars
+    from tools.shard_progress import TileProgress
+
+    choices = {name: getattr(arguments, name) for name in ("val", "group", "skip_bad", "overwrite")}
+    with TileProgress() as progress:
+        header = index_tars(arguments.tars, _schema(arguments), processes=_processes(arguments), progress=progress, **choices)
+    return _tell(arguments.tars, header)
+
+
+def _tell(folder: Path, header: Header) -> int:
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
-    print(summary(arguments.out, header))
+    print(summary(folder, header))
+    return 0
 
 
 def summary(folder: Path, header: Header) -> str:

@@ -12,7 +12,7 @@ LINE_EVERY_S = 30.0
 class TileProgress:
     """Called with the number of tiles done so far; shows tiles/s and the time left on stderr."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None = None) -> None:
         from tqdm import tqdm
 
         self.total, self.done = total, 0
@@ -35,8 +35,14 @@ class TileProgress:
         if not self.bar and time.monotonic() - self.told > LINE_EVERY_S:
             self._tell()
 
+    def print(self, line: str) -> None:
+        """A line of the report, without breaking the bar."""
+        self.bar.write(line) if self.bar else print(line, flush=True)
+
     def _tell(self) -> None:
         self.told = time.monotonic()
         seconds = max(self.told - self.started, 1e-9)
-        left = f", {(self.total - self.done) * seconds / self.done:,.0f} s left" if self.done < self.total else ""
-        print(f"{self.done:,} of {self.total:,} tiles, {self.done / seconds:,.0f} tiles/s{left}", file=sys.stderr, flush=True)
+        of, left = "", ""
+        if self.total and self.done < self.total:
+            of, left = f" of {self.total:,}", f", {(self.total - self.done) * seconds / self.done:,.0f} s left"
+        print(f"{self.done:,}{of} tiles, {self.done / seconds:,.0f} tiles/s{left}", file=sys.stderr, flush=True)

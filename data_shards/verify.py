@@ -1,0 +1,160 @@
+"""Check every byte of a shard set, and tell all that is wrong in one report."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attributegan.attributes import AttributeSchema
+from data_shards import format, index, sums, workers
+from data_shards.scan import IMAGES, Member, members, read_levels
+
+
+def verify(folder: Path, processes: int = 1, progress: workers.Progress = lambda done: None) -> Iterator[str]:
+    """All problems of a set, a line each, as they are found; none for a set that is clean.
+
+    Checked are the bytes of the index and of every shard (SHA-256); of every tile, its place, checksum, decoding, size, levels and group
+    against the index and the schema; tiles that are in a tar and not in the index; keys that come twice; groups and images that are in
+    more than one split; and files that don't belong to the set.
+    """
+    try:
+        header = sums.check_index(folder)
+        for split in header.splits:
+            index.read_rows(folder / index.FILE, header, split)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from _check_files(folder, header)
+    yield from _check_rows(folder, header)
+    left_out = defaultdict(list)
+    for line in header.left_out:
+        left_out[line.partition(": ")[0]].append(line)
+    check = _ShardCheck(folder, header.schema, header.image_size)
+    jobs = [_Job(shard, tuple(left_out[shard.name])) for shard in header.shards]
+    for problems in workers.run(check, jobs, processes, progress):
+        yield from problems
+
+
+def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
+    known = {index.FILE, sums.FILE} | {shard.name for shard in header.shards}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            yield f"{path}: does not belong to the set"
+
+
+def _check_rows(folder: Path, header: index.Header) -> Iterator[str]:
+    """What the index says of all tiles together."""
+    path = folder / index.FILE
+    table = index.read_table(path, columns=["shard", "split", "key", "group", "offset", "length", "checksum"])
+    counts = Counter({entry["values"]: entry["counts"] for entry in table["shard"].value_counts().to_pylist()})
+    for shard in header.shards:
+        if counts[shard.name] != shard.tiles:
+            yield f"{path}: has {counts[shard.name]:,} tiles for {shard.name}, its metadata say {shard.tiles:,}"
+    for row in _repeated(table, ["key"], "shard", "count").to_pylist():
+        yield f"{path}: key {row['key']} comes {row['shard_count']} times"
+    for row in _repeated(table.filter(pc.not_equal(table["group"], "")), ["group"], "split", "count_distinct").to_pylist():
+        yield f"{path}: group {row['group']} is in {row['split_count_distinct']} splits"
+    yield from _same_images(folder, table)
+
+
+def _repeated(table: pa.Table, by: list[str], column: str, count: str) -> pa.Table:
+    """The values of ``by`` that come with more than one (distinct) entry in ``column``."""
+    grouped = table.group_by(by).aggregate([(column, count)])
+    return grouped.filter(pc.greater(grouped[f"{column}_{count}"], 1)).sort_by([(name, "ascending") for name in by])
+
+
+def _same_images(folder: Path, table: pa.Table) -> Iterator[str]:
+    """Images that are in more than one split; equal checksums are followed up to the bytes."""
+    suspects = _repeated(table, ["length", "checksum"], "split", "count_distinct").select(["length", "checksum"])
+    by_bytes: dict[bytes, list[str]] = defaultdict(list)
+    for row in table.join(suspects, ["length", "checksum"], join_type="inner").sort_by("key").to_pylist() if len(suspects) else []:
+        with (folder / row["shard"]).open("rb") as stream:
+            stream.seek(row["offset"])
+            by_bytes[stream.read(row["length"])].append(f"{row['split']} {row['key']}")
+    for names in by_bytes.values():
+        if len({name.split()[0] for name in names}) > 1:
+            yield f"{folder / index.FILE}: one image is in several splits: {', '.join(names)}"
+
+
+class _Job(NamedTuple):
+    shard: index.Shard
+    left_out: tuple[str, ...]  # samples that the index leaves out on purpose
+
+
+@dataclass(frozen=True)
+class _ShardCheck:
+    """What worker processes do with a shard."""
+
+    folder: Path
+    schema: AttributeSchema
+    image_size: int | None
+
+    def __call__(self, job: _Job) -> list[str]:
+        """All that is wrong with one tar, a line each."""
+        path = self.folder / job.shard.name
+        rows = index.read_shard(self.folder / index.FILE, job.shard.name).to_pylist()
+        problems: list[str] = []
+        try:
+            problems += self._walk(path, {row["offset"]: row for row in rows}, job)
+            if path.stat().st_size != job.shard.size:
+                problems.append(f"has {path.stat().st_size:,} bytes and should have {job.shard.size:,}")
+            elif sums.sha256_of(path) != job.shard.sha256:
+                problems.append("its bytes are not those that were packed (SHA-256)")
+        except OSError as error:
+            problems.append(f"can't be read: {error.strerror or error}")
+        return [f"{path}: {problem}" for problem in problems]
+
+    def _walk(self, path: Path, row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
+        """Meet every sample of the tar, then name the tiles of the index that were not met."""
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for key, sample in groupby(members(tar), lambda member: member.key):
+                    workers.count_tiles(1)
+                    yield from (f"{key}: {problem}" for problem in self._check_sample(key, list(sample), row_at, job))
+        except tarfile.TarError as error:
+            yield f"not a readable tar: {error}"
+        for row in row_at.values():
+            yield f"{row['key']}: not found in the tar"
+
+    def _check_sample(self, key: str, sample: list[Member], row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
+        by_kind = {member.kind: member for member in sample}
+        row = next((row_at.pop(member.offset) for member in sample if member.kind in IMAGES and member.offset in row_at), None)
+        if row is None:
+            if not any(line.startswith(f"{job.shard.name}: {key}: ") for line in job.left_out):
+                yield "not in the index"
+            return
+        if row["key"] != key:
+            yield f"the index has {row['key']} here"
+        image = next(member for member in sample if member.offset == row["offset"])
+        yield from self._check_image(image, row)
+        try:
+            levels, group = read_levels(by_kind, self.schema, "group")
+        except ValueError as error:
+            yield str(error)
+            return
+        for name, level in zip(self.schema.names, levels, strict=True):
+            if level != row[name]:
+                yield f"{name} is {level} in the tar and {row[name]} in the index"
+        if group and group != row["group"]:
+            yield f"group is {group} in the tar and {row['group']} in the index"
+
+    def _check_image(self, image: Member, row: dict[str, Any]) -> Iterator[str]:
+        if len(image.data) != row["length"]:
+            yield f"the image has {len(image.data):,} bytes in the tar and {row['length']:,} in the index"
+        elif format.checksum(image.data) != row["checksum"]:
+            yield "the image is damaged (checksum)"
+        try:
+            pixels_HWC = format.decode(image.data)
+        except format.DECODING_ERRORS as error:
+            yield f"not a readable image: {error}"
+            return
+        if self.image_size and pixels_HWC.shape != (self.image_size, self.image_size, 3):
+            yield f"the image is {pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels, those of the set {self.image_size}"
