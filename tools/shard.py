@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
+from tools import shard_card, shard_import, shard_tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.index import Header
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     _index_options(
         commands.add_parser("index", help="make a set of WebDataset tars that others packed", formatter_class=_HELP, epilog=INDEX_EXAMPLES)
     )
+    shard_tile.add(commands)
+    shard_import.add(commands)
+    shard_card.add(commands)
     return parser
 
 
