@@ -153,7 +153,7 @@ class Rezero(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.g = nn.Parameter(torch.tensor(1e-3))
+        self.g = nn.Parameter(torch.full((1,), 1e-3))  # a vector of one: DeepSpeed takes no scalars
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class LinearAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         # Channels last, as such maps lie in memory: nothing here has to be copied into another order.
-        q, k, v = rearrange(self.qkv(x_BCHW), "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
+        q, k, v = (rearrange(t, "b (heads c) h w -> b heads (h w) c", heads=self.heads) for t in self.qkv(x_BCHW).chunk(3, dim=1))
         if self.scale != 1:
             q, k = q * self.scale, k * self.scale
         context = softmax(k, dim=-2).transpose(-1, -2) @ v  # key channels x value channels
