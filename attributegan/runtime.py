@@ -7,7 +7,6 @@ loop are written against these two and don't know in which mode they run.
 from __future__ import annotations
 
 import contextlib
-import copy
 import datetime
 import os
 import warnings
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -48,9 +47,8 @@ class Runtime:
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        # Asked of the environment that `accelerate launch` sets, since Accelerate forgets DeepSpeed on CPUs.
-        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        self.zero: dict[str, Any] = DeepSpeedPlugin().deepspeed_config if asked else {}
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            raise ValueError("distributed_type DEEPSPEED: not supported yet; launch with configs/accelerate/ddp.yaml or cpu.yaml")
         self._check_world()
 
     def _check_world(self) -> None:
@@ -76,15 +74,6 @@ class Runtime:
         return module.to(self.device, self.dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def engine(self, module: nn.Module, learning_rate: float, compile: bool) -> Engine:
-        if stage := self.zero.get("zero_optimization", {}).get("stage", 0):
-            parameters = sum(p.numel() for p in module.parameters())
-            settings = copy.deepcopy(self.zero)
-            settings["zero_optimization"] |= {"stage": stage, "reduce_bucket_size": parameters + 1, "allgather_bucket_size": parameters + 1}
-            settings["train_micro_batch_size_per_gpu"] = self.config.train.batch // (self.config.train.accumulation * self.world)
-            settings["gradient_accumulation_steps"] = 1
-            settings["gradient_clipping"] = self.config.optim.grad_clip
-            settings.pop("train_batch_size", None)
-            return ShardedEngine(self, module, learning_rate, compile, settings)
         return Engine(self, module, learning_rate, compile)
 
     def images(self, images_BCHW: Tensor) -> Tensor:
@@ -219,48 +208,6 @@ class Engine:
         packed = self.optimizer.state_dict()
         packed["state"] = {index: by_parameter[name] for index, name in enumerate(self.parameters) if name in by_parameter}
         self.optimizer.load_state_dict(packed)
-
-
-class ShardedEngine(Engine):
-    """One network under DeepSpeed ZeRO (Rajbhandari et al., SC 2020): optimizer states, gradients and (stage 3) weights are shared out.
-
-    DeepSpeed runs in full precision with torch's own optimizer, mixed precision is the autocast of every mode, so that all modes
-    compute the same numbers.
-    """
-
-    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, compile: bool, settings: dict[str, Any]) -> None:
-        self.runtime, self.module = runtime, module
-        if compile:
-            self.module.compile()
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, runtime.device)
-        self.stage = int(settings["zero_optimization"]["stage"])
-        self.sharded = _initialise_deepspeed(module, self.optimizer, settings, runtime)
-        self.sharded.optimizer.check_grad_overflow = True  # DeepSpeed looks for gradients that are not finite in half precision only
-        self.wrapped = self.sharded
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=False)
-
-    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        self.sharded.set_gradient_accumulation_boundary(last)
-        return contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        sentinel = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
-        self.sharded.backward(loss * sentinel)
-
-    def step(self) -> tuple[Tensor, bool]:
-        self.sharded.step()
-        norm = self.sharded.get_global_grad_norm()
-        taken = not self.sharded.optimizer.overflow
-        return torch.as_tensor(float("nan") if norm is None else float(norm)), taken
-
-
-def _initialise_deepspeed(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], runtime: Runtime) -> Any:
-    import deepspeed
-
-    if runtime.device.type == "cpu":
-        deepspeed.comm.torch.build_shm_op = lambda: None  # a build of a minute and a half for a collective that training never uses
-    return deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)[0]
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:

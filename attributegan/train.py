@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+
 from attributegan import sample
 from attributegan.config import Config, dump
 from attributegan.report import Reporter
@@ -56,15 +58,16 @@ def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop:
     config, runtime = training.config, training.runtime
     report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
     data = open_data(training.images)
-    stopped, saved_at = runtime.any(stop.signal != 0), training.images
+    stopped = runtime.any(stop.signal != 0)
+
+    def due(every: int) -> bool:
+        """Whether the last step went past a multiple of ``every`` images, or was the last one."""
+        images = training.images
+        return images // every > (images - config.train.batch) // every or images >= config.train.images
+
     while training.images < config.train.images and not stopped:
         terms = training.step(list(islice(data, config.train.accumulation)))
         images, stopped = training.images, runtime.any(stop.signal != 0)
-        done = images >= config.train.images
-
-        def due(every: int) -> bool:
-            return done or images // every > (images - config.train.batch) // every  # noqa: B023
-
         report.progress(images)
         if due(config.run.log_every):
             skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
@@ -73,13 +76,11 @@ def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop:
             report.grid(images, "attributes", _sweep(training))
         if due(config.run.save_every) or stopped:
             training.save()
-            saved_at = images
-    assert saved_at == training.images
     report.close()
     return not stopped or training.images >= config.train.images
 
 
-def _sweep(training: Training):  # type: ignore[no-untyped-def]
+def _sweep(training: Training) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
     latents_BL = sample.latents_for(training.config.train.seed, range(2), training.config.model.latent_dim)
     return sample.sweep_grid(training.ema.module, training.schema, latents_BL)

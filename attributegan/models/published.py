@@ -108,7 +108,8 @@ def load(source: str | Path | Mapping[str, Any]) -> PublishedModel:
         raise ValueError("\n  ".join([f"{where}: not the published network at {config.image_size} px:", *problems]))
     networks = {part: network.eval() for part, network in _networks(config).items()}
     for part, network in networks.items():
-        network.load_state_dict({name: _joined([state[f"{part}.{key}"] for key in _names(name, network)]) for name in network.state_dict()})
+        network.load_state_dict({name: _joined([state[f"{part}.{key}"] for key in _names(name, network)]).reshape(ours.shape)
+                                 for name, ours in network.state_dict().items()})  # fmt: skip
     return PublishedModel(networks["G"], networks["GE"], networks["D"], config)  # type: ignore[arg-type]
 
 
@@ -206,6 +207,7 @@ def _translated(network: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         keys = _names(name, network)
+        tensor = tensor[0] if name.endswith(".g") else tensor  # a scalar in the published network
         state.update(zip(keys, tensor.chunk(len(keys)) if len(keys) > 1 else [tensor], strict=True))
     for key in list(state):
         for pattern, index in _BLURRED:
