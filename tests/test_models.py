@@ -295,6 +295,11 @@ def test_layout_and_bf16_give_nearly_the_same_numbers(layout: torch.memory_forma
             assert all(torch.isfinite(gradient).all() for gradient in gradients(network, *outputs).values())
 
 
+def test_attention_keeps_half_precision_maps_in_half_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert blocks.attention_block(8, heads=1)(torch.randn(1, 8, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
 def test_networks_in_bf16_throughout_can_sample() -> None:
     generator, discriminator = networks(FIGURE, dtype=torch.bfloat16)
     made = generator.eval()(torch.randn(3, 16, dtype=torch.bfloat16), LEVELS)

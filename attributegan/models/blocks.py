@@ -157,7 +157,7 @@ class Rezero(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.g * self.block(x)
+        return x + self.g[0] * self.block(x)  # a scalar promotes no half-precision map to single, a vector would
 
 
 class LinearAttention(nn.Module):
