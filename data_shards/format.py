@@ -11,7 +11,6 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struc
 
 def key_of(file: str) -> str:
     """``a/b.c.jpg`` -> ``a/b_c``: WebDataset takes everything after the first dot of a name for the member's kind."""
-    path = PurePosixPath(file)
-    return str(path.with_name(path.stem.replace(".", "_")))
+    folder, slash, name = file.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return folder + slash + (stem if dot else name).replace(".", "_")
 
 
 def checksum(data: bytes) -> int:

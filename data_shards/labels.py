@@ -6,9 +6,10 @@ Owns reading the CSVs. Tiles are held as columns, so that millions of them fit i
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -80,17 +81,20 @@ def _chunks(
     paths: Sequence[Path], schema: AttributeSchema, names: Mapping[str, str], group: str | None, bad: list[str]
 ) -> Iterator[pa.Table]:
     """Good rows, in tables of bounded size; bad ones go to ``bad``."""
+    levels_of = [_Levels(attribute) for attribute in schema.attributes]
+    wanted = [names["file"], *(names[name] for name in schema.names), *([group] if group else [])]
     rows: list[tuple[str, str, str, str, list[int]]] = []
     for path in paths:
-        for where, row in _rows(path, [*names.values()] + ([group] if group else [])):
+        for where, (name, *texts) in _rows(path, wanted):
             try:
-                file, levels = _file(row[names["file"]]), _levels(row, schema, names)
-                if group and not row[group]:
+                file = _file(name)
+                levels = [level_of[text] for level_of, text in zip(levels_of, texts, strict=False)]
+                if group and not texts[-1]:
                     raise ValueError(f"{file}: column {group} is empty")
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
-            rows.append((file, key_of(file), row[group] if group else "", where, levels))
+            rows.append((file, key_of(file), texts[-1] if group else "", where, levels))
             if len(rows) == CHUNK:
                 yield _table(schema, rows)
                 rows = []
@@ -103,38 +107,43 @@ def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, list[in
     return table_of(schema, {"file": file, "key": key, "group": group, "where": where}, np.array(levels, np.int8))
 
 
-def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """``file:line`` and the entries of every row, stripped."""
+def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """``file:line`` and the wanted entries of every row, stripped; "" for those that a short row lacks."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restkey="", restval="")
-            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ('nothing',))}. "
+            reader = csv.reader(stream)
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in wanted if name not in header]:
+                raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}. "
                                  "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME")  # fmt: skip
-            for row in reader:
-                yield f"{path.name}:{reader.line_num}", {name: row[name].strip() for name in wanted}
+            places = [header.index(name) for name in wanted]
+            for row in filter(None, reader):
+                yield f"{path.name}:{reader.line_num}", [row[place].strip() if place < len(row) else "" for place in places]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
 
 
 def _file(text: str) -> str:
-    path = PurePosixPath(text)
-    if not text or path.is_absolute() or ".." in path.parts:
+    file = posixpath.normpath(text)
+    if not text or file.startswith(("/", "../")):
         raise ValueError(f"file {text!r}: write the image's name relative to the folder of --images")
-    return str(path)
+    return file
 
 
-def _levels(row: Mapping[str, str], schema: AttributeSchema, names: Mapping[str, str]) -> list[int]:
-    return [_level(row[names[attribute.name]], attribute) for attribute in schema.attributes]
+class _Levels(dict[str, int]):
+    """The level that a text means, by number or name; remembers those that it met."""
 
+    def __init__(self, attribute: Attribute) -> None:
+        super().__init__({name: level for level, name in enumerate(attribute.levels)})
+        self.attribute = attribute
 
-def _level(text: str, attribute: Attribute) -> int:
-    if text in attribute.levels:
-        return attribute.levels.index(text)
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{attribute.name} is {text!r}, neither a number nor one of {', '.join(attribute.levels)}") from None
-    if number not in range(len(attribute.levels)):
-        raise ValueError(f"{attribute.name} is {text}, levels are 0 to {len(attribute.levels) - 1}")
-    return int(number)
+    def __missing__(self, text: str) -> int:
+        name, count = self.attribute.name, len(self.attribute.levels)
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"{name} is {text!r}, neither a number nor one of {', '.join(self.attribute.levels)}") from None
+        if number not in range(count):
+            raise ValueError(f"{name} is {text}, levels are 0 to {count - 1}")
+        self[text] = int(number)
+        return self[text]

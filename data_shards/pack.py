@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from data_shards.labels import Labels
 from data_shards.plan import Options, Plan, make_plan
 from data_shards.sources import Member, Source
 from data_shards.tar import write_tar
+
+LOCK_WAIT_S = 10.0
 
 
 def pack(
@@ -90,15 +93,22 @@ def _in_the_way(out: Path, fingerprint: str, overwrite: bool) -> index.Header | 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder that shards are written into; ValueError when another process does."""
+    """Hold the folder that shards are written into; ValueError when another process does.
+
+    Workers inherit the lock, so those of a killed pack hold it until they have seen that their parent is gone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + LOCK_WAIT_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{folder}: another process is packing this set; wait for it or stop it") from None
-    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(f"{folder}: another process is packing this set; wait for it or stop it") from None
+                time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -245,7 +246,6 @@ def test_a_killed_pack_goes_on_behind_its_whole_shards(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.2)
     whole = {path.name.removesuffix(f".{index.FILE}") for path in aside.glob("*.parquet")}
     assert not (tmp_path / "killed").exists() and 2 <= len(whole) < 12
     times = {name: os.stat(aside / name).st_mtime_ns for name in whole}
@@ -255,9 +255,8 @@ def test_a_killed_pack_goes_on_behind_its_whole_shards(tmp_path: Path) -> None:
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_two_packs_of_one_set_do_not_meet(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
+def test_two_packs_of_one_set_do_not_meet(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_shards.pack.LOCK_WAIT_S", 0.0)
     (tiles / ".set.packing").mkdir()
     descriptor = os.open(tiles / ".set.packing", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
