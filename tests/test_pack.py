@@ -60,6 +60,13 @@ def test_files_go_in_byte_for_byte_and_the_index_finds_them(tiles: Path) -> None
     assert header.schema == TWO and header.image_size == 16
 
 
+def test_progress_and_a_summary_are_told(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tiles, "--val-fraction", "0.25")) == 0
+    told = capsys.readouterr()
+    assert "40 tiles, " in told.err and "tiles/s" in told.err
+    assert "train: 30 tiles in 1 shards" in told.out and "val: 10 tiles in 1 shards" in told.out
+
+
 def test_plain_webdataset_reads_what_is_written(tiles: Path) -> None:
     assert main(command(tiles, "--val-fraction", "0", "--shard-count", "16", "--group", "slide")) == 0
     urls = [str(path) for path in sorted((tiles / "set").glob("*.tar"))]

@@ -98,6 +98,18 @@ def test_other_sizes_are_resized(folder: Path) -> None:
     assert (small.float().mean((2, 3)) - full.float().mean((2, 3))).abs().max() < 3
 
 
+def test_tiles_that_can_not_be_assessed_can_be_left_out(folder: Path, tmp_path: Path) -> None:
+    shards = ShardSet.open(folder, assessable_only=True)
+    assert len(shards) == sum(levels_of(number)[0] != 0 for number in range(72))
+    assert set(shards.levels_NA[:, 0]) == {1, 2} and set(shards.levels_NA[:, 1]) == {0, 1}
+    only = make_set(tmp_path, 1)
+    header, table = index.read_header(only / index.FILE), index.read_table(only / index.FILE)
+    index.write(only / index.FILE, header, [table.set_column(table.column_names.index("grade"), "grade", [[0]])])
+    sums.write(only, header)
+    with pytest.raises(ValueError, match="data.assessable_only: no tile"):
+        ShardSet.open(only, assessable_only=True)
+
+
 def test_reading_leaves_the_random_numbers_of_training_alone(folder: Path) -> None:
     state = torch.get_rng_state()
     next(read(folder, workers=1))
