@@ -122,10 +122,13 @@ class DataConfig:
     shards: str = ""  # folder of a shard set (its index and tars)
     split: str = "train"  # which split of the set to train on
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often
+    window: int = 0  # 0: tiles in fully random order; above 0, for slow disks: whole shards in random order, this many open at a time
+    assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
+        _require(self.window >= 0, f"data.window: {self.window} is negative")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
 

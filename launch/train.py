@@ -7,10 +7,16 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attributegan import cli, config
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
+
+if TYPE_CHECKING:  # these import slowly, and help texts should not
+    from data_shards.order import Order
+    from data_shards.read import ShardSet
+    from data_shards.shard_order import ShardOrder
 
 EXAMPLES = """\
   attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
@@ -50,16 +56,14 @@ def run(settings: Config) -> int:
     """
     from data_shards.read import ShardSet
 
-    shards = ShardSet.open(settings.data.shards, split=settings.data.split)
+    shards = ShardSet.open(settings.data.shards, split=settings.data.split, assessable_only=settings.data.assessable_only)
     schema = model_schema(settings, shards.schema)
-
-    from data_shards.order import Order
-    from data_shards.read import batches
 
     from attributegan.report import start_logging
     from attributegan.runtime import Runtime
     from attributegan.train import Stop, train, write_config
     from attributegan.training import Batch, Training
+    from data_shards.read import batches
 
     runtime = Runtime(settings)
     try:
@@ -73,7 +77,7 @@ def run(settings: Config) -> int:
             def open_data(start: int) -> Iterator[Batch]:
                 return batches(
                     shards,
-                    Order(shards.levels_NA, settings.train.seed, settings.data.balance),
+                    _order(settings, shards),
                     start=start,
                     batch=settings.train.batch,
                     micro_batches=settings.train.accumulation,
@@ -92,6 +96,16 @@ def run(settings: Config) -> int:
             return 0 if finished else stop.signal or 15
     finally:
         runtime.end()
+
+
+def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:
+    from data_shards.order import Order
+    from data_shards.shard_order import ShardOrder
+
+    seed, data = settings.train.seed, settings.data
+    if data.window:
+        return ShardOrder(shards.levels_NA, shards.rows.shard_N, seed, data.balance, data.window)
+    return Order(shards.levels_NA, seed, data.balance)
 
 
 def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:

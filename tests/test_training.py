@@ -117,7 +117,14 @@ def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None
     plain = train(shards, tmp_path / "plain", *short)
     recomputed = train(shards, tmp_path / "recomputed", *short, "train.activation_checkpointing=true")
     assert largest_relative_difference(plain, recomputed) < 1e-5
-    for option in ("train.precision=bf16", "train.precision=fp16", "train.channels_last=false", "train.compile=true"):
+    assert largest_relative_difference(plain, train(shards, tmp_path / "window", *short, "data.window=2")) > 1e-3
+    for option in (
+        "data.assessable_only=true",
+        "train.precision=bf16",
+        "train.precision=fp16",
+        "train.channels_last=false",
+        "train.compile=true",
+    ):
         trained = train(shards, tmp_path / option, *short, option)
         assert all(tensor.isfinite().all() for tensor in trained.values())
 
