@@ -18,6 +18,7 @@ TINY = {
         "latent_dim": 16,
         "fmap_max": 16,
         "fmap_inverse_coef": 6,
+        "attention_heads": 1,
         "generator_attention": [16],
         "discriminator_attention": [16],
         "label_columns": "levels",

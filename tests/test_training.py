@@ -145,7 +145,7 @@ def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: 
     """Narrowed to 32 px and a few channels, one step each."""
     from launch.train import main
 
-    narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7"]
+    narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7", "model.attention_heads=1"]
     short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
     assert main(["--config", str(path), *narrow, *short]) == 0
     assert checkpoint.find(tmp_path / "run").name == "images-000000000004"
