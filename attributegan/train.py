@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -44,7 +45,7 @@ class Stop:
             signal.raise_signal(number)
 
 
-def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop: Stop) -> bool:
+def train(training: Training, open_data: Callable[[int], Generator[Batch, None, None]], stop: Stop) -> bool:
     """Train up to ``train.images``, from wherever ``training`` is.
 
     Args:
@@ -57,25 +58,28 @@ def train(training: Training, open_data: Callable[[int], Iterator[Batch]], stop:
     """
     config, runtime = training.config, training.runtime
     report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
-    data = open_data(training.images)
-    stopped = runtime.any(stop.signal != 0)
+    stopped, owed = runtime.any(stop.signal != 0), False
 
     def due(every: int) -> bool:
         """Whether the last step went past a multiple of ``every`` images, or was the last one."""
         images = training.images
         return images // every > (images - config.train.batch) // every or images >= config.train.images
 
-    while training.images < config.train.images and not stopped:
-        terms = training.step(list(islice(data, config.train.accumulation)))
-        images, stopped = training.images, runtime.any(stop.signal != 0)
-        report.progress(images)
-        if due(config.run.log_every):
-            skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
-            report.scalars(images, runtime.mean(terms) | skipped)
-        if due(config.run.grid_every) and runtime.is_main:
-            report.grid(images, "attributes", _sweep(training))
-        if due(config.run.save_every) or stopped:
-            training.save()
+    with closing(open_data(training.images)) as data:  # on every way out: the reading processes end with it
+        while training.images < config.train.images and not stopped:
+            terms = training.step(list(islice(data, config.train.accumulation)))
+            images, stopped = training.images, runtime.any(stop.signal != 0)
+            report.progress(images)
+            if due(config.run.log_every):
+                skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
+                report.scalars(images, runtime.mean(terms) | skipped)
+            if due(config.run.grid_every) and runtime.is_main:
+                report.grid(images, "attributes", _sweep(training))
+            owed = owed or due(config.run.save_every)
+            ending = stopped or images >= config.train.images
+            if ending or (owed and not training.skipped_in_a_row):  # weights that may be about to diverge replace no good ones
+                training.save()
+                owed = False
     report.close()
     return not stopped or training.images >= config.train.images
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -124,7 +124,7 @@ def batches(
     flips: bool,
     image_size: int,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of process ``rank`` from global position ``start`` on, without end.
 
     With b = batch / (micro_batches * world), micro-batch m of a step that starts at position c is the global positions
@@ -146,10 +146,15 @@ def batches(
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips)
     tiles = TileFiles([shards.folder / shard.name for shard in shards.header.shards], image_size)
     repairs = _Repairs(requests, tiles)
-    for request, images_BHWC, damage in _start(tiles, requests, workers, pin_memory):
-        tile_B = repairs.mend(request, images_BHWC, damage)
-        levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
-        yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
+    answers = _start(tiles, requests, workers, pin_memory)
+    try:
+        for request, images_BHWC, damage in answers:
+            tile_B = repairs.mend(request, images_BHWC, damage)
+            levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
+            yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
+    finally:  # workers don't hear the signal with which Python ends children at its exit, so an error would hang there
+        if workers:
+            answers._shutdown_workers()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ def run(settings: Config) -> int:
             if runtime.is_main:
                 write_config(settings)
 
-            def open_data(start: int) -> Iterator[Batch]:
+            def open_data(start: int) -> Generator[Batch, None, None]:
                 return batches(
                     shards,
                     _order(settings, shards),
