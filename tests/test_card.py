@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shards import TWO, levels_of, make_set, rows_of, write_csv
 
 from attributegan import cli
 from data_shards import card
@@ -19,7 +20,6 @@ from data_shards.labels import read_labels
 from data_shards.pack import pack
 from data_shards.plan import Options
 from data_shards.sources import Folder
-from tests.shards import TWO, levels_of, make_set, rows_of, write_csv
 from tools import shard_card
 
 VOID = {"meta", "img"}
