@@ -1,24 +1,25 @@
 """A checkpoint: a directory that is either whole or not there.
 
 Written aside, with a manifest of checksums, fsynced and renamed; weights in safetensors, everything else in JSON; nothing is
-unpickled. Owns the layout and the finding of the newest whole one. Does not know what the tensors mean.
+unpickled. Owns what makes one whole, and the finding and reading of the newest. How its tensors get there is in checkpoint_writer.py;
+what they mean is not known here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from attributegan import config as config_module
@@ -37,38 +38,30 @@ class Damaged(ValueError):
     """A checkpoint that is not whole, or not one; the message names the file."""
 
 
-def save(folder: Path, images: int, *, keep: int = 0, state: Mapping[str, Any], **tensors: Mapping[str, Tensor]) -> Path:
-    """Write ``folder/images-…`` whole: each keyword of ``tensors`` becomes ``{keyword}.safetensors``, ``state`` ``state.json``.
+def name_of(images: int) -> str:
+    """The name of the checkpoint after ``images`` real images."""
+    return f"images-{images:012d}"
+
+
+def complete(aside: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Make the files in ``aside`` the checkpoint after ``images`` images: add ``state`` and a manifest, force all to the disk, rename.
 
     Args:
-        folder: the run's checkpoint folder.
-        images: real images seen; names the checkpoint.
         keep: newest checkpoints that stay (0: all); older ones go once this one stands.
 
     Raises:
         OSError: disk full or not writable; what stood before still stands.
     """
-    target = folder / f"images-{images:012d}"
-    aside = folder / f".writing-{target.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        for name, table in tensors.items():
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in table.items()}, aside / f"{name}.safetensors")
-        (aside / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        mode = aside.stat().st_mode & 0o666  # safetensors makes files for their owner alone
-        for path in aside.iterdir():
-            path.chmod(mode)
-            _fsync(path)
-        _fsync(aside)
-        _remove(target)
-        os.rename(aside, target)
-        _fsync(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    target = folder / name_of(images)
+    (aside / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in aside.iterdir():
+        _fsync(path)
+    _fsync(aside)
+    _remove(target)
+    os.rename(aside, target)
+    _fsync(folder)
     for old in list(_newest_first(folder))[keep:] if keep else []:
         _remove(old)
     return target
@@ -108,16 +101,35 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def load(checkpoint: Path, *names: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """``state.json`` and the named safetensors files of a checkpoint that `verify` has passed."""
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.json`` of a checkpoint that `verify` has passed."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
-        tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise Damaged(f"{checkpoint}: can't be read: {error}") from error
     if state.get("format") != FORMAT:
         raise Damaged(f"{checkpoint}: format {state.get('format')!r}; this version reads {FORMAT}")
-    return state, tensors
+    return state
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path, name: str) -> Iterator[tuple[frozenset[str], Callable[[str], Tensor]]]:
+    """The names of the tensors in ``{name}.safetensors``, and a function that reads one, so that no file needs to fit into memory."""
+    path = checkpoint / f"{name}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield frozenset(file.keys()), file.get_tensor
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"{path}: can't be read: {error}") from error
+
+
+def load(checkpoint: Path, *names: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The state and all tensors of the named files, of a checkpoint that `verify` has passed."""
+    tables = {}
+    for name in names:
+        with reading(checkpoint, name) as (keys, read):
+            tables[name] = {key: read(key) for key in keys}
+    return load_state(checkpoint), tables
 
 
 def find(path: str | Path) -> Path:

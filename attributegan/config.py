@@ -140,19 +140,29 @@ class TrainConfig:
     seed: int = 0  # of the weights, the order of tiles, latents and augmentation
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp32, bf16 or fp16 (autocast), or fp64 for checks of exactness
     processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
+    timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
+    tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it
     channels_last: bool = True  # memory layout of images and feature maps
     activation_checkpointing: bool = False  # recompute feature maps in the backward pass: less memory, more time
     compile: bool = False  # torch.compile both networks
     max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "accumulation", "max_nonfinite"):
+        for name in ("images", "batch", "accumulation", "timeout_s", "max_nonfinite"):
             _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
         _require(
             self.batch % self.accumulation == 0,
             f"train.batch: {self.batch} does not divide into train.accumulation={self.accumulation} micro-batches",
         )
         _require(self.processes >= 0, f"train.processes: {self.processes} is negative")
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """Sharding by network: plain DeepSpeed files. What is in them and in the launcher's configuration must agree."""
+
+    generator: str = ""  # DeepSpeed JSON of the generator, such as configs/deepspeed/zero2.json; "" for what the launcher says
+    discriminator: str = ""  # the same of the discriminator; "" for what the launcher says, at most stage 2
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ class RunConfig:
     grid_every: int = 10_000  # images between attribute grids
     save_every: int = 10_000  # images between checkpoints
     keep: int = 3  # newest checkpoints that stay; 0 keeps all
+    scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
 
     def __post_init__(self) -> None:
         for name in ("log_every", "grid_every", "save_every"):
@@ -181,6 +192,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from attributegan import augment, losses
 from attributegan.config import Config
+from attributegan.engine import Engine
 from attributegan.randomness import Draws
-from attributegan.runtime import Engine, Runtime
+from attributegan.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def start_logging(folder: Path, is_main: bool) -> None:
         handlers.append(logging.FileHandler(folder / "train.log"))
     for handler in handlers:
         handler.setLevel(logging.INFO if is_main else logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    logging.getLogger("attributegan").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
 
 
 class Reporter:

@@ -1,7 +1,7 @@
-"""Processes, devices, precision and gradient synchronisation: the only file that imports accelerate.
+"""Processes, devices and precision: the only file that imports accelerate.
 
-A `Runtime` knows who this process is among how many; an `Engine` trains one network and its optimizer. The phases and the
-loop are written against these two and don't know in which mode they run.
+A `Runtime` knows who this process is among how many, and gives each network the engine of its mode. The phases and the loop are written
+against these and don't know in which mode they run.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import warnings
-from collections.abc import Iterator
+import secrets
+import socket
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
+from attributegan import zero_settings
 from attributegan.collectives import gather
-from attributegan.config import Config, OptimConfig
+from attributegan.config import Config
+from attributegan.engine import DataParallel, Engine
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 class Runtime:
@@ -38,18 +40,23 @@ class Runtime:
     def __init__(self, config: Config) -> None:
         self.config = config
         on_cpu = not torch.cuda.is_available()
+        launched = dict(os.environ)
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
         handlers = []
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
-            handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)]
+            timeout = datetime.timedelta(seconds=config.train.timeout_s)
+            handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            raise ValueError("distributed_type DEEPSPEED: not supported yet; launch with configs/accelerate/ddp.yaml or cpu.yaml")
+        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.train.tf32
         self._check_world()
+        self.sharding = zero_settings.settings(config, launched, self.world)
+        self.token: str = self.from_main(secrets.token_hex(4))  # a word that this start alone has
 
     def _check_world(self) -> None:
         train = self.config.train
@@ -69,12 +76,20 @@ class Runtime:
         dtype = AUTOCAST.get(self.config.train.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
-    def place(self, module: M) -> M:
+    def place(self, module: M, network: str) -> M:
         """Move a network to this device, in the precision and layout that training uses."""
-        return module.to(self.device, self.dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        module = module.to(self.device, self.dtype)
+        if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; maps are channels-last all the same
+            return module
+        return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
-    def engine(self, module: nn.Module, learning_rate: float, compile: bool) -> Engine:
-        return Engine(self, module, learning_rate, compile)
+    def engine(self, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
+        """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
+        if not self.sharding[network].stage:
+            return DataParallel(self, module, learning_rate, compile)
+        from attributegan.zero import Zero
+
+        return Zero(self, module, learning_rate, self.sharding[network])
 
     def images(self, images_BCHW: Tensor) -> Tensor:
         """uint8 tiles -> this device, [-1, 1], in the layout that training uses."""
@@ -108,10 +123,49 @@ class Runtime:
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value`` (JSON-like), on every process."""
-        box = [value]
+        return self.everyone(value)[0]
+
+    def everyone(self, value: T) -> list[T]:
+        """The ``value`` (JSON-like) of every process, in rank order, on every process."""
+        values = [value] * self.world
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """``work()``, on every process; a ValueError on any of them is raised on all, so that none waits for one that has gone.
+
+        Raises:
+            ValueError: from ``work``; names the processes, when they are several.
+        """
+        result, problem = None, ""
+        try:
+            result = work()
+        except ValueError as error:
+            problem = str(error) or type(error).__name__
+        problems = self.everyone(problem)
+        if any(problems):
+            raise ValueError(problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.everyone(socket.gethostname())))
+        return result  # type: ignore[return-value]
+
+    def check_same(self, **facts: str) -> None:
+        """Refuse to train where processes differ in anything they must have in common.
+
+        Args:
+            facts: what must be the same on every process, by its name in messages.
+
+        Raises:
+            ValueError: on every process; names the fact and the processes.
+        """
+        everyone, hosts = self.everyone(facts), self.everyone(socket.gethostname())
+        lines = []
+        for name, value in everyone[0].items():
+            others = [rank for rank, of_rank in enumerate(everyone) if of_rank[name] != value]
+            if others:
+                lines.append(f"{name}: rank 0 ({hosts[0]}) has {value}; "
+                             + ", ".join(f"rank {rank} ({hosts[rank]}) has {everyone[rank][name]}" for rank in others))  # fmt: skip
+        if lines:
+            raise ValueError("processes differ; start all of them with the same code, configuration and data:\n  " + "\n  ".join(lines))
 
     def wait(self) -> None:
         if self.world > 1:
@@ -123,105 +177,7 @@ class Runtime:
             dist.destroy_process_group()
 
 
-class Engine:
-    """One network in training: synchronised gradients, loss scaling, optimizer, skipped steps.
-
-    ``engine(...)`` runs the wrapped network; ``engine.module`` is the plain one, for passes whose gradients are not for its own
-    parameters.
-    """
-
-    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, compile: bool) -> None:
-        self.runtime = runtime
-        self.module = module
-        if compile:
-            self.module.compile()
-        self.wrapped: nn.Module = self.module
-        if runtime.world > 1:
-            self.wrapped = _data_parallel(self.module, runtime.device)
-        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self.clip = runtime.config.optim.grad_clip
-        self.optimizer = _optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, runtime.device)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.config.train.precision == "fp16")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.runtime.autocast():
-            return self.wrapped(*args, **kwargs)
-
-    def local(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain network under the same precision: for the other network's phase and for penalties on inputs."""
-        with self.runtime.autocast():
-            return self.module(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Gradients pass through the network, none are kept for it."""
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(True)
-
-    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Forward and backward of one micro-batch; gradients are reduced over the processes in the last one alone."""
-        if last or not isinstance(self.wrapped, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.wrapped.no_sync()
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients. A loss that is not finite becomes NaN gradients, which the reduction shows to every rank."""
-        sentinel = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
-        self.scaler.scale(loss * sentinel).backward()
-
-    def step(self) -> tuple[Tensor, bool]:
-        """Update the parameters and clear the gradients.
-
-        Returns:
-            the gradient norm before clipping, and whether the step was taken: it is skipped, on every process alike, when the
-            norm is not finite.
-        """
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        taken = bool(torch.isfinite(norm))
-        if taken and self.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
-        if taken:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return norm, taken
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """``{parameter}.{moment}`` -> tensor: the same names in every mode, so that any mode can read them."""
-        state = self.optimizer.state
-        return {f"{name}.{key}": torch.as_tensor(value) for name, p in self.parameters.items() for key, value in state.get(p, {}).items()
-                if value is not None}  # fmt: skip
-
-    def load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `optimizer_state`."""
-        by_parameter: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            parameter, _, key = name.rpartition(".")
-            by_parameter.setdefault(parameter, {})[key] = tensor
-        packed = self.optimizer.state_dict()
-        packed["state"] = {index: by_parameter[name] for index, name in enumerate(self.parameters) if name in by_parameter}
-        self.optimizer.load_state_dict(packed)
-
-
-def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # the option has another name from torch 2.13 on
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*broadcast_buffers.*")
-        return DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are equal on all ranks by construction: batch norm is synchronised
-            gradient_as_bucket_view=True,
-        )
-
-
-def _optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=(config.betas[0], config.betas[1]), fused=device.type == "cuda")
+def _by_rank(problems: list[str], hosts: list[str]) -> str:
+    return "\n".join(
+        f"rank {rank} ({host}): {problem or 'no problem'}" for rank, (problem, host) in enumerate(zip(problems, hosts, strict=True))
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from torch import nn
 
 from attributegan import sample
 from attributegan.config import Config, dump
@@ -73,21 +74,24 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
             if due(config.run.log_every):
                 skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
                 report.scalars(images, runtime.mean(terms) | skipped)
-            if due(config.run.grid_every) and runtime.is_main:
-                report.grid(images, "attributes", _sweep(training))
+            if due(config.run.grid_every):
+                with training.ema.whole() as generator:
+                    if runtime.is_main:
+                        report.grid(images, "attributes", _sweep(training, generator))
             owed = owed or due(config.run.save_every)
             ending = stopped or images >= config.train.images
             if ending or (owed and not training.skipped_in_a_row):  # weights that may be about to diverge replace no good ones
                 training.save()
                 owed = False
+    training.saved()
     report.close()
     return not stopped or training.images >= config.train.images
 
 
-def _sweep(training: Training) -> np.ndarray:
+def _sweep(training: Training, generator: nn.Module) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
     latents_BL = sample.latents_for(training.config.train.seed, range(2), training.config.model.latent_dim)
-    return sample.sweep_grid(training.ema.module, training.schema, latents_BL)
+    return sample.sweep_grid(generator, training.schema, latents_BL)
 
 
 def write_config(config: Config) -> None:

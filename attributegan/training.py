@@ -5,6 +5,7 @@ Owns building, stepping, saving and resuming. The loop that calls it is in train
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attributegan import checkpoint
+from attributegan import checkpoint, memory
 from attributegan.attributes import AttributeSchema
+from attributegan.checkpoint_writer import Writer, remove_remains
 from attributegan.config import Config
 from attributegan.ema import Ema
 from attributegan.models import Discriminator, Generator
@@ -51,17 +53,23 @@ class Training:
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for(config.train.seed, "weights").initial_seed())
-            generator = runtime.place(Generator(config.model, schema))
-            discriminator = runtime.place(Discriminator(config.model, schema))
+            generator = runtime.place(Generator(config.model, schema), "generator")
+            discriminator = runtime.place(Discriminator(config.model, schema), "discriminator")
         for network in (generator, discriminator):
             network.activation_checkpointing = config.train.activation_checkpointing
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
             parameter.requires_grad_(False)
-        self.ema = Ema(generator, config.optim.ema_half_life, config.optim.ema_rampup)
-        self.generator = runtime.engine(generator, config.optim.generator_lr, compile=config.train.compile)
+        averaged = copy.deepcopy(generator)
+        self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
+        self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
         # The R1 penalty differentiates the discriminator twice, which compiled graphs can't.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
-        self.discriminator = runtime.engine(discriminator, config.optim.discriminator_lr, compile=compile_discriminator)
+        self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
+        self.folder = Path(config.run.dir) / "checkpoints"
+        self.writer = Writer(
+            self.folder, rank=runtime.rank, world=runtime.world, token=runtime.token, keep=config.run.keep,
+            scratch=config.run.scratch,
+        )  # fmt: skip
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One step of both networks on a global batch.
@@ -78,9 +86,16 @@ class Training:
             for name, buffer in self.generator.module.named_buffers():
                 buffer.copy_(buffers[name])
         self.images += self.config.train.batch
-        self.ema.update(self.generator.module, self.config.train.batch, self.images)
+        self.ema.update(self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
         return d_terms | g_terms
+
+    def memory_report(self) -> list[str]:
+        """What the networks take of each process's memory, and what other stages of ZeRO would."""
+        engines = {"generator": self.generator, "discriminator": self.discriminator}
+        parameters = {name: sum(torch.Size(shape).numel() for shape in engine.shapes.values()) for name, engine in engines.items()}
+        stages = {name: self.runtime.sharding[name].stage for name in engines}
+        return memory.lines(parameters, stages, self.runtime.world, moments=2 if self.config.optim.name == "adam" else 0)
 
     def _penalty_is_due(self) -> bool:
         """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
@@ -110,30 +125,28 @@ class Training:
                 "the checkpoints up to there stand. Try a lower optim.*_lr, or train.precision=bf16 or fp32"
             )
 
-    def save(self) -> Path:
-        """Write a checkpoint; every process calls, the main one writes."""
-        folder = Path(self.config.run.dir) / "checkpoints"
-        if self.runtime.is_main:
-            written = checkpoint.save(
-                folder,
-                self.images,
-                keep=self.config.run.keep,
-                generator=self.generator.module.state_dict(),
-                generator_ema=self.ema.state_dict(),
-                discriminator=self.discriminator.module.state_dict(),
-                generator_optimizer=self.generator.optimizer_state(),
-                discriminator_optimizer=self.discriminator.optimizer_state(),
-                state={
-                    "config": self.config.to_dict(),
-                    "schema": self.schema.to_dict(),
-                    "skipped": dict(self.skipped),
-                    "skipped_in_a_row": self.skipped_in_a_row,
-                    "scalers": {"generator": self.generator.scaler.state_dict(), "discriminator": self.discriminator.scaler.state_dict()},
-                },
-            )
-            log.info("saved %s", written)
+    def save(self) -> None:
+        """Start to write a checkpoint, while training goes on; every process calls."""
+        self.writer.save(
+            self.images,
+            {
+                "config": self.config.to_dict(),
+                "schema": self.schema.to_dict(),
+                "skipped": dict(self.skipped),
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
+            },
+            generator=self.generator.weights(),
+            generator_ema=self.ema.weights(),
+            discriminator=self.discriminator.weights(),
+            generator_optimizer=self.generator.moments(),
+            discriminator_optimizer=self.discriminator.moments(),
+        )
+
+    def saved(self) -> None:
+        """Until the last checkpoint stands; every process calls."""
+        self.writer.wait()
         self.runtime.wait()
-        return folder / f"images-{self.images:012d}"
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint of the run folder, if there is one.
@@ -141,28 +154,30 @@ class Training:
         Raises:
             ValueError: the checkpoint is of another network or schema, or resuming is not wanted; says which.
         """
-        folder = Path(self.config.run.dir) / "checkpoints"
-        found = self.runtime.from_main(str(checkpoint.newest(folder) or "") if self.runtime.is_main else None)
+        found = ""
+        if self.runtime.is_main:
+            remove_remains(self.folder)
+            found = str(checkpoint.newest(self.folder) or "")
+        found = self.runtime.from_main(found)
         if not found:
             return False
         if self.config.run.resume == "never":
             raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {found}; choose another folder or run.resume=auto")
-        self._load(Path(found))
+        self.runtime.together(lambda: self._load(Path(found)))
         log.info("going on from %s", found)
         return True
 
     def _load(self, path: Path) -> None:
-        state, tensors = checkpoint.load(
-            path, "generator", "generator_ema", "discriminator", "generator_optimizer", "discriminator_optimizer"
-        )
+        state = checkpoint.load_state(path)
         _check_same_model(path, state, self.config, self.schema)
-        self.generator.module.load_state_dict(tensors["generator"])
-        self.discriminator.module.load_state_dict(tensors["discriminator"])
-        self.ema.load_state_dict(tensors["generator_ema"])
         for name, engine in (("generator", self.generator), ("discriminator", self.discriminator)):
-            engine.load_optimizer_state(tensors[f"{name}_optimizer"])
-            if engine.scaler.is_enabled() and state["scalers"][name]:
-                engine.scaler.load_state_dict(state["scalers"][name])
+            with checkpoint.reading(path, name) as (_, read):
+                engine.load_weights(read)
+            with checkpoint.reading(path, f"{name}_optimizer") as (names, read):
+                engine.load_moments(names, read)
+            engine.loss_scale.load(state["loss_scales"][name])
+        with checkpoint.reading(path, "generator_ema") as (_, read):
+            self.ema.load_weights(read)
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])

@@ -6,6 +6,7 @@ of in format.py and index.py.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 import threading
@@ -73,6 +74,12 @@ class ShardSet:
     def image_size(self) -> int | None:
         """Pixels of the stored tiles, when all are squares of one size."""
         return self.header.image_size
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all that the set holds."""
+        listed = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.header.shards)
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def name(self, tile: int) -> str:
         """``shard: key`` of a tile."""

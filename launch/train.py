@@ -54,21 +54,25 @@ def run(settings: Config) -> int:
     Raises:
         ValueError: bad settings or data; before anything is computed.
     """
-    from data_shards.read import ShardSet
-
-    shards = ShardSet.open(settings.data.shards, split=settings.data.split, assessable_only=settings.data.assessable_only)
-    schema = model_schema(settings, shards.schema)
-
     from attributegan.report import start_logging
     from attributegan.runtime import Runtime
     from attributegan.train import Stop, train, write_config
     from attributegan.training import Batch, Training
-    from data_shards.read import batches
+    from attributegan.watch import Watch
+    from data_shards.read import ShardSet, batches
 
     runtime = Runtime(settings)
     try:
+
+        def open_shards() -> tuple[ShardSet, AttributeSchema]:
+            data = settings.data
+            shards = ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only)
+            return shards, model_schema(settings, shards.schema)
+
+        shards, schema = runtime.together(open_shards)
+        runtime.check_same(**facts(settings, shards))
         start_logging(Path(settings.run.dir), runtime.is_main)
-        with Stop() as stop:
+        with Stop() as stop, Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
             training = Training(settings, schema, runtime)
             training.resume()
             if runtime.is_main:
@@ -89,6 +93,8 @@ def run(settings: Config) -> int:
                     pin_memory=runtime.device.type == "cuda",
                 )
 
+            for line in training.memory_report():
+                log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
             finished = train(training, open_data, stop)
             log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
@@ -96,6 +102,16 @@ def run(settings: Config) -> int:
             return 0 if finished else stop.signal or 15
     finally:
         runtime.end()
+
+
+def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
+    """What all processes of a run must have in common: options, code, data, and the versions that decide on numbers."""
+    import torch
+
+    from attributegan import provenance
+
+    options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
+    return options | {"code": provenance.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:

@@ -32,24 +32,39 @@ TINY = {
 }
 
 
-def command(shards: Path, run: Path, *overrides: str, processes: int = 1) -> list[str]:
+MODES = ("one", "cpu", "zero1", "zero2", "zero3")  # one process, or a file of configs/accelerate
+SCRIPT = str(ROOT / "launch" / "train.py")
+
+
+def launcher(mode: str, processes: int, *arguments: str) -> list[str]:
+    """What stands before the script: python, or ``accelerate launch`` with one of the files that ship."""
+    if mode == "one":
+        return [sys.executable]
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    file = str(ROOT / "configs" / "accelerate" / f"{mode}.yaml")
+    return [*accelerate, "--config_file", file, "--num_processes", str(processes), *(arguments or ("--main_process_port", "0"))]
+
+
+def write_config(run: Path) -> Path:
     config = run.with_name(f"{run.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(TINY))
-    launcher = [sys.executable]
-    if processes > 1:
-        accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml"]
-        launcher = [*accelerate, "--num_processes", str(processes), "--main_process_port", "0"]
-    script = ["launch/train.py", "--config", str(config), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
-    return [*launcher, *script, *overrides]
+    return config
 
 
-def start(shards: Path, run: Path, *overrides: str, processes: int = 1) -> subprocess.Popen:
+def start(shards: Path, run: Path, *overrides: str, processes: int = 1, mode: str = "") -> subprocess.Popen:
     """Start training in a process group of its own; output goes to ``{run}.out``."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    before = launcher(mode or ("cpu" if processes > 1 else "one"), processes)
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
+    return begin([*before, SCRIPT, *options, *overrides], run)
+
+
+def begin(arguments: list[str], run: Path, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
+    """A command in a process group of its own; output goes to ``{run}.out``."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(cwd)} | environment
+    run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_name(f"{run.name}.out").open("ab") as output:
-        arguments = command(shards, run, *overrides, processes=processes)
-        return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(arguments, cwd=cwd, env=variables, stdout=output, stderr=output, start_new_session=True)
 
 
 def output(run: Path) -> str:
@@ -63,8 +78,13 @@ def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[
     return tensors(run)
 
 
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    last = max((run / "checkpoints").glob("images-*"))
+def tensors(run: Path, images: int | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of the checkpoint at ``images``, or the last one."""
+    last = max((run / "checkpoints").glob(f"images-{images:012d}" if images else "images-*"))
+    return tensors_in(last)
+
+
+def tensors_in(last: Path) -> dict[str, torch.Tensor]:
     return {f"{path.stem}/{name}": tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
@@ -78,6 +98,21 @@ def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
         assert process.poll() is None, output(run)
         time.sleep(0.01)
     raise AssertionError(f"{run} did not reach {images} images: {output(run)}")
+
+
+def process_of(rank: int, launched: subprocess.Popen) -> int:
+    """The id of the process that trains as ``rank`` under a launcher; waits until there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == launched.pid and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    return int(folder.name)
+            except OSError:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no process of rank {rank}")
 
 
 def kill(process: subprocess.Popen, number: signal.Signals) -> int:

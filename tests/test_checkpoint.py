@@ -1,18 +1,20 @@
 """Checkpoints: whole or not there."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from attributegan import checkpoint
+from attributegan import checkpoint, checkpoint_writer
+from attributegan.shares import Piece, Share, Table
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
 
 def write(folder: Path, images: int, keep: int = 0) -> Path:
-    return checkpoint.save(folder, images, keep=keep, state={"note": "x"}, generator=TENSORS)
+    return checkpoint_writer.save(folder, images, keep=keep, state={"note": "x"}, generator=TENSORS)
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage) ->
     assert checkpoint.newest(tmp_path) == older
 
 
-@pytest.mark.parametrize("call", ["save_file", "_fsync", "os.rename"])
+@pytest.mark.parametrize("call", ["checkpoint_writer.os.pwrite", "checkpoint_writer.os.fsync", "checkpoint._fsync", "checkpoint.os.rename"])
 def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Disk full in the middle of each kind of operation."""
     older = write(tmp_path, 100)
@@ -63,7 +65,7 @@ def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"attributegan.checkpoint.{call}", full)
+    monkeypatch.setattr(f"attributegan.{call}", full)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 200)
     monkeypatch.undo()
@@ -89,3 +91,56 @@ def test_manifest_with_a_path_outside_reads_nothing_there(tmp_path: Path) -> Non
     (path / "manifest.json").write_text('{"../../etc/passwd": {"bytes": 1, "sha256": "0"}, "state.json": {"bytes": 1, "sha256": "0"}}')
     with pytest.raises(checkpoint.Damaged, match="images-000000000100/passwd: is missing"):
         checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: bool) -> None:
+    """Three processes, shares and pieces of any place; the file is the one that safetensors itself would read."""
+    folder = tmp_path / "checkpoints"
+    writers = [
+        checkpoint_writer.Writer(folder, rank=rank, world=3, token="t", scratch=str(tmp_path / "local") if scratch else "")
+        for rank in range(3)
+    ]
+    whole = {"a": torch.arange(35.0).reshape(5, 7), "b": torch.tensor(3), "c": torch.randn(2, 3).bfloat16()}
+    for rank in (2, 1, 0):
+        table = Table.replicated(whole, Share(rank, 3))
+        table.add("d", torch.float64, (4,), [Piece("d", 1, torch.tensor([1.0, 2.0, 3.0]).double())] if rank == 1 else [])
+        table.add("d", torch.float64, (4,), [Piece("d", 0, torch.tensor([0.0]).double())] if rank == 2 else [])
+        writers[rank].save(5, {"note": rank}, generator=table)
+        whole["a"] += 0  # what was taken is a copy
+    for writer in writers:
+        writer.wait()
+    checkpoint.verify(folder / "images-000000000005")
+    state, tensors = checkpoint.load(folder / "images-000000000005", "generator")
+    assert state["note"] == 0
+    assert all(torch.equal(tensors["generator"][name], tensor) for name, tensor in whole.items())
+    assert tensors["generator"]["d"].tolist() == [0, 1, 2, 3]
+    assert os.listdir(folder) == ["images-000000000005"]
+
+
+def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = write(tmp_path, 100)
+    writers = [checkpoint_writer.Writer(tmp_path, rank=rank, world=2, token="t") for rank in range(2)]
+    monkeypatch.setattr(writers[1], "_write_pieces", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for writer in writers:
+        writer.save(200, {}, generator=Table.replicated(TENSORS, Share(writer.rank, 2)))
+    with pytest.raises(OSError, match="process 1 could not write its part: OSError.*No space"):
+        writers[0].wait()
+    with pytest.raises(OSError, match="No space"):
+        writers[1].wait()
+    assert checkpoint.newest(tmp_path) == older
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`save` returns before the bytes are written, and takes what the tensors were at the call."""
+    go_on = threading.Event()
+    pieces = checkpoint_writer.Writer._write_pieces
+    monkeypatch.setattr(checkpoint_writer.Writer, "_write_pieces", lambda *arguments: (go_on.wait(30), pieces(*arguments)))
+    writer = checkpoint_writer.Writer(tmp_path, rank=0, world=1, token="t")
+    weights = torch.zeros(4)
+    writer.save(1, {}, generator=Table.replicated({"w": weights}, Share(0, 1)))
+    weights += 1
+    assert checkpoint.newest(tmp_path) is None
+    go_on.set()
+    writer.wait()
+    assert checkpoint.load(tmp_path / checkpoint.name_of(1), "generator")[1]["generator"]["w"].tolist() == [0, 0, 0, 0]

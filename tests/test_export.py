@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from attributegan import checkpoint, config, sample
+from attributegan import checkpoint, checkpoint_writer, config, sample
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.config import Config, DataConfig, ModelConfig
 from attributegan.export import AttributeGenerator, graphs
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     weights, average = (Generator(SMALL, SCHEMA).state_dict() for _ in range(2))
     state = {"config": Config(SMALL, data=DataConfig(shards="/home/me/tiles-of-mine")).to_dict(), "schema": SCHEMA.to_dict()}
-    checkpoint.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
+    checkpoint_writer.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
     return folder
 
 
@@ -403,7 +403,7 @@ def broken(run: Path, tmp_path: Path) -> Path:
     """A checkpoint of a run that went wrong."""
     state, tensors = checkpoint.load(checkpoint.find(run), "generator_ema")
     tensors["generator_ema"]["to_image.bias"][1] = float("nan")
-    return checkpoint.save(tmp_path / "broken", 1, state=state, **tensors)
+    return checkpoint_writer.save(tmp_path / "broken", 1, state=state, **tensors)
 
 
 def test_bad_input_of_graphs_is_refused(

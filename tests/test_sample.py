@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attributegan import checkpoint, sample
+from attributegan import checkpoint, checkpoint_writer, sample
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.config import Config, ModelConfig
 from attributegan.models import Generator
@@ -136,7 +136,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     weights, average = (Generator(config.model, PUBLISHED).state_dict() for _ in range(2))
     state = {"config": config.to_dict(), "schema": PUBLISHED.to_dict()}
-    checkpoint.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
+    checkpoint_writer.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
     return folder
 
 

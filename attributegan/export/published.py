@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from attributegan import checkpoint
+from attributegan import checkpoint_writer
 from attributegan.attributes import PUBLISHED
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
 from attributegan.export.aside import aside, check_new_folder
@@ -33,7 +33,7 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
     config = _recipe(model.config, out)
     averaged = model.generator if generator == "raw" else model.generator_ema
     with aside(out) as folder:
-        checkpoint.save(
+        checkpoint_writer.save(
             folder / "checkpoints",
             0,
             generator=model.generator.state_dict(),
@@ -46,7 +46,7 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
                 "schema": PUBLISHED.to_dict(),
                 "skipped": {},
                 "skipped_in_a_row": 0,
-                "scalers": {"generator": {}, "discriminator": {}},
+                "loss_scales": {"generator": {}, "discriminator": {}},
             },
         )
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Processes that watch each other: when one dies, hangs or raises, the others say which and end, instead of waiting in a collective.
+
+Each process writes a sign of life into the store of the process group and reads those of the others, in a thread. The store is the one that
+the launcher set up; nothing new listens. Starting the run again is the launcher's business, or Slurm's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+
+from torch import distributed as dist
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+SILENCE_S = 20.0  # without a sign of life, a process counts as dead
+GRACE_S = 3.0  # in which a process that has heard of another's end may still end by itself, with its own error
+_LOST = ("gloo", "NCCL", "Connection", "connection", "peer", "Timed out", "store")  # in messages of collectives that lost a process
+
+
+class Watch:
+    """A context in which this process and the others watch each other; entering it is a collective.
+
+    Args:
+        rank, world: of this process; with one process nothing happens.
+        token: a word that all processes of this start share and no other start has.
+        stopped: whether this process was asked to stop; then it waits for nobody.
+    """
+
+    def __init__(self, rank: int, world: int, token: str, stopped: Callable[[], bool]) -> None:
+        self.rank, self.world, self.stopped = rank, world, stopped
+        self.trouble = ""
+        self._prefix = f"attributegan/{token}"
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        if self.world > 1:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            tcp = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_S))
+            self._store = dist.PrefixStore(self._prefix, tcp)
+            self._store.set(f"who/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+            self._store.set(f"sign/{self.rank}", "0")
+            dist.barrier()
+            self._who = [of_rank.decode() for of_rank in self._store.multi_get([f"who/{rank}" for rank in range(self.world)])]
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.world == 1:
+            return
+        if error is not None and self._is_of_another(error):
+            log.error("%s; ending", self.trouble or "another process of this run has ended")
+            self._end()
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._store.set(f"sign/{self.rank}", f"!{type(error).__name__}: {error}" if error is not None else ".")
+        except Exception as lost:  # the store's host has gone; it needs no word any more
+            log.warning("no word to the other processes: %s", lost)
+
+    def _is_of_another(self, error: BaseException) -> bool:
+        """Whether ``error`` only shows that another process is gone: waits until it is known which, or known to be none."""
+        if not isinstance(error, RuntimeError) or not any(word in str(error) for word in _LOST):
+            return bool(self.trouble)
+        until = time.monotonic() + SILENCE_S + 2 * PERIOD_S
+        while not self.trouble and not self.stopped() and time.monotonic() < until:
+            time.sleep(0.05)
+        return bool(self.trouble) or self.stopped()
+
+    def _run(self) -> None:
+        signs, changed, beat = [b"0"] * self.world, [time.monotonic()] * self.world, 0
+        while not self._ended.wait(PERIOD_S):
+            beat += 1
+            try:
+                self._store.set(f"sign/{self.rank}", str(beat))
+                now_signs = self._store.multi_get([f"sign/{rank}" for rank in range(self.world)])
+            except Exception as error:
+                self._tell(f"the store of the process group (rank 0's node, or its launcher) does not answer: {error}")
+                return
+            now = time.monotonic()
+            for rank, sign in enumerate(now_signs):
+                if sign != signs[rank]:
+                    signs[rank], changed[rank] = sign, now
+                if rank == self.rank or sign == b".":
+                    continue
+                if sign.startswith(b"!"):
+                    self._tell(f"rank {rank} ({self._who[rank]}) failed: {sign[1:].decode()}")
+                    return
+                if now - changed[rank] > SILENCE_S:
+                    self._tell(f"rank {rank} ({self._who[rank]}) has given no sign of life for {SILENCE_S:.0f} s")
+                    return
+
+    def _tell(self, trouble: str) -> None:
+        self.trouble = trouble
+        if not self._ended.wait(GRACE_S):
+            log.error("%s; ending", trouble)
+            self._end()
+
+    def _end(self) -> None:
+        """Leave at once: the main thread may be in a collective that never returns."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)
