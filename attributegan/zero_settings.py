@@ -101,8 +101,6 @@ def _check_right(network: str, stage: int, config: Config, file: str) -> None:
             f"{file}: zero_optimization.stage is 3 for the discriminator, which a gradient penalty (loss.r1_gamma={config.loss.r1_gamma}) "
             "differentiates twice after its weights have been released; use deepspeed.discriminator=configs/deepspeed/zero2.json"
         )
-    if stage == 3 and config.train.activation_checkpointing:
-        raise ValueError(f"train.activation_checkpointing: not possible at ZeRO stage 3 ({network}); use stage 2, or false")
     if config.train.compile:
         raise ValueError(f"train.compile: not possible under ZeRO ({network}: stage {stage}); use false, or configs/accelerate/ddp.yaml")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +44,12 @@ def launcher(mode: str, processes: int, *arguments: str) -> list[str]:
     accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     file = str(ROOT / "configs" / "accelerate" / f"{mode}.yaml")
     return [*accelerate, "--config_file", file, "--num_processes", str(processes), *(arguments or ("--main_process_port", "0"))]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def write_config(run: Path) -> Path:

@@ -1,11 +1,29 @@
 """Training as a user starts it: interrupted and resumed, on one process and several, refused, diverging."""
 
 import json
+import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
-from runs import ROOT, differing, kill, largest_relative_difference, output, start, tensors, train, wait_for
+from runs import (
+    ROOT,
+    SCRIPT,
+    begin,
+    differing,
+    free_port,
+    kill,
+    largest_relative_difference,
+    launcher,
+    output,
+    process_of,
+    start,
+    tensors,
+    train,
+    wait_for,
+    write_config,
+)
 
 from attributegan import checkpoint
 
@@ -33,6 +51,38 @@ def test_interrupted_run_ends_with_the_same_bits(
     assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
     images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, 81, 8))
+
+
+@pytest.mark.parametrize(("rank", "at"), [(0, 24), (1, 40), (1, 0)])
+def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
+    shards: Path, tmp_path: Path, undisturbed, rank: int, at: int
+) -> None:
+    """``at`` 0: as soon as there is a process."""
+    run = tmp_path / "run"
+    process = start(shards, run, processes=2)
+    if at:
+        wait_for(run, at, process)
+    os.kill(process_of(rank, process), signal.SIGKILL)
+    assert process.wait(timeout=30) != 0
+    first_failure = output(run).partition("Root Cause")[2]
+    assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
+    assert differing(train(shards, run, processes=2), undisturbed[2]) == []
+
+
+def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path: Path) -> None:
+    """Two launches are two nodes; all processes of one are killed at once, its launcher too."""
+    nodes, port = [], str(free_port())
+    for node in range(2):
+        where = ["--num_machines", "2", "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        run = tmp_path / "run" if node == 0 else tmp_path / "other"
+        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.processes=2"]
+        nodes.append(begin([*launcher("cpu", 2, *where), SCRIPT, *options, "train.images=8000"], run))
+    wait_for(tmp_path / "run", 24, nodes[0])
+    worker = process_of(1, nodes[1])
+    kill(nodes[1], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    assert nodes[0].wait(timeout=45) != 0
+    assert f"rank 1 ({socket.gethostname()}, process {worker}) has given no sign of life" in output(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""One of two processes that watch each other, in tests: rank 1 comes to grief as told, rank 0 waits for it in a collective.
+
+watched.py {raise|kill|hang|end}
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from attributegan import watch
+
+watch.PERIOD_S, watch.SILENCE_S, watch.GRACE_S = 0.1, 3.0, 0.5
+logging.basicConfig(format="%(message)s")
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    with watch.Watch(rank, 2, "token", stopped=lambda: False):
+        if rank == 1:
+            time.sleep(0.5)
+            match sys.argv[1]:
+                case "raise":
+                    raise KeyError("a tile")
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hang":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+        dist.all_reduce(torch.ones(1))
+        if rank == 0:
+            time.sleep(4)  # longer than a process may be silent: one that has ended well is not missed
