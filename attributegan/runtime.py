@@ -52,8 +52,9 @@ class Runtime:
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = config.train.tf32
+        if not on_cpu:
+            torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = config.train.tf32
         self._check_world()
         self.sharding = zero_settings.settings(config, launched, self.world)
         self.token: str = self.from_main(secrets.token_hex(4))  # a word that this start alone has

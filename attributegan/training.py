@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from attributegan.randomness import Draws, generator_for
 from attributegan.runtime import Runtime
 
 log = logging.getLogger("attributegan")
+
+
+SHARED_WAIT_S = 10.0  # in which a folder made on one node must be seen on the others
 
 
 class Batch(Protocol):
@@ -155,6 +159,7 @@ class Training:
             ValueError: the checkpoint is of another network or schema, or resuming is not wanted; says which.
         """
         found = ""
+        self._check_shared()
         if self.runtime.is_main:
             remove_remains(self.folder)
             found = str(checkpoint.newest(self.folder) or "")
@@ -166,6 +171,22 @@ class Training:
         self.runtime.together(lambda: self._load(Path(found)))
         log.info("going on from %s", found)
         return True
+
+    def _check_shared(self) -> None:
+        """All processes write into the run folder: refuse one that a node has for itself."""
+        mark = self.folder / f".writing-{self.runtime.token}"
+        if self.runtime.is_main:
+            mark.mkdir(parents=True)
+        self.runtime.wait()
+
+        def look() -> None:
+            until = time.monotonic() + SHARED_WAIT_S
+            while not mark.exists():
+                if time.monotonic() > until:
+                    raise ValueError(f"run.dir: {mark.parent} is not the folder that rank 0 sees under this name; use one on a shared disk")
+                time.sleep(0.1)
+
+        self.runtime.together(look)
 
     def _load(self, path: Path) -> None:
         state = checkpoint.load_state(path)

@@ -12,15 +12,22 @@ from pathlib import Path
 import pytest
 from runs import MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
 
+# Plain steps where only rounding may differ: Adam would divide it by gradients that are near zero.
 SGD = ("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4")
 KINDS = {  # 20 steps each; gradient penalty and contrastive loss are on
     "adam": ("train.images=160", "run.save_every=80"),
-    "accumulated": ("train.images=160", "train.accumulation=2", "run.save_every=1000", *SGD),  # Adam would blow up the rounding
+    "accumulated": ("train.images=160", "train.accumulation=2", "run.save_every=1000", *SGD),
     "bf16": ("train.images=160", "train.precision=bf16", "run.save_every=1000"),
     "fp16": ("train.images=40", "train.precision=fp16", "run.save_every=1000"),
     "recomputed": ("train.images=40", "train.activation_checkpointing=true", "run.save_every=1000"),
-    "clipped": ("train.images=40", "optim.grad_clip=0.5", "run.save_every=1000"),
+    "clipped": ("train.images=40", *SGD, "optim.grad_clip=0.01", "run.save_every=1000"),
     "sgd": ("train.images=64", *SGD, "run.save_every=40"),
+}
+FILES = "configs/deepspeed"
+EXTRA = {  # kinds of one mode beside those
+    ("cpu", "unpenalised"): ("train.images=40", "loss.r1_gamma=0", "run.save_every=1000"),
+    ("zero3", "unpenalised"): ("train.images=40", "loss.r1_gamma=0", f"deepspeed.discriminator={FILES}/zero3.json", "run.save_every=1000"),
+    ("one", "sharded"): (*KINDS["adam"], f"deepspeed.generator={FILES}/zero3.json", f"deepspeed.discriminator={FILES}/zero2.json"),
 }
 SHARDED = ("zero1", "zero2", "zero3")
 SPOILED = {
@@ -66,6 +73,7 @@ def unbroken(folder: Path, start: Start) -> Path:
         jobs = [
             {"run": str(folder / mode / kind), "overrides": KINDS[kind], "facts": str(folder / mode / f"{kind}.json")} for kind in kinds
         ]
+        jobs += [{"run": str(folder / mode / kind), "overrides": overrides} for (of, kind), overrides in EXTRA.items() if of == mode]
         jobs += [{"run": str(folder / "spoiled" / spoil), "overrides": KINDS["sgd"], "spoil": spoil}
                  for spoil, of in SPOILED.items() if of == mode]  # fmt: skip
         start(mode, 1 if mode == "one" else 2, jobs)
@@ -110,12 +118,20 @@ def test_sharded_run_has_the_bits_of_data_parallel(unbroken: Path, mode: str, ki
         assert differing(plain, sharded) == []
 
 
+def test_discriminator_at_stage_3_without_penalty_has_the_bits_of_data_parallel(unbroken: Path) -> None:
+    assert differing(tensors(unbroken / "cpu" / "unpenalised"), tensors(unbroken / "zero3" / "unpenalised")) == []
+
+
+def test_one_process_under_deepspeed_has_the_bits_of_one_without(unbroken: Path) -> None:
+    assert differing(tensors(unbroken / "one" / "adam"), tensors(unbroken / "one" / "sharded")) == []
+
+
 @pytest.mark.parametrize("mode", SHARDED)
 def test_clipping_is_the_same_to_rounding(unbroken: Path, mode: str) -> None:
     """DeepSpeed divides by the norm where torch multiplies by its inverse."""
     plain, clipped = tensors(unbroken / "cpu" / "clipped"), tensors(unbroken / mode / "clipped")
-    assert largest_relative_difference(plain, clipped) < 1e-4
-    assert largest_relative_difference(tensors(unbroken / "cpu" / "fp16"), plain) > 1e-4  # so clipping did something
+    assert largest_relative_difference(plain, clipped) < 1e-7
+    assert largest_relative_difference(plain, tensors(unbroken / "cpu" / "sgd", 40)) > 1e-6  # so clipping does something
 
 
 @pytest.mark.parametrize("mode", ["cpu", *SHARDED])
