@@ -53,6 +53,7 @@ class Zero(Engine):
         if runtime.config.train.channels_last:
             _use_channels_last(module)
         if not dist.is_initialized():  # one process
+            os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         tuned = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, runtime.device)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
