@@ -119,16 +119,19 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str = ""  # folder of a shard set (its index and tars)
+    shards: str = ""  # a shard set (its index and tars): a folder, or one of https:// s3:// gs:// hf:// pipe:
+    cache: str = ""  # folder for the shards of a remote set, shared by the processes of a node; "" is ~/.cache/attributegan
+    cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often
-    window: int = 0  # 0: tiles in fully random order; above 0, for slow disks: whole shards in random order, this many open at a time
+    window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
         _require(self.window >= 0, f"data.window: {self.window} is negative")
+        _require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
 

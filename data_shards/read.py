@@ -21,8 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attributegan.attributes import AttributeSchema
-from data_shards import index, permutation, sums
+from data_shards import index, permutation
 from data_shards import workers as processes
+from data_shards.ahead import Ahead
+from data_shards.cache import Cache, StoreError
+from data_shards.shard_order import ShardOrder
+from data_shards.tars import LocalTars, RemoteTars, Tars, open_place
 from data_shards.tiles import Damaged, TileFiles, Wanted
 
 log = logging.getLogger("attributegan.data")
@@ -32,31 +36,39 @@ AHEAD = 4  # micro-batches that each worker has ready or in work
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a shard set, opened for reading."""
+    """One split of a shard set, opened for reading.
 
+    Args:
+        place: folder or URL of the set, for messages.
+        folder: of its index, on this machine.
+    """
+
+    place: str
     folder: Path
     header: index.Header
     rows: index.Rows
+    tars: Tars
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False) -> ShardSet:
-        """Read the index of the set in folder ``path``; its tars are looked at, not read.
+    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False, cache: Cache | None = None) -> ShardSet:
+        """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
 
         Args:
             assessable_only: leave out tiles on which any attribute is "not assessable".
+            cache: for the files of a remote set; the default is that of `Cache.of`.
 
         Raises:
             ValueError: no such set or split, or a shard that is missing or has another size than the index says.
         """
         if not str(path):
             raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
-        folder = Path(path)
-        header = sums.check_index(folder)
+        place, folder, header, tars = open_place(path, cache)
         if split not in header.splits:
-            raise ValueError(f"data.split: {folder} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
-        _check_shards(folder, [shard for shard in header.shards if shard.split == split])
+            raise ValueError(f"data.split: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
+        if isinstance(tars, LocalTars):
+            _check_shards(folder, [shard for shard in header.shards if shard.split == split])
         rows = index.read_rows(folder / index.FILE, header, split)
-        return cls(folder, header, _assessable(rows, header.schema, folder) if assessable_only else rows)
+        return cls(place, folder, header, _assessable(rows, header.schema, place) if assessable_only else rows, tars)
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -81,17 +93,21 @@ class ShardSet:
         listed = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.header.shards)
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.tars, RemoteTars)
+
     def name(self, tile: int) -> str:
         """``shard: key`` of a tile."""
-        shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
+        shard, offset = self.header.shards[self.rows.shard_N[tile]].name, int(self.rows.offset_N[tile])
         rows = index.read_shard(self.folder / index.FILE, shard)
-        return f"{self.folder / shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
+        return f"{self.place}/{shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
 
     def shard_of(self, tile: int) -> str:
-        return self.header.shards[self.rows.shard_N[tile]].name
+        return f"{self.place}/{self.header.shards[self.rows.shard_N[tile]].name}"
 
 
-def _assessable(rows: index.Rows, schema: AttributeSchema, folder: Path) -> index.Rows:
+def _assessable(rows: index.Rows, schema: AttributeSchema, folder: str) -> index.Rows:
     unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
     keep_N = (rows.levels_NA != unclear_A).all(axis=1)
     if not keep_N.any():
@@ -151,17 +167,31 @@ def batches(
     assert batch % (micro_batches * world) == 0 and 0 <= rank < world
     share = batch // (micro_batches * world)
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips)
-    tiles = TileFiles([shards.folder / shard.name for shard in shards.header.shards], image_size)
+    tiles = TileFiles(shards.tars, image_size)
     repairs = _Repairs(requests, tiles)
     answers = _start(tiles, requests, workers, pin_memory)
+    ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
-        for request, images_BHWC, damage in answers:
+        for request, images_BHWC, damage, failure in answers:
+            if failure:
+                raise StoreError(failure)
             tile_B = repairs.mend(request, images_BHWC, damage)
             levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
+            if ahead:
+                ahead.position = request.first
             yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
     finally:  # workers don't hear the signal with which Python ends children at its exit, so an error would hang there
+        if ahead:
+            ahead.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _ahead(shards: ShardSet, order: TileOrder, start: int) -> Ahead | None:
+    """What fetches a remote set's shards before they are read; an order without windows doesn't tell which come next."""
+    if isinstance(shards.tars, RemoteTars) and isinstance(order, ShardOrder):
+        return Ahead(shards.tars, order.shards_from, start)
+    return None
 
 
 @dataclass(frozen=True)
@@ -206,7 +236,7 @@ class _Requests:
         return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-_Answer = tuple[_Request, Tensor, dict[int, str]]
+_Answer = tuple[_Request, Tensor, dict[int, str], str]
 
 
 class _Reader:
@@ -216,7 +246,7 @@ class _Reader:
         self.tiles = tiles
 
     def __getitem__(self, request: _Request) -> _Answer:
-        """The request, images_BHWC, and what is wrong with the tiles that could not be read, by place in the batch."""
+        """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all, or ""."""
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
         for place, wanted in enumerate(request.wanted):
@@ -224,7 +254,9 @@ class _Reader:
                 images_BHWC[place] = self.tiles.read(wanted)
             except Damaged as error:
                 damage[place] = str(error)
-        return request, torch.from_numpy(images_BHWC), damage
+            except StoreError as error:
+                return request, torch.from_numpy(images_BHWC), damage, str(error)
+        return request, torch.from_numpy(images_BHWC), damage, ""
 
 
 def _as_it_is(answer: _Answer) -> _Answer:
@@ -298,5 +330,5 @@ class _Repairs:
 
     def _too_many(self, tile: int) -> ValueError:
         shards = self.requests.shards
-        return ValueError(f"{shards.folder / shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.folder}, the last "
-                          f"in this shard; find all with `attributegan-shard verify {shards.folder}` and replace them")  # fmt: skip
+        return ValueError(f"{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
+                          f"in this shard; find all with `attributegan-shard verify {shards.place}` and replace them")  # fmt: skip
