@@ -91,10 +91,11 @@ def chunks(url: str) -> Iterator[bytes]:
 
 def _output(pipe: Pipe) -> Iterator[bytes]:
     """What a program writes, up to its end in good order."""
+    ready = select.poll()
+    ready.register(pipe.stream, select.POLLIN)
     try:
         while True:
-            ready, _, _ = select.select([pipe.stream], [], [], STALL_S)
-            if not ready:
+            if not ready.poll(1000 * STALL_S):
                 raise TimeoutError(f"no byte for {STALL_S:g} s")
             if not (data := os.read(pipe.stream.fileno(), CHUNK)):
                 break
