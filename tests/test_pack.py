@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -19,12 +20,13 @@ from PIL import Image
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from data_shards import index
+from data_shards import format, index
 from data_shards.labels import read_labels
 from data_shards.pack import pack
 from data_shards.plan import Options
 from data_shards.sources import Folder
 from data_shards.splits import hold_out
+from data_shards.tar import header
 from tools.shard import main
 
 ROOT = Path(__file__).parent.parent
@@ -289,3 +291,39 @@ def test_real_tiles(tmp_path: Path) -> None:
     slides = {split: {row["group"] for row in rows if row["split"] == split} for split in ("train", "val")}
     assert slides["train"] and slides["val"] and not slides["train"] & slides["val"]
     assert json.loads(json.dumps(index.read_header(tmp_path / "set" / index.FILE).schema.to_dict())) == PUBLISHED.to_dict()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "slide 1/t_0.png", "x" * 100, "x" * 101, "f" * 90 + "/" + "g" * 90, "grün/zelle.jpg", "é" * 60])
+def test_headers_are_those_of_tarfile(name: str) -> None:
+    for size in (0, 1, 511, 130_000, 2**31 - 1):
+        info = tarfile.TarInfo(name)
+        info.size = size
+        assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_a_tar_is_whole_for_every_reader(tmp_path: Path) -> None:
+    """GNU tar, Python's tarfile and webdataset read the same members, long and foreign names among them."""
+    names = ["plain.png", "deep/" * 30 + "tile.png", "Zürich/Gewebe ß.png"]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(1)).save(tmp_path / "images" / name)
+    write_csv(tmp_path / "labels.csv", ["file", "grade", "size"], [[name, 1, 0] for name in names])
+    pack(read_labels([tmp_path / "labels.csv"], TWO), Folder(str(tmp_path / "images")), tmp_path / "set", Options(0))
+    path = tmp_path / "set" / "train-000000.tar"
+    subprocess.run(["tar", "xf", path, "-C", tmp_path / "set"], check=True)
+    assert all((tmp_path / "set" / name).read_bytes() == (tmp_path / "images" / name).read_bytes() for name in names)
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)}
+    assert set(samples) == {name.removesuffix(".png") for name in names}
+    assert path.stat().st_size % tarfile.RECORDSIZE == 0
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"progressive": True}, {"comment": b"x" * 40_000}, {"subsampling": 0}, {"exif": b"Exif\0\0" + bytes(99)}]
+)
+def test_the_size_of_a_jpeg_is_that_which_pillow_tells(more: dict) -> None:
+    for mode, size in (("RGB", (37, 20)), ("L", (512, 512)), ("CMYK", (9, 9))):
+        buffer = io.BytesIO()
+        Image.new(mode, size).save(buffer, "JPEG", **more)
+        assert format.jpeg_size(buffer.getvalue()) == (None if mode == "CMYK" else size)
+        assert all(format.jpeg_size(buffer.getvalue()[:end]) in (None, size) for end in range(700))
+    assert format.jpeg_size(b"\xff\xd8\xff\xc0") is None and format.jpeg_size(b"\x89PNG") is None
