@@ -85,6 +85,7 @@ class AugmentConfig:
     """What happens to tiles: turns when they are read, DiffAugment before the discriminator."""
 
     flips: bool = True  # random mirror images and quarter turns of the tiles read
+    crop: float = 1.0  # side of the square that is taken of a tile, as a share of its shorter side; below 1 at a random place
     policy: tuple[str, ...] = ("translation", "offset")  # DiffAugment: any of translation, offset, cutout, color
     probability: float = 1.0  # that an image is augmented
 
@@ -92,6 +93,7 @@ class AugmentConfig:
         known = ("translation", "offset", "cutout", "color")
         bad = [name for name in self.policy if name not in known]
         _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
+        _require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
         _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
 
 

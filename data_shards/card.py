@@ -112,9 +112,9 @@ def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[in
     files = TileFiles(shards.tars, size)
     rows = shards.rows
     for tile in tiles.tolist():
-        place = [int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)] + [0]
+        shard, offset, length, checksum = (int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N))
         try:
-            yield tile, files.read(Wanted(*place))
+            yield tile, files.read(Wanted(shard, offset, length, checksum, turn=0))
         except Damaged as error:
             yield tile, str(error)
 

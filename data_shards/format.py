@@ -1,7 +1,8 @@
 """One tile inside a shard: its key, its two members, its checksum, and pixels from its bytes.
 
-A tile is ``{key}.{jpg|png|webp}``, the image as it came, and ``{key}.json`` with its levels by name, its group and the file that it was
-made from. Which tiles there are and where they lie is in index.py.
+A tile is ``{key}.{jpg|png|webp}``, the image as it came, and ``{key}.json`` with its levels by name, its group, the file that it was
+made from, and under ``more`` what else the table said of it, such as its place on the slide. Which tiles there are and where they lie is in
+index.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,11 +35,13 @@ def checksum(data: bytes) -> int:
     return zlib.crc32(data)
 
 
-def to_json(levels: dict[str, int], group: str, file: str) -> bytes:
-    """The ``.json`` member of a tile."""
+def to_json(levels: dict[str, int], group: str, file: str, more: str) -> bytes:
+    """The ``.json`` member of a tile; ``more`` is a JSON object of whatever else is known of it, or ""."""
     entry: dict[str, Any] = {"levels": levels, "file": file}
     if group:
         entry["group"] = group
+    if more:
+        entry["more"] = json.loads(more)
     return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
 
 
@@ -65,17 +68,27 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square of ``image``, resized to ``size`` pixels with Lanczos windows (no aliasing)."""
+class Crop(NamedTuple):
+    """A square of an image: its side as a share of the shorter one, and its place among all from the left and the top, in [0, 1)."""
+
+    share: float
+    across: float
+    down: float
+
+
+def fit(image: Image.Image, size: int, crop: Crop | None = None) -> Image.Image:
+    """A square of ``image``, else the largest centred one, resized to ``size`` pixels with Lanczos windows (no aliasing)."""
     width, height = image.size
-    if width == height == size:
-        return image
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    side = max(1, round((crop.share if crop else 1) * min(width, height)))
+    spare_x, spare_y = width - side, height - side
+    left, top = (int((spare_x + 1) * crop.across), int((spare_y + 1) * crop.down)) if crop else (spare_x // 2, spare_y // 2)
+    box = (left, top, left + side, top + side)
+    if side == size:
+        return image if box == (0, 0, width, height) else image.crop(box)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
-def decode(data: bytes, size: int | None = None) -> np.ndarray:
+def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np.ndarray:
     """The pixels of an image member, (size, size, 3) uint8; (H, W, 3) as they are without a size.
 
     Raises:
@@ -83,7 +96,7 @@ def decode(data: bytes, size: int | None = None) -> np.ndarray:
     """
     with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
         rgb = image.convert("RGB")
-        return np.asarray(rgb if size is None else fit(rgb, size))
+        return np.asarray(rgb if size is None else fit(rgb, size, crop))
 
 
 def encode_png(pixels: np.ndarray | Image.Image) -> bytes:

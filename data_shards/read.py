@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attributegan.attributes import AttributeSchema
-from data_shards import index, permutation
+from data_shards import format, index, permutation
 from data_shards import workers as processes
 from data_shards.ahead import Ahead
 from data_shards.cache import Cache, StoreError
@@ -99,12 +99,12 @@ class ShardSet:
 
     def name(self, tile: int) -> str:
         """``shard: key`` of a tile."""
-        shard, offset = self.header.shards[self.rows.shard_N[tile]].name, int(self.rows.offset_N[tile])
+        shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
         rows = index.read_shard(self.folder / index.FILE, shard)
         return f"{self.place}/{shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
 
     def shard_of(self, tile: int) -> str:
-        return f"{self.place}/{self.header.shards[self.rows.shard_N[tile]].name}"
+        return self.header.shards[self.rows.shard_N[tile]].name
 
 
 def _assessable(rows: index.Rows, schema: AttributeSchema, folder: str) -> index.Rows:
@@ -146,6 +146,7 @@ def batches(
     workers: int,
     flips: bool,
     image_size: int,
+    crop: float = 1.0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
     """The micro-batches of process ``rank`` from global position ``start`` on, without end.
@@ -160,13 +161,14 @@ def batches(
         workers: processes that read and decode; 0 does it here.
         flips: turn and mirror each tile in one of the 8 ways, drawn for (seed, position).
         image_size: pixels; tiles of another size are cropped to a centred square and resized.
+        crop: share of a tile's shorter side; below 1, a square of that size is taken, at a place drawn for (seed, position).
 
     Raises:
         ValueError: too many tiles are damaged; names a shard.
     """
     assert batch % (micro_batches * world) == 0 and 0 <= rank < world
     share = batch // (micro_batches * world)
-    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips)
+    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
     tiles = TileFiles(shards.tars, image_size)
     repairs = _Repairs(requests, tiles)
     answers = _start(tiles, requests, workers, pin_memory)
@@ -215,10 +217,11 @@ class TileOrder(Protocol):
 class _Requests:
     """The requests of one process, from a position on, without end."""
 
-    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool) -> None:
-        self.shards, self.order, self.flips = shards, order, flips
+    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool, crop: float) -> None:
+        self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
         self.first, self.step, self.share = first, step, share
         self._turns = permutation.stream(order.seed, "turns of the tiles")
+        self._crops = permutation.stream(order.seed, "crops of the tiles")
 
     def __iter__(self) -> Iterator[_Request]:
         first = self.first
@@ -233,7 +236,15 @@ class _Requests:
         rows = self.shards.rows
         turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
         columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
-        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        crops = self._crops_at(position_B)
+        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
+
+    def _crops_at(self, position_B: np.ndarray) -> list[format.Crop | None]:
+        if self.crop == 1:
+            return [None] * len(position_B)
+        hash_B = permutation.hashes(self._crops, position_B)
+        across_B, down_B = (hash_B >> np.uint64(32)) / 2.0**32, (hash_B & np.uint64(0xFFFFFFFF)) / 2.0**32
+        return [format.Crop(self.crop, *at) for at in zip(across_B.tolist(), down_B.tolist(), strict=True)]
 
 
 _Answer = tuple[_Request, Tensor, dict[int, str], str]
@@ -330,5 +341,5 @@ class _Repairs:
 
     def _too_many(self, tile: int) -> ValueError:
         shards = self.requests.shards
-        return ValueError(f"{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
+        return ValueError(f"{shards.place}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
                           f"in this shard; find all with `attributegan-shard verify {shards.place}` and replace them")  # fmt: skip

@@ -119,5 +119,6 @@ def phantom_labels(count: int, seed: int) -> Labels:
         "key": [f"phantom-{number:07d}" for number in range(count)],
         "group": [f"phantoms-{number // of_a_slide:05d}" for number in range(count)],
         "where": [f"phantom {number}" for number in range(count)],
+        "more": [""] * count,
     }
     return Labels(PUBLISHED, table_of(PUBLISHED, columns, levels_NA), [], grouped=True)

@@ -15,13 +15,14 @@ class Damaged(Exception):
 
 
 class Wanted(NamedTuple):
-    """Where a tile is, and how it is to be turned."""
+    """Where a tile is, what of it is wanted, and how it is to be turned."""
 
     shard: int
     offset: int
     length: int
     checksum: int
     turn: int  # 0 to 7: quarter turns, plus 4 for a mirror image
+    crop: format.Crop | None = None
 
 
 class TileFiles:
@@ -51,7 +52,7 @@ class TileFiles:
         if format.checksum(data) != wanted.checksum:
             raise Damaged("checksum")
         try:
-            return turned(format.decode(data, self.image_size), wanted.turn)
+            return turned(format.decode(data, self.image_size, wanted.crop), wanted.turn)
         except format.DECODING_ERRORS as error:
             raise Damaged(f"not an image: {error}") from error
 

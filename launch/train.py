@@ -93,6 +93,7 @@ def run(settings: Config) -> int:
                     world=runtime.world,
                     workers=settings.data.workers,
                     flips=settings.augment.flips,
+                    crop=settings.augment.crop,
                     image_size=settings.model.image_size,
                     pin_memory=runtime.device.type == "cuda",
                 )

@@ -91,6 +91,23 @@ def test_turns_are_the_eight_symmetries_drawn_anew_for_every_position(folder: Pa
     assert np.bincount(turns, minlength=8).min() > 60  # of 720: 90 expected
 
 
+@pytest.mark.parametrize(("world", "micro_batches", "workers"), [(1, 1, 0), (2, 3, 2), (8, 1, 1)])
+def test_crops_are_windows_of_the_tiles_at_places_drawn_for_each_position(
+    folder: Path, world: int, micro_batches: int, workers: int
+) -> None:
+    options = {"crop": 0.75, "image_size": 12}
+    images_NCHW, _ = steps(folder, 6, world, micro_batches, workers=workers, **options)
+    later_NCHW, _ = steps(folder, 3, 1, start=72, **options)
+    assert torch.equal(images_NCHW[72:], later_NCHW)
+    tiles_N = Order(ShardSet.open(folder).levels_NA, 0, 0.0)[np.arange(144)]
+    places = []
+    for number, image_CHW in zip(numbers(steps(folder, 6, 1)[0]), images_NCHW, strict=True):
+        window_HWC, tile_HWC = image_CHW.permute(1, 2, 0).numpy(), pixels_of(number)
+        [place] = [(y, x) for y in range(5) for x in range(5) if np.array_equal(tile_HWC[y : y + 12, x : x + 12], window_HWC)]
+        places.append(place)
+    assert len(tiles_N) == len(places) and {y for y, _ in places} == {x for _, x in places} == set(range(5))
+
+
 def test_other_sizes_are_resized(folder: Path) -> None:
     small = next(read(folder, image_size=8)).images_BCHW
     full = next(read(folder)).images_BCHW
