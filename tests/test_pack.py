@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import signal
@@ -339,3 +340,24 @@ def test_other_columns_of_the_table_stay_with_the_tile(tiles: Path) -> None:
                                 "more": {"x": 1024, "mpp": 0.5, "stain": "H&E, grün", "batch": "007"}}  # fmt: skip
     assert "more" not in of["t0001.json"]
     assert main(["verify", str(tiles / "set")]) == 0
+
+
+def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `fast` must change nothing but the time; damage is an error of either."""
+    assert format.simplejpeg, "make test installs the extra `fast`"
+    smooth = Image.fromarray(pixels_of(0, 24)).resize((97, 64))
+    saved = []
+    for mode, options in itertools.product(("RGB", "L", "CMYK"), ({}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True})):
+        buffer = io.BytesIO()
+        smooth.convert(mode).save(buffer, "JPEG", quality=85, **options)
+        saved.append(buffer.getvalue())
+    cases = [
+        (data, size, crop) for data in saved for size, crop in ((None, None), (64, None), (32, None), (40, format.Crop(0.625, 0.3, 0.9)))
+    ]
+    fast = [format.decode(*case) for case in cases]
+    with pytest.raises(format.DECODING_ERRORS):
+        format.decode(saved[0][:-100])
+    monkeypatch.setattr(format, "simplejpeg", None)
+    assert all(np.array_equal(pixels_HWC, format.decode(*case)) for pixels_HWC, case in zip(fast, cases, strict=True))
+    with pytest.raises(format.DECODING_ERRORS):
+        format.decode(saved[0][:-100])
