@@ -101,8 +101,9 @@ def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np
     """
     if simplejpeg and jpeg_size(data):
         pixels_HWC = simplejpeg.decode_jpeg(data)
-        whole = size is None or (crop is None and pixels_HWC.shape == (size, size, 3))
-        return pixels_HWC if whole else np.asarray(fit(Image.fromarray(pixels_HWC), size, crop))
+        if size is None or (crop is None and pixels_HWC.shape == (size, size, 3)):
+            return pixels_HWC
+        return np.asarray(fit(Image.fromarray(pixels_HWC), size, crop))
     with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         return np.asarray(rgb if size is None else fit(rgb, size, crop))
