@@ -23,7 +23,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the name ``path`` only when it is complete and on the disk."""
     aside = path.with_name(path.name + ".part")
     try:
-        with aside.open("wb", buffering=1 << 20) as stream:
+        with aside.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -55,6 +55,7 @@ class SingleImages(torch.utils.data.Dataset[Tensor]):
 
 def single_image_batches(files: Sequence[Path], size: int, batch: int, workers: int) -> Iterator[Tensor]:
     """images_BCHW in [-1, 1], without end."""
+    assert len(files) >= batch
     loader = DataLoader(
         SingleImages(files, size), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=bool(workers)
     )

@@ -361,3 +361,29 @@ def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch: pytest.MonkeyPatch) 
     assert all(np.array_equal(pixels_HWC, format.decode(*case)) for pixels_HWC, case in zip(fast, cases, strict=True))
     with pytest.raises(format.DECODING_ERRORS):
         format.decode(saved[0][:-100])
+
+
+PEAK = """
+import resource, sys
+from tools.shard import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
+    """One shard of 20 MB and one of 250 MB: the images of the second would show."""
+    (tmp_path / "two.yaml").write_text(TWO_YAML)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels_of(0, 600)).save(tmp_path / "images" / "t.png", compress_level=0)
+    peaks = []
+    for count in (20, 230):
+        for number in range(count):
+            (tmp_path / "images" / f"{number}.png").unlink(missing_ok=True)
+            os.link(tmp_path / "images" / "t.png", tmp_path / "images" / f"{number}.png")
+        write_csv(tmp_path / "labels.csv", ["file", "grade", "size"], [[f"{number}.png", 1, 0] for number in range(count)])
+        words = command(tmp_path, "--val-fraction", "0", "--overwrite", "--shard-size", "4096")
+        answer = subprocess.run([sys.executable, "-c", PEAK, *words], cwd=ROOT, check=True, capture_output=True, text=True)
+        peaks.append(int(answer.stdout.split()[-1]))
+    assert (tmp_path / "set" / "train-000000.tar").stat().st_size > 230 * 2**20
+    assert peaks[1] - peaks[0] < 30

@@ -115,6 +115,7 @@ def _read(arguments: argparse.Namespace) -> Result:
         here = Path(folder)
         table = _jpegs(here / "jpegs", 2000, arguments.images)
         pngs = _pngs(here / "pngs", arguments.images)
+        pngs *= -(-1000 // len(pngs))  # processes start anew with each pass over them
         words = ["--images", str(here / "jpegs"), "--labels", str(table), "--val-fraction", "0", "--shard-count", "250"]
         if shard(["pack", *words, "--out", str(here / "set")]):
             raise ValueError("packing failed")
