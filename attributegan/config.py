@@ -125,7 +125,7 @@ class DataConfig:
     cache: str = ""  # folder for the shards of a remote set, shared by the processes of a node; "" is ~/.cache/attributegan
     cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
-    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often
+    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
     window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
