@@ -85,6 +85,7 @@ class AugmentConfig:
     """What happens to tiles: turns when they are read, DiffAugment before the discriminator."""
 
     flips: bool = True  # random mirror images and quarter turns of the tiles read
+    crop: float = 1.0  # side of the square that is taken of a tile, as a share of its shorter side; below 1 at a random place
     policy: tuple[str, ...] = ("translation", "offset")  # DiffAugment: any of translation, offset, cutout, color
     probability: float = 1.0  # that an image is augmented
 
@@ -92,6 +93,7 @@ class AugmentConfig:
         known = ("translation", "offset", "cutout", "color")
         bad = [name for name in self.policy if name not in known]
         _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
+        _require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
         _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
 
 
@@ -119,16 +121,19 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str = ""  # folder of a shard set (its index and tars)
+    shards: str = ""  # a shard set (its index and tars): a folder, or one of https:// s3:// gs:// hf:// pipe:
+    cache: str = ""  # folder for the shards of a remote set, shared by the processes of a node; "" is ~/.cache/attributegan
+    cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
-    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often
-    window: int = 0  # 0: tiles in fully random order; above 0, for slow disks: whole shards in random order, this many open at a time
+    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
+    window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
         _require(self.window >= 0, f"data.window: {self.window} is negative")
+        _require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
 

@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards import index, sums
+from data_shards import index, stores, sums
+from data_shards.cache import Cache
 from data_shards.card_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
 from data_shards.files import whole_file
 from data_shards.read import ShardSet
+from data_shards.tars import open_place
 from data_shards.tiles import Damaged, TileFiles, Wanted
 
 THUMB = 112  # pixels
@@ -30,19 +32,20 @@ UNKNOWN_SIZE = 256  # pixels at which tiles of different sizes are measured
 PAGES = {".html": to_html, ".htm": to_html, ".md": to_markdown}
 
 
-def write(folder: Path, out: Path, sample: int = 200, seed: int = 0) -> None:
-    """Write the card of the set in ``folder`` to ``out``, as HTML or Markdown by its suffix.
+def write(place: str | Path, out: Path, sample: int = 200, seed: int = 0, cache: Cache | None = None) -> None:
+    """Write the card of the set in a folder or at a URL to ``out``, as HTML or Markdown by its suffix.
 
     Args:
         sample: tiles of each split on which the stain is measured.
+        cache: through which the shards of a remote set are read.
 
     Raises:
         ValueError: no such set, another suffix, or a folder that can't be written to.
     """
     if out.suffix.lower() not in PAGES:
         raise ValueError(f"--out: {out} ends neither in .html nor in .md")
-    header = sums.check_index(folder)
-    splits = {split: ShardSet.open(folder, split) for split in header.splits}
+    name, folder, header, _ = open_place(place, cache)
+    splits = {split: ShardSet.open(place, split, cache=cache) for split in header.splits}
     rng = np.random.default_rng(seed)
     sections = [
         _overview(folder, splits, header),
@@ -55,7 +58,7 @@ def write(folder: Path, out: Path, sample: int = 200, seed: int = 0) -> None:
         _files(folder, header),
     ]
     lead = f"{sum(map(len, splits.values())):,} tiles with the attributes {', '.join(header.schema.names)}."
-    page = PAGES[out.suffix.lower()](f"Shard set: {folder.resolve().name}", lead, sections)
+    page = PAGES[out.suffix.lower()](f"Shard set: {name if stores.is_remote(str(place)) else folder.resolve().name}", lead, sections)
     try:
         with whole_file(out) as stream:
             stream.write(page.encode())
@@ -106,12 +109,12 @@ def _example(splits: Splits, attribute: int, level: int, rng: np.random.Generato
 
 def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray | str]]:
     """Each tile with its pixels, (size, size, 3) uint8, or with what is wrong with it."""
-    files = TileFiles([shards.folder / shard.name for shard in shards.header.shards], size)
+    files = TileFiles(shards.tars, size)
     rows = shards.rows
     for tile in tiles.tolist():
-        place = [int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)] + [0]
+        shard, offset, length, checksum = (int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N))
         try:
-            yield tile, files.read(Wanted(*place))
+            yield tile, files.read(Wanted(shard, offset, length, checksum, turn=0))
         except Damaged as error:
             yield tile, str(error)
 

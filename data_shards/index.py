@@ -9,6 +9,7 @@ each attribute under its name, ``checksum`` (CRC-32 of the image member's data).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -142,9 +143,16 @@ def read_header(path: Path) -> Header:
     tree: dict[str, Any] = json.loads(text)
     if tree.pop("version") != VERSION:
         raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
+    shards = tuple(Shard(**shard) for shard in tree["shards"])
+    if wrong := [
+        shard
+        for shard in shards
+        if not re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", shard.name) or not re.fullmatch("[0-9a-f]{64}", shard.sha256)
+    ]:
+        raise ValueError(f"{path}: {wrong[0].name!r} is no name of a shard, or {wrong[0].sha256!r} no SHA-256; pack the set again")
     return Header(
         AttributeSchema.from_dict(tree["schema"], where=str(path)),
-        tuple(Shard(**shard) for shard in tree["shards"]),
+        shards,
         tree["image_size"],
         tree["source"],
         tuple(tree["left_out"]),

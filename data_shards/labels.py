@@ -6,7 +6,9 @@ Owns reading the CSVs. Tiles are held as columns, so that millions of them fit i
 from __future__ import annotations
 
 import csv
+import json
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ class Labels:
     """The tiles to pack.
 
     Args:
-        table: columns ``file``, ``key``, ``group`` ("" for none), ``where`` (file:line) and one int8 for each attribute.
+        table: columns ``file``, ``key``, ``group`` ("" for none), ``where`` (file:line), ``more`` (what else the CSV says of the tile, as
+            JSON, or "") and one int8 for each attribute.
         bad: rows that are not in the table and why, a line each.
         grouped: whether tiles of a group must stay together.
     """
@@ -59,7 +62,7 @@ def read_labels(
         raise ValueError(f"--column {sorted(unknown)[0]}=…: not `file` nor an attribute; those are {', '.join(schema.names)}")
     bad: list[str] = []
     chunks = list(_chunks(paths, schema, names, group, bad))
-    empty = table_of(schema, {"file": [], "key": [], "group": [], "where": []}, np.empty((0, len(schema.names)), np.int8))
+    empty = table_of(schema, {"file": [], "key": [], "group": [], "where": [], "more": []}, np.empty((0, len(schema.names)), np.int8))
     return Labels(schema, _first_of_each_key(pa.concat_tables([empty, *chunks]).combine_chunks(), bad), bad, group is not None)
 
 
@@ -83,9 +86,9 @@ def _chunks(
     """Good rows, in tables of bounded size; bad ones go to ``bad``."""
     levels_of = [_Levels(attribute) for attribute in schema.attributes]
     wanted = [names["file"], *(names[name] for name in schema.names), *([group] if group else [])]
-    rows: list[tuple[str, str, str, str, list[int]]] = []
+    rows: list[tuple[str, str, str, str, str, list[int]]] = []
     for path in paths:
-        for where, (name, *texts) in _rows(path, wanted):
+        for where, (name, *texts), more in _rows(path, wanted):
             try:
                 file = _file(name)
                 levels = [level_of[text] for level_of, text in zip(levels_of, texts, strict=False)]
@@ -94,7 +97,7 @@ def _chunks(
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
-            rows.append((file, key_of(file), texts[-1] if group else "", where, levels))
+            rows.append((file, key_of(file), texts[-1] if group else "", where, more, levels))
             if len(rows) == CHUNK:
                 yield _table(schema, rows)
                 rows = []
@@ -102,13 +105,13 @@ def _chunks(
         yield _table(schema, rows)
 
 
-def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, list[int]]]) -> pa.Table:
-    file, key, group, where, levels = zip(*rows, strict=True)
-    return table_of(schema, {"file": file, "key": key, "group": group, "where": where}, np.array(levels, np.int8))
+def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, str, list[int]]]) -> pa.Table:
+    file, key, group, where, more, levels = zip(*rows, strict=True)
+    return table_of(schema, {"file": file, "key": key, "group": group, "where": where, "more": more}, np.array(levels, np.int8))
 
 
-def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """``file:line`` and the wanted entries of every row, stripped; "" for those that a short row lacks."""
+def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str], str]]:
+    """``file:line``, the wanted entries and the others as JSON of every row, stripped; "" for those that a short row lacks."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream)
@@ -117,10 +120,22 @@ def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
                 raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}. "
                                  "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME")  # fmt: skip
             places = [header.index(name) for name in wanted]
+            others = [(name, place) for place, name in enumerate(header) if name and name not in wanted]
             for row in filter(None, reader):
-                yield f"{path.name}:{reader.line_num}", [row[place].strip() if place < len(row) else "" for place in places]
+                entries = [row[place].strip() if place < len(row) else "" for place in places]
+                more = {name: _value(row[place].strip()) for name, place in others if place < len(row) and row[place].strip()}
+                yield f"{path.name}:{reader.line_num}", entries, json.dumps(more, ensure_ascii=False) if more else ""
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
+
+
+def _value(text: str) -> int | float | str:
+    """A number where the text is one as JSON writes it, so that nothing is lost: "007" stays text."""
+    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+", text, re.ASCII) and repr(float(text)) == text:
+        return float(text)
+    return text
 
 
 def _file(text: str) -> str:

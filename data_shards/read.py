@@ -21,8 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attributegan.attributes import AttributeSchema
-from data_shards import index, permutation, sums
+from data_shards import format, index, permutation
 from data_shards import workers as processes
+from data_shards.ahead import Ahead
+from data_shards.cache import Cache, StoreError
+from data_shards.shard_order import ShardOrder
+from data_shards.tars import LocalTars, RemoteTars, Tars, open_place
 from data_shards.tiles import Damaged, TileFiles, Wanted
 
 log = logging.getLogger("attributegan.data")
@@ -32,31 +36,39 @@ AHEAD = 4  # micro-batches that each worker has ready or in work
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a shard set, opened for reading."""
+    """One split of a shard set, opened for reading.
 
+    Args:
+        place: folder or URL of the set, for messages.
+        folder: of its index, on this machine.
+    """
+
+    place: str
     folder: Path
     header: index.Header
     rows: index.Rows
+    tars: Tars
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False) -> ShardSet:
-        """Read the index of the set in folder ``path``; its tars are looked at, not read.
+    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False, cache: Cache | None = None) -> ShardSet:
+        """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
 
         Args:
             assessable_only: leave out tiles on which any attribute is "not assessable".
+            cache: for the files of a remote set; the default is that of `Cache.of`.
 
         Raises:
             ValueError: no such set or split, or a shard that is missing or has another size than the index says.
         """
         if not str(path):
             raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
-        folder = Path(path)
-        header = sums.check_index(folder)
+        place, folder, header, tars = open_place(path, cache)
         if split not in header.splits:
-            raise ValueError(f"data.split: {folder} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
-        _check_shards(folder, [shard for shard in header.shards if shard.split == split])
+            raise ValueError(f"data.split: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
+        if isinstance(tars, LocalTars):
+            _check_shards(folder, [shard for shard in header.shards if shard.split == split])
         rows = index.read_rows(folder / index.FILE, header, split)
-        return cls(folder, header, _assessable(rows, header.schema, folder) if assessable_only else rows)
+        return cls(place, folder, header, _assessable(rows, header.schema, place) if assessable_only else rows, tars)
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -81,17 +93,21 @@ class ShardSet:
         listed = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.header.shards)
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.tars, RemoteTars)
+
     def name(self, tile: int) -> str:
         """``shard: key`` of a tile."""
         shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
         rows = index.read_shard(self.folder / index.FILE, shard)
-        return f"{self.folder / shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
+        return f"{self.place}/{shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
 
     def shard_of(self, tile: int) -> str:
         return self.header.shards[self.rows.shard_N[tile]].name
 
 
-def _assessable(rows: index.Rows, schema: AttributeSchema, folder: Path) -> index.Rows:
+def _assessable(rows: index.Rows, schema: AttributeSchema, folder: str) -> index.Rows:
     unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
     keep_N = (rows.levels_NA != unclear_A).all(axis=1)
     if not keep_N.any():
@@ -130,6 +146,7 @@ def batches(
     workers: int,
     flips: bool,
     image_size: int,
+    crop: float = 1.0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
     """The micro-batches of process ``rank`` from global position ``start`` on, without end.
@@ -144,24 +161,39 @@ def batches(
         workers: processes that read and decode; 0 does it here.
         flips: turn and mirror each tile in one of the 8 ways, drawn for (seed, position).
         image_size: pixels; tiles of another size are cropped to a centred square and resized.
+        crop: share of a tile's shorter side; below 1, a square of that size is taken, at a place drawn for (seed, position).
 
     Raises:
         ValueError: too many tiles are damaged; names a shard.
     """
     assert batch % (micro_batches * world) == 0 and 0 <= rank < world
     share = batch // (micro_batches * world)
-    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips)
-    tiles = TileFiles([shards.folder / shard.name for shard in shards.header.shards], image_size)
+    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
+    tiles = TileFiles(shards.tars, image_size)
     repairs = _Repairs(requests, tiles)
     answers = _start(tiles, requests, workers, pin_memory)
+    ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
-        for request, images_BHWC, damage in answers:
+        for request, images_BHWC, damage, failure in answers:
+            if failure:
+                raise StoreError(failure)
             tile_B = repairs.mend(request, images_BHWC, damage)
             levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
+            if ahead:
+                ahead.position = request.first
             yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
     finally:  # workers don't hear the signal with which Python ends children at its exit, so an error would hang there
+        if ahead:
+            ahead.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _ahead(shards: ShardSet, order: TileOrder, start: int) -> Ahead | None:
+    """What fetches a remote set's shards before they are read; an order without windows doesn't tell which come next."""
+    if isinstance(shards.tars, RemoteTars) and isinstance(order, ShardOrder):
+        return Ahead(shards.tars, order.shards_from, start)
+    return None
 
 
 @dataclass(frozen=True)
@@ -185,10 +217,11 @@ class TileOrder(Protocol):
 class _Requests:
     """The requests of one process, from a position on, without end."""
 
-    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool) -> None:
-        self.shards, self.order, self.flips = shards, order, flips
+    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool, crop: float) -> None:
+        self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
         self.first, self.step, self.share = first, step, share
         self._turns = permutation.stream(order.seed, "turns of the tiles")
+        self._crops = permutation.stream(order.seed, "crops of the tiles")
 
     def __iter__(self) -> Iterator[_Request]:
         first = self.first
@@ -203,10 +236,18 @@ class _Requests:
         rows = self.shards.rows
         turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
         columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
-        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        crops = self._crops_at(position_B)
+        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
+
+    def _crops_at(self, position_B: np.ndarray) -> list[format.Crop | None]:
+        if self.crop == 1:
+            return [None] * len(position_B)
+        hash_B = permutation.hashes(self._crops, position_B)
+        across_B, down_B = (hash_B >> np.uint64(32)) / 2.0**32, (hash_B & np.uint64(0xFFFFFFFF)) / 2.0**32
+        return [format.Crop(self.crop, *at) for at in zip(across_B.tolist(), down_B.tolist(), strict=True)]
 
 
-_Answer = tuple[_Request, Tensor, dict[int, str]]
+_Answer = tuple[_Request, Tensor, dict[int, str], str]
 
 
 class _Reader:
@@ -216,7 +257,7 @@ class _Reader:
         self.tiles = tiles
 
     def __getitem__(self, request: _Request) -> _Answer:
-        """The request, images_BHWC, and what is wrong with the tiles that could not be read, by place in the batch."""
+        """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all, or ""."""
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
         for place, wanted in enumerate(request.wanted):
@@ -224,7 +265,9 @@ class _Reader:
                 images_BHWC[place] = self.tiles.read(wanted)
             except Damaged as error:
                 damage[place] = str(error)
-        return request, torch.from_numpy(images_BHWC), damage
+            except StoreError as error:
+                return request, torch.from_numpy(images_BHWC), damage, str(error)
+        return request, torch.from_numpy(images_BHWC), damage, ""
 
 
 def _as_it_is(answer: _Answer) -> _Answer:
@@ -298,5 +341,5 @@ class _Repairs:
 
     def _too_many(self, tile: int) -> ValueError:
         shards = self.requests.shards
-        return ValueError(f"{shards.folder / shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.folder}, the last "
-                          f"in this shard; find all with `attributegan-shard verify {shards.folder}` and replace them")  # fmt: skip
+        return ValueError(f"{shards.place}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
+                          f"in this shard; find all with `attributegan-shard verify {shards.place}` and replace them")  # fmt: skip

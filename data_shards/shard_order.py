@@ -5,6 +5,7 @@ A pure function of (seed, position) like `order.Order`, with the same weights; b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from data_shards.order import Draws, lengths
 
 
 class _Pass(NamedTuple):
-    """The shards S and windows W of one pass, in the order in which it meets them."""
+    """The shards S and windows V of one pass, in the order in which it meets them; W are the windows with draws in them."""
 
     shard_S: np.ndarray
     start_S: np.ndarray  # where the shard begins on the line of this pass
-    first_W: np.ndarray  # first draw in the window
+    begin_V: np.ndarray  # first draw in the window
+    first_W: np.ndarray
     draws_W: np.ndarray
 
 
@@ -40,7 +42,7 @@ class ShardOrder:
         assert window >= 1
         self.seed, self.window = seed, window
         length_N = lengths(levels_NA, balance)
-        _, shard_N = np.unique(shard_N, return_inverse=True)
+        self._number_S, shard_N = np.unique(shard_N, return_inverse=True)
         self._tiles_N = np.argsort(shard_N, kind="stable").astype(np.uint32)
         self._end_N = np.cumsum(length_N[self._tiles_N])
         tiles_S = np.bincount(shard_N)
@@ -49,7 +51,7 @@ class ShardOrder:
         self._draws = Draws(len(levels_NA), int(self._end_N[-1]), seed)
         self._shards = permutation.stream(seed, "order of the shards")
         self._shuffle = permutation.stream(seed, "order of the tiles in a window")
-        self._pass = lru_cache(maxsize=2)(self._make_pass)
+        self._pass = lru_cache(maxsize=3)(self._make_pass)
 
     def __len__(self) -> int:
         """Positions in a pass."""
@@ -62,6 +64,13 @@ class ShardOrder:
         for number in np.unique(pass_B).tolist():
             tile_B[pass_B == number] = self._in_pass(number, place_B[pass_B == number])
         return tile_B
+
+    def shards_from(self, position: int) -> Iterator[int]:
+        """Numbers of the shards, in the order in which ``position`` and those behind it come to them; of this pass and the next."""
+        number, place = divmod(position, len(self))
+        for this, first in ((self._pass(number), place), (self._pass(number + 1), 0)):
+            window = int(np.searchsorted(this.begin_V, first, side="right")) - 1
+            yield from self._number_S[this.shard_S[window * self.window :]].tolist()
 
     def _in_pass(self, number: int, place_B: np.ndarray) -> np.ndarray:
         this = self._pass(number)
@@ -80,6 +89,6 @@ class ShardOrder:
         shard_S = permutation.shuffle(shards, permutation.hashes(self._shards, np.array([number]))[0])
         end_S = np.cumsum(self._shard_length_S[shard_S])
         start_S = end_S - self._shard_length_S[shard_S]
-        first_W = np.array([self._draws.first_from(int(start), number) for start in start_S[:: self.window]])
-        draws_W = np.diff(first_W, append=len(self))
-        return _Pass(shard_S, start_S, first_W[draws_W > 0], draws_W[draws_W > 0])
+        begin_V = np.array([self._draws.first_from(int(start), number) for start in start_S[:: self.window]])
+        draws_V = np.diff(begin_V, append=len(self))
+        return _Pass(shard_S, start_S, begin_V, begin_V[draws_V > 0], draws_V[draws_V > 0])

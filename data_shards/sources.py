@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -64,7 +63,10 @@ class Folder:
 
     def read(self, row: Mapping[str, Any]) -> Member:
         try:
-            data = Path(self.root, row["file"]).read_bytes()
+            with open(os.path.join(self.root, row["file"]), "rb", buffering=0) as stream:
+                data = stream.readall()
+            if self.size is None and (size := format.jpeg_size(data)) and _ends_well(data, "JPEG"):
+                return Member(data, "jpg", *size)
             with Image.open(io.BytesIO(data)) as image:
                 if self.size is None and image.format in format.EXTENSIONS:
                     if not _ends_well(data, image.format):
@@ -117,5 +119,6 @@ def phantom_labels(count: int, seed: int) -> Labels:
         "key": [f"phantom-{number:07d}" for number in range(count)],
         "group": [f"phantoms-{number // of_a_slide:05d}" for number in range(count)],
         "where": [f"phantom {number}" for number in range(count)],
+        "more": [""] * count,
     }
     return Labels(PUBLISHED, table_of(PUBLISHED, columns, levels_NA), [], grouped=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from data_shards import index
 from data_shards.files import whole_file
@@ -11,10 +13,11 @@ from data_shards.files import whole_file
 FILE = "SHA256SUMS"
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(file: Path | BinaryIO) -> str:
     """The hash of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def write(folder: Path, header: index.Header) -> None:

@@ -1,18 +1,13 @@
-"""One tile from its place in a tar: read by offset, checked, decoded, turned."""
+"""One tile from its place in a tar: read by offset, checked, decoded, cropped, turned."""
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_shards import format
-
-OPEN_FILES = 128
+from data_shards.tars import Tars
 
 
 class Damaged(Exception):
@@ -20,35 +15,36 @@ class Damaged(Exception):
 
 
 class Wanted(NamedTuple):
-    """Where a tile is, and how it is to be turned."""
+    """Where a tile is, what of it is wanted, and how it is to be turned."""
 
     shard: int
     offset: int
     length: int
     checksum: int
     turn: int  # 0 to 7: quarter turns, plus 4 for a mirror image
+    crop: format.Crop | None = None
 
 
 class TileFiles:
-    """The tars of a set, open for reading at any place; each process has its own.
+    """Tiles out of the tars of a set; each process has its own.
 
     Args:
-        paths: the shards, in the order of `Wanted.shard`.
+        tars: the shards, in the order of `Wanted.shard`.
         image_size: pixels of the tiles given.
     """
 
-    def __init__(self, paths: Sequence[Path], image_size: int) -> None:
-        self.paths, self.image_size = paths, image_size
-        self._open: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, tars: Tars, image_size: int) -> None:
+        self.tars, self.image_size = tars, image_size
 
     def read(self, wanted: Wanted) -> np.ndarray:
         """The pixels of one tile, (image_size, image_size, 3) uint8.
 
         Raises:
             Damaged: says what is wrong.
+            cache.StoreError: a remote shard can't be had.
         """
         try:
-            data = os.pread(self._descriptor(wanted.shard), wanted.length, wanted.offset)
+            data = self.tars.read(wanted.shard, wanted.length, wanted.offset)
         except OSError as error:
             raise Damaged(f"can't be read: {error.strerror}") from error
         if len(data) != wanted.length:
@@ -56,24 +52,14 @@ class TileFiles:
         if format.checksum(data) != wanted.checksum:
             raise Damaged("checksum")
         try:
-            return turned(format.decode(data, self.image_size), wanted.turn)
+            return turned(format.decode(data, self.image_size, wanted.crop), wanted.turn)
         except format.DECODING_ERRORS as error:
             raise Damaged(f"not an image: {error}") from error
-
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(shard)
-        return self._open[shard]
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
 
 
 def turned(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
     """One of the 8 symmetries of the square: quarter turns (0 to 3), or those of the mirror image (4 to 7). Nothing is interpolated."""
-    mirrored_HWC = pixels_HWC[:, ::-1] if turn >= 4 else pixels_HWC
-    return np.rot90(mirrored_HWC, turn % 4)
+    pixels_HW = np.ascontiguousarray(pixels_HWC).view("V3")[..., 0]  # whole pixels move in half the time of single bytes
+    mirrored_HW = pixels_HW[:, ::-1] if turn >= 4 else pixels_HW
+    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, turn % 4))
+    return turned_HW.view(np.uint8).reshape(*turned_HW.shape, 3)

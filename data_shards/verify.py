@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from attributegan.attributes import AttributeSchema
 from data_shards import format, index, sums, workers
+from data_shards.cache import Cache, StoreError
 from data_shards.scan import IMAGES, Member, members, read_levels
+from data_shards.tars import LocalTars, Tars, open_place
 
 
-def verify(folder: Path, processes: int = 1, progress: workers.Progress = lambda done: None) -> Iterator[str]:
-    """All problems of a set, a line each, as they are found; none for a set that is clean.
+def verify(
+    place: str | Path, processes: int = 1, progress: workers.Progress = lambda done: None, cache: Cache | None = None
+) -> Iterator[str]:
+    """All problems of the set in a folder or at a URL, a line each, as they are found; none for a set that is clean.
 
     Checked are the bytes of the index and of every shard (SHA-256); of every tile, its place, checksum, decoding, size, levels and group
     against the index and the schema; tiles that are in a tar and not in the index; keys that come twice; groups and images that are in
-    more than one split; and files that don't belong to the set.
+    more than one split; and files that don't belong to the set (in a folder; other places can't be listed).
+
+    Args:
+        cache: through which the shards of a remote set are read.
     """
     try:
-        header = sums.check_index(folder)
+        place, folder, header, tars = open_place(place, cache)
         for split in header.splits:
             index.read_rows(folder / index.FILE, header, split)
     except ValueError as error:
         yield str(error)
         return
-    yield from _check_files(folder, header)
-    yield from _check_rows(folder, header)
+    if isinstance(tars, LocalTars):
+        yield from _check_files(folder, header)
+    yield from _check_rows(folder, header, tars)
     left_out = defaultdict(list)
     for line in header.left_out:
         left_out[line.partition(": ")[0]].append(line)
-    check = _ShardCheck(folder, header.schema, header.image_size)
-    jobs = [_Job(shard, tuple(left_out[shard.name])) for shard in header.shards]
+    check = _ShardCheck(place, folder / index.FILE, tars, header.schema, header.image_size)
+    jobs = [_Job(number, shard, tuple(left_out[shard.name])) for number, shard in enumerate(header.shards)]
     for problems in workers.run(check, jobs, processes, progress):
         yield from problems
 
@@ -50,7 +59,7 @@ def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
             yield f"{path}: does not belong to the set"
 
 
-def _check_rows(folder: Path, header: index.Header) -> Iterator[str]:
+def _check_rows(folder: Path, header: index.Header, tars: Tars) -> Iterator[str]:
     """What the index says of all tiles together."""
     path = folder / index.FILE
     table = index.read_table(path, columns=["shard", "split", "key", "group", "offset", "length", "checksum"])
@@ -62,7 +71,7 @@ def _check_rows(folder: Path, header: index.Header) -> Iterator[str]:
         yield f"{path}: key {row['key']} comes {row['shard_count']} times"
     for row in _repeated(table.filter(pc.not_equal(table["group"], "")), ["group"], "split", "count_distinct").to_pylist():
         yield f"{path}: group {row['group']} is in {row['split_count_distinct']} splits"
-    yield from _same_images(folder, table)
+    yield from _same_images(path, table, {shard.name: number for number, shard in enumerate(header.shards)}, tars)
 
 
 def _repeated(table: pa.Table, by: list[str], column: str, count: str) -> pa.Table:
@@ -71,20 +80,20 @@ def _repeated(table: pa.Table, by: list[str], column: str, count: str) -> pa.Tab
     return grouped.filter(pc.greater(grouped[f"{column}_{count}"], 1)).sort_by([(name, "ascending") for name in by])
 
 
-def _same_images(folder: Path, table: pa.Table) -> Iterator[str]:
+def _same_images(path: Path, table: pa.Table, number_of: dict[str, int], tars: Tars) -> Iterator[str]:
     """Images that are in more than one split; equal checksums are followed up to the bytes."""
     suspects = _repeated(table, ["length", "checksum"], "split", "count_distinct").select(["length", "checksum"])
     by_bytes: dict[bytes, list[str]] = defaultdict(list)
     for row in table.join(suspects, ["length", "checksum"], join_type="inner").sort_by("key").to_pylist() if len(suspects) else []:
-        with (folder / row["shard"]).open("rb") as stream:
-            stream.seek(row["offset"])
-            by_bytes[stream.read(row["length"])].append(f"{row['split']} {row['key']}")
+        data = tars.read(number_of[row["shard"]], row["length"], row["offset"])
+        by_bytes[data].append(f"{row['split']} {row['key']}")
     for names in by_bytes.values():
         if len({name.split()[0] for name in names}) > 1:
-            yield f"{folder / index.FILE}: one image is in several splits: {', '.join(names)}"
+            yield f"{path}: one image is in several splits: {', '.join(names)}"
 
 
 class _Job(NamedTuple):
+    number: int
     shard: index.Shard
     left_out: tuple[str, ...]  # samples that the index leaves out on purpose
 
@@ -93,29 +102,33 @@ class _Job(NamedTuple):
 class _ShardCheck:
     """What worker processes do with a shard."""
 
-    folder: Path
+    place: str
+    index: Path
+    tars: Tars
     schema: AttributeSchema
     image_size: int | None
 
     def __call__(self, job: _Job) -> list[str]:
         """All that is wrong with one tar, a line each."""
-        path = self.folder / job.shard.name
-        rows = index.read_shard(self.folder / index.FILE, job.shard.name).to_pylist()
+        rows = index.read_shard(self.index, job.shard.name).to_pylist()
         problems: list[str] = []
         try:
-            problems += self._walk(path, {row["offset"]: row for row in rows}, job)
-            if path.stat().st_size != job.shard.size:
-                problems.append(f"has {path.stat().st_size:,} bytes and should have {job.shard.size:,}")
-            elif sums.sha256_of(path) != job.shard.sha256:
-                problems.append("its bytes are not those that were packed (SHA-256)")
+            with self.tars.open(job.number) as stream:
+                problems += self._walk(stream, {row["offset"]: row for row in rows}, job)
+                if (size := os.fstat(stream.fileno()).st_size) != job.shard.size:
+                    problems.append(f"has {size:,} bytes and should have {job.shard.size:,}")
+                elif sums.sha256_of(stream) != job.shard.sha256:
+                    problems.append("its bytes are not those that were packed (SHA-256)")
         except OSError as error:
             problems.append(f"can't be read: {error.strerror or error}")
-        return [f"{path}: {problem}" for problem in problems]
+        except StoreError as error:
+            return [str(error)]
+        return [f"{self.place}/{job.shard.name}: {problem}" for problem in problems]
 
-    def _walk(self, path: Path, row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
+    def _walk(self, stream: BinaryIO, row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
         """Meet every sample of the tar, then name the tiles of the index that were not met."""
         try:
-            with tarfile.open(path, "r:") as tar:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, sample in groupby(members(tar), lambda member: member.key):
                     workers.count_tiles(1)
                     yield from (f"{key}: {problem}" for problem in self._check_sample(key, list(sample), row_at, job))

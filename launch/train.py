@@ -26,6 +26,8 @@ Started again with the same run.dir, a run goes on from its newest checkpoint. C
 
 log = logging.getLogger("attributegan")
 
+REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set at once
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
@@ -59,6 +61,7 @@ def run(settings: Config) -> int:
     from attributegan.train import Stop, train, write_config
     from attributegan.training import Batch, Training
     from attributegan.watch import Watch
+    from data_shards.cache import Cache
     from data_shards.read import ShardSet, batches
 
     runtime = Runtime(settings)
@@ -66,7 +69,8 @@ def run(settings: Config) -> int:
 
         def open_shards() -> tuple[ShardSet, AttributeSchema]:
             data = settings.data
-            shards = ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only)
+            cache = Cache.of(data.cache, data.cache_gb)
+            shards = ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache)
             return shards, model_schema(settings, shards.schema)
 
         shards, schema = runtime.together(open_shards)
@@ -89,6 +93,7 @@ def run(settings: Config) -> int:
                     world=runtime.world,
                     workers=settings.data.workers,
                     flips=settings.augment.flips,
+                    crop=settings.augment.crop,
                     image_size=settings.model.image_size,
                     pin_memory=runtime.device.type == "cuda",
                 )
@@ -119,8 +124,9 @@ def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:
     from data_shards.shard_order import ShardOrder
 
     seed, data = settings.train.seed, settings.data
-    if data.window:
-        return ShardOrder(shards.levels_NA, shards.rows.shard_N, seed, data.balance, data.window)
+    window = data.window or (REMOTE_WINDOW if shards.is_remote else 0)
+    if window:
+        return ShardOrder(shards.levels_NA, shards.rows.shard_N, seed, data.balance, window)
     return Order(shards.levels_NA, seed, data.balance)
 
 

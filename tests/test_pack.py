@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import itertools
 import json
 import os
 import signal
@@ -19,12 +21,13 @@ from PIL import Image
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from data_shards import index
+from data_shards import format, index
 from data_shards.labels import read_labels
 from data_shards.pack import pack
 from data_shards.plan import Options
 from data_shards.sources import Folder
 from data_shards.splits import hold_out
+from data_shards.tar import header
 from tools.shard import main
 
 ROOT = Path(__file__).parent.parent
@@ -289,3 +292,98 @@ def test_real_tiles(tmp_path: Path) -> None:
     slides = {split: {row["group"] for row in rows if row["split"] == split} for split in ("train", "val")}
     assert slides["train"] and slides["val"] and not slides["train"] & slides["val"]
     assert json.loads(json.dumps(index.read_header(tmp_path / "set" / index.FILE).schema.to_dict())) == PUBLISHED.to_dict()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "slide 1/t_0.png", "x" * 100, "x" * 101, "f" * 90 + "/" + "g" * 90, "grün/zelle.jpg", "é" * 60])
+def test_headers_are_those_of_tarfile(name: str) -> None:
+    for size in (0, 1, 511, 130_000, 2**31 - 1):
+        info = tarfile.TarInfo(name)
+        info.size = size
+        assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_a_tar_is_whole_for_every_reader(tmp_path: Path) -> None:
+    """GNU tar, Python's tarfile and webdataset read the same members, long and foreign names among them."""
+    names = ["plain.png", "deep/" * 30 + "tile.png", "Zürich/Gewebe ß.png"]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(1)).save(tmp_path / "images" / name)
+    write_csv(tmp_path / "labels.csv", ["file", "grade", "size"], [[name, 1, 0] for name in names])
+    pack(read_labels([tmp_path / "labels.csv"], TWO), Folder(str(tmp_path / "images")), tmp_path / "set", Options(0))
+    path = tmp_path / "set" / "train-000000.tar"
+    subprocess.run(["tar", "xf", path, "-C", tmp_path / "set"], check=True)
+    assert all((tmp_path / "set" / name).read_bytes() == (tmp_path / "images" / name).read_bytes() for name in names)
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)}
+    assert set(samples) == {name.removesuffix(".png") for name in names}
+    assert path.stat().st_size % tarfile.RECORDSIZE == 0
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"progressive": True}, {"comment": b"x" * 40_000}, {"subsampling": 0}, {"exif": b"Exif\0\0" + bytes(99)}]
+)
+def test_the_size_of_a_jpeg_is_that_which_pillow_tells(more: dict) -> None:
+    for mode, size in (("RGB", (37, 20)), ("L", (512, 512)), ("CMYK", (9, 9))):
+        buffer = io.BytesIO()
+        Image.new(mode, size).save(buffer, "JPEG", **more)
+        assert format.jpeg_size(buffer.getvalue()) == (None if mode == "CMYK" else size)
+        assert all(format.jpeg_size(buffer.getvalue()[:end]) in (None, size) for end in range(700))
+    assert format.jpeg_size(b"\xff\xd8\xff\xc0") is None and format.jpeg_size(b"\x89PNG") is None
+
+
+def test_other_columns_of_the_table_stay_with_the_tile(tiles: Path) -> None:
+    write_csv(tiles / "labels.csv", ["file", "grade", "size", "slide", "x", "mpp", "stain", "batch", ""],
+              [["t0000.png", 1, 0, "s1", 1024, 0.5, "H&E, grün", "007", "?"], ["t0001.png", 1, 0, "s2"]])  # fmt: skip
+    assert main(command(tiles, "--group", "slide", "--val-fraction", "0")) == 0
+    with tarfile.open(tiles / "set" / "train-000000.tar") as tar:
+        of = {name: json.loads(tar.extractfile(name).read()) for name in ("t0000.json", "t0001.json")}  # type: ignore[union-attr]
+    assert of["t0000.json"] == {"file": "t0000.png", "group": "s1", "levels": {"grade": 1, "size": 0},
+                                "more": {"x": 1024, "mpp": 0.5, "stain": "H&E, grün", "batch": "007"}}  # fmt: skip
+    assert "more" not in of["t0001.json"]
+    assert main(["verify", str(tiles / "set")]) == 0
+
+
+def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `fast` must change nothing but the time; damage is an error of either."""
+    assert format.simplejpeg, "make test installs the extra `fast`"
+    smooth = Image.fromarray(pixels_of(0, 24)).resize((97, 64))
+    saved = []
+    for mode, options in itertools.product(("RGB", "L", "CMYK"), ({}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True})):
+        buffer = io.BytesIO()
+        smooth.convert(mode).save(buffer, "JPEG", quality=85, **options)
+        saved.append(buffer.getvalue())
+    cases = [
+        (data, size, crop) for data in saved for size, crop in ((None, None), (64, None), (32, None), (40, format.Crop(0.625, 0.3, 0.9)))
+    ]
+    fast = [format.decode(*case) for case in cases]
+    with pytest.raises(format.DECODING_ERRORS):
+        format.decode(saved[0][:-100])
+    monkeypatch.setattr(format, "simplejpeg", None)
+    assert all(np.array_equal(pixels_HWC, format.decode(*case)) for pixels_HWC, case in zip(fast, cases, strict=True))
+    with pytest.raises(format.DECODING_ERRORS):
+        format.decode(saved[0][:-100])
+
+
+PEAK = """
+import resource, sys
+from tools.shard import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
+    """One shard of 20 MB and one of 250 MB: the images of the second would show."""
+    (tmp_path / "two.yaml").write_text(TWO_YAML)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels_of(0, 600)).save(tmp_path / "images" / "t.png", compress_level=0)
+    peaks = []
+    for count in (20, 230):
+        for number in range(count):
+            (tmp_path / "images" / f"{number}.png").unlink(missing_ok=True)
+            os.link(tmp_path / "images" / "t.png", tmp_path / "images" / f"{number}.png")
+        write_csv(tmp_path / "labels.csv", ["file", "grade", "size"], [[f"{number}.png", 1, 0] for number in range(count)])
+        words = command(tmp_path, "--val-fraction", "0", "--overwrite", "--shard-size", "4096")
+        answer = subprocess.run([sys.executable, "-c", PEAK, *words], cwd=ROOT, check=True, capture_output=True, text=True)
+        peaks.append(int(answer.stdout.split()[-1]))
+    assert (tmp_path / "set" / "train-000000.tar").stat().st_size > 230 * 2**20
+    assert peaks[1] - peaks[0] < 30

@@ -20,6 +20,7 @@ from shards import TWO, levels_of, make_set, pixels_of, rows_of
 from data_shards import index, sums
 from data_shards.order import Order
 from data_shards.read import Batch, ShardSet, batches
+from data_shards.shard_order import ShardOrder
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,10 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("read"), 72)
 
 
-def read(folder: Path, *, start: int = 0, batch: int = 24, balance: float = 0.0, **more: object) -> Iterator[Batch]:
+def read(folder: Path, *, start: int = 0, batch: int = 24, balance: float = 0.0, window: int = 0, **more: object) -> Iterator[Batch]:
     shards = ShardSet.open(folder)
+    order = ShardOrder(shards.levels_NA, shards.rows.shard_N, 0, balance, window) if window else Order(shards.levels_NA, 0, balance)
     defaults = {"micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 16}
-    return batches(shards, Order(shards.levels_NA, 0, balance), start=start, batch=batch, **(defaults | more))  # type: ignore[arg-type]
+    return batches(shards, order, start=start, batch=batch, **(defaults | more))  # type: ignore[arg-type]
 
 
 def steps(folder: Path, count: int, world: int, micro_batches: int = 1, **more: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +52,7 @@ def numbers(images_BCHW: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
 def test_a_pass_is_complete_and_disjoint(folder: Path, world: int, workers: int) -> None:
     images_NCHW, levels_NA = steps(folder, 3, world, workers=workers)
     assert sorted(numbers(images_NCHW)) == list(range(72))
@@ -63,9 +65,19 @@ def test_a_pass_is_complete_and_disjoint(folder: Path, world: int, workers: int)
 def test_global_batches_depend_on_nothing_but_the_position(folder: Path, world: int, micro_batches: int, workers: int) -> None:
     options = {"flips": True, "balance": 1.0}
     expected = steps(folder, 8, 1, **options)
-    one = steps(folder, 3, 1, **options)
-    rest = steps(folder, 5, world, micro_batches, start=72, workers=workers, **options)  # another world, in the middle of a pass
+    one = steps(folder, 2, 1, **options)
+    rest = steps(folder, 6, world, micro_batches, start=48, workers=workers, **options)  # another world, in the middle of a pass
     assert all(torch.equal(a, torch.cat([b, c])) for a, b, c in zip(expected, one, rest, strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 8), (8, 1)])
+@pytest.mark.parametrize("window", [0, 2])
+def test_another_number_of_ranks_in_the_middle_of_a_pass_loses_and_repeats_nothing(
+    folder: Path, before: int, after: int, window: int
+) -> None:
+    first, _ = steps(folder, 1, before, workers=1, window=window)
+    rest, _ = steps(folder, 2, after, start=24, window=window)
+    assert sorted(numbers(first) + numbers(rest)) == list(range(72))
 
 
 def test_cursors_are_global_positions(folder: Path) -> None:
@@ -89,6 +101,23 @@ def test_turns_are_the_eight_symmetries_drawn_anew_for_every_position(folder: Pa
         [turn] = [number for number, symmetry in enumerate(symmetries) if torch.equal(symmetry, image_CHW)]
         turns.append(turn)
     assert np.bincount(turns, minlength=8).min() > 60  # of 720: 90 expected
+
+
+@pytest.mark.parametrize(("world", "micro_batches", "workers"), [(1, 1, 0), (2, 3, 2), (8, 1, 1)])
+def test_crops_are_windows_of_the_tiles_at_places_drawn_for_each_position(
+    folder: Path, world: int, micro_batches: int, workers: int
+) -> None:
+    options = {"crop": 0.75, "image_size": 12}
+    images_NCHW, _ = steps(folder, 6, world, micro_batches, workers=workers, **options)
+    later_NCHW, _ = steps(folder, 3, 1, start=72, **options)
+    assert torch.equal(images_NCHW[72:], later_NCHW)
+    tiles_N = Order(ShardSet.open(folder).levels_NA, 0, 0.0)[np.arange(144)]
+    places = []
+    for number, image_CHW in zip(numbers(steps(folder, 6, 1)[0]), images_NCHW, strict=True):
+        window_HWC, tile_HWC = image_CHW.permute(1, 2, 0).numpy(), pixels_of(number)
+        [place] = [(y, x) for y in range(5) for x in range(5) if np.array_equal(tile_HWC[y : y + 12, x : x + 12], window_HWC)]
+        places.append(place)
+    assert len(tiles_N) == len(places) and {y for y, _ in places} == {x for _, x in places} == set(range(5))
 
 
 def test_other_sizes_are_resized(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import json
 import os
 import struct
 import subprocess
@@ -321,6 +322,11 @@ def test_labelled_tiles_are_packed_by_slide(slide: Path, tmp_path: Path) -> None
         with tarfile.open(tmp_path / "set" / f"{split}-000000.tar") as tar:
             names[split] = {name.split("/")[0] for name in tar.getnames() if name.endswith(".png")}
             assert sum(name.endswith(".png") for name in tar.getnames()) == 8
+            for entry in (json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")):  # type: ignore[union-attr]
+                [row] = [row for row in rows if row["file"] == entry["file"]]
+                assert {name: str(value) for name, value in entry["more"].items()} == {
+                    name: row[name] for name in ("x", "y", "mpp", "size", "tissue", "sharpness")
+                }
     assert sorted(map(tuple, names.values())) == [("TCGA-1.2",), ("other",)]
 
 

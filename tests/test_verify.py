@@ -22,6 +22,7 @@ from data_shards.pack import pack
 from data_shards.plan import Options
 from data_shards.read import ShardSet, batches
 from data_shards.sources import Folder
+from data_shards.tars import LocalTars
 from data_shards.verify import verify
 from tools.shard import main
 
@@ -189,7 +190,10 @@ def test_a_thousand_random_damages_are_found_and_none_crashes_a_reader(tmp_path:
                 (folder / name).write_bytes(data)
         random_damage(folder, rng)
         assert list(verify(folder)), "not found"
-        for shards in (lambda: ShardSet.open(folder), lambda: ShardSet(folder, opened.header, opened.rows)):
+        for shards in (
+            lambda: ShardSet.open(folder),
+            lambda: ShardSet(str(folder), folder, opened.header, opened.rows, LocalTars(folder, opened.header.shards)),
+        ):
             try:
                 read_a_pass(shards())
             except ValueError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from tools import shard_card, shard_import, shard_tile
+from tools import shard_card, shard_import, shard_remote, shard_tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.index import Header
@@ -116,8 +116,9 @@ def _common_options(parser: argparse.ArgumentParser, val_fraction: float) -> Non
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("set", type=Path, metavar="DIR", help="folder of the set")
+    parser.add_argument("set", metavar="DIR", help="folder or URL of the set")
     _workers_option(parser)
+    shard_remote.add(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -209,10 +210,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     processes, problems = _processes(arguments), 0
     with TileProgress() as progress:
-        for problem in verify(arguments.set, processes, progress):
+        for problem in verify(arguments.set, processes, progress, shard_remote.cache_of(arguments)):
             problems += 1
             progress.print(problem)
-    print(f"{arguments.set}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
+    from data_shards.stores import shown
+
+    print(f"{shown(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
     return 1 if problems else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tools import shard_remote
+
 EXAMPLES = """\
 The page has the counts of levels and combinations, which levels come together, groups, stain, example tiles and checksums. It needs no
 other file and no network. It shows real tiles: share it as you would share them.
@@ -19,21 +21,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "card", help="one page about a set, HTML or Markdown", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES
     )
-    parser.add_argument("set", type=Path, metavar="DIR", help="folder of the set")
+    parser.add_argument("set", metavar="DIR", help="folder or URL of the set; a remote one needs --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write, .html or .md (DIR/card.html)")
     parser.add_argument("--sample", type=int, default=200, metavar="N", help="tiles of each split to measure the stain on (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the tiles that are drawn (%(default)s)")
+    shard_remote.add(parser)
     parser.set_defaults(run=_card)
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from data_shards import card
+    from data_shards import card, stores
 
     if arguments.sample < 1:
         raise ValueError(f"--sample: {arguments.sample} must be above 0")
     if arguments.seed < 0:
         raise ValueError(f"--seed: {arguments.seed} must not be below 0")
-    out = arguments.out or arguments.set / "card.html"
-    card.write(arguments.set, out, arguments.sample, arguments.seed)
+    if not arguments.out and stores.is_remote(arguments.set):
+        raise ValueError("--out: say where to write the page about a remote set")
+    out = arguments.out or Path(arguments.set, "card.html")
+    card.write(arguments.set, out, arguments.sample, arguments.seed, shard_remote.cache_of(arguments))
     print(f"{out}: {out.stat().st_size:,} bytes")
     return 0

@@ -1,0 +1,54 @@
+"""The harness of benchmarks, and every benchmark once on a little."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shards import pixels_of
+
+from tools.bench import Result, in_turns, main
+
+
+def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
+    calls: list[str] = []
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return len(calls)
+
+    values = in_turns({"a": lambda: side("a"), "b": lambda: side("b")}, 2)
+    assert calls == ["a", "b"] * 3 and values == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    result = Result("name", "s", values, [("b", "a")])
+    assert result.ratios() == {"b / a": [4 / 3, 6 / 5]}
+    assert "b / a" in result.lines()[3] and "(1.2 to 1.333)" in result.lines()[3]
+
+
+@pytest.mark.parametrize(
+    ("words", "sides"),
+    [
+        (["read", "--count", "64", "--workers", "0"], {"shards", "webdataset", "single PNGs"}),
+        (["pack", "--count", "60", "--workers", "1"], {"pack", "tar", "tar and sync"}),
+        (["start", "--rows", "10000"], {"first batch", "first batch at image 10^8"}),
+    ],
+)
+def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels_of(0, 500)).save(tmp_path / "images" / "t.jpg")
+    images = ["--images", str(tmp_path / "images")] if words[0] != "start" else []
+    assert main([*words, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["sides"]) == sides and all(value > 0 for values in result["sides"].values() for value in values)
+    assert result["ratios"] and all(len(values) == 1 for values in result["ratios"].values()) and result["machine"]["cores"]
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in sides)
+
+
+def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "--repeats", "0"]) == 2 and "--repeats" in capsys.readouterr().err
+    assert main(["read", "--count", "5"]) == 2 and "--count" in capsys.readouterr().err
+    assert main(["pack", "--images", str(tmp_path)]) == 2 and "has no images" in capsys.readouterr().err
+    assert main(["start", "--rows", "5"]) == 2 and "--rows" in capsys.readouterr().err
