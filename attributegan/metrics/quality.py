@@ -39,7 +39,7 @@ def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
 def _root_of_covariance(x_ND: np.ndarray) -> np.ndarray:
     """A with A'A = the unbiased covariance, of at most D rows."""
     centred_ND = (x_ND - x_ND.mean(axis=0)) / np.sqrt(max(1, len(x_ND) - 1))
-    return np.linalg.qr(centred_ND, mode="r") if len(centred_ND) > centred_ND.shape[1] else centred_ND
+    return np.asarray(np.linalg.qr(centred_ND, mode="r")) if len(centred_ND) > centred_ND.shape[1] else centred_ND
 
 
 @dataclass(frozen=True)
