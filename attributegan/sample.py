@@ -42,6 +42,22 @@ def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given
     return torch.tensor(rows)
 
 
+def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: Mapping[int, int] | None = None) -> Tensor:
+    """levels_BA int64 from the joint distribution of real tiles: each row is that of a tile drawn for its index and ``seed``.
+
+    Args:
+        real_NA: levels of the real tiles.
+        given: levels by column, which replace the drawn ones.
+    """
+    rows_BA = torch.stack([
+        torch.from_numpy(real_NA[int(torch.randint(len(real_NA), (), generator=generator_for(seed, "real tile of a sample", index)))].astype(np.int64))
+        for index in indices
+    ])  # fmt: skip
+    for column, level in (given or {}).items():
+        rows_BA[:, column] = level
+    return rows_BA
+
+
 def middle_levels(schema: AttributeSchema, given: Mapping[str, int] | None = None) -> list[int]:
     """Each attribute's middle assessable level (the lower of two), or the given one."""
     middle = {attribute.name: attribute.assessable[(len(attribute.assessable) - 1) // 2] for attribute in schema.attributes}

@@ -17,19 +17,20 @@ from dataclasses import dataclass, field
 class Picture:
     """An image inside the page."""
 
-    jpeg: bytes
+    data: bytes
     alt: str
+    kind: str = "jpeg"  # or png, or svg+xml, in which no script runs inside of an <img>
 
     @property
     def url(self) -> str:
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
 class Tinted:
     """A number on a background as dark as ``share``, 0 to 1."""
 
-    value: int
+    value: int | float
     share: float
 
 
@@ -117,7 +118,7 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, Picture):
         return f'<td><img src="{cell.url}" alt="{_text(cell.alt)}"></td>'
     if isinstance(cell, Tinted):
-        return f'<td class="n" style="background:rgba(142,68,173,{0.75 * cell.share:.2f})">{cell.value:,}</td>'
+        return f'<td class="n" style="background:rgba(142,68,173,{0.75 * cell.share:.2f})">{_number(cell.value)}</td>'
     if isinstance(cell, Code):
         return f"<td><code>{_text(cell.text)}</code></td>"
     return f"<td{RIGHT * (not isinstance(cell, str))}>{_text(_number(cell))}</td>"
@@ -153,7 +154,7 @@ def _markdown_cell(cell: Cell) -> str:
     if isinstance(cell, Picture):
         return f"![{_plain(cell.alt)}]({cell.url})"
     if isinstance(cell, Tinted):
-        return f"{cell.value:,}"
+        return _number(cell.value)
     if isinstance(cell, Code):
         return _plain(cell.text)
     return _plain(_number(cell))
