@@ -37,7 +37,9 @@ def open_data(options: argparse.Namespace, model: Loaded) -> Data:
     size = model.config.model.image_size
     sets = [ShardSet.open(options.shards, split) for split in (options.train, options.held_out)]
     table = index.read_table(options.shards / index.FILE, ["group", "split"])
-    names = [table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in (options.train, options.held_out)]
+    names = [
+        table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in (options.train, options.held_out)
+    ]
     splits = [_split(shards, group, size, options.most) for shards, group in zip(sets, names, strict=True)]
     known = [set(filter(None, group)) for group in names]
     is_phantom = sets[0].schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
@@ -61,7 +63,9 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
 
     def read(tiles_N: np.ndarray) -> np.ndarray:
         columns = (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)
-        return np.stack([_read(shards, files, tile, Wanted(*(int(column[tile]) for column in columns), turn=0)) for tile in tiles_N.tolist()])
+        return np.stack(
+            [_read(shards, files, tile, Wanted(*(int(column[tile]) for column in columns), turn=0)) for tile in tiles_N.tolist()]
+        )
 
     digest = hashlib.sha256((shards.folder / sums.FILE).read_bytes())
     digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}".encode())

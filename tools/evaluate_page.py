@@ -126,7 +126,11 @@ def judged(result: Mapping[str, Any]) -> Section:
         scores = [estimate(entry["judge"].get(score)) for score in SCORES]
         rows.append([name, *scores, "judged" if entry["judged"] else f"not judged: {entry['why']}", levels])
     judge = data["judge"]
-    choice = f" Chosen by mean Spearman on left-out training groups: {', '.join(f'{kind} {value:.2f}' for kind, value in judge['choice'].items())}." if "choice" in judge else ""  # noqa: E501
+    choice = (
+        f" Chosen by mean Spearman on left-out training groups: {', '.join(f'{kind} {value:.2f}' for kind, value in judge['choice'].items())}."
+        if "choice" in judge
+        else ""
+    )  # noqa: E501
     text = (
         f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups, and from nothing "
         f"that trains a generator.{choice} Here is what it can do on {data['held_out_tiles']} real held-out tiles of {data['held_out_groups']} groups."
@@ -154,7 +158,9 @@ def leaks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     for row in rows:
         if "leak" in row:
             names = row["leak"]["attributes"]
-            body = [[name, *(Tinted(value, min(1.0, value)) for value in line)] for name, line in zip(names, row["leak"]["matrix"], strict=True)]
+            body = [
+                [name, *(Tinted(value, min(1.0, value)) for value in line)] for name, line in zip(names, row["leak"]["matrix"], strict=True)
+            ]
             yield Table(["moved", *names], body, title=row["name"])
 
 

@@ -119,5 +119,3 @@ class _Work:
             return [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
 
         return self.processes.map(len(rows), CHUNK, chunk, lambda done: self.progress(what, done, len(rows)))
-
-

@@ -115,12 +115,13 @@ class Cache:
 
 def study(
     schema: AttributeSchema, train: Split, held_out: Split, features: Features, processes: Processes, cache: Cache, *,
-    kind: str = "auto", seed: int = 0, progress: Progress = lambda what, done, total: None,
+    kind: str = "auto", seed: int = 0, steps: int = predictor.CNN_STEPS, progress: Progress = lambda what, done, total: None,
 ) -> Real | None:  # fmt: skip
     """Features, judge and verdicts of the real tiles; on the main process, None on the others. Every process must call.
 
     Args:
         kind: of the judge: cnn, features, or auto for the one that reads left-out training groups better.
+        steps: of the training of a CNN.
     """
     train_ND, held_out_ND = (
         _features_of(split, name, features, processes, cache, progress)
@@ -129,7 +130,7 @@ def study(
     if not processes.is_main:
         return None
     assert train_ND is not None and held_out_ND is not None
-    judge, note = _judge(schema, train, train_ND, features, processes, cache, kind, seed, progress)
+    judge, note = _judge(schema, train, train_ND, features, processes, cache, kind, seed, steps, progress)
     small = held_out.thumbs()
     predicted_NA = judge.predict(small, held_out_ND)
     verdicts, scores = [], {}
@@ -158,9 +159,9 @@ def _features_of(split: Split, name: str, features: Features, processes: Process
 
 def _judge(
     schema: AttributeSchema, train: Split, train_ND: np.ndarray, features: Features, processes: Processes, cache: Cache,
-    kind: str, seed: int, progress: Progress,
+    kind: str, seed: int, steps: int, progress: Progress,
 ) -> tuple[predictor.Judge, dict[str, Any]]:  # fmt: skip
-    kept = predictor.Kept(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, predictor.CNN_STEPS))
+    kept = predictor.Kept(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
     if found := kept.load(schema):
         return found[0].to(processes.device), found[1]
     small = train.thumbs()
@@ -172,8 +173,8 @@ def _judge(
                 small[rows_N], train_ND[rows_N], train.levels_NA[rows_N], train.group_N[rows_N], schema, processes.device
             )
         return predictor.fit_cnn(
-            small[rows_N], train.levels_NA[rows_N], schema, seed, device=processes.device,
-            progress=lambda step: progress(f"judge ({share})", step, predictor.CNN_STEPS),
+            small[rows_N], train.levels_NA[rows_N], schema, seed, steps, processes.device,
+            progress=lambda step: progress(f"judge ({share})", step, steps),
         )  # fmt: skip
 
     note: dict[str, Any] = {"asked": kind, "training_tiles": len(train)}

@@ -204,7 +204,13 @@ def data_notes(real: Real) -> dict[str, Any]:
                 "why": verdict.why,
                 "judge": _plain(real.held_out_scores.get(name, {})),
                 "levels": [
-                    {"level": level, "name": attribute.levels[level], "train": train, "held_out": held_out, "judged": level in verdict.levels}
+                    {
+                        "level": level,
+                        "name": attribute.levels[level],
+                        "train": train,
+                        "held_out": held_out,
+                        "judged": level in verdict.levels,
+                    }
                     for level, (train, held_out) in verdict.tiles.items()
                 ],
             }
