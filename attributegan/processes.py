@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,12 +21,17 @@ Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(days=2)  # others wait while the main process does what can't be shared
 
 
+def is_main() -> bool:
+    """Whether this is the first process of a launch, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Processes:
     """This process among those of the launch; `end` is its last call."""
 
     def __init__(self) -> None:
         self.rank, self.world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        self.is_main = self.rank == 0
+        self.is_main = is_main()
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -62,6 +69,37 @@ class Processes:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
     def end(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def launch(work: Callable[..., None], arguments: tuple[Any, ...], workers: int) -> None:
+    """Run ``work(*arguments)`` in ``workers`` new processes of this machine, which find each other through `Processes`.
+
+    Raises:
+        torch.multiprocessing.ProcessException: one of them failed; the others have been ended.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(_start, (work, arguments, workers, port), nprocs=workers, start_method="spawn")
+
+
+def _start(rank: int, work: Callable[..., None], arguments: tuple[Any, ...], workers: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    work(*arguments)

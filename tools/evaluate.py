@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,11 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--sweeps", metavar="N", type=int, default=64, help="latents to move every attribute of (%(default)s)")
     result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
     result.add_argument("--features", metavar="NETWORK", default="efficientnet-lite0",
-                        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, "
-                        "or MODULE:FUNCTION")  # fmt: skip
+                        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
+                        "file, or MODULE:FUNCTION")  # fmt: skip
     result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
     result.add_argument("--judge", choices=("auto", "cnn", "features"), default="auto",
-                        help="what reads levels off tiles: a CNN, or a head on the features; auto takes the better (%(default)s)")  # fmt: skip
+                        help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
@@ -144,7 +145,7 @@ class Evaluation:
             loaded.generator.to(processes.device)
             tiles = generated.make(
                 loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, options.batch,
-                lambda what, done, total, name=name: self.progress(f"{name}: {what}", done, total),
+                partial(self._tell, name),
             )  # fmt: skip
             if known and tiles:
                 made[name] = tiles
@@ -156,6 +157,9 @@ class Evaluation:
         self._write(known, rows, made, summary)
         return summary
 
+    def _tell(self, name: str, what: str, done: int, total: int) -> None:
+        self.progress(f"{name}: {what}", done, total)
+
     def _summary(self, known: Real, rows: Sequence[Row], equal: int) -> dict[str, Any]:
         from attributegan.evaluation import result
 
@@ -166,7 +170,8 @@ class Evaluation:
             "data": {"shards": str(options.shards), "identity": [known.train.identity, known.held_out.identity],
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **result.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw")} | {"equal": equal},
-            "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()},
+            "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
+                       for name, loaded in self.models.items()},
             "rows": [row.numbers for row in rows],
         }  # fmt: skip
 
@@ -199,7 +204,8 @@ class _Progress:
     """A bar for each thing that is done, on the main process."""
 
     def __init__(self, is_main: bool) -> None:
-        self.is_main, self.what, self.bar = is_main, "", None
+        self.is_main, self.what = is_main, ""
+        self.bar: Any = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         from tqdm import tqdm
@@ -209,7 +215,6 @@ class _Progress:
         if what != self.what:
             self.close()
             self.what, self.bar = what, tqdm(total=total, desc=what, file=sys.stderr, dynamic_ncols=True, mininterval=1)
-        assert self.bar is not None
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
         families.setdefault(json.dumps([found["features"], found["data"]["identity"]], sort_keys=True), []).append((_label(path), found))
     sections = []
     if len(families) > 1:
-        text = f"Not comparable: these {len(paths)} results are of other features or other real tiles, in {len(families)} kinds. Compare within a kind."
+        text = f"Not comparable: these results are of other features or other real tiles, {len(families)} kinds. Compare within a kind."
         print(f"warning: {text}", file=sys.stderr)
         sections.append(Section("Not comparable", text))
     for number, members in enumerate(families.values(), start=1):

@@ -62,10 +62,9 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
     rows = shards.rows
 
     def read(tiles_N: np.ndarray) -> np.ndarray:
-        columns = (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)
-        return np.stack(
-            [_read(shards, files, tile, Wanted(*(int(column[tile]) for column in columns), turn=0)) for tile in tiles_N.tolist()]
-        )
+        columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
+        places = [Wanted(*place, 0) for place in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return np.stack([_read(shards, files, tile, place) for tile, place in zip(tiles_N.tolist(), places, strict=True)])
 
     digest = hashlib.sha256((shards.folder / sums.FILE).read_bytes())
     digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}".encode())

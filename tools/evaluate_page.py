@@ -59,14 +59,20 @@ LEVEL_TEXT = (
     "lies nearer with its own label than with another's. Levels with fewer than 10 tiles on a side are left out."
 )
 MEMORY_TEXT = (
-    "Distance of each generated tile to its nearest training tile, beside that of real held-out tiles. ratio: of the medians, far below 1 when "
-    "tiles were copied. nearer: share of generated tiles nearer than all but 1 % of the held-out ones; 1 % is what new tiles would have. "
+    "Distance of each generated tile to its nearest training tile, beside that of real held-out tiles. ratio: of the medians, far below 1 "
+    "when tiles were copied. nearer: share of generated tiles nearer than all but 1 % of the held-out ones; new tiles have 1 %. "
     "Pictures: the generated tiles nearest to training tiles, the training tiles; then the same for held-out tiles."
 )
 MEASURED_TEXT = (
     "These are phantoms, so each attribute can be measured by image arithmetic, without a trained judge: nuclear area, alignment of edges, "
-    "area of figures, dark spots, spread of blob areas. Spearman over its ceiling with the level asked for, on the tiles like the real ones."
+    "area of figures, dark spots, spread of blob areas. Spearman over its ceiling with the level asked for, on the tiles like real ones."
 )
+
+APART = {
+    True: "No slide is in both splits.",
+    False: "Some slides are in both splits, so held-out tiles are not independent: the first row flatters.",
+    None: "Tiles have no groups, so the splits may share slides.",
+}
 
 
 def glance_text(result: Mapping[str, Any]) -> str:
@@ -75,13 +81,11 @@ def glance_text(result: Mapping[str, Any]) -> str:
     no = [name for name, entry in attributes.items() if not entry["judged"]]
     equal = result["settings"]["equal"]
     small = " That is few: FID is mostly bias at such counts, and the four after it are coarse." if equal < 500 else ""
-    apart = {True: "No slide is in both splits.", False: "Some slides are in both splits, so held-out tiles are not independent: the first row flatters.",
-             None: "Tiles have no groups, so the splits may share slides."}[result["data"]["groups_apart"]]  # fmt: skip
     return (
-        f"KID (x 1000; unbiased, the headline) uses all tiles; FID, precision, recall, density and coverage use {equal} tiles on both sides, "
-        f"since they depend on the count.{small} All against the training tiles; the first row is what real tiles that the model never saw "
-        f"score, {result['data']['held_out_tiles']} of them. {apart} Control judged: {', '.join(yes) or 'nothing'}."
-        + (f" Not judged: {', '.join(no)}; reasons below." if no else "")
+        f"KID (x 1000; unbiased, the headline) uses all tiles; FID, precision, recall, density and coverage use {equal} tiles on both "
+        f"sides, since they depend on the count.{small} All against the training tiles; the first row is what real tiles that the model "
+        f"never saw score, {result['data']['held_out_tiles']} of them. {APART[result['data']['groups_apart']]} "
+        f"Control judged: {', '.join(yes) or 'nothing'}." + (f" Not judged: {', '.join(no)}; reasons below." if no else "")
     )
 
 
@@ -126,14 +130,12 @@ def judged(result: Mapping[str, Any]) -> Section:
         scores = [estimate(entry["judge"].get(score)) for score in SCORES]
         rows.append([name, *scores, "judged" if entry["judged"] else f"not judged: {entry['why']}", levels])
     judge = data["judge"]
-    choice = (
-        f" Chosen by mean Spearman on left-out training groups: {', '.join(f'{kind} {value:.2f}' for kind, value in judge['choice'].items())}."
-        if "choice" in judge
-        else ""
-    )  # noqa: E501
+    tried = ", ".join(f"{kind} {value:.2f}" for kind, value in judge.get("choice", {}).items())
+    choice = f" Chosen by mean Spearman on left-out training groups: {tried}." if tried else ""
     text = (
-        f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups, and from nothing "
-        f"that trains a generator.{choice} Here is what it can do on {data['held_out_tiles']} real held-out tiles of {data['held_out_groups']} groups."
+        f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups, and from "
+        f"nothing that trains a generator.{choice} Here is what it can do on {data['held_out_tiles']} real held-out tiles of "
+        f"{data['held_out_groups']} groups."
     )
     return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/held out"], rows)])
 
@@ -141,8 +143,8 @@ def judged(result: Mapping[str, Any]) -> Section:
 def control(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """A table for each attribute."""
     for name in dict.fromkeys(name for row in rows for name in row["control"]):
-        yield Table(["", *SCORES], [[row["name"], *(estimate(row["control"].get(name, {}).get(score)) for score in SCORES)] for row in rows],
-                    title=name)  # fmt: skip
+        body = [[row["name"], *(estimate(row["control"].get(name, {}).get(score)) for score in SCORES)] for row in rows]
+        yield Table(["", *SCORES], body, title=name)
 
 
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -128,7 +128,8 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> by
         names.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="10">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/><text x="6" y="14" font-size="11" font-weight="600">{html.escape(title)}</text>'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+        f'<text x="6" y="14" font-size="11" font-weight="600">{html.escape(title)}</text>'
         f'<text x="6" y="27">{"".join(names)}</text>'
         f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
         f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>'
