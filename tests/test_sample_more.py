@@ -113,10 +113,15 @@ def test_bf16_makes_about_the_same_tiles(sampled: Callable[..., Path]) -> None:
 def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path], run: Path, tmp_path: Path) -> None:
     one, two = sampled("one", "--count", "21", "--batch", "4"), sampled("two", "--count", "21", "--batch", "4", "--workers", "2")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml",
-               "--num_processes", "2", "--main_process_port", "0", "tools/sample.py", str(run), "--out", str(tmp_path / "launched")]  # fmt: skip
+               "--num_processes", "2", "--main_process_port", "0", "tools/sample.py"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "--count", "21", "--batch", "4"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        [*command, str(run), "--out", str(tmp_path / "launched"), "--count", "21", "--batch", "4"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("21 tiles") == 1
@@ -206,9 +211,8 @@ class Blob(nn.Module):
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         at = torch.linspace(-3, 3, 32)
-        spot_BHW = torch.exp(
-            -((at[None, :, None] - latents_BL[:, 0, None, None]) ** 2) - (at[None, None] - latents_BL[:, 1, None, None]) ** 2
-        )
+        down_BH1, across_B1W = at[None, :, None] - latents_BL[:, 0, None, None], at[None, None] - latents_BL[:, 1, None, None]
+        spot_BHW = torch.exp(-(down_BH1**2) - across_B1W**2)
         shade_B3 = torch.stack([levels_BA[:, 0] / 3, levels_BA[:, 1] / 2, torch.ones(len(levels_BA))], dim=1)
         return (spot_BHW[:, None] * shade_B3[..., None, None]) * 2 * self.weight - 1
 

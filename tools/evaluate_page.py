@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.card_page import Cell, Section, Table, Tinted, to_html
+from data_shards.card_page import Cell, Figure, Section, Table, Tinted, to_html
 
 if TYPE_CHECKING:
     from tools.evaluate_pictures import Pictures
@@ -55,8 +55,9 @@ LEAK_TEXT = (
     "diagonal should be near 1, all else near 0. A generator that ignores its labels has 0 everywhere, so read the leak with the control."
 )
 LEVEL_TEXT = (
-    "KID x 1000 between generated and real training tiles of one level, and for the same tiles with shuffled labels. A level that is shown "
-    "lies nearer with its own label than with another's. Levels with fewer than 10 tiles on a side are left out."
+    "KID x 1000 between generated and real training tiles of one level, and for the same tiles with shuffled labels. Where tiles "
+    "look real, a level that is shown lies nearer with its own label than with shuffled ones. Levels with fewer than 10 tiles on a "
+    "side are left out."
 )
 MEMORY_TEXT = (
     "Distance of each generated tile to its nearest training tile, beside that of real held-out tiles. ratio: of the medians, far below 1 "
@@ -90,36 +91,37 @@ def glance_text(result: Mapping[str, Any]) -> str:
 
 
 def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
-    header = ["", "tiles", "KID x 1000", *QUALITY[1:], "obeys", "leak", "memory ratio"]
+    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "memory ratio"]
     return Table(header, [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _memory(row, "ratio")] for row in rows])
 
 
-def _quality(row: Mapping[str, Any]) -> list[str]:
+def _quality(row: Mapping[str, Any]) -> list[Figure]:
     found = row.get("quality", {})
     return [estimate(found.get(name), 1000 if name == "kid" else 1) for name in QUALITY]
 
 
-def _obeys(row: Mapping[str, Any]) -> str:
-    return f"{row['obeys']:.2f}" if "obeys" in row else "not judged"
+def _obeys(row: Mapping[str, Any]) -> Cell:
+    return Figure(f"{row['obeys']:.2f}") if "obeys" in row else "not judged"
 
 
-def _leak(row: Mapping[str, Any]) -> str:
+def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
-        return NONE
-    return f"{row['leak']['mean']:.2f}" if row["obeys"] >= OBEYS_LITTLE else "not judged: obeys too little"
+        return Figure(NONE)
+    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else "not judged: obeys too little"
 
 
-def _memory(row: Mapping[str, Any], name: str) -> str:
-    return f"{row['memory'][name]:.2f}" if "memory" in row else NONE
+def _memory(row: Mapping[str, Any], name: str) -> Figure:
+    return Figure(f"{row['memory'][name]:.2f}" if "memory" in row else NONE)
 
 
-def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> str:
+def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> Figure:
     """``value (low to high)``."""
     if not triple or triple[0] is None:
-        return NONE
+        return Figure(NONE)
     value, low, high = (None if number is None else number * scale for number in triple)
     digits = 1 if scale > 1 or abs(value or 0) >= 10 else 2
-    return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None else "")
+    interval = f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None else ""
+    return Figure(f"{value:.{digits}f}{interval}")
 
 
 def judged(result: Mapping[str, Any]) -> Section:
@@ -168,12 +170,19 @@ def leaks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Monotonicity and smoothness."""
+    header = [
+        "attribute",
+        "steps that rise (0.5: none)",
+        "path length (in squared distances of real tiles)",
+        "longest step (0.13 even, 1 a jump)",
+    ]
     for row in rows:
         if "paths" in row:
-            body = [[name, f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged", f"{path['length']:.3f}",
-                     f"{path['largest']:.2f}"] for name, path in row["paths"].items()]  # fmt: skip
-            yield Table(["attribute", "steps that rise (0.5: none)", "path length (in squared distances of real tiles)",
-                         "longest step (0.13 even, 1 a jump)"], body, title=row["name"])  # fmt: skip
+            body: list[Sequence[Cell]] = []
+            for name, path in row["paths"].items():
+                rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged"
+                body.append([name, Figure(rises), Figure(f"{path['length']:.2f}"), Figure(f"{path['largest']:.2f}")])
+            yield Table(header, body, title=row["name"])
 
 
 def level_kid(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
@@ -189,8 +198,10 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row.get("measured", {})))
-    body = [[row["name"], *(f"{row['measured'][name]:.2f}" if name in row["measured"] else NONE for name in names)]
-            for row in rows if "measured" in row]  # fmt: skip
+    found = [row for row in rows if "measured" in row]
+    body = [
+        [row["name"], *(Figure(f"{row['measured'][name]:.2f}" if name in row["measured"] else NONE) for name in names)] for row in found
+    ]
     return Table(["", *names], body)
 
 
@@ -212,7 +223,7 @@ def how(result: Mapping[str, Any]) -> Section:
 def as_text(result: Mapping[str, Any]) -> str:
     """The first table, for a terminal."""
     table = glance(result["rows"])
-    lines = [list(map(str, table.header)), *([str(cell) for cell in row] for row in table.rows)]
+    lines = [list(map(str, table.header)), *([cell.text if isinstance(cell, Figure) else str(cell) for cell in row] for row in table.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
