@@ -46,6 +46,7 @@ class Figure:
     """A number with what belongs to it, such as an interval; never broken over lines."""
 
     text: str
+    small: str = ""  # under it
 
 
 Cell = Figure | str | int | float | Picture | Tinted | Code
@@ -83,7 +84,8 @@ table { border-collapse: collapse; background: #fff; box-shadow: 0 1px 3px #0002
 caption { text-align: left; font-weight: 600; padding: .2rem 0 }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid #ece8ef; text-align: left; vertical-align: top }
 td { overflow-wrap: anywhere } thead th { background: #f1ebf4; font-weight: 600; vertical-align: bottom } td.n, th.n { text-align: right }
-td.n { white-space: nowrap }
+td.n { white-space: nowrap } td small { display: block; color: #7a7482 }
+td:first-child:not(.n) { min-width: 8em }
 thead tr.spans th { border-left: 2px solid #fff; text-align: center }
 td img { display: block; border-radius: 3px } code { font-size: .8em }
 """.strip()
@@ -128,7 +130,8 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, Tinted):
         return f'<td class="n" style="background:rgba(142,68,173,{0.75 * cell.share:.2f})">{_number(cell.value)}</td>'
     if isinstance(cell, Figure):
-        return f"<td{RIGHT}>{_text(cell.text)}</td>"
+        below = f"<small>{_text(cell.small)}</small>" if cell.small else ""
+        return f"<td{RIGHT}>{_text(cell.text)}{below}</td>"
     if isinstance(cell, Code):
         return f"<td><code>{_text(cell.text)}</code></td>"
     return f"<td{RIGHT * (not isinstance(cell, str))}>{_text(_number(cell))}</td>"
@@ -165,7 +168,9 @@ def _markdown_cell(cell: Cell) -> str:
         return f"![{_plain(cell.alt)}]({cell.url})"
     if isinstance(cell, Tinted):
         return _number(cell.value)
-    if isinstance(cell, Code | Figure):
+    if isinstance(cell, Figure):
+        return _plain(f"{cell.text} {cell.small}".strip())
+    if isinstance(cell, Code):
         return _plain(cell.text)
     return _plain(_number(cell))
 

@@ -129,12 +129,38 @@ def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: real.Rea
         levels[:, 0] = rng.integers(0, 3, len(levels))
         levels[:3, 0] = 3
         levels[:, 2] = rng.integers(0, 2, len(levels))
-    found = [real._verdict(schema, a, train[:, a], held_out[:, a], said) for a, said in enumerate(
-        (held_out[:, 0] + 0.1 * rng.standard_normal(100), np.ones(100), rng.random(100)))]  # fmt: skip
+    said = np.stack([held_out[:, 0] + 0.1 * rng.standard_normal(100), np.ones(100), rng.random(100)], axis=1)
+    exam = real.Exam(held_out, said, np.arange(100) // 10, crossed=False)
+    found = [real._verdict(schema, a, train[:, a], exam) for a in range(3)]
     (many, scores), (one, none), (noise, _) = found
     assert many.judged and many.levels == (1, 2) and scores["accuracy"].value > 0.95
     assert not one.judged and not none and "level 0: 0/0" in one.why
-    assert not noise.judged and "can't order real held-out tiles" in noise.why
+    assert not noise.judged and "can't order real tiles of unseen slides" in noise.why
+
+
+def test_intervals_are_over_slides_where_there_are_some() -> None:
+    """Ten slides on which the judge is off by the same on all tiles: a wide interval, which tile by tile would be narrow."""
+    levels = np.random.default_rng(0).integers(1, 5, (400, 1))
+    slides = np.arange(400) // 40
+    said = levels + 1.5 * np.random.default_rng(1).standard_normal(10)[slides][:, None]
+    schema = AttributeSchema((PUBLISHED.attributes[0],))
+    wide, narrow = (
+        real._verdict(schema, 0, levels[:, 0], real.Exam(levels, said, group, False))[1]["mae"] for group in (slides, slides // 5)
+    )
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
+    """Training tiles join the exam; a judge that had seen their slide would remember it."""
+    network = features.Features("pooled", "1", SIZE, Pooled())
+    found = real.study(PUBLISHED, split(100, 0), split(40, 1), network, Processes(), real.Cache(tmp_path), kind="features")
+    assert found and found.exam.crossed and found.exam.predicted_NA.shape == (140, 5) and len(np.unique(found.exam.group_N)) == 7
+    train = found.train
+    seen = found.judge.predict(train.thumbs(), found.train_ND)
+    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.exam.predicted_NA[40:])]
+    assert apart[0] > apart[1] + 0.1
+    note = result.data_notes(found)
+    assert note["exam"] == {"tiles": 140, "groups": 7, "crossed": True}
 
 
 def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +171,7 @@ def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypa
     counting = features.Features("pooled", "1", SIZE, lambda images: uses.append(len(images)) or Pooled()(images))
     again = real.study(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert first and again and not uses
-    np.testing.assert_array_equal(first.predicted_NA, again.predicted_NA)
+    np.testing.assert_array_equal(first.exam.predicted_NA, again.exam.predicted_NA)
     monkeypatch.undo()
     other = real.study(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert other and sum(uses) == 61

@@ -47,8 +47,8 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
 CONTROL_TEXT = (
     "Each judged attribute is moved through its levels with everything else kept, and the judge reads the level off the tile. All levels "
     "count alike. Accuracy: share read as asked for; mae: mean absolute error in levels; kappa: quadratic; spearman: rank correlation over "
-    "the most that a continuous number can have with so many levels. In brackets the 95 % interval, latents resampled. No score of "
-    "generated tiles means more than the judge's own on real held-out tiles, which is the first row."
+    "the most that a continuous number can have with so many levels. Below it the 95 % interval, latents resampled. No score of "
+    "generated tiles means more than the judge's own in its exam, which is the first row."
 )
 LEAK_TEXT = (
     "Row moved from its lowest to its highest level: how far the judge sees the column's attribute move, in shares of its scale. The "
@@ -115,31 +115,37 @@ def _memory(row: Mapping[str, Any], name: str) -> Figure:
 
 
 def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> Figure:
-    """``value (low to high)``."""
+    """The value, and its interval under it."""
     if not triple or triple[0] is None:
         return Figure(NONE)
     value, low, high = (None if number is None else number * scale for number in triple)
     digits = 1 if scale > 1 or abs(value or 0) >= 10 else 2
-    interval = f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None else ""
-    return Figure(f"{value:.{digits}f}{interval}")
+    return Figure(f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}" if low is not None else "")
 
 
 def judged(result: Mapping[str, Any]) -> Section:
     data, rows = result["data"], []
     for name, entry in data["attributes"].items():
-        levels = ", ".join(f"{level['level']}: {level['train']}/{level['held_out']}" + ("" if level["judged"] else " (too few)")
+        levels = ", ".join(f"{level['level']}: {level['train']}/{level['exam']}" + ("" if level["judged"] else " (too few)")
                            for level in entry["levels"])  # fmt: skip
         scores = [estimate(entry["judge"].get(score)) for score in SCORES]
         rows.append([name, *scores, "judged" if entry["judged"] else f"not judged: {entry['why']}", levels])
     judge = data["judge"]
     tried = ", ".join(f"{kind} {value:.2f}" for kind, value in judge.get("choice", {}).items())
-    choice = f" Chosen by mean Spearman on left-out training groups: {tried}." if tried else ""
-    text = (
-        f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups, and from "
-        f"nothing that trains a generator.{choice} Here is what it can do on {data['held_out_tiles']} real held-out tiles of "
-        f"{data['held_out_groups']} groups."
+    choice = f" It was chosen by mean Spearman on left-out training groups: {tried}." if tried else ""
+    exam = data["exam"]
+    crossed = (
+        ": held-out tiles, and, since the set is small, training tiles read by judges that were trained without their group"
+        if exam["crossed"]
+        else ", held out"
     )
-    return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/held out"], rows)])
+    text = (
+        f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups (slides), "
+        f"and from nothing that trains a generator.{choice} First its own exam, on {exam['tiles']} real tiles of {exam['groups']} groups "
+        f"that it has not seen{crossed}. An attribute is judged when two of its levels have enough tiles and the interval of Spearman is "
+        "above 0."
+    )
+    return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/exam"], rows)])
 
 
 def control(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
@@ -223,7 +229,13 @@ def how(result: Mapping[str, Any]) -> Section:
 def as_text(result: Mapping[str, Any]) -> str:
     """The first table, for a terminal."""
     table = glance(result["rows"])
-    lines = [list(map(str, table.header)), *([cell.text if isinstance(cell, Figure) else str(cell) for cell in row] for row in table.rows)]
+    lines = [
+        list(map(str, table.header)),
+        *(
+            [f"{cell.text} ({cell.small})".removesuffix(" ()") if isinstance(cell, Figure) else str(cell) for cell in row]
+            for row in table.rows
+        ),
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

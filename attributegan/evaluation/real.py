@@ -21,7 +21,9 @@ from attributegan.metrics.features import Features, resized
 from attributegan.metrics.quality import REPLICATES, Estimate
 from attributegan.processes import Processes
 
-MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level, below which it is not judged
+MIN_TRAIN, MIN_EXAM = 20, 10  # tiles of a level, below which it is not judged
+CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
+MIN_CLUSTERS = 5  # slides from which on intervals are over slides; fewer say nothing by resampling
 CNN_TILES = 1_000  # fewer are too few to train a CNN from scratch
 CACHE_FORMAT = 1  # counts up when what is cached would come out otherwise
 CHUNK = 32  # tiles that go through the feature network at a time
@@ -61,7 +63,22 @@ class Verdict:
     judged: bool
     why: str  # not; "" when it is judged
     levels: tuple[int, ...]  # with enough tiles
-    tiles: dict[int, tuple[int, int]]  # of each assessable level, (training, held out)
+    tiles: dict[int, tuple[int, int]]  # of each assessable level, (training, exam)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What the judge says of real tiles of slides that it has not seen."""
+
+    levels_NA: np.ndarray
+    predicted_NA: np.ndarray
+    group_N: np.ndarray
+    crossed: bool  # training tiles are among them, each read by a judge that was trained without its group
+
+    @property
+    def cluster_N(self) -> np.ndarray:
+        """What is drawn together in a bootstrap: slides where there are some, else tiles."""
+        return self.group_N if len(np.unique(self.group_N)) >= MIN_CLUSTERS else np.arange(len(self.group_N))
 
 
 @dataclass(frozen=True)
@@ -76,9 +93,9 @@ class Real:
     judge: predictor.Judge
     note: dict[str, Any]  # how the judge came about
     thumbs: np.ndarray  # held-out tiles
-    predicted_NA: np.ndarray  # of the held-out tiles
+    exam: Exam
     verdicts: tuple[Verdict, ...]  # by attribute
-    held_out_scores: dict[str, dict[str, Estimate]]  # of the judge on real held-out tiles, where two levels have enough
+    exam_scores: dict[str, dict[str, Estimate]]  # of the judge, where two levels have enough tiles
 
     @property
     def judged(self) -> list[int]:
@@ -132,14 +149,14 @@ def study(
     assert train_ND is not None and held_out_ND is not None
     judge, note = _judge(schema, train, train_ND, features, processes, cache, kind, seed, steps, progress)
     small = held_out.thumbs()
-    predicted_NA = judge.predict(small, held_out_ND)
+    exam = _exam(schema, train, train_ND, held_out, judge.predict(small, held_out_ND), judge, cache, features, processes, progress)
     verdicts, scores = [], {}
     for a, name in enumerate(schema.names):
-        verdict, found = _verdict(schema, a, train.levels_NA[:, a], held_out.levels_NA[:, a], predicted_NA[:, a])
+        verdict, found = _verdict(schema, a, train.levels_NA[:, a], exam)
         verdicts.append(verdict)
         if found:
             scores[name] = found
-    return Real(schema, train, held_out, train_ND, held_out_ND, judge, note, small, predicted_NA, tuple(verdicts), scores)
+    return Real(schema, train, held_out, train_ND, held_out_ND, judge, note, small, exam, tuple(verdicts), scores)
 
 
 def _features_of(split: Split, name: str, features: Features, processes: Processes, cache: Cache, progress: Progress) -> np.ndarray | None:
@@ -193,19 +210,43 @@ def _judge(
     return judge, note | {"kind": kind}
 
 
-def _verdict(
-    schema: AttributeSchema, a: int, train_N: np.ndarray, held_out_N: np.ndarray, predicted_N: np.ndarray
-) -> tuple[Verdict, dict[str, Estimate]]:
-    attribute = schema.attributes[a]
-    tiles = {level: (int((train_N == level).sum()), int((held_out_N == level).sum())) for level in attribute.assessable}
-    levels = tuple(level for level, (train, held_out) in tiles.items() if train >= MIN_TRAIN and held_out >= MIN_HELD_OUT)
+def _exam(
+    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray, judge: predictor.Judge,
+    cache: Cache, features: Features, processes: Processes, progress: Progress,
+) -> Exam:  # fmt: skip
+    """Held-out tiles; of small sets, whose held-out slides are few, the training tiles too, crosswise."""
+    fold_N = predictor.folds(train.group_N, CROSS_FOLDS)
+    if not isinstance(judge, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
+        return Exam(held_out.levels_NA, predicted_NA, held_out.group_N, crossed=False)
+    path = cache.path("exam", train.identity, features.identity, schema.to_dict())
+    crossed_NA = cache.load(path)
+    if crossed_NA is None:
+        small, crossed_NA = train.thumbs(), np.zeros(train.levels_NA.shape)
+        for fold in np.unique(fold_N):
+            seen_N, rest_N = fold_N != fold, fold_N == fold
+            one = predictor.fit_head(
+                small[seen_N], train_ND[seen_N], train.levels_NA[seen_N], train.group_N[seen_N], schema, processes.device
+            )
+            crossed_NA[rest_N] = one.predict(small[rest_N], train_ND[rest_N])
+            progress("judges without one part of the slides", int(fold) + 1, int(fold_N.max()) + 1)
+        cache.save(path, crossed_NA)
+    groups = np.concatenate([held_out.group_N, train.group_N + held_out.group_N.max() + 1])
+    return Exam(
+        np.concatenate([held_out.levels_NA, train.levels_NA]), np.concatenate([predicted_NA, crossed_NA]), groups, crossed=True
+    )  # fmt: skip
+
+
+def _verdict(schema: AttributeSchema, a: int, train_N: np.ndarray, exam: Exam) -> tuple[Verdict, dict[str, Estimate]]:
+    attribute, level_N = schema.attributes[a], exam.levels_NA[:, a]
+    tiles = {level: (int((train_N == level).sum()), int((level_N == level).sum())) for level in attribute.assessable}
+    levels = tuple(level for level, (train, asked) in tiles.items() if train >= MIN_TRAIN and asked >= MIN_EXAM)
     if len(levels) < 2:
         few = ", ".join(f"level {level}: {t}/{h}" for level, (t, h) in tiles.items() if level not in levels)
-        why = f"too few tiles (training/held out) of all levels but {len(levels)}: {few}; a level needs {MIN_TRAIN}/{MIN_HELD_OUT}"
+        why = f"too few tiles (training/exam) of all levels but {len(levels)}: {few}; a level needs {MIN_TRAIN}/{MIN_EXAM}"
         return Verdict(False, why, levels, tiles), {}
-    found = control.interval(held_out_N, predicted_N, levels, np.arange(len(held_out_N)), REPLICATES)
+    found = control.interval(level_N, exam.predicted_NA[:, a], levels, exam.cluster_N, REPLICATES)
     order = found["spearman"]
     if not order.low > 0:
-        why = f"the judge can't order real held-out tiles by it: Spearman {order.value:.2f}, interval {order.low:.2f} to {order.high:.2f}"
+        why = f"the judge can't order real tiles of unseen slides by it: Spearman {order.value:.2f}, {order.low:.2f} to {order.high:.2f}"
         return Verdict(False, why, levels, tiles), found
     return Verdict(True, "", levels, tiles), found

@@ -41,8 +41,8 @@ def ceiling(real: Real, equal: int, measure: Measure | None) -> Row:
         "tiles": len(real.held_out),
         "quality": _quality(real, real.held_out_ND, equal),
         "level_kid": _level_kid(real, real.held_out_ND, real.held_out.levels_NA),
-        "control": {real.schema.names[a]: _plain(real.held_out_scores[real.schema.names[a]]) for a in real.judged},
-        "confusion": _confusions(real, {a: (real.held_out.levels_NA[:, a], real.predicted_NA[:, a]) for a in real.judged}),
+        "control": {real.schema.names[a]: _plain(real.exam_scores[real.schema.names[a]]) for a in real.judged},
+        "confusion": _confusions(real, {a: (real.exam.levels_NA[:, a], real.exam.predicted_NA[:, a]) for a in real.judged}),
     }
     if measure:
         numbers["measured"] = _measured(real.schema, real.held_out.levels_NA, measure(real.thumbs))
@@ -198,20 +198,15 @@ def data_notes(real: Real) -> dict[str, Any]:
         "train_groups": len(np.unique(real.train.group_N)),
         "held_out_groups": len(np.unique(real.held_out.group_N)),
         "judge": real.note,
+        "exam": {"tiles": len(real.exam.group_N), "groups": len(np.unique(real.exam.group_N)), "crossed": real.exam.crossed},
         "attributes": {
             name: {
                 "judged": verdict.judged,
                 "why": verdict.why,
-                "judge": _plain(real.held_out_scores.get(name, {})),
+                "judge": _plain(real.exam_scores.get(name, {})),
                 "levels": [
-                    {
-                        "level": level,
-                        "name": attribute.levels[level],
-                        "train": train,
-                        "held_out": held_out,
-                        "judged": level in verdict.levels,
-                    }
-                    for level, (train, held_out) in verdict.tiles.items()
+                    {"level": level, "name": attribute.levels[level], "train": train, "exam": asked, "judged": level in verdict.levels}
+                    for level, (train, asked) in verdict.tiles.items()
                 ],
             }
             for name, attribute, verdict in zip(real.schema.names, real.schema.attributes, real.verdicts, strict=True)

@@ -217,10 +217,10 @@ def _slices(count: int) -> list[slice]:
     return [slice(first, first + PREDICT_BATCH) for first in range(0, count, PREDICT_BATCH)]
 
 
-def folds(group_N: np.ndarray) -> np.ndarray:
-    """A fold for every tile, groups whole, about equally many tiles each."""
+def folds(group_N: np.ndarray, most: int = FOLDS) -> np.ndarray:
+    """A fold for every tile, ``most`` at most, groups whole, about equally many tiles each."""
     groups, place_N, counts_G = np.unique(group_N, return_inverse=True, return_counts=True)
-    size_F, fold_G = np.zeros(min(FOLDS, len(groups))), np.zeros(len(groups), int)
+    size_F, fold_G = np.zeros(min(most, len(groups))), np.zeros(len(groups), int)
     for group in np.argsort(-counts_G, kind="stable"):
         fold_G[group] = size_F.argmin()
         size_F[fold_G[group]] += counts_G[group]
