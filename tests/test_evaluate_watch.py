@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from attributegan import checkpoint
-from attributegan.attributes import PUBLISHED
-from attributegan.config import Config, ModelConfig
-from attributegan.models import Generator
 from tests import runs
+from tests.models import untrained
 from tools import evaluate, evaluate_watch
 
 OPTIONS = ["--count", "20", "--sweeps", "2", "--features", "tests.test_evaluation:pooled", "--feature-size", "32", "--judge", "features"]
@@ -24,12 +22,7 @@ OPTIONS = ["--count", "20", "--sweeps", "2", "--features", "tests.test_evaluatio
 
 def save(run: Path, images: int, brightness: float) -> Path:
     """A checkpoint whose tiles are of one shade; the nearer to the phantoms', the smaller its KID."""
-    config = Config(ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=()))
-    torch.manual_seed(0)
-    weights = Generator(config.model, PUBLISHED).state_dict()
-    weights = {key: torch.full_like(value, brightness) if key == "to_image.bias" else value for key, value in weights.items()}
-    state = {"config": config.to_dict(), "schema": PUBLISHED.to_dict()}
-    return checkpoint.save(run / "checkpoints", images, state=state, generator_ema=weights)
+    return untrained(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
 
 
 def watch(run: Path, shards: Path, *arguments: str) -> int:
@@ -67,6 +60,16 @@ def test_only_multiples_of_every_and_damaged_ones_are_passed_over(shards: Path, 
     assert [line["images"] for line in lines] == [110, 210] and "error" in lines[0] and "kid" in lines[1]
     assert "passed over" in caplog.text
     assert best(run) == ["images-000000000210"]
+
+
+def test_results_of_other_features_do_not_decide_what_is_best(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(run, 100, 0.4)
+    assert watch(run, shards) == 0
+    save(run, 200, -5.0)  # worse, but the first that these features see
+    assert watch(run, shards, "--feature-size", "16") == 0
+    assert best(run) == ["images-000000000200"]
+    assert [line["images"] for line in evaluate_watch.comparable(evaluate_watch.lines(run))] == [200]
 
 
 def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from attributegan import checkpoint
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.config import Config, ModelConfig
 from attributegan.evaluation import generated, real, result
 from attributegan.metrics import features, predictor
-from attributegan.models import Generator
 from attributegan.processes import Processes
 from data_shards import phantom, phantom_measure
+from tests.models import untrained
 from tools import evaluate, evaluate_compare, evaluate_page
 from tools.shard import main as shard_main
 
@@ -199,11 +198,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with an untrained generator."""
     folder = tmp_path_factory.mktemp("runs") / "untrained"
-    config = Config(ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=()))
-    torch.manual_seed(0)
-    weights = Generator(config.model, PUBLISHED).state_dict()
-    state = {"config": config.to_dict(), "schema": PUBLISHED.to_dict()}
-    checkpoint.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=weights)
+    untrained(folder, 1234)
     lines = [{"images": images, "real_score": images / 10, "skipped": None} for images in (100, 200)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 30')
     return folder

@@ -16,10 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attributegan import checkpoint, sample
+from attributegan import sample
 from attributegan.attributes import PUBLISHED
-from attributegan.config import Config, ModelConfig
-from attributegan.models import Generator
 from attributegan.project import project
 from data_shards.order import Order
 from data_shards.read import ShardSet, batches
@@ -28,25 +26,6 @@ from tests.test_sample import SMALL, Painted, cells
 from tools.sample import main
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    config = Config(ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=()))
-    torch.manual_seed(0)
-    weights = Generator(config.model, PUBLISHED).state_dict()
-    checkpoint.save(folder / "checkpoints", 10, state={"config": config.to_dict(), "schema": PUBLISHED.to_dict()}, generator_ema=weights)
-    return folder
-
-
-@pytest.fixture
-def sampled(run: Path, tmp_path: Path) -> Callable[..., Path]:
-    def command(name: str, *arguments: str) -> Path:
-        assert main([str(run), "--out", str(tmp_path / name), *arguments]) == 0
-        return tmp_path / name
-
-    return command
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

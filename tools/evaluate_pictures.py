@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,18 +91,15 @@ def curves(paths: Sequence[str | Path]) -> list[Picture]:
 
 def series_of(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Finite numbers of a run over images; {} when the folder is no run's."""
+    from tools import evaluate_watch
+
     found: dict[str, list[tuple[float, float]]] = {}
-    for name, prefix in (("metrics.jsonl", ""), ("evaluation.jsonl", "evaluation/")):
-        path = run / name
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            try:
-                entry = json.loads(line)
-                images = float(entry["images"])
-            except (ValueError, KeyError, TypeError):  # the line that is being written
-                continue
+    sources = {"": evaluate_watch.lines(run, "metrics.jsonl"), "evaluation/": evaluate_watch.comparable(evaluate_watch.lines(run))}
+    for prefix, entries in sources.items():
+        for entry in entries:
             for key, value in entry.items():
                 if isinstance(value, int | float) and math.isfinite(value) and key != "images":
-                    found.setdefault(prefix + key, []).append((images, float(value)))
+                    found.setdefault(prefix + key, []).append((float(entry["images"]), float(value)))
     return found
 
 

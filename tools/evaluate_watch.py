@@ -7,6 +7,7 @@ RUN gets evaluation/ (a report for each), evaluation.jsonl (a line for each) and
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -74,15 +75,17 @@ def watch(options: argparse.Namespace) -> None:
             time.sleep(options.poll)
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """What has been evaluated, oldest first; a line that a kill cut short is passed over."""
+def lines(run: Path, name: str = LINES) -> list[dict[str, Any]]:
+    """What has been evaluated, or another table of a run, oldest first; a line that a kill cut short is passed over."""
     found = []
-    path = run / LINES
+    path = run / name
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             continue
+        if isinstance(entry, dict) and isinstance(entry.get("images"), int | float):
+            found.append(entry)
     return found
 
 
@@ -128,7 +131,7 @@ def _evaluate(checkpoint: Path, options: argparse.Namespace) -> None:
     numbers = evaluate_page.scalars(row)
     evaluate_page.write_board(options.run / "evaluation" / "tensorboard", images, result)
     shutil.rmtree(out / "tensorboard")
-    _note(options.run, {"images": images, **numbers})
+    _note(options.run, {"images": images, "of": _conditions(result), **numbers})
     _keep_best(held, options.run, options.best)
     shutil.rmtree(held)
 
@@ -140,9 +143,21 @@ def _note(run: Path, line: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
+def _conditions(result: dict[str, Any]) -> str:
+    """What must be equal for two evaluations to compare."""
+    parts = [result["features"], result["data"]["identity"], result["settings"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def comparable(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that compare with the newest."""
+    kinds = [line.get("of") for line in found if "of" in line]
+    return [line for line in found if kinds and line.get("of") == kinds[-1]]
+
+
 def _keep_best(held: Path, run: Path, by: str) -> None:
     """Make ``held`` the best one when no evaluated checkpoint is better; the one before goes once this one stands."""
-    scores = {line["images"]: line[by] for line in lines(run) if by in line}
+    scores = {line["images"]: line[by] for line in comparable(lines(run)) if by in line}
     images = int(held.name.removeprefix("images-"))
     if images not in scores or scores[images] != BEST[by](scores.values()):
         return

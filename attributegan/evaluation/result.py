@@ -35,12 +35,13 @@ class Row:
 
 def ceiling(real: Real, equal: int, measure: Measure | None) -> Row:
     """The real held-out tiles, scored as if they had been generated."""
+    kernels = quality.Kernels.of(real.held_out_ND, real.train_ND)
     numbers = {
         "name": CEILING,
         "kind": "ceiling",
         "tiles": len(real.held_out),
-        "quality": _quality(real, real.held_out_ND, equal),
-        "level_kid": _level_kid(real, real.held_out_ND, real.held_out.levels_NA),
+        "quality": _quality(real, real.held_out_ND, kernels, equal),
+        "level_kid": _level_kid(real, kernels, real.held_out.levels_NA),
         "control": {real.schema.names[a]: _plain(real.exam_scores[real.schema.names[a]]) for a in real.judged},
         "confusion": _confusions(real, {a: (real.exam.levels_NA[:, a], real.exam.predicted_NA[:, a]) for a in real.judged}),
     }
@@ -54,14 +55,15 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
     predicted = real.judge.predict(made.sweep_tiles, made.sweep_features) if len(made.sweep_tiles) else np.zeros((0, 0))
     rows = plan.sweep_rows()
     asked = _by_attribute(plan, rows, predicted)
+    kernels = quality.Kernels.of(made.features_ND, real.train_ND)
     memory = quality.memorisation(real.train_ND, made.features_ND, real.held_out_ND)
     numbers = {
         "name": name,
         "kind": "generator",
         "tiles": len(made.tiles),
-        "quality": _quality(real, made.features_ND, equal),
+        "quality": _quality(real, made.features_ND, kernels, equal),
         "memory": {"ratio": memory.ratio, "nearer": memory.nearer},
-        "level_kid": _level_kid(real, made.features_ND, plan.levels_NA),
+        "level_kid": _level_kid(real, kernels, plan.levels_NA),
         "control": {
             plan.schema.names[a]: _plain(control.interval(level_N, said_N, plan.ways[a], latent_N, REPLICATES, plan.seed))
             for a, (level_N, said_N, latent_N) in asked.items()
@@ -75,7 +77,7 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
         "name": f"{name}, {FLOOR}",
         "kind": "floor",
         "tiles": len(made.tiles),
-        "level_kid": _level_kid(real, made.features_ND, shuffled_NA),
+        "level_kid": _level_kid(real, kernels, shuffled_NA),
         "control": {
             plan.schema.names[a]: _plain(
                 control.interval(control.shuffled(level_N, plan.seed), said_N, plan.ways[a], latent_N, REPLICATES, plan.seed)
@@ -90,22 +92,20 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
     return [Row(_summed(numbers), memory), Row(_summed(floor))]
 
 
-def _quality(real: Real, x_ND: np.ndarray, equal: int) -> dict[str, Any]:
+def _quality(real: Real, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
     """Against the training tiles. KID has all tiles; the others, which depend on the count, the first ``equal`` of both sides.
 
     Split order is shuffled when a set is packed, so the first tiles are a fair draw.
     """
     reference_ND = real.train_ND[:equal]
-    found = {"kid": Estimate(0)} | {"fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
-    found["kid"] = quality.kernel_distance(x_ND, real.train_ND, REPLICATES)
+    found = {"kid": kernels.distance(REPLICATES), "fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
     if equal > NEIGHBOURS:
         found |= quality.manifolds(reference_ND, x_ND[:equal]).estimates(REPLICATES)
     return _plain(found)
 
 
-def _level_kid(real: Real, x_ND: np.ndarray, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
+def _level_kid(real: Real, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
     """KID between the tiles of one level on both sides; levels with too few tiles are left out."""
-    kernels = quality.Kernels.of(x_ND, real.train_ND)
     found: dict[str, dict[str, Any]] = {}
     for a, attribute in enumerate(real.schema.attributes):
         for level in attribute.assessable:
