@@ -113,7 +113,7 @@ def test_generator_that_ignores_its_labels_scores_near_the_floor(known: real.Rea
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
     assert all(value == 0.5 for value in model["monotone"].values())
-    assert evaluate_page._leak(model) == "not judged: obeys too little"
+    assert evaluate_page._leak(model).small == "obeys too little"
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 
 
@@ -311,3 +311,9 @@ def test_help_is_there_at_once() -> None:
 def test_options_are_those_of_the_parser() -> None:
     options = evaluate._parser().parse_args(["run", "--shards", "s", "--out", "o"])
     assert isinstance(options, argparse.Namespace) and options.held_out == "val" and options.features == features.DEFAULT
+
+
+def test_models_are_called_by_their_run(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
+    assert evaluate.names_of(paths) == ["run", "b", "b at 12,000"]
+    assert evaluate.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]

@@ -1,5 +1,6 @@
 """Feature networks: the default, those by configuration, and how tiles are resized for them."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_resizing_is_antialiased() -> None:
 
 def test_tiles_of_the_right_size_are_left_alone() -> None:
     np.testing.assert_array_equal(features.resized(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
+
+
+def test_function_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_encoders.py").write_text("import torch\ndef make():\n    return torch.nn.AdaptiveAvgPool2d(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert features.load("my_encoders:make", size=8)(tiles(2)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

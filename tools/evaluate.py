@@ -91,9 +91,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     from attributegan.checkpoint import load_for_sampling
     from attributegan.processes import Processes
 
-    models = {_name(path): load_for_sampling(path, ema=not options.raw) for path in (options.model, *options.baseline)}
-    if len(models) < 1 + len(options.baseline):
-        raise ValueError("--baseline: the same model twice")
+    paths = [options.model, *options.baseline]
+    models = {name: load_for_sampling(path, ema=not options.raw) for name, path in zip(names_of(paths), paths, strict=True)}
     processes = Processes()
     try:
         return Evaluation(options, models, processes).run()
@@ -108,9 +107,24 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: {getattr(options, name)} must be at least {least}")
 
 
-def _name(path: str | Path) -> str:
-    """How a model is called in the report: the last parts of its folder."""
-    return "/".join(Path(path).resolve().parts[-3:] if Path(path).name.startswith("images-") else Path(path).resolve().parts[-1:])
+def names_of(paths: Sequence[str | Path]) -> list[str]:
+    """How models are called in a report: a run by its folder, a checkpoint by its images too, like-named ones by their whole path.
+
+    Raises:
+        ValueError: one of them twice.
+    """
+    whole = [Path(path).resolve() for path in paths]
+    if len(set(whole)) < len(whole):
+        raise ValueError("--baseline: the same model twice")
+    short = [_name(path) for path in whole]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, whole, strict=True)]
+
+
+def _name(path: Path) -> str:
+    if not path.name.startswith("images-"):
+        return path.name
+    run = next(part for part in reversed(path.parent.parts) if part not in ("checkpoints", "evaluation", ".held"))
+    return f"{run} at {int(path.name.removeprefix('images-')):,}"
 
 
 class Evaluation:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NONE = "–"
 OBEYS_LITTLE = 0.2  # mean Spearman below which a small leak says nothing
+UNREAL = 0.1  # precision and coverage below which the judge sees what it never learnt from
 QUALITY = ("kid", "fid", "precision", "recall", "density", "coverage")
 SCORES = ("accuracy", "mae", "kappa", "spearman")
 
@@ -48,7 +49,8 @@ CONTROL_TEXT = (
     "Each judged attribute is moved through its levels with everything else kept, and the judge reads the level off the tile. All levels "
     "count alike. Accuracy: share read as asked for; mae: mean absolute error in levels; kappa: quadratic; spearman: rank correlation over "
     "the most that a continuous number can have with so many levels. Below it the 95 % interval, latents resampled. No score of "
-    "generated tiles means more than the judge's own in its exam, which is the first row."
+    "generated tiles means more than the judge's own in its exam, which is the first row. "
+    "The judge knows real tiles alone: where precision and coverage are below 0.1, what it says of generated ones is a guess."
 )
 LEAK_TEXT = (
     "Row moved from its lowest to its highest level: how far the judge sees the column's attribute move, in shares of its scale. The "
@@ -101,13 +103,16 @@ def _quality(row: Mapping[str, Any]) -> list[Figure]:
 
 
 def _obeys(row: Mapping[str, Any]) -> Cell:
-    return Figure(f"{row['obeys']:.2f}") if "obeys" in row else "not judged"
+    if "obeys" not in row:
+        return "not judged"
+    found = [row["quality"][name][0] for name in ("precision", "coverage") if name in row.get("quality", {})]
+    return Figure(f"{row['obeys']:.2f}", "a guess: unreal" if found and max(found) < UNREAL else "")
 
 
 def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
         return Figure(NONE)
-    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else "not judged: obeys too little"
+    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else Figure("not judged", "obeys too little")
 
 
 def _memory(row: Mapping[str, Any], name: str) -> Figure:
@@ -221,7 +226,7 @@ def how(result: Mapping[str, Any]) -> Section:
     ]
     text = (
         "Numbers of other features, another size of theirs, or other real tiles can't be compared with these. Intervals are over the tiles "
-        "at hand, not over slides or training runs: two runs with different seeds differ by more."
+        "at hand (those of the exam over slides, from five slides on), not over training runs: runs of other seeds differ by more."
     )
     return Section("How", text, [Table(["", ""], body)])
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -171,6 +173,8 @@ def _file(name: str) -> Features:
 
 
 def _function(name: str, module: str, function: str) -> Features:
+    if os.getcwd() not in sys.path:  # a command that was installed doesn't look here by itself
+        sys.path.append(os.getcwd())
     make = getattr(importlib.import_module(module), function, None)
     if not callable(make):
         raise ValueError(f"--features {name}: {module} has no function {function}")
