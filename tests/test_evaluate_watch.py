@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 import torch
+from untrained import untrained
 
 from attributegan import checkpoint
-from tests import runs
-from tests.models import untrained
 from tools import evaluate, evaluate_watch
 
-OPTIONS = ["--count", "20", "--sweeps", "2", "--features", "tests.test_evaluation:pooled", "--feature-size", "32", "--judge", "features"]
+OPTIONS = ["--count", "20", "--sweeps", "2", "--features", "tests.pooled:pooled", "--feature-size", "32", "--judge", "features"]
 
 
 def save(run: Path, images: int, brightness: float) -> Path:
@@ -78,7 +78,7 @@ def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PYTHONPATH", str(runs.ROOT))
     run = tmp_path / "run"
     overrides = ["train.images=40", "evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2",
-                 "evaluate.features=tests.test_evaluation:pooled",
+                 "evaluate.features=tests.pooled:pooled",
                  "run.keep=1"]  # fmt: skip
     process = runs.start(shards, run, *overrides, processes=2)
     assert process.wait(timeout=280) == 0, runs.output(run)
@@ -91,7 +91,7 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(runs.ROOT))
     run = tmp_path / "run"
-    process = runs.start(shards, run, "train.images=100000", "evaluate.every=16", "evaluate.features=tests.test_evaluation:pooled")
+    process = runs.start(shards, run, "train.images=100000", "evaluate.every=16", "evaluate.features=tests.pooled:pooled")
     runs.wait_for(run, 32, process)
     watchers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "tools.evaluate"], capture_output=True, text=True).stdout.split()
     assert len(watchers) == 1

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pooled import Pooled
 from torch import Tensor, nn
+from untrained import untrained
 
 from attributegan import checkpoint
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
@@ -21,7 +23,6 @@ from attributegan.evaluation import generated, real, result
 from attributegan.metrics import features, predictor
 from attributegan.processes import Processes
 from data_shards import phantom, phantom_measure
-from tests.models import untrained
 from tools import evaluate, evaluate_compare, evaluate_page
 from tools.shard import main as shard_main
 
@@ -44,19 +45,6 @@ class Renderer(nn.Module):
             levels = level_A.round().int().tolist() if self.obeys else phantom.draw_levels(1, index)[0]
             tiles.append(torch.from_numpy(phantom.render(levels, SIZE, 99, index)))
         return torch.stack(tiles).permute(0, 3, 1, 2) / 127.5 - 1
-
-
-class Pooled(nn.Module):
-    """Cheap features: colours and their spread, in a grid."""
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        grid = nn.functional.adaptive_avg_pool2d(images_BCHW, 4).flatten(1)
-        spread = nn.functional.adaptive_avg_pool2d(images_BCHW**2, 2).flatten(1)
-        return torch.cat([grid, spread], dim=1)
-
-
-def pooled() -> nn.Module:
-    return Pooled()
 
 
 def split(count: int, seed: int) -> real.Split:
@@ -206,7 +194,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
     return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.test_evaluation:pooled", "--feature-size", "32", "--judge", "features"]  # fmt: skip
+            "--features", "tests.pooled:pooled", "--feature-size", "32", "--judge", "features"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +219,7 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
         assert part in text, part
     assert text.count("data:image/png;base64,") >= 4 and "data:image/svg+xml" in text
     found = json.loads((report / "result.json").read_text())
-    assert found["features"]["name"] == "tests.test_evaluation:pooled" and found["features"]["size"] == 32
+    assert found["features"]["name"] == "tests.pooled:pooled" and found["features"]["size"] == 32
     assert found["models"]["untrained"]["images"] == 1234 and found["data"]["groups_apart"] is True
     assert [row["kind"] for row in found["rows"]] == ["ceiling", "generator", "floor"]
     assert any((report / "tensorboard").iterdir())

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_sample import SMALL, Painted, cells
 from torch import Tensor, nn
 
 from attributegan import sample
@@ -22,7 +23,6 @@ from attributegan.project import project
 from data_shards.order import Order
 from data_shards.read import ShardSet, batches
 from data_shards.verify import verify
-from tests.test_sample import SMALL, Painted, cells
 from tools.sample import main
 
 ROOT = Path(__file__).parent.parent
