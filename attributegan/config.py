@@ -190,6 +190,23 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation while training, by a process beside it; needs checkpoints, so ``run.save_every`` bounds how often."""
+
+    every: int = 0  # images between evaluations, at least; 0 for none
+    split: str = "val"  # held-out split of the shards
+    best: Literal["kid", "obeys"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
+    count: int = 1_024  # tiles generated for image quality
+    sweeps: int = 64  # latents of which every attribute is moved
+    features: str = "efficientnet-lite0"  # what sees the tiles; see attributegan-evaluate --help
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"evaluate.every: {self.every} is negative")
+        for name, least in (("count", 16), ("sweeps", 2)):
+            _require(getattr(self, name) >= least, f"evaluate.{name}: {getattr(self, name)} must be at least {least}")
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -199,6 +216,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars; `from_dict` reads it back."""

@@ -26,6 +26,16 @@ def latents_for(seed: int, indices: Iterable[int], latent_dim: int) -> Tensor:
     return torch.stack([torch.randn(latent_dim, generator=generator_for(seed, "latent of a sample", index)) for index in indices])
 
 
+def truncated(latents_BL: Tensor, bound: float) -> Tensor:
+    """The same latents drawn from a normal distribution cut off at +-``bound`` (Brock et al., ICLR 2019): fewer odd tiles, less variety.
+
+    By the quantile that each number has, so that a tile stays the tile it is, only nearer to the usual.
+    """
+    inside = torch.special.ndtr(torch.tensor(bound, dtype=torch.float64)) * 2 - 1
+    quantile_BL = (torch.special.ndtr(latents_BL.double()) - 0.5) * inside + 0.5
+    return torch.special.ndtri(quantile_BL).to(latents_BL)
+
+
 def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given: Mapping[str, int] | None = None) -> Tensor:
     """levels_BA int64: ``given`` where given, else uniform over the assessable levels; a row depends on its index and ``seed``.
 
@@ -42,6 +52,20 @@ def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given
     return torch.tensor(rows)
 
 
+def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: Mapping[int, int] | None = None) -> Tensor:
+    """levels_BA int64 from the joint distribution of real tiles: each row is that of a tile drawn for its index and ``seed``.
+
+    Args:
+        real_NA: levels of the real tiles.
+        given: levels by column, which replace the drawn ones.
+    """
+    draws = (torch.randint(len(real_NA), (), generator=generator_for(seed, "real tile of a sample", index)) for index in indices)
+    rows_BA = torch.from_numpy(real_NA[[int(draw) for draw in draws]].astype(np.int64))
+    for column, level in (given or {}).items():
+        rows_BA[:, column] = level
+    return rows_BA
+
+
 def middle_levels(schema: AttributeSchema, given: Mapping[str, int] | None = None) -> list[int]:
     """Each attribute's middle assessable level (the lower of two), or the given one."""
     middle = {attribute.name: attribute.assessable[(len(attribute.assessable) - 1) // 2] for attribute in schema.attributes}
@@ -49,12 +73,13 @@ def middle_levels(schema: AttributeSchema, given: Mapping[str, int] | None = Non
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16) -> np.ndarray:
-    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time."""
+def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16, bf16: bool = False) -> np.ndarray:
+    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time; ``bf16`` is faster and coarser."""
     weight = next(generator.parameters())
     parts = []
     for latents, levels in zip(latents_BL.split(batch), levels_BA.split(batch), strict=True):
-        images_BCHW = generator(latents.to(weight), levels.to(weight.device))
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=bf16):
+            images_BCHW = generator(latents.to(weight), levels.to(weight.device))
         parts.append(((images_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)
 
@@ -83,6 +108,42 @@ def sweep_grid(
     repeats = torch.tensor(lengths)
     latents_SL = latents_BL.repeat(len(schema.attributes), 1).repeat_interleave(repeats, dim=0)
     return _grid(generate(generator, latents_SL, torch.tensor(rows_SA), batch), lengths, names)
+
+
+def pair_grid(generator: nn.Module, schema: AttributeSchema, latent_1L: Tensor, rows: str, columns: str,
+              levels_A: Sequence[int] | None = None, batch: int = 16) -> np.ndarray:  # fmt: skip
+    """One tile for each pair of levels of two attributes, of one latent; (H, W, 3) uint8.
+
+    Raises:
+        ValueError: an attribute that is not in the schema, or the same twice.
+    """
+    for name in (rows, columns):
+        if name not in schema.names:
+            raise ValueError(f"{name}: no such attribute; the model has {', '.join(schema.names)}")
+    if rows == columns:
+        raise ValueError(f"{rows}: name two different attributes")
+    down, across = (schema.names.index(name) for name in (rows, columns))
+    base_A = middle_levels(schema) if levels_A is None else levels_A
+    shown, names = [], []
+    for low in schema.attributes[down].assessable:
+        for level in schema.attributes[across].assessable:
+            row = list(base_A)
+            row[down], row[across] = low, level
+            shown.append(row)
+        names.append(f"{rows} {low}\n{columns} {schema.attributes[across].assessable[0]} >")
+    width = len(schema.attributes[across].assessable)
+    tiles = generate(generator, latent_1L.expand(len(shown), -1), torch.tensor(shown), batch)
+    return _grid(tiles, [width] * len(names), names)
+
+
+def frames(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor,
+           steps: int = 24, batch: int = 16) -> np.ndarray:  # fmt: skip
+    """Pictures of a film, (2 steps, H, W, 3) uint8: all latents side by side, to the end levels and back."""
+    levels_BSA = interpolate(schema, start_BA, end_BA, steps)
+    tiles = generate(generator, latents_BL.repeat_interleave(steps, dim=0), levels_BSA.flatten(0, 1), batch)
+    tiles_BSHWC = tiles.reshape(len(latents_BL), steps, *tiles.shape[1:])
+    there_SHWC = np.concatenate(list(tiles_BSHWC), axis=2)
+    return np.concatenate([there_SHWC, there_SHWC[::-1]])
 
 
 def interpolate(schema: AttributeSchema, start_BA: Tensor, end_BA: Tensor, steps: int) -> Tensor:

@@ -17,19 +17,20 @@ from dataclasses import dataclass, field
 class Picture:
     """An image inside the page."""
 
-    jpeg: bytes
+    data: bytes
     alt: str
+    kind: str = "jpeg"  # or png, or svg+xml, in which no script runs inside of an <img>
 
     @property
     def url(self) -> str:
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
 class Tinted:
     """A number on a background as dark as ``share``, 0 to 1."""
 
-    value: int
+    value: int | float
     share: float
 
 
@@ -40,7 +41,15 @@ class Code:
     text: str
 
 
-Cell = str | int | float | Picture | Tinted | Code
+@dataclass(frozen=True)
+class Figure:
+    """A number with what belongs to it, such as an interval; never broken over lines."""
+
+    text: str
+    small: str = ""  # under it
+
+
+Cell = Figure | str | int | float | Picture | Tinted | Code
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ table { border-collapse: collapse; background: #fff; box-shadow: 0 1px 3px #0002
 caption { text-align: left; font-weight: 600; padding: .2rem 0 }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid #ece8ef; text-align: left; vertical-align: top }
 td { overflow-wrap: anywhere } thead th { background: #f1ebf4; font-weight: 600; vertical-align: bottom } td.n, th.n { text-align: right }
+td.n { white-space: nowrap } td small { display: block; color: #7a7482 }
+td:first-child:not(.n) { min-width: 8em }
 thead tr.spans th { border-left: 2px solid #fff; text-align: center }
 td img { display: block; border-radius: 3px } code { font-size: .8em }
 """.strip()
@@ -106,7 +117,7 @@ def _html_section(number: int, section: Section) -> str:
 def _html_table(table: Table) -> str:
     caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
     spans = "".join(f'<th colspan="{columns}">{_text(text)}</th>' for text, columns in table.spans)
-    numeric = [all(isinstance(row[column], int | float | Tinted) for row in table.rows) for column in range(len(table.header))]
+    numeric = [all(isinstance(row[column], int | float | Tinted | Figure) for row in table.rows) for column in range(len(table.header))]
     header = "".join(f"<th{RIGHT * right}>{_text(text)}</th>" for text, right in zip(table.header, numeric, strict=True))
     rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in table.rows)
     above = f'<tr class="spans">{spans}</tr>' if spans else ""
@@ -117,7 +128,10 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, Picture):
         return f'<td><img src="{cell.url}" alt="{_text(cell.alt)}"></td>'
     if isinstance(cell, Tinted):
-        return f'<td class="n" style="background:rgba(142,68,173,{0.75 * cell.share:.2f})">{cell.value:,}</td>'
+        return f'<td class="n" style="background:rgba(142,68,173,{0.75 * cell.share:.2f})">{_number(cell.value)}</td>'
+    if isinstance(cell, Figure):
+        below = f"<small>{_text(cell.small)}</small>" if cell.small else ""
+        return f"<td{RIGHT}>{_text(cell.text)}{below}</td>"
     if isinstance(cell, Code):
         return f"<td><code>{_text(cell.text)}</code></td>"
     return f"<td{RIGHT * (not isinstance(cell, str))}>{_text(_number(cell))}</td>"
@@ -153,7 +167,9 @@ def _markdown_cell(cell: Cell) -> str:
     if isinstance(cell, Picture):
         return f"![{_plain(cell.alt)}]({cell.url})"
     if isinstance(cell, Tinted):
-        return f"{cell.value:,}"
+        return _number(cell.value)
+    if isinstance(cell, Figure):
+        return _plain(f"{cell.text} {cell.small}".strip())
     if isinstance(cell, Code):
         return _plain(cell.text)
     return _plain(_number(cell))

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from attributegan.attributes import AttributeSchema
 from data_shards import files, index, sums, workers
 from data_shards.labels import Labels
-from data_shards.plan import Options, Plan, make_plan
+from data_shards.plan import Options, make_plan
 from data_shards.sources import Member, Source
 from data_shards.tar import write_tar
 
@@ -49,7 +49,7 @@ def pack(
         ValueError: bad rows or images (the message has them all), or ``out`` is in use; no set has been written then.
     """
     plan = make_plan(labels, source, options)
-    if found := _in_the_way(out, plan.fingerprint, overwrite):
+    if found := in_the_way(out, plan.fingerprint, overwrite):
         return found
     work = _Work(labels.schema, source, plan.fingerprint, out.with_name(f".{out.name}.packing"))
 
@@ -67,8 +67,8 @@ def pack(
         if left_out and not skip_bad:
             shutil.rmtree(work.folder)
             _refuse(left_out)
-        header = _finish(plan, work, left_out)
-        _take_name(work.folder, out)
+        header = finish(work.folder, [job.name for job in plan.jobs], work.fingerprint, left_out)
+        take_name(work.folder, out)
     return header
 
 
@@ -77,7 +77,7 @@ def _refuse(bad: list[str]) -> None:
     raise ValueError(f"{len(bad):,} tiles can't be packed; nothing was written. Correct them, or leave them out with --skip-bad:{lines}")
 
 
-def _in_the_way(out: Path, fingerprint: str, overwrite: bool) -> index.Header | None:
+def in_the_way(out: Path, fingerprint: str, overwrite: bool) -> index.Header | None:
     """The set in ``out`` when it is the one wanted; ValueError when what is there must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -168,11 +168,11 @@ class _Work:
                 bad.append(f"{row['where']}: {error}")
 
 
-def _finish(plan: Plan, work: _Work, left_out: list[str]) -> index.Header:
-    """Write the index of the set, and remove those of its shards."""
-    header = index.merge(work.folder / index.FILE, [work.part(job.name) for job in plan.jobs], work.fingerprint, left_out)
-    sums.write(work.folder, header)
-    _remove_files(work.folder, keep=[index.FILE, sums.FILE, *(shard.name for shard in header.shards)])
+def finish(folder: Path, names: Sequence[str], fingerprint: str, left_out: Sequence[str]) -> index.Header:
+    """Write the index of the set of all shards, and remove those of single shards."""
+    header = index.merge(folder / index.FILE, [folder / f"{name}.{index.FILE}" for name in names], fingerprint, left_out)
+    sums.write(folder, header)
+    _remove_files(folder, keep=[index.FILE, sums.FILE, *(shard.name for shard in header.shards)])
     return header
 
 
@@ -183,7 +183,7 @@ def _remove_files(folder: Path, keep: Iterable[str]) -> None:
             path.unlink()
 
 
-def _take_name(folder: Path, out: Path) -> None:
+def take_name(folder: Path, out: Path) -> None:
     """Give the finished folder the name of the set; an older set there goes away after that."""
     files.fsync_folder(folder)
     old = out.with_name(f".{out.name}.replaced")

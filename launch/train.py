@@ -63,19 +63,25 @@ def run(settings: Config) -> int:
     from attributegan.watch import Watch
     from data_shards.cache import Cache
     from data_shards.read import ShardSet, batches
+    from launch.watcher import Watcher
 
     runtime = Runtime(settings)
+    watcher, finished = Watcher(settings), False
     try:
 
         def open_shards() -> tuple[ShardSet, AttributeSchema]:
             data = settings.data
             cache = Cache.of(data.cache, data.cache_gb)
             shards = ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache)
+            if settings.evaluate.every:
+                ShardSet.open(data.shards, split=settings.evaluate.split, cache=cache)  # refused now, not by the evaluation
             return shards, model_schema(settings, shards.schema)
 
         shards, schema = runtime.together(open_shards)
         runtime.check_same(**facts(settings, shards))
         start_logging(Path(settings.run.dir), runtime.is_main)
+        if runtime.is_main:
+            watcher.start()
         with Stop() as stop, Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
             training = Training(settings, schema, runtime)
             training.resume()
@@ -107,6 +113,7 @@ def run(settings: Config) -> int:
             return 0 if finished else stop.signal or 15
     finally:
         runtime.end()
+        watcher.end(wait=finished)
 
 
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from attributegan.attributes import PUBLISHED
+from attributegan.metrics.control import scores
 from data_shards.phantom import Scene, draw_levels, paint, render, scene
+from data_shards.phantom_measure import measure
 from data_shards.phantom_scene import FIGURES, NUCLEI, SIZE_SPREAD
 
 ATTRIBUTES = range(len(PUBLISHED.attributes))
@@ -208,3 +210,18 @@ def test_levels_that_cannot_be_shown_are_refused(levels: tuple[int, ...], messag
 def test_sizes_that_cannot_be_shown_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"32 to 1024 pixels a side, not {size}"):
         render(BASE, size, 0, 0)
+
+
+def test_attributes_can_be_measured_on_pixels() -> None:
+    """Without looking at the scene: the order of the levels comes back from every attribute."""
+    levels = draw_levels(200, seed=2)
+    values = measure(np.stack([render(row, 64, seed=2, index=index) for index, row in enumerate(levels)]))
+    assert values.shape == (200, 5)
+    least = {"cell_crowding": 0.95, "cell_polarity": 0.95, "mitosis": 0.9, "nucleoli": 0.8, "pleomorphism": 0.7}
+    for a, attribute in enumerate(PUBLISHED.attributes):
+        found = scores(levels[:, a].astype(int), values[:, a], attribute.assessable).spearman
+        assert found > least[attribute.name], attribute.name
+
+
+def test_measuring_blank_tiles_gives_numbers() -> None:
+    assert np.isfinite(measure(np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 128, 255)]))).all()

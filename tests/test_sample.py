@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attributegan import checkpoint, checkpoint_writer, sample
+from attributegan import checkpoint, sample
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.config import Config, ModelConfig
-from attributegan.models import Generator
 from tools.sample import main
 
 SMALL = AttributeSchema((Attribute("size", ("none", "low", "mid", "high"), not_assessable=0), Attribute("tone", ("dark", "light"))))
@@ -126,29 +124,6 @@ def test_interpolation_grid_goes_from_start_to_end() -> None:
     shown = cells(sample.interpolation_grid(Painted(), SMALL, latents(2), start, end, steps=5), size=32, columns=5)
     assert shown[0, :, 0].tolist() == [64, 96, 128, 159, 191] and shown[1, :, 1].tolist() == [64, 48, 32, 16, 0]
     assert (shown[..., 2] == shown[:, :1, 2]).all()  # one latent a row
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with one checkpoint of an untrained generator; its average is another one."""
-    folder = tmp_path_factory.mktemp("run")
-    config = Config(ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=()))
-    torch.manual_seed(0)
-    weights, average = (Generator(config.model, PUBLISHED).state_dict() for _ in range(2))
-    state = {"config": config.to_dict(), "schema": PUBLISHED.to_dict()}
-    checkpoint_writer.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
-    return folder
-
-
-@pytest.fixture
-def sampled(run: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Run the command into a folder of a name and return it."""
-
-    def command(name: str, *arguments: str) -> Path:
-        assert main([str(run), "--out", str(tmp_path / name), *arguments]) == 0
-        return tmp_path / name
-
-    return command
 
 
 def table(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,278 @@
+"""The judge of control: a network that reads the levels off a tile, trained on real tiles alone.
+
+It shares nothing with what trains a generator: a generator can satisfy a judge that it was trained against. Two kinds: a small CNN, for
+tiles whose levels can be learnt from pixels and that are many, and an ordinal head on the features of `features`, for few tiles.
+Both predict every attribute as a real number on the scale of its assessable levels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attributegan.attributes import AttributeSchema
+from attributegan.metrics import control
+from attributegan.randomness import generator_for
+
+CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (32, 64, 96)
+CNN_SIZE = 128  # largest tiles that the CNN sees; larger ones are resized
+DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ordinal head
+FOLDS = 4
+MOST_WEIGHT = 10.0  # of a rare level's tiles
+PREDICT_BATCH = 64
+
+
+class Judge(nn.Module):
+    """``forward`` gives the logits of "above level k", for each attribute and each assessable level but the highest."""
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__()
+        self.schema = schema
+
+    @property
+    def outputs(self) -> int:
+        return sum(len(attribute.assessable) - 1 for attribute in self.schema.attributes)
+
+    @torch.inference_mode()
+    def predict(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None = None) -> np.ndarray:
+        """(N, A): lowest level plus the sum of the probabilities of being above each (ordinal regression by binary answers,
+        Niu et al., CVPR 2016)."""
+        device = next(self.parameters()).device
+        parts = []
+        for first in range(0, len(tiles_NHWC), PREDICT_BATCH):
+            rows = slice(first, first + PREDICT_BATCH)
+            logits_BK = self.eval()(*self.inputs(tiles_NHWC[rows], None if features_ND is None else features_ND[rows], device))
+            parts.append(self._expected(logits_BK.double()).cpu().numpy())
+        return np.concatenate(parts)
+
+    def inputs(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None, device: torch.device) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _expected(self, logits_BK: Tensor) -> Tensor:
+        columns, first = [], 0
+        for attribute in self.schema.attributes:
+            steps = torch.tensor(np.diff(attribute.assessable), device=logits_BK.device)
+            above_BL = logits_BK[:, first : first + len(steps)].sigmoid()
+            columns.append(attribute.assessable[0] + (above_BL * steps).sum(dim=1))
+            first += len(steps)
+        return torch.stack(columns, dim=1)
+
+
+class Cnn(Judge):
+    """Four strided convolutions, then mean and spread over the map, and how parallel the edges are."""
+
+    kind = "cnn"
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__(schema)
+        widths = (3 * 4, *CNN_WIDTHS)
+        self.body = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, padding=1, stride=1 if a == 12 else 2, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in zip(widths, widths[1:], strict=False)
+            ),
+        )
+        self.scale = nn.BatchNorm1d(2 * widths[-1] + COHERENCES)
+        self.head = nn.Sequential(nn.Linear(2 * widths[-1] + COHERENCES, 128), nn.ReLU(), nn.Linear(128, self.outputs))
+
+    def inputs(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None, device: torch.device) -> tuple[Tensor, ...]:
+        return (_images(tiles_NHWC, device),)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        map_BCHW = self.body(images_BCHW * 2 - 1)
+        pooled_BC = torch.cat([map_BCHW.mean(dim=(2, 3)), map_BCHW.std(dim=(2, 3)), coherence(images_BCHW)], dim=1)
+        return self.head(self.scale(pooled_BC))
+
+
+class Head(Judge):
+    """Proportional odds on standardised features (McCullagh 1980): one direction an attribute, a threshold a level."""
+
+    kind = "features"
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, schema: AttributeSchema, width: int) -> None:
+        super().__init__(schema)
+        self.register_buffer("mean_D", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("scale_D", torch.ones(width, dtype=torch.float64))
+        self.weight_AD = nn.Parameter(torch.zeros(len(schema.attributes), width, dtype=torch.float64))
+        self.threshold_K = nn.Parameter(torch.zeros(self.outputs, dtype=torch.float64))
+
+    def inputs(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None, device: torch.device) -> tuple[Tensor, ...]:
+        assert features_ND is not None
+        extra_BE = coherence(_images(tiles_NHWC, device))
+        return (torch.cat([torch.from_numpy(features_ND).to(device), extra_BE], dim=1).double(),)
+
+    def forward(self, inputs_BD: Tensor) -> Tensor:
+        score_BA = ((inputs_BD - self.mean_D) / self.scale_D) @ self.weight_AD.T
+        repeats = torch.tensor([len(attribute.assessable) - 1 for attribute in self.schema.attributes], device=score_BA.device)
+        return score_BA.repeat_interleave(repeats, dim=1) - self.threshold_K
+
+
+COHERENCES = 4
+NUCLEAR = (0.3, 0.6)  # absorbance from the palest to the darkest that is told apart
+
+
+def coherence(images_BCHW: Tensor) -> Tensor:
+    """How parallel edges are, 0 to 1, at two scales, by squared and by plain strength of the edge: (B, 4).
+
+    The length of the mean doubled-angle gradient, over the mean strength (structure tensor, Bigun and Granlund 1987). Convolutions
+    with pooling hardly learn it, since the direction itself is arbitrary.
+    """
+    # Absorbance of red light is almost all hematoxylin; clipped, every nucleus has an edge of one height, whatever its stain.
+    dark_B1HW = images_BCHW[:, :1].clamp(min=1 / 255).log().neg().clamp(*NUCLEAR)
+    columns = []
+    for pool in (1, 2):
+        dark = F.avg_pool2d(dark_B1HW, pool)[:, 0]
+        down, right = (dark[:, 2:, 1:-1] - dark[:, :-2, 1:-1]), (dark[:, 1:-1, 2:] - dark[:, 1:-1, :-2])
+        strength = right**2 + down**2
+        for weight in (torch.ones_like(strength), strength.clamp(min=1e-12).rsqrt()):
+            along, across = ((right**2 - down**2) * weight).mean(dim=(1, 2)), (2 * right * down * weight).mean(dim=(1, 2))
+            columns.append(torch.hypot(along, across) / (strength * weight).mean(dim=(1, 2)).clamp(min=1e-12))
+    return torch.stack(columns, dim=1)
+
+
+def _images(tiles_NHWC: np.ndarray, device: torch.device) -> Tensor:
+    """0 to 1, no larger than the CNN's largest tiles."""
+    from attributegan.metrics.features import resized
+
+    return resized(tiles_NHWC, min(tiles_NHWC.shape[1], CNN_SIZE), device) / 255
+
+
+def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSchema, seed: int = 0, steps: int = CNN_STEPS,
+            device: torch.device | None = None, progress: Any = None) -> Cnn:  # fmt: skip
+    """Train the CNN; on a CPU the same tiles and seed give the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, "weights of the judge").initial_seed())
+        network = Cnn(schema).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    targets_NK, weights_NK = (torch.from_numpy(array).float() for array in _targets(levels_NA, schema))
+    network.train()
+    for step in range(steps):
+        rng = generator_for(seed, "tiles for the judge", step)
+        row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
+        images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head[0].weight.device)
+        turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
+        images_BCHW = torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3))
+        loss = F.binary_cross_entropy_with_logits(
+            network(images_BCHW), targets_NK[row_B].to(images_BCHW.device), weights_NK[row_B].to(images_BCHW.device)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step + 1)
+    return network.eval()
+
+
+def fit_head(tiles_NHWC: np.ndarray, features_ND: np.ndarray, levels_NA: np.ndarray, group_N: np.ndarray, schema: AttributeSchema,
+             device: torch.device | None = None) -> Head:  # fmt: skip
+    """Fit the ordinal head; its weight decay is the one that predicts left-out groups best."""
+    head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
+    parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]
+    inputs_ND = torch.cat(parts)
+    head.mean_D, head.scale_D = inputs_ND.mean(dim=0), inputs_ND.std(dim=0).clamp(min=1e-6)
+    fold_N = folds(group_N)
+    found = []
+    for decay in DECAYS if len(np.unique(fold_N)) > 1 else DECAYS[:1]:
+        predicted_NA = np.zeros(levels_NA.shape)
+        for fold in np.unique(fold_N):
+            _minimise(head, inputs_ND[torch.from_numpy(fold_N != fold)], levels_NA[fold_N != fold], decay)
+            with torch.inference_mode():
+                predicted_NA[fold_N == fold] = head._expected(head(inputs_ND[torch.from_numpy(fold_N == fold)])).cpu().numpy()
+        found.append(mean_spearman(schema, levels_NA, predicted_NA))
+    _minimise(head, inputs_ND, levels_NA, DECAYS[int(np.argmax(found))])
+    return head
+
+
+def _minimise(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, decay: float) -> None:
+    targets_NK, weights_NK = (torch.from_numpy(array).to(inputs_ND.device) for array in _targets(levels_NA, head.schema))
+    for parameter in head.parameters():
+        parameter.data.zero_()
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        # Mean over the features, so that one decay means the same for any network.
+        value = F.binary_cross_entropy_with_logits(head(inputs_ND), targets_NK, weights_NK) + decay * head.weight_AD.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(first, first + PREDICT_BATCH) for first in range(0, count, PREDICT_BATCH)]
+
+
+def folds(group_N: np.ndarray, most: int = FOLDS) -> np.ndarray:
+    """A fold for every tile, ``most`` at most, groups whole, about equally many tiles each."""
+    groups, place_N, counts_G = np.unique(group_N, return_inverse=True, return_counts=True)
+    size_F, fold_G = np.zeros(min(most, len(groups))), np.zeros(len(groups), int)
+    for group in np.argsort(-counts_G, kind="stable"):
+        fold_G[group] = size_F.argmin()
+        size_F[fold_G[group]] += counts_G[group]
+    return fold_G[place_N]
+
+
+def _targets(levels_NA: np.ndarray, schema: AttributeSchema) -> tuple[np.ndarray, np.ndarray]:
+    """Is the level above k? And how much the answer counts: levels alike, "not assessable" not at all."""
+    targets, weights = [], []
+    for attribute, level_N in zip(schema.attributes, levels_NA.T, strict=True):
+        counts_L = np.bincount(level_N, minlength=len(attribute.levels)).astype(float)
+        if attribute.not_assessable is not None:
+            counts_L[attribute.not_assessable] = 0
+        usual = counts_L.sum() / max(1, (counts_L > 0).sum())
+        weight_L = np.where(counts_L > 0, np.minimum(MOST_WEIGHT, usual / np.maximum(counts_L, 1)), 0)
+        for level in attribute.assessable[:-1]:
+            targets.append(level_N > level)
+            weights.append(weight_L[level_N])
+    return np.stack(targets, axis=1).astype(float), np.stack(weights, axis=1)
+
+
+def mean_spearman(schema: AttributeSchema, levels_NA: np.ndarray, predicted_NA: np.ndarray, a: Sequence[int] | None = None) -> float:
+    """Over the attributes that vary, of the tiles on which they can be assessed."""
+    found = []
+    for column, attribute in enumerate(schema.attributes):
+        if a is not None and column not in a:
+            continue
+        level_N = levels_NA[:, column]
+        if len(np.unique(level_N[np.isin(level_N, attribute.assessable)])) > 1:
+            found.append(control.scores(level_N, predicted_NA[:, column], attribute.assessable).spearman)
+    return float(np.mean(found)) if found else 0.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A judge in a folder of the cache."""
+
+    folder: Path
+
+    def save(self, judge: Judge, note: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.contiguous().cpu() for key, tensor in judge.state_dict().items()}, self.folder / "judge.safetensors")
+        width = len(judge.mean_D) if isinstance(judge, Head) else 0
+        kind = judge.kind if isinstance(judge, Head | Cnn) else ""
+        (self.folder / "judge.json").write_text(json.dumps({"kind": kind, "width": width, **note}, indent=1))
+
+    def load(self, schema: AttributeSchema) -> tuple[Judge, dict[str, Any]] | None:
+        """The judge and its note, when there is one."""
+        try:
+            note = json.loads((self.folder / "judge.json").read_text())
+            judge: Judge = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
+            judge.load_state_dict(load_file(self.folder / "judge.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError):
+            return None
+        return judge.eval(), note

@@ -1,0 +1,200 @@
+"""How near one set of feature vectors is to another: FID, KID, precision and recall, density and coverage, nearest neighbours.
+
+Pure functions of arrays, in double precision, without randomness of their own. Rows are tiles, columns features (any network's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NEIGHBOURS = 5  # k of the nearest-neighbour balls
+REPLICATES = 500  # of a bootstrap
+CHUNK = 2048  # rows of a distance matrix held at a time where only its minima are wanted
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval over resampled tiles (percentile bootstrap); NaN bounds where none was computed."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
+    """Frechet distance of the Gaussians fitted to both sets (Heusel et al., NeurIPS 2017, eq. 6).
+
+    Biased upwards in small sets (Binkowski et al., ICLR 2018, D), so compare only values of equal counts.
+    The trace of sqrt(S T) for covariances S = A'A and T = B'B is the sum of the singular values of A B'.
+    """
+    x_ND, y_MD = _double(x_ND), _double(y_MD)
+    root_x, root_y = _root_of_covariance(x_ND), _root_of_covariance(y_MD)
+    shift_D = x_ND.mean(axis=0) - y_MD.mean(axis=0)
+    cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
+    return float(max(0.0, shift_D @ shift_D + (root_x**2).sum() + (root_y**2).sum() - 2 * cross))
+
+
+def _root_of_covariance(x_ND: np.ndarray) -> np.ndarray:
+    """A with A'A = the unbiased covariance, of at most D rows."""
+    centred_ND = (x_ND - x_ND.mean(axis=0)) / np.sqrt(max(1, len(x_ND) - 1))
+    return np.asarray(np.linalg.qr(centred_ND, mode="r")) if len(centred_ND) > centred_ND.shape[1] else centred_ND
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The cubic kernel (x.y / D + 1)^3 within and between two sets (Binkowski et al., ICLR 2018, eq. 4 and 5)."""
+
+    within_x_NN: np.ndarray
+    within_y_MM: np.ndarray
+    between_NM: np.ndarray
+
+    @classmethod
+    def of(cls, x_ND: np.ndarray, y_MD: np.ndarray) -> Kernels:
+        x_ND, y_MD = _double(x_ND), _double(y_MD)
+
+        def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return (a @ b.T / a.shape[1] + 1) ** 3
+
+        return cls(kernel(x_ND, x_ND), kernel(y_MD, y_MD), kernel(x_ND, y_MD))
+
+    def part(self, of_x_N: np.ndarray, of_y_M: np.ndarray) -> Kernels:
+        """The kernels of some rows of both sets, given as masks."""
+        x, y = np.flatnonzero(of_x_N), np.flatnonzero(of_y_M)
+        return Kernels(self.within_x_NN[np.ix_(x, x)], self.within_y_MM[np.ix_(y, y)], self.between_NM[np.ix_(x, y)])
+
+    def distance(self, replicates: int = 0, seed: int = 0) -> Estimate:
+        """KID: the unbiased squared MMD over all tiles (Gretton et al. 2012, eq. 3), which may be a little below 0.
+
+        The bootstrap draws tiles of both sets with replacement; a tile drawn twice makes no pair with itself, so that the
+        replicates are as unbiased as the estimate.
+        """
+        n, m = self.between_NM.shape
+        value = float(self._weighted(np.ones((1, n)), np.ones((1, m)))[0])
+        if not replicates:
+            return Estimate(value)
+        rng = np.random.default_rng(seed)
+        x_RN, y_RM = (rng.multinomial(count, np.full(count, 1 / count), replicates).astype(float) for count in (n, m))
+        return Estimate(value, *bounds(self._weighted(x_RN, y_RM)))
+
+    def _weighted(self, x_RN: np.ndarray, y_RM: np.ndarray) -> np.ndarray:
+        return _pairs(self.within_x_NN, x_RN) + _pairs(self.within_y_MM, y_RM) - 2 * _crossed(self.between_NM, x_RN, y_RM)
+
+
+def _pairs(kernel_NN: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """Weighted mean of the kernel over pairs of different tiles."""
+    squares_RN = weights_RN**2
+    total_R = ((weights_RN @ kernel_NN) * weights_RN).sum(axis=1) - squares_RN @ np.diag(kernel_NN)
+    return total_R / (weights_RN.sum(axis=1) ** 2 - squares_RN.sum(axis=1))
+
+
+def _crossed(kernel_NM: np.ndarray, x_RN: np.ndarray, y_RM: np.ndarray) -> np.ndarray:
+    return ((x_RN @ kernel_NM) * y_RM).sum(axis=1) / (x_RN.sum(axis=1) * y_RM.sum(axis=1))
+
+
+def kernel_distance(x_ND: np.ndarray, y_MD: np.ndarray, replicates: int = 0, seed: int = 0) -> Estimate:
+    """KID of two sets; see `Kernels.distance`.
+
+    Raises:
+        ValueError: a set of fewer than two tiles.
+    """
+    if min(len(x_ND), len(y_MD)) < 2:
+        raise ValueError(f"KID needs two tiles or more on each side, got {len(x_ND)} and {len(y_MD)}")
+    return Kernels.of(x_ND, y_MD).distance(replicates, seed)
+
+
+@dataclass(frozen=True)
+class Manifolds:
+    """Membership in each other's k-nearest-neighbour balls, tile by tile; the scores are the means."""
+
+    precision_M: np.ndarray  # generated tile in the ball of a real one (Kynkaanniemi et al., NeurIPS 2019)
+    recall_N: np.ndarray  # real tile in the ball of a generated one
+    density_M: np.ndarray  # balls of real tiles around a generated one, over k (Naeem et al., ICML 2020)
+    coverage_N: np.ndarray  # whether the ball of a real tile has a generated one
+
+    def estimates(self, replicates: int = 0, seed: int = 0) -> dict[str, Estimate]:
+        """The four scores; their intervals leave the balls as they are and resample the tiles that are counted."""
+        parts = {"precision": self.precision_M, "recall": self.recall_N, "density": self.density_M, "coverage": self.coverage_N}
+        return {name: mean_of(values, replicates, seed) for name, values in parts.items()}
+
+
+def manifolds(real_ND: np.ndarray, fake_MD: np.ndarray, k: int = NEIGHBOURS) -> Manifolds:
+    """Precision, recall, density and coverage; sets of equal count, since balls shrink as tiles are added.
+
+    Raises:
+        ValueError: a set of ``k`` tiles or fewer.
+    """
+    if min(len(real_ND), len(fake_MD)) <= k:
+        raise ValueError(f"the balls of {k} neighbours need more than {k} tiles on each side, got {len(real_ND)} and {len(fake_MD)}")
+    between_NM = distances(real_ND, fake_MD)
+    real_radius_N, fake_radius_M = _radius(real_ND, k), _radius(fake_MD, k)
+    in_ball_of_real_NM = between_NM < real_radius_N[:, None]
+    return Manifolds(
+        precision_M=in_ball_of_real_NM.any(axis=0).astype(float),
+        recall_N=(between_NM < fake_radius_M).any(axis=1).astype(float),
+        density_M=in_ball_of_real_NM.sum(axis=0) / k,
+        coverage_N=in_ball_of_real_NM.any(axis=1).astype(float),
+    )
+
+
+def _radius(x_ND: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each tile to its k-th nearest other one."""
+    within_NN = distances(x_ND, x_ND)
+    np.fill_diagonal(within_NN, 0)  # what rounding leaves there
+    return np.partition(within_NN, k, axis=1)[:, k]
+
+
+def distances(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
+    """Euclidean distances of all pairs."""
+    x_ND, y_MD = _double(x_ND), _double(y_MD)
+    squares_NM = (x_ND**2).sum(axis=1)[:, None] + (y_MD**2).sum(axis=1) - 2 * x_ND @ y_MD.T
+    return np.sqrt(np.maximum(squares_NM, 0))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Are generated tiles nearer to the training tiles than other real tiles are?
+
+    Attributes:
+        nearest_N, distance_N: for each generated tile, the nearest training tile.
+        ratio: median of these distances over that of real held-out tiles to their nearest training tile; far below 1 says copied.
+        nearer: share of generated tiles that are nearer than all but 1 % of the held-out ones; 0.01 when nothing is remembered.
+    """
+
+    nearest_N: np.ndarray
+    distance_N: np.ndarray
+    ratio: float
+    nearer: float
+
+
+def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD: np.ndarray) -> Memory:
+    """Compare nearest-neighbour distances to the training set."""
+    nearest_N, distance_N = nearest(generated_ND, training_TD)
+    _, usual_M = nearest(held_out_MD, training_TD)
+    ratio = np.median(distance_N) / max(np.median(usual_M), 1e-12)
+    return Memory(nearest_N, distance_N, float(ratio), float((distance_N < np.quantile(usual_M, 0.01)).mean()))
+
+
+def nearest(x_ND: np.ndarray, among_MD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of ``x_ND`` the place of the nearest row of ``among_MD``, and how far it is."""
+    parts = [distances(x_ND[first : first + CHUNK], among_MD) for first in range(0, len(x_ND), CHUNK)]
+    return np.concatenate([part.argmin(axis=1) for part in parts]), np.concatenate([part.min(axis=1) for part in parts])
+
+
+def mean_of(values_N: np.ndarray, replicates: int = 0, seed: int = 0) -> Estimate:
+    """A mean and its bootstrap interval."""
+    values_N = _double(values_N)
+    if not replicates:
+        return Estimate(float(values_N.mean()))
+    counts_RN = np.random.default_rng(seed).multinomial(len(values_N), np.full(len(values_N), 1 / len(values_N)), replicates)
+    return Estimate(float(values_N.mean()), *bounds(counts_RN @ values_N / len(values_N)))
+
+
+def bounds(replicates_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(replicates_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _double(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64)

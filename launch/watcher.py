@@ -1,0 +1,60 @@
+"""Evaluation beside a training run: one process of its own that looks at checkpoints, started and ended with the run.
+
+It is in no collective, so that no rank ever waits for it; only the main process does, after the others have left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from attributegan.config import Config
+
+log = logging.getLogger("attributegan")
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+PATIENCE_S = 30.0  # from the wish to end to the kill
+
+
+class Watcher:
+    """``attributegan-evaluate watch`` as a child of the main process, when ``evaluate.every`` asks for it."""
+
+    def __init__(self, settings: Config) -> None:
+        self.settings, self.run = settings, Path(settings.run.dir)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """For the main process."""
+        if not self.settings.evaluate.every:
+            return
+        alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
+        with (self.run / "evaluation.log").open("ab") as output:
+            self.process = subprocess.Popen(_command(self.settings), env=alone, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+
+    def end(self, wait: bool) -> None:
+        """After the last collective. ``wait``: until the last checkpoint is evaluated; else at once."""
+        if self.process is None:
+            return
+        if wait:
+            log.info("waiting for the evaluation of the last checkpoint; progress is in %s", self.run / "evaluation.log")
+            status = self.process.wait()
+            if status:
+                log.warning("the evaluation ended with status %s; see %s", status, self.run / "evaluation.log")
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _command(settings: Config) -> list[str]:
+    evaluate = settings.evaluate
+    options = {"every": evaluate.every, "best": evaluate.best, "count": evaluate.count, "sweeps": evaluate.sweeps,
+               "features": evaluate.features, "train": settings.data.split, "held-out": evaluate.split}  # fmt: skip
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, f"--shards={settings.data.shards}", "--attached", *words]

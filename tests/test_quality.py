@@ -1,0 +1,128 @@
+"""Distances between feature sets against answers that are known in closed form."""
+
+import numpy as np
+import pytest
+
+from attributegan.metrics import quality
+
+
+def gaussian(count: int, mean: np.ndarray, scale: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, len(mean))) * scale + mean
+
+
+@pytest.fixture(scope="module")
+def two_sets() -> tuple[np.ndarray, np.ndarray]:
+    """Independent draws of one distribution."""
+    return gaussian(600, np.zeros(16), np.ones(16), 0), gaussian(500, np.zeros(16), np.ones(16), 1)
+
+
+def test_identical_sets() -> None:
+    x = gaussian(300, np.arange(8.0), np.ones(8), 0)
+    assert quality.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    members = quality.manifolds(x, x).estimates()
+    assert [round(members[name].value, 6) for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert members["density"].value == pytest.approx(1 + 1 / quality.NEIGHBOURS, rel=0.5)
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+    """|m - n|^2 + sum (s - t)^2 for diagonal covariances."""
+    mean_x, mean_y = np.zeros(6), np.array([1.0, 0, -2, 0, 0, 0.5])
+    scale_x, scale_y = np.array([1.0, 1, 2, 1, 0.5, 1]), np.array([1.0, 3, 1, 1, 0.5, 1])
+    expected = ((mean_x - mean_y) ** 2).sum() + ((scale_x - scale_y) ** 2).sum()
+    found = quality.frechet_distance(gaussian(100_000, mean_x, scale_x, 0), gaussian(100_000, mean_y, scale_y, 1))
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_frechet_distance_of_rotated_covariances_and_of_fewer_tiles_than_features() -> None:
+    """Against the definition, tr sqrt(S T) by eigenvalues."""
+    rng = np.random.default_rng(0)
+    for count, width in ((200, 8), (12, 30)):
+        x, y = (rng.standard_normal((count, width)) @ rng.standard_normal((width, width)) for _ in range(2))
+        s, t = (np.cov(a, rowvar=False) for a in (x, y))
+        root = np.sqrt(np.maximum(np.linalg.eigvals(s @ t).real, 0)).sum()
+        expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
+        assert quality.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_is_biased_in_small_sets_and_kid_is_not(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = two_sets
+    assert quality.frechet_distance(x[:40], y[:40]) > 5 * quality.frechet_distance(x, y[:500])
+    small = [quality.kernel_distance(x[first : first + 40], y[first : first + 40]).value for first in range(0, 480, 40)]
+    assert abs(np.mean(small)) < 3 * np.std(small) / np.sqrt(len(small))
+
+
+def test_kid_is_the_mean_over_pairs() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((5, 4)), rng.standard_normal((4, 4)) + 1
+
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return (a @ b / 4 + 1) ** 3
+
+    within = [np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]) for s in (x, y)]
+    expected = within[0] + within[1] - 2 * np.mean([k(a, b) for a in x for b in y])
+    assert quality.kernel_distance(x, y).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_kid_interval_holds_the_truth_and_tells_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = two_sets
+    same = quality.kernel_distance(x, y, replicates=200)
+    assert same.low < 0 < same.high and same.low < same.value < same.high
+    moved = quality.kernel_distance(x, y + 0.5, replicates=200)
+    assert moved.low > same.high
+    assert quality.kernel_distance(x, y, replicates=200) == same  # no randomness of its own
+
+
+def test_kid_of_a_part_is_that_of_its_tiles(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = two_sets
+    of_x, of_y = np.arange(len(x)) % 3 == 0, np.arange(len(y)) % 4 == 1
+    assert quality.Kernels.of(x, y).part(of_x, of_y).distance().value == pytest.approx(quality.kernel_distance(x[of_x], y[of_y]).value)
+
+
+def test_precision_sees_tiles_off_the_data_and_recall_what_is_missing() -> None:
+    real = np.concatenate([gaussian(200, np.array([0.0, 0]), np.ones(2), 0), gaussian(200, np.array([50.0, 0]), np.ones(2), 1)])
+    half = gaussian(400, np.array([0.0, 0]), 0.5 * np.ones(2), 2)  # one of the two modes
+    found = {name: estimate.value for name, estimate in quality.manifolds(real, half).estimates().items()}
+    assert found["precision"] > 0.95 and found["recall"] < 0.6 and found["coverage"] < 0.6 and found["density"] > 0.8
+    far = quality.manifolds(real, half + 500).estimates(replicates=50)
+    assert all(estimate.value == 0 and estimate.low == estimate.high == 0 for estimate in far.values())
+
+
+def test_density_ignores_an_outlier_that_fools_precision() -> None:
+    """The example of Naeem et al. 2020: one real outlier has a huge ball."""
+    real = np.concatenate([gaussian(200, np.zeros(2), 0.1 * np.ones(2), 0), [[30.0, 0]]])
+    fake = gaussian(201, np.array([30.0, 10]), np.ones(2), 1)
+    found = quality.manifolds(real, fake)
+    assert found.precision_M.mean() > 0.9 and found.density_M.mean() < 0.3
+
+
+def test_two_draws_of_one_distribution_score_alike(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = two_sets
+    found = quality.manifolds(x[:500], y).estimates(replicates=200)
+    assert found["density"].value == pytest.approx(1, abs=0.15) and found["coverage"].value > 0.9
+    assert found["precision"].low <= found["precision"].value <= found["precision"].high < 1
+
+
+def test_memorised_tiles_are_found_and_new_ones_are_not() -> None:
+    training, held_out, new = (gaussian(400, np.zeros(8), np.ones(8), seed) for seed in range(3))
+    rng = np.random.default_rng(9)
+    chosen = rng.permutation(400)[:100]
+    copies = training[chosen] + 0.01 * rng.standard_normal((100, 8))
+    copied, fresh = quality.memorisation(training, copies, held_out), quality.memorisation(training, new, held_out)
+    assert copied.nearest_N.tolist() == chosen.tolist()
+    assert copied.ratio < 0.05 and copied.nearer == 1
+    assert fresh.ratio == pytest.approx(1, abs=0.1) and fresh.nearer < 0.05
+
+
+def test_mean_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    inside = 0
+    for seed in range(200):
+        found = quality.mean_of(np.random.default_rng(seed).random(60), replicates=200, seed=seed)
+        inside += found.low <= 0.5 <= found.high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+def test_too_few_tiles_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than 5 tiles on each side, got 5 and 9"):
+        quality.manifolds(np.ones((5, 2)), np.ones((9, 2)))
+    with pytest.raises(ValueError, match="two tiles or more"):
+        quality.kernel_distance(np.ones((1, 2)), np.ones((9, 2)))

@@ -1,0 +1,86 @@
+"""The real tiles of an evaluation, out of a shard set."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from attributegan.attributes import PUBLISHED, AttributeSchema
+from attributegan.checkpoint import Loaded
+from attributegan.evaluation.real import Split
+from data_shards import index, sums
+from data_shards.read import ShardSet
+from data_shards.tiles import Damaged, TileFiles, Wanted
+
+
+@dataclass(frozen=True)
+class Data:
+    schema: AttributeSchema
+    train: Split
+    held_out: Split
+    groups_apart: bool | None  # whether no slide is in both splits; None when tiles have no groups
+    measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms
+
+
+def open_data(options: argparse.Namespace, model: Loaded) -> Data:
+    """Both splits, read in the size that the model makes.
+
+    Raises:
+        ValueError: no such set or splits.
+    """
+    if options.train == options.held_out:
+        raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
+    size = model.config.model.image_size
+    sets = [ShardSet.open(options.shards, split) for split in (options.train, options.held_out)]
+    table = index.read_table(options.shards / index.FILE, ["group", "split"])
+    names = [
+        table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in (options.train, options.held_out)
+    ]
+    splits = [_split(shards, group, size, options.most) for shards, group in zip(sets, names, strict=True)]
+    known = [set(filter(None, group)) for group in names]
+    is_phantom = sets[0].schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
+    return Data(
+        sets[0].schema, splits[0], splits[1], not known[0] & known[1] if all(known) else None, measure=_measure() if is_phantom else None
+    )
+
+
+def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
+    """Refuse models that can't be asked for these tiles, or make others than the first."""
+    if differences := loaded.schema.difference(data.schema):
+        raise ValueError(f"{name}: does not fit the shards: {'; '.join(differences)}")
+    sizes = (loaded.config.model.image_size, first.config.model.image_size)
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{name}: makes tiles of {sizes[0]} pixels, the first model of {sizes[1]}; evaluate them apart")
+
+
+def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
+    files = TileFiles([shards.folder / shard.name for shard in shards.header.shards], size)
+    rows = shards.rows
+
+    def read(tiles_N: np.ndarray) -> np.ndarray:
+        columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
+        places = [Wanted(*place, 0) for place in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return np.stack([_read(shards, files, tile, place) for tile, place in zip(tiles_N.tolist(), places, strict=True)])
+
+    digest = hashlib.sha256((shards.folder / sums.FILE).read_bytes())
+    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}".encode())
+    count = min(most, len(shards))
+    alone = [name or f"\0{number}" for number, name in enumerate(names[:count])]
+    return Split(shards.levels_NA[:count].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
+
+
+def _read(shards: ShardSet, files: TileFiles, tile: int, wanted: Wanted) -> np.ndarray:
+    try:
+        return files.read(wanted)
+    except Damaged as error:
+        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.folder}`") from error
+
+
+def _measure() -> Callable[[np.ndarray], np.ndarray]:
+    from data_shards.phantom_measure import measure
+
+    return measure
