@@ -58,7 +58,7 @@ def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
 
 
 def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
-    files = TileFiles([shards.folder / shard.name for shard in shards.header.shards], size)
+    files = TileFiles(shards.tars, size)
     rows = shards.rows
 
     def read(tiles_N: np.ndarray) -> np.ndarray:
