@@ -164,9 +164,10 @@ def batches(
         crop: share of a tile's shorter side; below 1, a square of that size is taken, at a place drawn for (seed, position).
 
     Raises:
-        ValueError: too many tiles are damaged; names a shard.
+        ValueError: too many tiles are damaged, or a store does not give a shard; names the shard. Or a cache that is too small.
     """
     assert batch % (micro_batches * world) == 0 and 0 <= rank < world
+    _check_room(shards, order)
     share = batch // (micro_batches * world)
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
     tiles = TileFiles(shards.tars, image_size)
@@ -187,6 +188,19 @@ def batches(
             ahead.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _check_room(shards: ShardSet, order: TileOrder) -> None:
+    """Refuse to fetch shards again and again, because they make room for one another while all are being read."""
+    if not isinstance(shards.tars, RemoteTars):
+        return
+    number_S = np.unique(shards.rows.shard_N)
+    size_S = np.sort([shards.header.shards[number].size for number in number_S])
+    open_at_once = order.window if isinstance(order, ShardOrder) else len(size_S)
+    needed, limit = size_S[-open_at_once:].sum() / 1e9, shards.tars.cache.limit / 1e9
+    if needed > limit:
+        raise ValueError(f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.place} that are "
+                         f"read at the same time, {needed:.3g} GB; give twice that, or a smaller data.window")  # fmt: skip
 
 
 def _ahead(shards: ShardSet, order: TileOrder, start: int) -> Ahead | None:

@@ -109,6 +109,8 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(folder: Path, site: We
     assert set(files_of(cache)) == {f"{shards[number].sha256}.tar" for number in (0, 2, 3)}
     assert torch.equal(steps(site.url, cache), steps(folder, cache))
     assert sum(files_of(cache).values()) <= cache.limit
+    with pytest.raises(ValueError, match=r"data.cache_gb: .* can't hold the 4 shards .* smaller data.window"):
+        steps(site.url, cache, window=4)
     with pytest.raises(StoreError, match=r"data.cache_gb: .* can't hold train-000000.tar"):
         Cache(tmp_path, largest // 2).open(site.url, shards[0])
 
