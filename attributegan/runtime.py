@@ -20,10 +20,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from attributegan import zero_settings
+from attributegan import launched, zero_settings
 from attributegan.collectives import gather
 from attributegan.config import Config
 from attributegan.engine import DataParallel, Engine
+from attributegan.meeting import roll_call
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -40,10 +41,11 @@ class Runtime:
     def __init__(self, config: Config) -> None:
         self.config = config
         on_cpu = not torch.cuda.is_available()
-        launched = dict(os.environ)
+        self.environ = dict(os.environ)  # as the launcher left it
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
         handlers = []
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
+            self.meeting = roll_call(config.train.timeout_s)
             timeout = datetime.timedelta(seconds=config.train.timeout_s)
             handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
@@ -55,22 +57,25 @@ class Runtime:
         if not on_cpu:
             torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = config.train.tf32
-        self._check_world()
-        self.sharding = zero_settings.settings(config, launched, self.world)
+        self.sharding = self.together(self._check)
         self.token: str = self.from_main(secrets.token_hex(4))  # a word that this start alone has
 
-    def _check_world(self) -> None:
+    def _check(self) -> dict[str, zero_settings.Network]:
+        """How the networks are sharded; ValueError when this start can't be what was asked for."""
         train = self.config.train
         if train.processes not in (0, self.world):
             raise ValueError(
                 f"train.processes: {train.processes} were asked for, the launcher gave {self.world}; "
                 "see `Many processes` in the README for launch commands that start them all"
             )
+        if not train.processes and (why := launched.alone(self.environ)):
+            raise ValueError(f"{why} (or train.processes={self.world}, if that is what you want)")
         if train.batch % (train.accumulation * self.world):
             raise ValueError(
                 f"train.batch: {train.batch} does not divide into {self.world} processes x {train.accumulation} micro-batches "
                 "(train.accumulation); choose a multiple"
             )
+        return zero_settings.settings(self.config, self.environ, self.world)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The mixed-precision context of forward passes; losses are computed outside of it, in full precision."""

@@ -15,7 +15,22 @@ from attributegan.config import Config
 
 NETWORKS = ("generator", "discriminator")
 ACCELERATE = "accelerate's configuration"
-OWNED = ("optimizer", "scheduler")  # blocks that would replace what the configuration says
+CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
+OTHER_KINDS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM"}
+OFFLOAD = ("offload_optimizer", "offload_param")
+OWNED = {  # blocks that would replace what the configuration says
+    "optimizer": "the optimizer and its rate are those of optim.*",
+    "scheduler": "the rate is that of optim.*",
+    "amp": "the precision is train.precision",
+    "torch_autocast": "the precision is train.precision",
+}
+FOREIGN = {  # of zero_optimization, by what leaves them off: they round, or lay shards out as checkpoints here can't read
+    "mics_shard_size": -1,
+    "zero_hpz_partition_size": 1,
+    "zero_quantized_weights": False,
+    "zero_quantized_gradients": False,
+    "zenflow": None,
+}
 Tree = dict[str, Any]
 
 
@@ -34,10 +49,17 @@ def settings(config: Config, environ: Mapping[str, str], world: int) -> dict[str
         ValueError: two places differ, or the combination can't be right; names the places and the fix.
     """
     _check_launcher(config, environ)
-    return {network: _network(network, config, environ, world) for network in NETWORKS}
+    launched = environ if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else {}
+    return {network: _network(network, config, launched, world) for network in NETWORKS}
 
 
 def _check_launcher(config: Config, environ: Mapping[str, str]) -> None:
+    for variable, kind in OTHER_KINDS.items():
+        if environ.get(variable) == "true":
+            raise ValueError(f"distributed_type: {kind} in {ACCELERATE} is not what this trains with; use MULTI_GPU or DEEPSPEED")
+    if environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO" and not config.train.compile:
+        raise ValueError(f"dynamo_backend: {environ['ACCELERATE_DYNAMO_BACKEND']} in {ACCELERATE}, train.compile is false; "
+                         "leave the first out, and use train.compile=true to compile")  # fmt: skip
     precision = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.train.precision):
         raise ValueError(
@@ -46,49 +68,87 @@ def _check_launcher(config: Config, environ: Mapping[str, str]) -> None:
         )
     if environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return
-    _agree("gradient_accumulation_steps", _number(environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")), ACCELERATE,
+    _agree("gradient_accumulation_steps", environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"), ACCELERATE,
            "train.accumulation", config.train.accumulation)  # fmt: skip
-    clipping = _number(environ.get("ACCELERATE_GRADIENT_CLIPPING"))
-    _agree("gradient_clipping", clipping, ACCELERATE, "optim.grad_clip", config.optim.grad_clip)
+    _agree("gradient_clipping", environ.get("ACCELERATE_GRADIENT_CLIPPING"), ACCELERATE, "optim.grad_clip", config.optim.grad_clip)
 
 
-def _network(network: str, config: Config, environ: Mapping[str, str], world: int) -> Network:
-    launched = environ if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else {}
+def _network(network: str, config: Config, launched: Mapping[str, str], world: int) -> Network:
     own = getattr(config.deepspeed, network)
-    file = own or launched.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    file = own or launched.get(CONFIG_FILE, "")
     tree = _read(file) if file else {}
-    stage = _stage(network, tree, file, own, launched)
-    if stage == 0:
-        return Network(0, {})
-    _check_right(network, stage, config, file)
+    stage = _stage(network, tree, own, _launcher_stage(launched))
     zero = tree.setdefault("zero_optimization", {})
     zero["stage"] = stage
-    for part, variable in (("offload_optimizer", "OFFLOAD_OPTIMIZER"), ("offload_param", "OFFLOAD_PARAM")):
-        device = launched.get(f"ACCELERATE_DEEPSPEED_{variable}_DEVICE", "none")
-        said = zero.get(part, {}).get("device", "none")
-        if said != device and "none" not in (said, device):
-            raise ValueError(f"{file}: zero_optimization.{part}.device is {said}, {ACCELERATE} says {device}; make them the same")
-        if device != "none" and (part == "offload_optimizer" or stage == 3):
-            zero.setdefault(part, {})["device"] = device
-    return Network(stage, _complete(tree, file, config, world))
+    _add_offload(zero, file, launched)
+    tree = _complete(tree, file, config, world)
+    if stage == 0:
+        if offloaded := [part for part in OFFLOAD if part in zero]:
+            raise ValueError(
+                f"{file or ACCELERATE}: {offloaded[0]} needs a stage of ZeRO, and the {network}'s is 0; leave it out, or use 2"
+            )
+        return Network(0, {})
+    _check_right(network, stage, config, file)
+    return Network(stage, tree)
 
 
-def _stage(network: str, tree: Tree, file: str, own: str, launched: Mapping[str, str]) -> int:
-    """The file's stage, else the launcher's; the discriminator's may be lower than the launcher's, and is 2 where that is 3."""
-    in_file = _number(tree.get("zero_optimization", {}).get("stage"))
-    in_launcher = _number(launched.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"))
-    for said, place in ((in_file, f"{file}: zero_optimization.stage"), (in_launcher, f"zero_stage of {ACCELERATE}")):
-        if said not in (None, 0, 1, 2, 3):
-            raise ValueError(f"{place}: {said} is no stage of ZeRO; stages are 0, 1, 2 and 3")
-    if in_file is not None:
-        lower = network == "discriminator" and own and in_launcher is not None and in_file < in_launcher
-        if in_launcher not in (None, in_file) and not lower:
-            raise ValueError(f"{file}: zero_optimization.stage is {in_file} for the {network}, {ACCELERATE} says zero_stage {in_launcher}; "
-                             "make them the same")  # fmt: skip
-        return int(in_file)
-    if in_launcher is None:
-        return 0 if not (file or launched) else 2  # 2 is what accelerate takes
-    return min(int(in_launcher), 2) if network == "discriminator" else int(in_launcher)
+def _launcher_stage(launched: Mapping[str, str]) -> int | None:
+    """The stage that accelerate was given, by itself or in its DeepSpeed file; None without DeepSpeed."""
+    if not launched:
+        return None
+    file = launched.get(CONFIG_FILE, "")
+    in_file = _stage_in(_read(file), file) if file else None
+    in_launcher = _valid_stage(launched.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"), f"zero_stage of {ACCELERATE}")
+    if None not in (in_file, in_launcher) and in_file != in_launcher:
+        raise ValueError(f"{file}: zero_optimization.stage is {in_file}, {ACCELERATE} says zero_stage {in_launcher}; make them the same")
+    stage = in_launcher if in_file is None else in_file
+    if stage is None and file:
+        raise ValueError(f"{file}: zero_optimization.stage is not there; write it, 0 to 3")
+    return 2 if stage is None else stage  # which is what accelerate takes
+
+
+def _stage(network: str, tree: Tree, own: str, in_launcher: int | None) -> int:
+    """The network's own file's stage, else the launcher's; the discriminator's may be lower than that, and is 2 where that is 3."""
+    in_file = _stage_in(tree, own) if own else None
+    if in_file is None:
+        if own and in_launcher is None:
+            raise ValueError(f"{own}: zero_optimization.stage is not there; write it, 0 to 3")
+        return min(in_launcher or 0, 2) if network == "discriminator" else in_launcher or 0
+    lower = network == "discriminator" and in_launcher is not None and in_file < in_launcher
+    if in_launcher not in (None, in_file) and not lower:
+        raise ValueError(
+            f"{own}: zero_optimization.stage is {in_file} for the {network}, {ACCELERATE} says {in_launcher}; make them the same"
+        )
+    return in_file
+
+
+def _stage_in(tree: Tree, file: str) -> int | None:
+    return _valid_stage(tree.get("zero_optimization", {}).get("stage"), f"{file}: zero_optimization.stage")
+
+
+def _valid_stage(value: Any, place: str) -> int | None:
+    stage = _number(value)
+    if stage not in (None, 0, 1, 2, 3):
+        raise ValueError(f"{place}: {value} is no stage of ZeRO; stages are 0, 1, 2 and 3")
+    return None if stage is None else int(stage)
+
+
+def _add_offload(zero: Tree, file: str, launched: Mapping[str, str]) -> None:
+    """Complete ``zero`` by the launcher's offloading; blocks that offload nothing are left out.
+
+    Its "none" says nothing: accelerate writes that without being asked.
+    """
+    for part in OFFLOAD:
+        block = zero.pop(part, None)
+        said = None if block is None else str(block.get("device", "none"))
+        asked = launched.get(f"ACCELERATE_DEEPSPEED_{part.upper()}_DEVICE", "none")
+        if asked != "none" and said not in (None, asked):
+            raise ValueError(f"{file}: zero_optimization.{part}.device is {said}, {ACCELERATE} says {asked}; make them the same")
+        device = said or asked
+        if device not in ("none", "cpu"):
+            raise ValueError(f"{file or ACCELERATE}: {part} to {device}: checkpoints can't read what is there; use cpu, or none")
+        if device == "cpu" and (part == "offload_optimizer" or zero["stage"] == 3):  # weights leave the device at stage 3 only
+            zero[part] = (block or {}) | {"device": "cpu"}
 
 
 def _check_right(network: str, stage: int, config: Config, file: str) -> None:
@@ -108,7 +168,10 @@ def _check_right(network: str, stage: int, config: Config, file: str) -> None:
 def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:
     """``tree`` without what is ours, with what DeepSpeed must know; ValueError where it says otherwise than the configuration."""
     if owned := [block for block in OWNED if block in tree]:
-        raise ValueError(f"{file}: {owned[0]}: remove this block; the optimizer and its rate are those of optim.*")
+        raise ValueError(f"{file}: {owned[0]}: remove this block; {OWNED[owned[0]]}")
+    for key, off in FOREIGN.items():
+        if tree["zero_optimization"].get(key, off) != off:
+            raise ValueError(f"{file}: zero_optimization.{key}: remove it; with it, checkpoints can't be written or weights are rounded")
     train = config.train
     for key, option, ours in (
         ("train_batch_size", "train.batch", train.batch),
@@ -116,14 +179,12 @@ def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:
         ("gradient_accumulation_steps", "train.accumulation", train.accumulation),
         ("gradient_clipping", "optim.grad_clip", config.optim.grad_clip),
     ):
-        _agree(key, _number(tree.get(key)), file, option, ours)
+        _agree(key, tree.get(key), file, option, ours)
         tree[key] = ours
     for precision in ("fp16", "bf16"):  # autocast in the forward pass is what a precision means in every mode
         wanted = tree.pop(precision, {}).get("enabled", "auto")
-        if wanted not in ("auto", train.precision == precision) and wanted is not False:
+        if wanted not in ("auto", train.precision == precision):
             raise ValueError(f"{file}: {precision}.enabled is {wanted}, train.precision is {train.precision}; make them the same")
-        if wanted is False and train.precision == precision:
-            raise ValueError(f"{file}: {precision}.enabled is false, train.precision is {train.precision}; make them the same")
     return tree | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": 10**9}
 
 
@@ -132,15 +193,26 @@ def _read(file: str) -> Tree:
         tree = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a readable DeepSpeed configuration: {error}") from error
-    bad = not isinstance(tree, dict) or any(not isinstance(tree.get(block, {}), dict) for block in ("zero_optimization", "fp16", "bf16"))
-    if bad:
+    if not isinstance(tree, dict):
         raise ValueError(f"{file}: not a DeepSpeed configuration: expected a mapping with blocks such as zero_optimization")
+    _check_blocks(tree, ("zero_optimization", "fp16", "bf16"), file)
+    _check_blocks(tree.get("zero_optimization", {}), OFFLOAD, f"{file}: zero_optimization")
     return tree
 
 
-def _agree(key: str, said: float | None, place: str, option: str, ours: float) -> None:
-    if said is not None and said != ours:
-        raise ValueError(f"{place}: {key} is {said:g}, {option} is {ours:g}; make them the same, or leave {key} out")
+def _check_blocks(tree: Tree, names: tuple[str, ...], place: str) -> None:
+    """Blocks are mappings; null says nothing."""
+    for name in names:
+        if tree.get(name, {}) is None:
+            del tree[name]
+        elif not isinstance(tree.get(name, {}), dict):
+            raise ValueError(f"{place}: {name}: expected a mapping of settings, got {tree[name]!r}")
+
+
+def _agree(key: str, said: Any, place: str, option: str, ours: float) -> None:
+    number = _number(said)
+    if number is not None and number != ours:
+        raise ValueError(f"{place}: {key} is {said}, {option} is {ours:g}; make them the same, or leave {key} out")
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ EXAMPLES = """\
       launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
 Started again with the same run.dir, a run goes on from its newest checkpoint. Ctrl-C or SIGTERM saves first."""
 
+TELL_S = 30.0  # to let the other processes know why this one ends
 log = logging.getLogger("attributegan")
 
 REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set at once
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         nonlocal stopped_by
-        stopped_by = run(config.load(arguments.config, arguments.overrides))
+        stopped_by = run(_settings(arguments))
 
     return cli.exit_status(work) or (128 + stopped_by if stopped_by else 0)
 
@@ -45,6 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
     return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Config:
+    """The configuration; when it can't be read here, the processes for which it can must not wait for this one."""
+    try:
+        return config.load(arguments.config, arguments.overrides)
+    except ValueError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from attributegan.meeting import roll_call
+
+            roll_call(TELL_S, str(error))
+        raise
 
 
 def run(settings: Config) -> int:
@@ -78,7 +92,7 @@ def run(settings: Config) -> int:
             return shards, model_schema(settings, shards.schema)
 
         shards, schema = runtime.together(open_shards)
-        runtime.check_same(**facts(settings, shards))
+        runtime.check_same(**facts(settings, shards), **{f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()})
         start_logging(Path(settings.run.dir), runtime.is_main)
         if runtime.is_main:
             watcher.start()

@@ -98,7 +98,14 @@ def _facts(training: Training) -> dict[str, Any]:
             if training.runtime.sharding[name].stage < 3
         }
         hashes = {name: _hash(state) for name, state in whole.items()}
-    return {"hashes": hashes, "optimizer_bytes": {"generator": _bytes(training.generator), "discriminator": _bytes(training.discriminator)}}
+    engines = {"generator": training.generator, "discriminator": training.discriminator}
+    return {
+        "hashes": hashes,
+        "optimizer_bytes": {name: _bytes(engine) for name, engine in engines.items()},
+        "offloaded": {
+            name: bool(not isinstance(engine, DataParallel) and engine.wrapped.zero_cpu_offload()) for name, engine in engines.items()
+        },
+    }
 
 
 def _hash(state: dict[str, torch.Tensor]) -> str:
