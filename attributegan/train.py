@@ -22,15 +22,22 @@ log = logging.getLogger("attributegan")
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM, so that the step at hand ends and a checkpoint is saved; a second one, seconds later, kills."""
+    """Set by a signal, so that the step at hand ends and a checkpoint is saved.
 
+    A second SIGINT or SIGTERM of the same kind, seconds later, kills; one of another kind does not, since Slurm may send SIGUSR2 first and
+    SIGTERM while the checkpoint is being written.
+    """
+
+    SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
     REPEATS = 5.0  # seconds in which the same wish may arrive twice: from the terminal and through the launcher
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        if hasattr(signal, "pthread_sigmask"):  # a launcher may have started us with the signals held back until now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,7 +47,7 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal, self.since = number, time.monotonic()
-        elif time.monotonic() - self.since > self.REPEATS:
+        elif number == self.signal and number in (signal.SIGINT, signal.SIGTERM) and time.monotonic() - self.since > self.REPEATS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

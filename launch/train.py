@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config
+from attributegan import cli, config, status
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
+    from attributegan.runtime import Runtime
+    from attributegan.train import Stop
+    from attributegan.training import Training
     from data_shards.order import Order
     from data_shards.read import ShardSet
     from data_shards.shard_order import ShardOrder
@@ -52,50 +57,116 @@ def run(settings: Config) -> int:
         the number of the signal that stopped the run early, 0 when it reached its end.
 
     Raises:
-        ValueError: bad settings or data; before anything is computed.
+        ValueError: bad settings or data, or a run folder in use; before anything is computed.
+        cli.ComesAgain: an error that starting again would not mend.
     """
-    from data_shards.read import ShardSet
-
-    shards = ShardSet.open(settings.data.shards, split=settings.data.split, assessable_only=settings.data.assessable_only)
+    shards = open_shards(settings)
     schema = model_schema(settings, shards.schema)
+
+    from torch.distributed.elastic.multiprocessing.errors import record
 
     from attributegan.report import start_logging
     from attributegan.runtime import Runtime
-    from attributegan.train import Stop, train, write_config
-    from attributegan.training import Batch, Training
-    from data_shards.read import batches
+    from attributegan.train import Stop
 
     runtime = Runtime(settings)
     try:
-        start_logging(Path(settings.run.dir), runtime.is_main)
-        with Stop() as stop:
-            training = Training(settings, schema, runtime)
-            training.resume()
-            if runtime.is_main:
-                write_config(settings)
-
-            def open_data(start: int) -> Generator[Batch, None, None]:
-                return batches(
-                    shards,
-                    _order(settings, shards),
-                    start=start,
-                    batch=settings.train.batch,
-                    micro_batches=settings.train.accumulation,
-                    rank=runtime.rank,
-                    world=runtime.world,
-                    workers=settings.data.workers,
-                    flips=settings.augment.flips,
-                    image_size=settings.model.image_size,
-                    pin_memory=runtime.device.type == "cuda",
-                )
-
-            log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
-            finished = train(training, open_data, stop)
-            log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
-                     f"{training.images:,}", settings.run.dir)  # fmt: skip
-            return 0 if finished else stop.signal or 15
+        with _claimed(settings, runtime), Stop() as stop:
+            start_logging(Path(settings.run.dir), runtime.is_main)
+            # Launchers give each process a file for its error; written before the other processes can notice, it tells whose came first.
+            return record(_train)(settings, shards, schema, runtime, stop)
     finally:
         runtime.end()
+
+
+def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop) -> int:
+    from attributegan.train import train, write_config
+    from attributegan.training import Batch, Training
+    from data_shards.read import batches
+
+    folder = Path(settings.run.dir)
+
+    def tell(**changes: object) -> None:
+        if runtime.is_main:
+            status.update(folder, **changes)
+
+    def open_data(start: int) -> Generator[Batch, None, None]:
+        return batches(
+            shards,
+            _order(settings, shards),
+            start=start,
+            batch=settings.train.batch,
+            micro_batches=settings.train.accumulation,
+            rank=runtime.rank,
+            world=runtime.world,
+            workers=settings.data.workers,
+            flips=settings.augment.flips,
+            image_size=settings.model.image_size,
+            pin_memory=runtime.device.type == "cuda",
+        )
+
+    training, began = None, 0
+    try:
+        tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.place())
+        training = Training(settings, schema, runtime)
+        training.resume()
+        began = training.images
+        tell(images=began, error="")
+        if runtime.is_main:
+            write_config(settings)
+        log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+        finished = train(training, open_data, stop)
+    except Exception as error:
+        tell(state="failed", error=f"{type(error).__name__}: {error}")
+        if _comes_again(error, took_a_step=training is not None and training.images > began):
+            raise cli.ComesAgain from error
+        raise
+    log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
+             f"{training.images:,}", settings.run.dir)  # fmt: skip
+    tell(state="finished" if finished else _stopped_state(stop.signal), images=training.images)
+    runtime.wait()  # a launcher may end all processes when the first one does
+    return 0 if finished else stop.signal or signal.SIGTERM
+
+
+@contextmanager
+def _claimed(settings: Config, runtime: Runtime) -> Iterator[None]:
+    """The run folder for this run alone; when it is another's, every process is refused."""
+    from attributegan.claim import Claim
+
+    claim, refusal = Claim(Path(settings.run.dir), "training"), ""
+    if runtime.is_main:
+        try:
+            claim.take()
+        except ValueError as error:
+            refusal = str(error)
+    if refusal := runtime.from_main(refusal):
+        raise ValueError(refusal)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def _stopped_state(number: int) -> status.State:
+    """A Slurm job stopped by a signal comes again, unless it was SIGINT: that one is a person's."""
+    return "preempted" if status.slurm_job() and number != signal.SIGINT else "stopped"
+
+
+def _comes_again(error: Exception, took_a_step: bool) -> bool:
+    """Divergence from the last checkpoint on does, and memory that doesn't suffice for the first step."""
+    from torch import OutOfMemoryError
+
+    from attributegan.training import Diverged
+
+    no_memory = isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, Diverged) or (no_memory and not took_a_step)
+
+
+def open_shards(settings: Config) -> ShardSet:
+    """The shards that ``settings`` name; ValueError when they can't be trained on."""
+    from data_shards.read import ShardSet
+
+    return ShardSet.open(settings.data.shards, split=settings.data.split, assessable_only=settings.data.assessable_only)
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:
