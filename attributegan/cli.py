@@ -1,16 +1,18 @@
 """What every command line shares: exit statuses and how errors are told.
 
-0 done, 2 bad input, 3 an error that would come again, 130 interrupted, 1 any other error.
+0 done, 2 bad input, 3 an error that would come again, 128 + n stopped by signal n, 1 any other error.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 
 BAD_INPUT, COMES_AGAIN = 2, 3
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class ComesAgain(RuntimeError):

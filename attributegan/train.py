@@ -14,6 +14,7 @@ from types import FrameType
 import numpy as np
 
 from attributegan import sample
+from attributegan.cli import STOP_SIGNALS
 from attributegan.config import Config, dump
 from attributegan.report import Reporter
 from attributegan.training import Batch, Training
@@ -28,16 +29,15 @@ class Stop:
     SIGTERM while the checkpoint is being written.
     """
 
-    SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
     REPEATS = 5.0  # seconds in which the same wish may arrive twice: from the terminal and through the launcher
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         if hasattr(signal, "pthread_sigmask"):  # a launcher may have started us with the signals held back until now
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:
