@@ -33,9 +33,9 @@ def main() -> int:
     submission, srun_status = Path(sys.argv[1]), int(sys.argv[2])
     job, index = status.slurm_job(), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     folder = Path(Plan.load(submission).runs[index].folder)
-    if _cancelled(job):
+    if (fate := _fate(job)) != "running":
         if (now := status.read(folder)) and now.state != "finished":
-            status.update(folder, state="stopped", error="cancelled")
+            status.update(folder, state="queued" if fate == "requeued" else "stopped", error="")
         return srun_status
     ended = endings.read(endings.folder(submission, job, status.slurm_restarts()))
     if not any(e.status is not None for e in ended) and srun_status - 128 in STOP_SIGNALS:
@@ -80,10 +80,13 @@ def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
     return count
 
 
-def _cancelled(job: str) -> bool:
-    """Whether someone has cancelled the job: then it is not for us to start it again."""
+def _fate(job: str) -> Literal["running", "requeued", "cancelled"]:
+    """What Slurm or a person has done to the job already; while it runs it is for us to decide."""
     answer = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, timeout=60)
-    return bool(re.search(r"JobState=CANCELLED", answer.stdout))
+    fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", answer.stdout))
+    if fields.get("JobState", "RUNNING") == "RUNNING":
+        return "running"
+    return "requeued" if int(fields.get("Restarts", "0")) > status.slurm_restarts() else "cancelled"
 
 
 def _requeue(job: str, folder: Path) -> None:

@@ -31,8 +31,8 @@ from slurm import endings, rendezvous
 from slurm.endings import Ending
 from slurm.plan import Plan
 
-TOGETHER_S = 4.0  # once one has failed, the others have so long to end by themselves
-SPOKEN_S = 10.0  # and so long to write down how they ended
+TOGETHER_S = 3.0  # once one has failed, the others have so long to end by themselves
+SPOKEN_S = 6.0  # and so long to write down how they ended
 
 
 def train(submission: str, index: int) -> int:
