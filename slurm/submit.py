@@ -118,12 +118,12 @@ def _claim(folder: Path, claims: ExitStack) -> None:
     claim.take()
     claims.callback(claim.release)
     now = status.read(folder)
-    if now is None or not now.job or now.state in ("failed", "finished"):
+    if now is None or not now.job or now.state == "finished":
         return
     known = squeue.states([now.job])
     if known is None:
         raise ValueError(f"run.dir: {folder} was submitted as job {now.job}, and Slurm does not answer what became of it; try again later")
-    if now.job in known:
+    if known.get(now.job, "COMPLETING") != "COMPLETING":
         raise ValueError(f"run.dir: {folder} is job {now.job} already ({known[now.job]}); scancel {now.job} first, or choose another folder")
 
 

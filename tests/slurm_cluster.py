@@ -83,9 +83,9 @@ class Cluster:
         """``command`` as it is run on the login node."""
         return ["nsenter", f"--net=/run/netns/{self.names['ctl']}", "--", *command]
 
-    def run(self, *command: str, check: bool = True, **options: object) -> str:
+    def run(self, *command: str, check: bool = True) -> str:
         """Run on the login node; what it printed."""
-        done = subprocess.run(self.command(*command), env=self.environment, text=True, capture_output=True, timeout=120, **options)  # type: ignore[call-overload]
+        done = subprocess.run(self.command(*command), env=self.environment, text=True, capture_output=True, timeout=120)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

@@ -44,7 +44,7 @@ def show(options: argparse.Namespace) -> None:
     if not found:
         print(f"no runs in {', '.join(map(str, folders))}")
         return
-    jobs = squeue.states([now.job for now in found.values() if now.job and now.state in LIVE]) or {}
+    jobs = squeue.states([now.job for now in found.values() if now.job and now.state != "finished"]) or {}
     print(_table([COLUMNS, *(_row(folder, now, jobs) for folder, now in found.items())]))
     for folder, now in found.items():
         if now.error:
@@ -67,10 +67,10 @@ def state_of(folder: Path, now: Status, jobs: Mapping[str, str]) -> str:
     Args:
         jobs: states of the jobs that Slurm still has, as `launch.squeue.states` gives them.
     """
-    if now.state not in LIVE:
+    if jobs.get(now.job) == "PENDING" and now.state != "finished":
+        return "queued"  # whatever ended it, Slurm starts it again
+    if now.state not in LIVE or now.job in jobs:
         return now.state
-    if now.job in jobs:
-        return "queued" if jobs[now.job] == "PENDING" else now.state
     silent_s = min(time.time() - now.told, silence_s(folder))
     return "dead" if silent_s > SILENT_S or _ended_here(folder) else now.state
 
@@ -120,7 +120,7 @@ def follow(folder: Path) -> None:
     while True:
         now = status.read(folder)
         assert now is not None
-        state = state_of(folder, now, squeue.states([now.job] if now.job and now.state in LIVE else []) or {})
+        state = state_of(folder, now, squeue.states([now.job] if now.job and now.state != "finished" else []) or {})
         place = _print_from(folder / "train.log", place)
         if state != shown:
             print(f"-- {state}{f': {now.error}' if now.error else ''}", flush=True)
