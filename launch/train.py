@@ -18,7 +18,6 @@ from attributegan.config import Config
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.runtime import Runtime
     from attributegan.train import Stop
-    from attributegan.training import Training
     from data_shards.order import Order
     from data_shards.read import ShardSet
     from data_shards.shard_order import ShardOrder
@@ -74,7 +73,9 @@ def run(settings: Config) -> int:
         with _claimed(settings, runtime), Stop() as stop:
             start_logging(Path(settings.run.dir), runtime.is_main)
             # Launchers give each process a file for its error; written before the other processes can notice, it tells whose came first.
-            return record(_train)(settings, shards, schema, runtime, stop)
+            code = record(_train)(settings, shards, schema, runtime, stop)
+            assert code is not None
+            return code
     finally:
         runtime.end()
 

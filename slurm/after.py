@@ -74,8 +74,8 @@ def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
     """Counts this error; from 1 again when there is a checkpoint that was not there at the last one."""
     newest = max((path.name for path in (folder / "checkpoints").glob("images-*")), default="")
     path = submission / f"errors-{index}.json"
-    before = json.loads(path.read_text()) if path.exists() else {"count": 0, "newest": newest}
-    count = before["count"] + 1 if before["newest"] == newest else 1
+    before = json.loads(path.read_text()) if path.exists() else {}
+    count = before["count"] + 1 if before.get("newest") == newest else 1
     path.write_text(json.dumps({"count": count, "newest": newest}))
     return count
 
@@ -95,7 +95,9 @@ def _requeue(job: str, folder: Path) -> None:
         if answer.returncode == 0:
             return
         time.sleep(wait_s)
-    status.update(folder, state="failed", error=f"Slurm refuses to start job {job} again: {answer.stderr.strip()}; submit the run once more")
+    status.update(
+        folder, state="failed", error=f"Slurm refuses to start job {job} again: {answer.stderr.strip()}; submit the run once more"
+    )
     print(f"error: scontrol requeue {job}: {answer.stderr}", file=sys.stderr)
 
 

@@ -74,4 +74,4 @@ def culprit(endings: Sequence[Ending]) -> Ending | None:
     failed = sorted((ending for ending in endings if ending.failed), key=lambda ending: ending.when)
     if failed and gone:  # its peers noticed; what they say is that it is gone
         return gone[0]
-    return (failed or gone or [None])[0]
+    return next(iter(failed or gone), None)

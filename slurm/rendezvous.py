@@ -20,7 +20,9 @@ def environment(job: JobEnvironment, processes: int) -> dict[str, str]:
         ValueError: another number of processes than was asked for, or a first node that the others can't find.
     """
     if job.num_tasks != processes:
-        raise ValueError(f"{processes} training processes were asked for, the job has {job.num_tasks}; let srun's options of tasks and nodes be")
+        raise ValueError(
+            f"{processes} training processes were asked for, the job has {job.num_tasks}; let srun's options of tasks and nodes be"
+        )
     first = job.hostnames[0] if job.num_nodes > 1 else "127.0.0.1"
     variables = {
         "RANK": job.global_rank,
@@ -46,7 +48,9 @@ def _card_towards(host: str) -> str:
     try:
         address = socket.gethostbyname(host)
     except OSError as error:
-        raise ValueError(f"{os.uname().nodename}: the first node, {host}, has no address here ({error}); ask for names that resolve") from error
+        raise ValueError(
+            f"{os.uname().nodename}: the first node, {host}, has no address here ({error}); ask for names that resolve"
+        ) from error
     if address.startswith("127.") and host != socket.gethostname():
         raise ValueError(f"{os.uname().nodename}: the first node, {host}, resolves to {address} here; its name must lead to the node")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

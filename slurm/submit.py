@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imports slowly, and help texts should not
 EXAMPLES = """\
   attributegan-submit --config configs/train/paper.yaml --cluster configs/slurm/gpu.yaml data.shards=shards run.dir=runs/paper
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
-  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/slurm/sweep.yaml
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/sweep/rates.yaml
   attributegan-runs runs                                                                          what became of them
 docs/cluster.md leads through a new cluster in ten minutes."""
 
@@ -97,7 +97,9 @@ def _settled(run: Config, processes: int) -> Config:
         train=dataclasses.replace(train, processes=processes),
         run=dataclasses.replace(run.run, dir=str(Path(run.run.dir).resolve())),
         data=dataclasses.replace(run.data, shards=str(Path(run.data.shards).resolve())),
-        model=dataclasses.replace(run.model, attributes=attributes and attributes if attributes in ("", "published") else str(Path(attributes).resolve())),
+        model=dataclasses.replace(
+            run.model, attributes=attributes and attributes if attributes in ("", "published") else str(Path(attributes).resolve())
+        ),
     )
 
 
@@ -124,7 +126,9 @@ def _claim(folder: Path, claims: ExitStack) -> None:
     if known is None:
         raise ValueError(f"run.dir: {folder} was submitted as job {now.job}, and Slurm does not answer what became of it; try again later")
     if known.get(now.job, "COMPLETING") != "COMPLETING":
-        raise ValueError(f"run.dir: {folder} is job {now.job} already ({known[now.job]}); scancel {now.job} first, or choose another folder")
+        raise ValueError(
+            f"run.dir: {folder} is job {now.job} already ({known[now.job]}); scancel {now.job} first, or choose another folder"
+        )
 
 
 def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
@@ -205,7 +209,10 @@ def _local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecuto
     from submitit import LocalExecutor
 
     os.environ.update(cluster.environment)
-    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(submission / "code"), os.environ.get("PYTHONPATH")])), "PYTHONSAFEPATH": "1"}
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(submission / "code"), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",
+    }
     executor = LocalExecutor(submission)
     executor.update_parameters(
         tasks_per_node=cluster.processes, gpus_per_node=cluster.gpus_per_node, timeout_min=cluster.minutes, signal_delay_s=cluster.signal_s

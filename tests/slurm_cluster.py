@@ -125,13 +125,21 @@ class Cluster:
         (self.root / "munge.key").touch(0o600)
         (self.root / "munge.key").write_bytes(secrets.token_bytes(1024))
         self._make_networks()
-        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed", "log-file": "munge.log"}
+        files = {
+            "key-file": "munge.key",
+            "socket": "munge.socket",
+            "pid-file": "munge.pid",
+            "seed-file": "munge.seed",
+            "log-file": "munge.log",
+        }
         munge = [f"--{option}={self.root / name}" for option, name in files.items()]
         self._spawn("munged", ["munged", "--foreground", "--force", "--origin=127.0.0.1", *munge])
         self._on("ctl", "slurmctld", "-D", "-c")
         for host in NODES:
             self.heal(host)
-        self.wait_until(lambda: self.run("sinfo", "-hNo", "%n %T", "-p", "main", check=False).count(" idle") == len(NODES), 30, "two idle nodes")
+        self.wait_until(
+            lambda: self.run("sinfo", "-hNo", "%n %T", "-p", "main", check=False).count(" idle") == len(NODES), 30, "two idle nodes"
+        )
 
     def wait_until(self, condition: object, seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
@@ -141,7 +149,9 @@ class Cluster:
 
     def logs(self) -> str:
         """The last lines of every daemon."""
-        return "".join(f"\n{path.name}:\n" + "".join(path.read_text(errors="replace").splitlines(True)[-8:]) for path in self.root.glob("*.log"))
+        return "".join(
+            f"\n{path.name}:\n" + "".join(path.read_text(errors="replace").splitlines(True)[-8:]) for path in self.root.glob("*.log")
+        )
 
     def stop(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
@@ -175,11 +185,15 @@ class Cluster:
         """Start a daemon on ``host``, with its own host name and the cluster's names of hosts."""
         inside = 'mount --bind "$0" /etc/hosts; hostname "$1"; shift; exec "$@"'
         name = f"/run/netns/{self.names[host]}"
-        self._spawn(host, ["nsenter", f"--net={name}", "unshare", "--mount", "--uts", "sh", "-c", inside, str(self.root / "hosts"), host, *command])
+        self._spawn(
+            host, ["nsenter", f"--net={name}", "unshare", "--mount", "--uts", "sh", "-c", inside, str(self.root / "hosts"), host, *command]
+        )
 
     def _spawn(self, name: str, command: list[str]) -> None:
         with (self.root / f"{name}.err.log").open("ab") as output:
-            daemon = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            daemon = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
         self.daemons.append(daemon)
 
 

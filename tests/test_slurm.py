@@ -1,8 +1,10 @@
 """Training under a real Slurm of two nodes: submitted, stopped, killed, its nodes lost; and what `attributegan-runs` says of it."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +29,7 @@ CLUSTER = {
     "environment": {"OMP_NUM_THREADS": 1},
 }
 IMAGES = 240
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,15 @@ class Job:
         self.files = run.with_name(f"{run.name}-train.yaml"), run.with_name(f"{run.name}-cluster.yaml")
         for path, content in zip(self.files, (TINY, CLUSTER | settings), strict=True):
             path.write_text(yaml.safe_dump(content))
-        self.arguments = ["--config", str(self.files[0]), "--cluster", str(self.files[1]), f"data.shards={shards}", f"run.dir={run}", *overrides]
+        self.arguments = [
+            "--config",
+            str(self.files[0]),
+            "--cluster",
+            str(self.files[1]),
+            f"data.shards={shards}",
+            f"run.dir={run}",
+            *overrides,
+        ]
 
     def command(self, module: str, *arguments: str) -> list[str]:
         path = f"PYTHONPATH={self.root}"  # the code that is tried, wherever another one is installed
@@ -126,7 +136,11 @@ class Job:
         for pid in self.cluster.processes(list(NODES)[rank]):
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
             parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            if "python" in line[0] and any(part.endswith(module) for part in line) and module not in Path(f"/proc/{parent}/cmdline").read_text():
+            if (
+                "python" in line[0]
+                and any(part.endswith(module) for part in line)
+                and module not in Path(f"/proc/{parent}/cmdline").read_text()
+            ):
                 found.append(pid)
         assert len(found) == 1, found
         return found[0]
@@ -171,7 +185,7 @@ def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undistur
 ) -> None:
     job = Job(cluster, shards, tmp_path / "run", f"train.images={IMAGES}", "run.save_every=64").submitted()
     seed = int(os.environ.get("SLURM_TEST_SEED", time.time_ns() % 10**6))
-    print(f"SLURM_TEST_SEED={seed}")
+    print(f"SLURM_TEST_SEED={seed}", flush=True)
     steps = sorted(random.Random(seed).sample(range(1, IMAGES // 8 - 2), 7))
     told = [_user_signal, _preempted, _time_limit, _user_signal, _user_signal]
     silent = [_requeued, _node_lost]
@@ -179,48 +193,58 @@ def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undistur
     for step, way in zip(steps, ways, strict=True):
         job.wait_images(8 * step)
         before = job.status()["requeues"]
+        print(f"{way.__name__} at {job.images()} images", flush=True)
         assert "running" in job.listed()
         way(job)
-        if way in told:  # not a step is lost
-            job.wait(lambda: job.status()["state"] == "queued", 60, f"requeue after {way.__name__}")
-            reached = job.images()
-            assert (job.run / "checkpoints" / f"images-{reached:012d}").is_dir(), f"{way.__name__}: {job.story()}"
-            assert job.state() == "queued"
-            job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
         job.wait_start(before + 1)
     job.wait_end("COMPLETED")
     assert job.state() == "finished" and int(cluster.job(job.id)["Restarts"]) >= 7
     assert differing(tensors(job.run), checkpoint_at(one_host, IMAGES)) == []
     images = [json.loads(line)["images"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, IMAGES + 1, 8))
+    turns = (job.run / "train.log").read_text().split("tiles, 2 processes")
+    saved = [re.search(r"stopped and saved at (\d+) images", turn) for turn in turns]
+    lost = [
+        turn
+        for stop, turn in zip(saved, turns, strict=True)
+        if stop and f"going on from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
+    ]
+    assert len([stop for stop in saved if stop]) >= len(told) and not lost, "told to stop, not a step is lost"
 
 
 def _user_signal(job: Job) -> None:
     job.cluster.run("scancel", "--signal=USR2", job.id)
+    job.wait(lambda: job.state() == "queued", 60, "requeue")
 
 
 def _preempted(job: Job) -> None:
     """Another job of higher priority needs the nodes."""
-    job.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    job.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.wait(lambda: "urgent" not in job.cluster.run("squeue", "-h", "-o", "%P"), 120, "end of the urgent job")
 
 
 def _time_limit(job: Job) -> None:
-    """The signal comes within half a minute when the limit is two minutes away: Slurm sends it up to a minute early. Training waits for it."""
+    """Slurm's signal comes up to a minute early: within half a minute when the limit is two minutes away. Training waits for it."""
     ran_s = time.time() - int(job.cluster.run("date", "+%s", "-d", job.cluster.job(job.id)["StartTime"]))
     job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={ran_s // 60 + 2:.0f}")
     pids = [job.training(rank) for rank in (0, 1)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
+    job.wait(lambda: any(map(_told, pids)), 60, "signal before the time limit")
     for pid in pids:
-        job.wait(lambda pid=pid: _pending(pid) >> (signal.SIGUSR2 - 1) & 1, 60, "signal before the time limit")
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # Slurm may have sent it before
+            os.kill(pid, signal.SIGCONT)
+    job.wait(lambda: job.status()["state"] == "queued", 60, "requeue")
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
 
 
-def _pending(pid: int) -> int:
-    """Signals that wait for a stopped process, as bits."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(lines["ShdPnd"], 16)
+def _told(pid: int) -> bool:
+    """Whether SIGUSR2 waits for a stopped process, or it has heard it and gone."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except OSError:
+        return True
+    return bool(int(lines["ShdPnd"], 16) >> (signal.SIGUSR2 - 1) & 1)
 
 
 def _requeued(job: Job) -> None:
@@ -270,7 +294,9 @@ def test_code_is_that_of_the_submission_and_the_culprit_is_named(cluster: Cluste
     mended = loop.read_text()
     start = "        self.images += self.config.train.batch\n"
     assert start in mended
-    loop.write_text(mended.replace(start, f'{start}        if self.runtime.rank == 1 and self.images == 24:\n            raise KeyError("planted")\n'))
+    loop.write_text(
+        mended.replace(start, f'{start}        if self.runtime.rank == 1 and self.images == 24:\n            raise KeyError("planted")\n')
+    )
     job = Job(cluster, shards, tmp_path / "run", "train.images=80", "run.save_every=1000", root=checkout, max_requeues=1).submitted()
     loop.write_text(mended)
 
