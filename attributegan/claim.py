@@ -91,50 +91,52 @@ class Claim:
 
     def _wait_and_create(self) -> None:
         began, seen, since = time.monotonic(), None, 0.0
-        while not self._create(self.me):
-            other, beat = holder(self.path.parent), _beat_of(self.path)
+        while not self._create():
+            now, other, beat = time.monotonic(), holder(self.path.parent), _beat_of(self.path)
             gone = other.is_gone(self.me) if other else None
-            now = time.monotonic()
-            if gone:
-                self._take_away(other)
-                continue
             alive = gone is False or (seen is not None and seen[0] == other and seen[1] != beat)
-            if alive and (now - began > PATIENCE_S or not self._waits_for(other)):
+            if now - began > PATIENCE_S or (alive and not self._waits_for(other)):
                 raise ValueError(
                     f"run.dir: {self.path.parent} is in use by the {other or 'unknown'}; stop that one first, or choose another folder. "
-                    f"If it is gone for certain, remove {self.path}"
+                    f"If it is gone for certain, remove {self.path}*"
                 )
             if (other, beat) != seen:
                 seen, since = (other, beat), now
-            elif now - since > STALE_S:
+            if now - since > STALE_S:
                 log.warning("%s: not refreshed for %.0f s by the %s; taken over", self.path, STALE_S, other or "one before")
+            if gone or now - since > STALE_S:
                 self._take_away(other)
-            time.sleep(0.2)
+            else:
+                time.sleep(0.2)
 
     def _waits_for(self, other: Holder | None) -> bool:
         if other is None:
             return True
         return (other.what == "submission" and self.me.what == "training") or bool(self.me.job and other.job == self.me.job)
 
-    def _create(self, content: Holder) -> bool:
+    def _create(self) -> bool:
         """Write the claim unless there is one."""
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
         with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(content)) + "\n")
+            file.write(json.dumps(dataclasses.asdict(self.me)) + "\n")
         return True
 
     def _take_away(self, other: Holder | None) -> None:
         """Remove the claim of ``other`` and no one else's, whoever else is about to do the same."""
-        aside = self.path.with_name(f".{FILE}-{self.me.token}")
-        with suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            taken = _read(aside)
-            if taken is not None and taken != other:  # another was quicker, and this is theirs
-                self._create(taken)
-            aside.unlink()
+        alone = self.path.with_name(f"{FILE}.removing")
+        try:
+            alone.mkdir()
+        except FileExistsError:
+            time.sleep(0.05)
+            return
+        try:
+            if holder(self.path.parent) == other:
+                self.path.unlink(missing_ok=True)
+        finally:
+            alone.rmdir()
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):
@@ -145,7 +147,7 @@ class Claim:
                     os._exit(LOST)
                 os.utime(self.path)
             except FileNotFoundError:
-                self._create(self.me)
+                self._create()
             except OSError as error:  # a disk that is away for a moment
                 log.warning("%s: can't be refreshed: %s", self.path, error)
 
