@@ -1,10 +1,22 @@
-"""What every command line shares: exit statuses (0 done, 2 bad input, 130 interrupted) and how errors are told."""
+"""What every command line shares: exit statuses and how errors are told.
+
+0 done, 2 bad input, 3 an error that would come again, 128 + n stopped by signal n, 1 any other error.
+"""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+
+BAD_INPUT, COMES_AGAIN = 2, 3
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+
+class ComesAgain(RuntimeError):
+    """Starting again as before would end in the same error; the cause says which."""
 
 
 def exit_status(work: Callable[[], object]) -> int:
@@ -13,7 +25,10 @@ def exit_status(work: Callable[[], object]) -> int:
         work()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
+    except ComesAgain as error:
+        traceback.print_exception(error.__cause__ or error)
+        return COMES_AGAIN
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

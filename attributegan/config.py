@@ -229,8 +229,13 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
     Raises:
         ValueError: an unknown key, or a value of the wrong type or range; names ``where``, the key and the fix.
     """
+    return fill(Config, tree, where)
+
+
+def fill(cls: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """Fill a dataclass of options from nested mappings; errors as in `from_dict`."""
     try:
-        return _fill(Config, tree, prefix="")
+        return _fill(cls, tree, prefix="")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -293,6 +298,9 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if origin is tuple:
         _require(isinstance(value, list | tuple), f"{name}: expected a list such as [a, b], got {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
+    if origin is dict:
+        _require(isinstance(value, dict), f"{name}: expected a mapping such as {{NAME: value}}, got {value!r}")
+        return {str(key): _convert(typing.get_args(hint)[1], item, f"{name}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, name)
 
 

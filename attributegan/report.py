@@ -1,6 +1,6 @@
 """What a run tells: progress for people, scalars and grids for TensorBoard, one JSON line of metrics at a time.
 
-Owns the files of the run folder that are for reading: train.log, metrics.jsonl, grids/, tensorboard/.
+Owns the files of the run folder that are for reading: train.log, metrics.jsonl, grids/, tensorboard/; status.json is status.py's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from attributegan import status
 
 log = logging.getLogger("attributegan")
 
@@ -60,7 +62,7 @@ class Reporter:
             self.bar.update(images - self.bar.n)
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
-        """One line of progress, one of JSON, and the curves."""
+        """One line of progress, one of JSON, the curves and the status."""
         if not self.is_main:
             return
         rate = (images - self.first) / max(time.monotonic() - self.started, 1e-9)
@@ -69,6 +71,7 @@ class Reporter:
             self.board.add_scalar(name, value, images)
         self.metrics.write(json.dumps({"images": images, **values}) + "\n")
         self.metrics.flush()
+        status.update(self.folder, images=images, images_per_second=rate, losses=_losses(values))
         left = timedelta(seconds=round((self.total - images) / max(rate, 1e-9)))
         shown = "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in ("real_score", "fake_score") if name in values)
         line = f"{images:,} of {self.total:,} images ({images / self.total:.0%})  {rate:.1f} img/s  {left} left  {shown}"
@@ -94,6 +97,12 @@ class Reporter:
             self.board.close()
         if self.bar is not None:
             self.bar.close()
+
+
+def _losses(values: dict[str, float]) -> dict[str, float]:
+    """What each network is trained to lower, its adversarial terms together."""
+    names = {"discriminator": "discriminator/hinge", "generator": "generator/adversarial"}
+    return {network: sum(v for name, v in values.items() if name in (term, f"{term}_32")) for network, term in names.items()}
 
 
 def _drop_lines_after(path: Path, images: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from attributegan import sample
+from attributegan.cli import STOP_SIGNALS
 from attributegan.config import Config, dump
 from attributegan.report import Reporter
 from attributegan.training import Batch, Training
@@ -23,7 +24,11 @@ log = logging.getLogger("attributegan")
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM, so that the step at hand ends and a checkpoint is saved; a second one, seconds later, kills."""
+    """Set by a signal, so that the step at hand ends and a checkpoint is saved.
+
+    A second SIGINT or SIGTERM of the same kind, seconds later, kills; one of another kind does not, since Slurm may send SIGUSR2 first and
+    SIGTERM while the checkpoint is being written.
+    """
 
     REPEATS = 5.0  # seconds in which the same wish may arrive twice: from the terminal and through the launcher
 
@@ -31,7 +36,9 @@ class Stop:
         self.signal = 0
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        if hasattr(signal, "pthread_sigmask"):  # a launcher may have started us with the signals held back until now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,7 +48,7 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal, self.since = number, time.monotonic()
-        elif time.monotonic() - self.since > self.REPEATS:
+        elif number == self.signal and number in (signal.SIGINT, signal.SIGTERM) and time.monotonic() - self.since > self.REPEATS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

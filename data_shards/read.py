@@ -31,6 +31,7 @@ from data_shards.tiles import Damaged, TileFiles, Wanted
 
 log = logging.getLogger("attributegan.data")
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 AHEAD = 4  # micro-batches that each worker has ready or in work
 
 
@@ -305,11 +306,11 @@ def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool
         multiprocessing_context=processes.START_METHOD if workers else None,
         generator=torch.Generator(),  # the loader draws a seed; not from the generator of the training
     )
-    # Ctrl-C and a launcher's SIGTERM go to the workers as well. Born with both blocked, they stay for the last step and
-    # the checkpoint; they end with the loader or with their parent.
+    # Ctrl-C, a launcher's SIGTERM and Slurm's signals go to the workers as well. Born with all blocked, they stay for the last
+    # step and the checkpoint; they end with the loader or with their parent.
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         return iter(loader)
     finally:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config
+from attributegan import cli, config, status
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
+    from attributegan.runtime import Runtime
+    from attributegan.train import Stop
     from data_shards.order import Order
     from data_shards.read import ShardSet
     from data_shards.shard_order import ShardOrder
@@ -68,66 +72,37 @@ def run(settings: Config) -> int:
         the number of the signal that stopped the run early, 0 when it reached its end.
 
     Raises:
-        ValueError: bad settings or data; before anything is computed.
+        ValueError: bad settings or data, or a run folder in use; before anything is computed.
+        cli.ComesAgain: an error that starting again would not mend.
     """
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     from attributegan.report import start_logging
     from attributegan.runtime import Runtime
-    from attributegan.train import Stop, train, write_config
-    from attributegan.training import Batch, Training
-    from attributegan.watch import Watch
-    from data_shards.cache import Cache
-    from data_shards.read import ShardSet, batches
+    from attributegan.train import Stop
     from launch.watcher import Watcher
 
     runtime = Runtime(settings)
-    watcher, finished = Watcher(settings), False
+    watcher, code = Watcher(settings), None
     try:
 
-        def open_shards() -> tuple[ShardSet, AttributeSchema]:
-            data = settings.data
-            cache = Cache.of(data.cache, data.cache_gb)
-            shards = ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache)
-            if settings.evaluate.every:
-                ShardSet.open(data.shards, split=settings.evaluate.split, cache=cache)  # refused now, not by the evaluation
+        def opened() -> tuple[ShardSet, AttributeSchema]:
+            shards = open_shards(settings)
             return shards, model_schema(settings, shards.schema)
 
-        shards, schema = runtime.together(open_shards)
+        shards, schema = runtime.together(opened)
         runtime.check_same(**facts(settings, shards), **{f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()})
-        start_logging(Path(settings.run.dir), runtime.is_main)
-        if runtime.is_main:
-            watcher.start()
-        with Stop() as stop, Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
-            training = Training(settings, schema, runtime)
-            training.resume()
+        with _claimed(settings, runtime), Stop() as stop:
+            start_logging(Path(settings.run.dir), runtime.is_main)
             if runtime.is_main:
-                write_config(settings)
-
-            def open_data(start: int) -> Generator[Batch, None, None]:
-                return batches(
-                    shards,
-                    _order(settings, shards),
-                    start=start,
-                    batch=settings.train.batch,
-                    micro_batches=settings.train.accumulation,
-                    rank=runtime.rank,
-                    world=runtime.world,
-                    workers=settings.data.workers,
-                    flips=settings.augment.flips,
-                    crop=settings.augment.crop,
-                    image_size=settings.model.image_size,
-                    pin_memory=runtime.device.type == "cuda",
-                )
-
-            for line in training.memory_report():
-                log.info(line)
-            log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
-            finished = train(training, open_data, stop)
-            log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
-                     f"{training.images:,}", settings.run.dir)  # fmt: skip
-            return 0 if finished else stop.signal or 15
+                watcher.start()
+            # Launchers give each process a file for its error, and take the first one that is written for the cause.
+            code = record(_train)(settings, shards, schema, runtime, stop)
+            assert code is not None
+            return code
     finally:
         runtime.end()
-        watcher.end(wait=finished)
+        watcher.end(wait=code == 0)
 
 
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
@@ -138,6 +113,106 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
 
     options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
     return options | {"code": provenance.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
+
+
+def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop) -> int:
+    from attributegan.train import train, write_config
+    from attributegan.training import Batch, Training
+    from attributegan.watch import Watch
+    from data_shards.read import batches
+
+    folder = Path(settings.run.dir)
+
+    def tell(**changes: object) -> None:
+        if runtime.is_main:
+            status.update(folder, **changes)
+
+    def open_data(start: int) -> Generator[Batch, None, None]:
+        return batches(
+            shards,
+            _order(settings, shards),
+            start=start,
+            batch=settings.train.batch,
+            micro_batches=settings.train.accumulation,
+            rank=runtime.rank,
+            world=runtime.world,
+            workers=settings.data.workers,
+            flips=settings.augment.flips,
+            crop=settings.augment.crop,
+            image_size=settings.model.image_size,
+            pin_memory=runtime.device.type == "cuda",
+        )
+
+    training, began = None, 0
+    with Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
+        try:
+            tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.place())
+            training = Training(settings, schema, runtime)
+            training.resume()
+            began = training.images
+            tell(images=began, error="")
+            if runtime.is_main:
+                write_config(settings)
+            for line in training.memory_report():
+                log.info(line)
+            log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+            finished = train(training, open_data, stop)
+        except Exception as error:
+            tell(state="failed", error=f"{type(error).__name__}: {error}")
+            if _comes_again(error, took_a_step=training is not None and training.images > began):
+                raise cli.ComesAgain from error
+            raise
+        log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
+                 f"{training.images:,}", settings.run.dir)  # fmt: skip
+        tell(state="finished" if finished else _stopped_state(stop.signal), images=training.images)
+        runtime.wait()  # a launcher may end all processes when the first one does
+    return 0 if finished else stop.signal or signal.SIGTERM
+
+
+@contextmanager
+def _claimed(settings: Config, runtime: Runtime) -> Iterator[None]:
+    """The run folder for this run alone; when it is another's, every process is refused."""
+    from attributegan.claim import Claim
+
+    claim, refusal = Claim(Path(settings.run.dir), "training"), ""
+    if runtime.is_main:
+        try:
+            claim.take()
+        except ValueError as error:
+            refusal = str(error)
+    if refusal := runtime.from_main(refusal):
+        raise ValueError(refusal)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def _stopped_state(number: int) -> status.State:
+    """A Slurm job stopped by a signal comes again, unless it was SIGINT: that one is a person's."""
+    return "preempted" if status.slurm_job() and number != signal.SIGINT else "stopped"
+
+
+def _comes_again(error: Exception, took_a_step: bool) -> bool:
+    """Divergence from the last checkpoint on does, and memory that doesn't suffice for the first step."""
+    from torch import OutOfMemoryError
+
+    from attributegan.training import Diverged
+
+    no_memory = isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, Diverged) or (no_memory and not took_a_step)
+
+
+def open_shards(settings: Config) -> ShardSet:
+    """The shards that ``settings`` name, to train on and to evaluate with; ValueError when they can't be used."""
+    from data_shards.cache import Cache
+    from data_shards.read import ShardSet
+
+    data = settings.data
+    cache = Cache.of(data.cache, data.cache_gb)
+    if settings.evaluate.every:
+        ShardSet.open(data.shards, split=settings.evaluate.split, cache=cache)  # refused now, not by the evaluation
+    return ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache)
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:

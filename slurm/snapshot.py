@@ -1,0 +1,51 @@
+"""The code of a submission: copied, so that a job that waits or starts again runs what was submitted; with commit, changes, packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = ("attributegan", "data_shards", "launch", "slurm", "tools")
+ROOT = Path(__file__).parent.parent
+
+
+def take(submission: Path) -> Path:
+    """Copy the packages to ``submission/code`` and write down what they are: commit.txt, changes.diff, environment.txt.
+
+    Returns:
+        the folder to import from.
+    """
+    code = submission / "code"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    (submission / "environment.txt").write_text(_environment())
+    if (ROOT / ".git").exists():
+        (submission / "commit.txt").write_text(_git("rev-parse", "HEAD"))
+        (submission / "changes.diff").write_text(_git("diff", "HEAD", "--", *PACKAGES) + _untracked())
+    return code
+
+
+def _git(*arguments: str) -> str:
+    """What git says; its complaint when it can't (no commit yet, a checkout of another user)."""
+    try:
+        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=60)
+    except OSError as error:
+        return f"git: {error}\n"
+    return answer.stdout if answer.returncode in (0, 1) else answer.stderr
+
+
+def _untracked() -> str:
+    names = _git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES).splitlines()
+    return "".join(_git("diff", "--no-index", "--", "/dev/null", name) for name in names)
+
+
+def _environment() -> str:
+    """Python and the packages that it has, as pip freeze writes them."""
+    packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
+    return f"# Python {platform.python_version()}, {platform.platform()}, {sys.executable}\n" + "".join(
+        f"{line}\n" for line in sorted(packages, key=str.lower)
+    )

@@ -1,0 +1,224 @@
+"""``attributegan-submit``: hand a training run, or a sweep of them, to Slurm.
+
+Owns the command line, the checks before anything is submitted, and the folder of a submission. What then runs is job.py and after.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attributegan import cli, config, status
+from attributegan.config import Config
+from slurm import cluster as clusters
+from slurm.cluster import ClusterConfig
+
+if TYPE_CHECKING:  # imports slowly, and help texts should not
+    from submitit.core.core import Job, PicklingExecutor
+
+EXAMPLES = """\
+  attributegan-submit --config configs/train/paper.yaml --cluster configs/slurm/gpu.yaml data.shards=shards run.dir=runs/paper
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/sweep/rates.yaml
+  attributegan-runs runs                                                                          what became of them
+docs/cluster.md leads through a new cluster in ten minutes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    return cli.exit_status(lambda: submit(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
+    parser.add_argument("--cluster", required=True, metavar="FILE", help="a cluster, such as configs/slurm/gpu.yaml")
+    parser.add_argument("--array", metavar="FILE", help="a sweep: every combination of its values is a run in a folder of run.dir")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    where.add_argument("--local", action="store_true", help="run the same job in processes of this machine, to look for mistakes")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
+    return parser
+
+
+def submit(options: argparse.Namespace) -> None:
+    """Submit what the command line says.
+
+    Raises:
+        ValueError: bad settings or data, a run that is alive or waits already, or no Slurm.
+    """
+    cluster = clusters.load(options.cluster)
+    if options.array and options.local:
+        raise ValueError("--array: is for Slurm; try one of the runs with --local first")
+    home = Path(config.load(options.config, options.overrides).run.dir).resolve()
+    runs = [_settled(run, cluster.processes) for run in _runs(options, home)]
+    if options.dry_run:
+        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if options.array else 0))
+        return
+    _check_data(runs)
+    with ExitStack() as claims:
+        for run in runs:
+            _claim(Path(run.run.dir), claims)
+        submission = _write_submission(home, runs, cluster)
+        jobs = _hand_over(submission, home.name, runs, cluster, options)
+    print("\n".join(f"{run.run.dir}: job {job.job_id}, {cluster.processes} processes" for run, job in zip(runs, jobs, strict=True)))
+    print(f"logs:    {submission}\nfollow:  attributegan-runs --follow {runs[0].run.dir}")
+
+
+def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
+    if not options.array:
+        return [config.load(options.config, options.overrides)]
+    from slurm import sweep
+
+    return [
+        config.load(options.config, [*options.overrides, *overrides, f"run.dir={home / name}"])
+        for name, overrides in sweep.read(options.array).items()
+    ]
+
+
+def _settled(run: Config, processes: int) -> Config:
+    """``run`` with full paths and the number of processes that it must find."""
+    train, share = run.train, run.train.accumulation * processes
+    if train.processes not in (0, processes):
+        raise ValueError(f"train.processes: {train.processes} were asked for, the cluster file gives {processes}; leave it out")
+    if train.batch % share:
+        raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.accumulation} micro-batches "
+                         "(train.accumulation); choose a multiple")  # fmt: skip
+    attributes = run.model.attributes
+    return dataclasses.replace(
+        run,
+        train=dataclasses.replace(train, processes=processes),
+        run=dataclasses.replace(run.run, dir=str(Path(run.run.dir).resolve())),
+        data=dataclasses.replace(run.data, shards=str(Path(run.data.shards).resolve())),
+        model=dataclasses.replace(
+            run.model, attributes=attributes and attributes if attributes in ("", "published") else str(Path(attributes).resolve())
+        ),
+    )
+
+
+def _check_data(runs: Sequence[Config]) -> None:
+    """What training would refuse is refused before it has waited in a queue."""
+    from launch.train import model_schema, open_shards
+
+    for run in {(r.data, r.model.attributes): r for r in runs}.values():
+        model_schema(run, open_shards(run).schema)
+
+
+def _claim(folder: Path, claims: ExitStack) -> None:
+    """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
+    from attributegan.claim import Claim
+    from launch import squeue
+
+    claim = Claim(folder, "submission")
+    claim.take()
+    claims.callback(claim.release)
+    now = status.read(folder)
+    if now is None or not now.job or now.state == "finished":
+        return
+    known = squeue.states([now.job])
+    if known is None:
+        raise ValueError(f"run.dir: {folder} was submitted as job {now.job}, and Slurm does not answer what became of it; try again later")
+    if known.get(now.job, "COMPLETING") != "COMPLETING":
+        raise ValueError(
+            f"run.dir: {folder} is job {now.job} already ({known[now.job]}); scancel {now.job} first, or choose another folder"
+        )
+
+
+def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
+    """A new folder with code, configurations and the plan of what is to be done."""
+    from slurm import snapshot
+    from slurm.plan import Plan, Run
+
+    parent = home / "submissions"
+    parent.mkdir(parents=True, exist_ok=True)
+    submission = parent / f"{1 + max((int(path.name) for path in parent.glob('[0-9]*')), default=0):04d}"
+    submission.mkdir()
+    snapshot.take(submission)
+    planned = []
+    for index, run in enumerate(runs):
+        path = submission / f"config-{index}.yaml"
+        path.write_text(config.dump(run))
+        planned.append(Run(run.run.dir, str(path)))
+    Plan(cluster.processes, cluster.nodes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
+    return submission
+
+
+def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: ClusterConfig, options: argparse.Namespace) -> list[Job[Any]]:
+    from slurm.job import TrainJob
+
+    executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
+    for run in runs:
+        status.update(Path(run.run.dir), state="queued", total=run.train.images, processes=cluster.processes, job="", error="", requeues=0)
+    jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
+    with _uninterrupted():  # a job without its pickle would wait for it in vain
+        submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
+        for run, job in zip(runs, submitted, strict=True):
+            now = status.read(Path(run.run.dir))
+            if not options.local and now and now.state == "queued":
+                status.update(Path(run.run.dir), job=job.job_id)
+    return submitted
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = False) -> Any:
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1 if dry else super().affinity()
+
+        def script(self, array: int) -> str:
+            """The batch script, for ``array`` runs when that is not 0."""
+            self.parameters.update({"map_count": array} if array else {})
+            return self._make_submission_file_text(self._submitit_command_str, "")
+
+    try:
+        executor = Executor(submission, python=cluster.command)
+    except RuntimeError as error:
+        raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local") from error
+    setup = [
+        "trap : INT TERM USR1 USR2  # signals are for the training; what comes after it decides on the next start",
+        *cluster.exports(),
+        f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+    ]
+    after = f"{shlex.quote(sys.executable)} -m slurm.after {shlex.quote(str(submission))} $?"
+    executor.update_parameters(**cluster.parameters(name, setup, [after]))
+    return executor
+
+
+def _local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecutor:
+    import os
+
+    from submitit import LocalExecutor
+
+    os.environ.update(cluster.environment)
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(submission / "code"), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",
+    }
+    executor = LocalExecutor(submission)
+    executor.update_parameters(
+        tasks_per_node=cluster.processes, gpus_per_node=cluster.gpus_per_node, timeout_min=cluster.minutes, signal_delay_s=cluster.signal_s
+    )
+    return executor
+
+
+if __name__ == "__main__":
+    sys.exit(main())
