@@ -89,6 +89,11 @@ class Writer:
         self._thread = threading.Thread(target=self._run, args=(images, dict(state), copies), name="checkpoint")
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether this process is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until this process's part of the last checkpoint is on the disk, and on the main process until it is whole.
 

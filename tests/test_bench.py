@@ -52,3 +52,13 @@ def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["read", "--count", "5"]) == 2 and "--count" in capsys.readouterr().err
     assert main(["pack", "--images", str(tmp_path)]) == 2 and "has no images" in capsys.readouterr().err
     assert main(["start", "--rows", "5"]) == 2 and "--rows" in capsys.readouterr().err
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    """Steps beside a checkpoint, and that it stood in the end."""
+    small = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=6"]
+    assert main(["checkpoint", "--repeats", "2", "--batch", "2", "--json", str(tmp_path / "out.json"), *small]) == 0
+    tree = json.loads((tmp_path / "out.json").read_text())
+    assert all(seconds > 0 for side in tree["sides"].values() for seconds in side)
+    assert tree["facts"]["checkpoint, MB"] > 0.1
+    assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools import bench_data
+from tools import bench_data, bench_train
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
   attributegan-bench pack --repeats 7 --json pack.json
   attributegan-bench start --rows 1000000
+  attributegan-bench checkpoint model.image_size=256 --batch 2
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
 
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of every side (%(default)s)")
     common.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     bench_data.add(commands, common)
+    bench_train.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:
