@@ -100,11 +100,13 @@ class Head(Judge):
     kind = "features"
     mean_D: Tensor
     scale_D: Tensor
+    decay: Tensor  # weight decay that it was fitted with
 
     def __init__(self, schema: AttributeSchema, width: int) -> None:
         super().__init__(schema)
         self.register_buffer("mean_D", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("scale_D", torch.ones(width, dtype=torch.float64))
+        self.register_buffer("decay", torch.zeros((), dtype=torch.float64))
         self.weight_AD = nn.Parameter(torch.zeros(len(schema.attributes), width, dtype=torch.float64))
         self.threshold_K = nn.Parameter(torch.zeros(self.outputs, dtype=torch.float64))
 
@@ -178,23 +180,31 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
 
 
 def fit_head(tiles_NHWC: np.ndarray, features_ND: np.ndarray, levels_NA: np.ndarray, group_N: np.ndarray, schema: AttributeSchema,
-             device: torch.device | None = None) -> Head:  # fmt: skip
-    """Fit the ordinal head; its weight decay is the one that predicts left-out groups best."""
+             device: torch.device | None = None, decay: float | None = None) -> Head:  # fmt: skip
+    """Fit the ordinal head; its weight decay is ``decay``, or the one that predicts left-out groups best."""
     head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
     parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]
     inputs_ND = torch.cat(parts)
     head.mean_D, head.scale_D = inputs_ND.mean(dim=0), inputs_ND.std(dim=0).clamp(min=1e-6)
-    fold_N = folds(group_N)
+    if decay is None:
+        decay = _best_decay(head, inputs_ND, levels_NA, folds(group_N))
+    head.decay.fill_(decay)
+    _minimise(head, inputs_ND, levels_NA, decay)
+    return head
+
+
+def _best_decay(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, fold_N: np.ndarray) -> float:
+    if not fold_N.any():
+        return DECAYS[0]
     found = []
-    for decay in DECAYS if len(np.unique(fold_N)) > 1 else DECAYS[:1]:
+    for decay in DECAYS:
         predicted_NA = np.zeros(levels_NA.shape)
         for fold in np.unique(fold_N):
             _minimise(head, inputs_ND[torch.from_numpy(fold_N != fold)], levels_NA[fold_N != fold], decay)
             with torch.inference_mode():
                 predicted_NA[fold_N == fold] = head._expected(head(inputs_ND[torch.from_numpy(fold_N == fold)])).cpu().numpy()
-        found.append(mean_spearman(schema, levels_NA, predicted_NA))
-    _minimise(head, inputs_ND, levels_NA, DECAYS[int(np.argmax(found))])
-    return head
+        found.append(mean_spearman(head.schema, levels_NA, predicted_NA))
+    return DECAYS[int(np.argmax(found))]
 
 
 def _minimise(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, decay: float) -> None:
