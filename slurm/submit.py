@@ -32,7 +32,7 @@ docs/cluster.md leads through a new cluster in ten minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     return cli.exit_status(lambda: submit(options))
 
 
