@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -113,14 +115,18 @@ def _check_data(runs: Sequence[Config]) -> None:
 
 def _claim(folder: Path, claims: ExitStack) -> None:
     """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
-    from attributegan.claim import Claim
+    from attributegan.claim import Claim, born
     from launch import squeue
 
     claim = Claim(folder, "submission")
     claim.take()
     claims.callback(claim.release)
     now = status.read(folder)
-    if now is None or not now.job or now.state == "finished":
+    if now is None or now.state == "finished":
+        return
+    if now.state == "queued" and now.host == socket.gethostname() and born(now.pid):
+        raise ValueError(f"run.dir: {folder} is about to be trained in on this machine (process {now.pid}); stop that first")
+    if not now.job:
         return
     known = squeue.states([now.job])
     if known is None:
@@ -154,15 +160,17 @@ def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: Clu
     from slurm.job import TrainJob
 
     executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
+    waiting = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
     for run in runs:
-        status.update(Path(run.run.dir), state="queued", total=run.train.images, processes=cluster.processes, job="", error="", requeues=0)
+        status.update(Path(run.run.dir), total=run.train.images, **waiting)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
-    with _uninterrupted():  # a job without its pickle would wait for it in vain
+    with _uninterrupted(), _quiet(submission if options.local else None):  # a job without its pickle would wait for it in vain
         submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
-            if not options.local and now and now.state == "queued":
-                status.update(Path(run.run.dir), job=job.job_id)
+            who = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}
+            if now and now.state == "queued" and not now.job:
+                status.update(Path(run.run.dir), **who)
     return submitted
 
 
@@ -174,6 +182,24 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet(submission: Path | None) -> Iterator[None]:
+    """What is started here and stays says what it has to say in ``submission``, so that nothing waits for its output."""
+    if submission is None:
+        yield
+        return
+    saved = [os.dup(number) for number in (1, 2)]
+    with (submission / "local.log").open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = False) -> Any:
@@ -204,8 +230,6 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
 
 
 def _local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecutor:
-    import os
-
     from submitit import LocalExecutor
 
     os.environ.update(cluster.environment)
