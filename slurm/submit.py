@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -62,8 +63,10 @@ def submit(options: argparse.Namespace) -> None:
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()
     runs = [_settled(run, cluster.processes) for run in _runs(options, home)]
     if options.dry_run:
-        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if options.array else 0))
+        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if len(runs) > 1 else 0))
         return
+    if not options.local and not shutil.which("srun"):
+        raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local")
     _check_data(runs)
     with ExitStack() as claims:
         for run in runs:
@@ -86,23 +89,15 @@ def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
 
 
 def _settled(run: Config, processes: int) -> Config:
-    """``run`` with full paths and the number of processes that it must find."""
+    """``run`` with its full path and the number of processes that it must find."""
     train, share = run.train, run.train.accumulation * processes
     if train.processes not in (0, processes):
         raise ValueError(f"train.processes: {train.processes} were asked for, the cluster file gives {processes}; leave it out")
     if train.batch % share:
         raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.accumulation} micro-batches "
                          "(train.accumulation); choose a multiple")  # fmt: skip
-    attributes = run.model.attributes
-    return dataclasses.replace(
-        run,
-        train=dataclasses.replace(train, processes=processes),
-        run=dataclasses.replace(run.run, dir=str(Path(run.run.dir).resolve())),
-        data=dataclasses.replace(run.data, shards=str(Path(run.data.shards).resolve())),
-        model=dataclasses.replace(
-            run.model, attributes=attributes and attributes if attributes in ("", "published") else str(Path(attributes).resolve())
-        ),
-    )
+    folder = str(Path(run.run.dir).resolve())
+    return dataclasses.replace(run, train=dataclasses.replace(train, processes=processes), run=dataclasses.replace(run.run, dir=folder))
 
 
 def _check_data(runs: Sequence[Config]) -> None:
@@ -152,7 +147,7 @@ def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig
         path = submission / f"config-{index}.yaml"
         path.write_text(config.dump(run))
         planned.append(Run(run.run.dir, str(path)))
-    Plan(cluster.processes, cluster.nodes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
+    Plan(cluster.processes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
     return submission
 
 
@@ -215,10 +210,7 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
             self.parameters.update({"map_count": array} if array else {})
             return self._make_submission_file_text(self._submitit_command_str, "")
 
-    try:
-        executor = Executor(submission, python=cluster.command)
-    except RuntimeError as error:
-        raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local") from error
+    executor = Executor(submission, python=cluster.command)
     setup = [
         "trap : INT TERM USR1 USR2  # signals are for the training; what comes after it decides on the next start",
         *cluster.exports(),

@@ -87,7 +87,7 @@ def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
     [
         (["train.batch=9"], "train.batch: 9 does not divide into 2 processes"),
         (["train.processes=4"], "train.processes: 4 were asked for, the cluster file gives 2"),
-        (["data.shards=nowhere"], "nowhere"),
+        (["data.shards=nowhere", "--local"], "nowhere"),
         (["--array=absent.yaml"], "absent.yaml"),
         (["--array=absent.yaml", "--local"], "--array: is for Slurm"),
         ([], "srun and sbatch are not on the PATH"),
@@ -96,7 +96,7 @@ def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
 def test_bad_submission_is_refused_and_leaves_nothing(tmp_path: Path, files: list[str], extra: list[str], named: str) -> None:
     done = submit(*files, *extra, PATH="/nowhere")
     assert done.returncode == 2 and named in done.stderr, done.stderr
-    assert status.read(tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
 
 
 def test_sweep_is_every_combination(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_culprit_is_the_first_that_failed_and_else_the_one_that_says_nothing() -
 def submission(tmp_path: Path, max_requeues: int = 2) -> Path:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     status.update(tmp_path / "run", state="running")
-    Plan(4, 2, max_requeues, {}, [Run(str(tmp_path / "run"), "config.yaml")]).save(tmp_path)
+    Plan(4, max_requeues, {}, [Run(str(tmp_path / "run"), "config.yaml")]).save(tmp_path)
     return tmp_path
 
 
@@ -237,7 +237,7 @@ def test_rendezvous_refuses_what_would_wait_or_be_another_run(monkeypatch: pytes
 
 
 def test_plan_reads_back(tmp_path: Path) -> None:
-    plan = Plan(4, 2, 3, {"NCCL_DEBUG": "WARN"}, [Run("a", "b"), Run("c", "d")])
+    plan = Plan(4, 3, {"NCCL_DEBUG": "WARN"}, [Run("a", "b"), Run("c", "d")])
     plan.save(tmp_path)
     assert Plan.load(tmp_path) == plan
 
