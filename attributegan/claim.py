@@ -48,7 +48,7 @@ class Holder:
     def is_gone(self, me: Holder) -> bool | None:
         """Whether it has ended for certain; None when that can't be told from here."""
         if self.machine and self.machine == me.machine:
-            return _born(self.pid) != self.born
+            return born(self.pid) != self.born
         if self.job and self.job == me.job and self.restart < me.restart:
             return True  # Slurm starts a job again when the start before is over
         return None
@@ -63,7 +63,7 @@ class Claim:
     def __init__(self, folder: Path, what: Literal["training", "submission"]) -> None:
         self.path = folder / FILE
         pid = os.getpid()
-        self.me = Holder(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, _born(pid), slurm_job(), slurm_restarts())
+        self.me = Holder(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, born(pid), slurm_job(), slurm_restarts())
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
@@ -187,7 +187,7 @@ def _machine() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
+def born(pid: int) -> str:
     """When the live process ``pid`` of this machine began, in clock ticks; "" when there is none."""
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -82,7 +82,7 @@ def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
 
 def _fate(job: str) -> Literal["running", "requeued", "cancelled"]:
     """What Slurm or a person has done to the job already; while it runs it is for us to decide."""
-    answer = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, timeout=60)
+    answer = _scontrol("show", "job", "-o", job)
     fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", answer.stdout))
     if fields.get("JobState", "RUNNING") == "RUNNING":
         return "running"
@@ -91,14 +91,20 @@ def _fate(job: str) -> Literal["running", "requeued", "cancelled"]:
 
 def _requeue(job: str, folder: Path) -> None:
     for wait_s in [2.0**k for k in range(TRIES)]:
-        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        answer = _scontrol("requeue", job)
         if answer.returncode == 0:
             return
         time.sleep(wait_s)
-    status.update(
-        folder, state="failed", error=f"Slurm refuses to start job {job} again: {answer.stderr.strip()}; submit the run once more"
-    )
-    print(f"error: scontrol requeue {job}: {answer.stderr}", file=sys.stderr)
+    error = f"Slurm does not start job {job} again: {answer.stderr.strip()}; submit the run once more"
+    print(f"error: {error}", file=sys.stderr)
+    status.update(folder, state="failed", error=error)
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(arguments, 1, "", str(error))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     processes: int
-    nodes: int
     max_requeues: int
     environment: dict[str, str]  # of the training processes
     runs: list[Run]  # one for each job of the array; one

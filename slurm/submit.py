@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
+import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,7 +35,7 @@ docs/cluster.md leads through a new cluster in ten minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     return cli.exit_status(lambda: submit(options))
 
 
@@ -60,8 +63,10 @@ def submit(options: argparse.Namespace) -> None:
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()
     runs = [_settled(run, cluster.processes) for run in _runs(options, home)]
     if options.dry_run:
-        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if options.array else 0))
+        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if len(runs) > 1 else 0))
         return
+    if not options.local and not shutil.which("srun"):
+        raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local")
     _check_data(runs)
     with ExitStack() as claims:
         for run in runs:
@@ -84,23 +89,15 @@ def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
 
 
 def _settled(run: Config, processes: int) -> Config:
-    """``run`` with full paths and the number of processes that it must find."""
+    """``run`` with its full path and the number of processes that it must find."""
     train, share = run.train, run.train.accumulation * processes
     if train.processes not in (0, processes):
         raise ValueError(f"train.processes: {train.processes} were asked for, the cluster file gives {processes}; leave it out")
     if train.batch % share:
         raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.accumulation} micro-batches "
                          "(train.accumulation); choose a multiple")  # fmt: skip
-    attributes = run.model.attributes
-    return dataclasses.replace(
-        run,
-        train=dataclasses.replace(train, processes=processes),
-        run=dataclasses.replace(run.run, dir=str(Path(run.run.dir).resolve())),
-        data=dataclasses.replace(run.data, shards=str(Path(run.data.shards).resolve())),
-        model=dataclasses.replace(
-            run.model, attributes=attributes and attributes if attributes in ("", "published") else str(Path(attributes).resolve())
-        ),
-    )
+    folder = str(Path(run.run.dir).resolve())
+    return dataclasses.replace(run, train=dataclasses.replace(train, processes=processes), run=dataclasses.replace(run.run, dir=folder))
 
 
 def _check_data(runs: Sequence[Config]) -> None:
@@ -113,14 +110,18 @@ def _check_data(runs: Sequence[Config]) -> None:
 
 def _claim(folder: Path, claims: ExitStack) -> None:
     """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
-    from attributegan.claim import Claim
+    from attributegan.claim import Claim, born
     from launch import squeue
 
     claim = Claim(folder, "submission")
     claim.take()
     claims.callback(claim.release)
     now = status.read(folder)
-    if now is None or not now.job or now.state == "finished":
+    if now is None or now.state == "finished":
+        return
+    if now.state == "queued" and now.host == socket.gethostname() and born(now.pid):
+        raise ValueError(f"run.dir: {folder} is about to be trained in on this machine (process {now.pid}); stop that first")
+    if not now.job:
         return
     known = squeue.states([now.job])
     if known is None:
@@ -146,7 +147,7 @@ def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig
         path = submission / f"config-{index}.yaml"
         path.write_text(config.dump(run))
         planned.append(Run(run.run.dir, str(path)))
-    Plan(cluster.processes, cluster.nodes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
+    Plan(cluster.processes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
     return submission
 
 
@@ -154,15 +155,17 @@ def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: Clu
     from slurm.job import TrainJob
 
     executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
+    waiting = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
     for run in runs:
-        status.update(Path(run.run.dir), state="queued", total=run.train.images, processes=cluster.processes, job="", error="", requeues=0)
+        status.update(Path(run.run.dir), total=run.train.images, **waiting)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
-    with _uninterrupted():  # a job without its pickle would wait for it in vain
+    with _uninterrupted(), _quiet(submission if options.local else None):  # a job without its pickle would wait for it in vain
         submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
-            if not options.local and now and now.state == "queued":
-                status.update(Path(run.run.dir), job=job.job_id)
+            who = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}
+            if now and now.state == "queued" and not now.job:
+                status.update(Path(run.run.dir), **who)
     return submitted
 
 
@@ -174,6 +177,24 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet(submission: Path | None) -> Iterator[None]:
+    """What is started here and stays says what it has to say in ``submission``, so that nothing waits for its output."""
+    if submission is None:
+        yield
+        return
+    saved = [os.dup(number) for number in (1, 2)]
+    with (submission / "local.log").open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = False) -> Any:
@@ -189,10 +210,7 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
             self.parameters.update({"map_count": array} if array else {})
             return self._make_submission_file_text(self._submitit_command_str, "")
 
-    try:
-        executor = Executor(submission, python=cluster.command)
-    except RuntimeError as error:
-        raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local") from error
+    executor = Executor(submission, python=cluster.command)
     setup = [
         "trap : INT TERM USR1 USR2  # signals are for the training; what comes after it decides on the next start",
         *cluster.exports(),
@@ -204,8 +222,6 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
 
 
 def _local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecutor:
-    import os
-
     from submitit import LocalExecutor
 
     os.environ.update(cluster.environment)

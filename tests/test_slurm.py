@@ -17,7 +17,6 @@ import pytest
 import slurm_cluster
 import yaml
 from runs import ROOT, TINY, differing, tensors, train
-from safetensors.torch import load_file
 from slurm_cluster import NODES, Cluster
 
 CLUSTER = {
@@ -146,11 +145,6 @@ class Job:
         return found[0]
 
 
-def checkpoint_at(run: Path, images: int) -> dict:
-    folder = run / "checkpoints" / f"images-{images:012d}"
-    return {f"{path.stem}/{name}": tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-
-
 def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path) -> None:
     """Side by side; the submission is interrupted when Slurm has the job, and the plain script is told to stop once."""
     job = Job(cluster, shards, tmp_path / "run", "train.images=80")
@@ -176,7 +170,7 @@ def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Clu
     for one in (job, plain):
         one.wait_end("COMPLETED")
         assert one.state() == "finished" and "80 of 80" in one.listed(), one.story()
-        assert differing(tensors(one.run), checkpoint_at(one_host, 80)) == []
+        assert differing(tensors(one.run), tensors(one_host, 80)) == []
     assert cluster.job(plain.id)["Restarts"] == "1" and cluster.job(job.id)["Restarts"] == "0"
 
 
@@ -199,7 +193,7 @@ def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undistur
         job.wait_start(before + 1)
     job.wait_end("COMPLETED")
     assert job.state() == "finished" and int(cluster.job(job.id)["Restarts"]) >= 7
-    assert differing(tensors(job.run), checkpoint_at(one_host, IMAGES)) == []
+    assert differing(tensors(job.run), tensors(one_host, IMAGES)) == []
     images = [json.loads(line)["images"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, IMAGES + 1, 8))
     turns = (job.run / "train.log").read_text().split("tiles, 2 processes")
