@@ -63,19 +63,22 @@ def test_loopback_between_machines(tmp_path: Path) -> None:
     assert "not measured" in said
 
 
+ZERO2 = ("--config_file", f"{ROOT}/configs/accelerate/zero2.yaml", "--main_process_ip", "127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("--cpu", "--num_processes", "2"), "started single ones"),
-        (("--config_file", "configs/accelerate/zero2.yaml", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.1"),
-         "having no hostfile"),
+        ((*ZERO2, "--num_machines", "2", "--num_processes", "2"), "having no hostfile"),
     ],
-)  # fmt: skip
+)
 def test_starts_of_too_few_processes(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
     """Commands for two processes that start one, without a word; the second is DeepSpeed's default launcher."""
     run = tmp_path / "run"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = begin([*launcher("cpu", 2)[:4], *arguments, DOCTOR], run, PATH=path, HOME=str(tmp_path))
+    own = {"PATH": path, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}  # accelerate leaves a file where it starts DeepSpeed's launcher
+    process = begin([*launcher("cpu", 2)[:4], *arguments, DOCTOR], run, cwd=tmp_path, **own)
     assert process.wait(timeout=LIMIT_S) != 0
     assert reason in output(run) and "1 problem:" in output(run)
 
