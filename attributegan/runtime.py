@@ -45,7 +45,7 @@ class Runtime:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
         handlers = []
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
-            self.meeting = roll_call(config.train.timeout_s)
+            self.meeting = roll_call(config.train.timeout_s)  # kept, since rank 0 may have the store of all
             timeout = datetime.timedelta(seconds=config.train.timeout_s)
             handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)

@@ -33,8 +33,8 @@ def of_launch(facts: Sequence[Facts], world: int, asked: int) -> list[str]:
                      "of its configuration, and see that it is started on every machine with its own machine_rank")  # fmt: skip
     tasks = max(fact.slurm_tasks for fact in facts)
     if tasks > world:
-        found.append(f"srun started {tasks} tasks and the processes know of {world}: start one launcher for each node "
-                     "(--ntasks-per-node=1) with --machine_rank from SLURM_NODEID")  # fmt: skip
+        found.append(f"Slurm has {tasks} tasks for this and the processes know of {world}: let srun start one launcher for each node "
+                     "(--ntasks-per-node=1), with --machine_rank from SLURM_NODEID")  # fmt: skip
     if missing := sorted(set(range(world)) - {fact.rank for fact in facts}):
         found.append(f"no word from {ranks_of(missing)}: they ended before they could say why (see their output), or can't "
                      "reach the meeting point: same main_process_ip and port everywhere, open in the firewall?")  # fmt: skip

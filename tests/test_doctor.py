@@ -86,7 +86,7 @@ def test_starts_of_too_few_processes(arguments: tuple[str, ...], reason: str, tm
 def test_tasks_of_slurm_that_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert doctor.main([]) == 1
-    assert "srun started 8 tasks and the processes know of 1" in capsys.readouterr().out
+    assert "Slurm has 8 tasks for this and the processes know of 1" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert doctor.main([]) == 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from nodes import LOOPBACK, copy_of_code, launch
-from runs import SCRIPT, begin, free_port, launcher, output, write_config
+from runs import ROOT, SCRIPT, begin, free_port, launcher, output, write_config
 
 from attributegan.meeting import roll_call
 
@@ -29,7 +29,7 @@ def refused(folder: Path, mode: str, *options: list[str], **places: object) -> l
 
 
 def test_other_options_code_and_data(shards: Path, tmp_path: Path) -> None:
-    """One start that differs in all three: a seed, a file of the code, and what a relative path leads to."""
+    """One start that differs in all: a seed, how a network is sharded, a file of the code, and what a relative path leads to."""
     from tools.shard import main
 
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
@@ -37,11 +37,12 @@ def test_other_options_code_and_data(shards: Path, tmp_path: Path) -> None:
         file.write("# changed\n")
     (first / "tiles").symlink_to(shards)
     assert main(["phantom", "--count", "24", "--size", "32", "--out", str(second / "tiles"), "--workers", "1"]) == 0
-    options = [["data.shards=tiles", "train.seed=1"], ["data.shards=tiles", "train.seed=2"]]
+    sharded = f"deepspeed.generator={ROOT}/configs/deepspeed/zero2.json"
+    options = [["data.shards=tiles", "train.seed=1"], ["data.shards=tiles", "train.seed=2", sharded]]
     for said in refused(tmp_path, "multinode_ddp", *options, cwds=(first, second)):
         assert f"train.seed: rank 0 ({socket.gethostname()}) has 1; rank 1 ({socket.gethostname()}) has 2" in said
-        assert "code: rank 0" in said and "data.shards (index): rank 0" in said
-        assert "train.batch: rank" not in said and "torch: rank" not in said  # nothing of what is equal
+        assert "code: rank 0" in said and "data.shards (index): rank 0" in said and "sharding of the generator: rank 0" in said
+        assert "train.batch: rank" not in said and "sharding of the discriminator" not in said  # nothing of what is equal
 
 
 def test_data_that_one_node_does_not_have(shards: Path, tmp_path: Path) -> None:
@@ -63,12 +64,6 @@ def test_options_that_the_nodes_can_not_run_with(shards: Path, tmp_path: Path) -
     ):
         assert f"rank 0 ({socket.gethostname()}): train.batch: 9 does not divide into 2 processes" in said
         assert f"rank 1 ({socket.gethostname()}): train.processes: 3 were asked for, the launcher gave 2" in said
-
-
-def test_another_mode_on_one_node(shards: Path, tmp_path: Path) -> None:
-    options = [f"data.shards={shards}"], [f"data.shards={shards}", "deepspeed.generator=configs/deepspeed/zero2.json"]
-    for said in refused(tmp_path, "multinode_ddp", *options):
-        assert "sharding of the generator: rank 0" in said
 
 
 def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
