@@ -24,4 +24,9 @@ def alone(environ: Mapping[str, str]) -> str:
             "accelerate launch was asked for several machines and DeepSpeed's launcher (pdsh) started the processes of one, having no "
             "hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every machine"
         )
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in environ for name in WORLD):
+        return (
+            f"srun started {environ['SLURM_STEP_NUM_TASKS']} processes that know nothing of each other; use attributegan-submit, or "
+            "accelerate launch in each task as in configs/slurm/plain.sbatch"
+        )
     return ""

@@ -11,6 +11,7 @@ import pytest
 from nodes import LOOPBACK, copy_of_code, launch
 from runs import ROOT, SCRIPT, begin, free_port, launcher, output, write_config
 
+from attributegan import launched
 from attributegan.meeting import roll_call
 
 NODES = (LOOPBACK, LOOPBACK)
@@ -104,3 +105,9 @@ def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
         roll_call(1.0)
+
+
+def test_bare_srun_is_seen() -> None:
+    """``srun python launch/train.py``: as many single runs as tasks. Under a launcher, or as one task of a batch script, all is well."""
+    assert "srun started 2 processes" in launched.alone({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
+    assert launched.alone({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}) == "" == launched.alone({"SLURM_NTASKS": "2"})
