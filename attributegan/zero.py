@@ -45,7 +45,7 @@ class Zero(Engine):
         super().__init__(runtime, module)
         self.stage = network.stage
         self.buffers = dict(module.named_buffers())
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.ERROR)  # of steps that are skipped we tell ourselves
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # of names that DeepSpeed calls
         # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
         vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from runs import MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
 
+pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs; each start has a limit of its own
+
 # Plain steps where only rounding may differ: Adam would divide it by gradients that are near zero.
 SGD = ("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4")
 KINDS = {  # 20 steps each; gradient penalty and contrastive loss are on
