@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pooled import Pooled
+from stores import web
 from torch import Tensor, nn
 from untrained import untrained
 
@@ -286,7 +287,7 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
 
     loaded = checkpoint.load_for_sampling(run)
     schema = AttributeSchema((Attribute("grade", ("low", "high")),))
-    data = evaluate_data.Data(schema, split(4, 0), split(4, 1), None, None)
+    data = evaluate_data.Data("shards", schema, split(4, 0), split(4, 1), None, None)
     with pytest.raises(ValueError, match="does not fit the shards: the model has the attributes cell_crowding"):
         evaluate_data.check_model("untrained", loaded, loaded, data)
 
@@ -305,3 +306,15 @@ def test_models_are_called_by_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
     assert evaluate.names_of(paths) == ["run", "b", "b at 12,000"]
     assert evaluate.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+
+
+def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as from the folder; the address is told without its secret."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with web(shards) as site:
+        assert evaluate.main([*arguments(run, shards, tmp_path / "out"), "--shards", f"{site.url}?signature=hush"]) == 0
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (report, tmp_path / "out"))
+    assert numbers(one["rows"]) == pytest.approx(numbers(other["rows"]), abs=1e-6)
+    assert one["data"]["identity"] == other["data"]["identity"]
+    for name in ("result.json", "report.html"):
+        assert "hush" not in (tmp_path / "out" / name).read_text()

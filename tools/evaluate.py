@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def common_options(result: argparse.ArgumentParser) -> None:
     """The options of one evaluation and of many in a row."""
-    result.add_argument("--shards", metavar="DIR", required=True, type=Path, help="shard set with the real tiles, of two splits")
+    result.add_argument("--shards", metavar="DIR", required=True, help="shard set with the real tiles, of two splits: a folder or a URL")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
     result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
     result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
@@ -181,7 +181,7 @@ class Evaluation:
         return {
             "format": result.FORMAT,
             "features": self.features.identity,
-            "data": {"shards": str(options.shards), "identity": [known.train.identity, known.held_out.identity],
+            "data": {"shards": self.data.place, "identity": [known.train.identity, known.held_out.identity],
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **result.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw")} | {"equal": equal},
             "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}

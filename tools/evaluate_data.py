@@ -19,6 +19,7 @@ from data_shards.tiles import Damaged, TileFiles, Wanted
 
 @dataclass(frozen=True)
 class Data:
+    place: str  # of the set, in words that tell no secret
     schema: AttributeSchema
     train: Split
     held_out: Split
@@ -36,16 +37,15 @@ def open_data(options: argparse.Namespace, model: Loaded) -> Data:
         raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
     size = model.config.model.image_size
     sets = [ShardSet.open(options.shards, split) for split in (options.train, options.held_out)]
-    table = index.read_table(options.shards / index.FILE, ["group", "split"])
+    table = index.read_table(sets[0].folder / index.FILE, ["group", "split"])
     names = [
         table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in (options.train, options.held_out)
     ]
-    splits = [_split(shards, group, size, options.most) for shards, group in zip(sets, names, strict=True)]
+    train, held_out = (_split(shards, group, size, options.most) for shards, group in zip(sets, names, strict=True))
     known = [set(filter(None, group)) for group in names]
     is_phantom = sets[0].schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
-    return Data(
-        sets[0].schema, splits[0], splits[1], not known[0] & known[1] if all(known) else None, measure=_measure() if is_phantom else None
-    )
+    apart = not known[0] & known[1] if all(known) else None
+    return Data(sets[0].place, sets[0].schema, train, held_out, apart, _measure() if is_phantom else None)
 
 
 def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
@@ -77,7 +77,7 @@ def _read(shards: ShardSet, files: TileFiles, tile: int, wanted: Wanted) -> np.n
     try:
         return files.read(wanted)
     except Damaged as error:
-        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.folder}`") from error
+        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.place}`") from error
 
 
 def _measure() -> Callable[[np.ndarray], np.ndarray]:

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the tiles; made if it is not there")
     result.add_argument("--count", metavar="N", type=int, default=16, help="number of tiles (default: %(default)s)")
     result.add_argument("--levels", metavar="A=L,...", default="", help="fixed levels, by number or name; the other attributes are drawn")
-    result.add_argument("--levels-from", metavar="SHARDS", type=Path,
+    result.add_argument("--levels-from", metavar="SHARDS",
                         help="draw levels as this set's training tiles have them, jointly; without it, all levels alike")  # fmt: skip
     result.add_argument("--format", choices=("png", "jpeg", "webp", "shards"), default="png", help="(default: %(default)s)")
     result.add_argument("--shard-count", metavar="N", type=int, default=1000, help="tiles in a shard (default: %(default)s)")

@@ -113,7 +113,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
 
 def _row(recipe: Recipe, index: int, level_A: np.ndarray) -> dict[str, Any]:
     levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))
-    return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", **levels}
+    return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", "more": "", **levels}
 
 
 def _member(tile_HWC: np.ndarray) -> Member:
