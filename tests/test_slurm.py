@@ -270,7 +270,10 @@ def test_killed_processes_end_the_job_and_it_starts_again_once(cluster: Cluster,
     job.wait_end("FAILED")
     assert job.state() == "failed" and "rank 0 of 2, on node1" in job.status()["error"]
 
-    job.submitted()  # a person tries again, and thinks better of it
+    job.submitted()  # a person tries again, Slurm takes the nodes back before anything could start, and the person thinks better of it
+    job.wait(lambda: cluster.job(job.id)["JobState"] == "RUNNING", 60, "start")
+    _user_signal(job)
+    job.wait_start(1)
     job.wait_images(8)
     cluster.run("scancel", job.id)
     job.wait_end("CANCELLED")
