@@ -15,6 +15,10 @@ BAD_INPUT, COMES_AGAIN = 2, 3
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
+class ForNow(ConnectionError):
+    """Nobody's mistake, and another start may go well; told in words, status 1."""
+
+
 class ComesAgain(RuntimeError):
     """Starting again as before would end in the same error; the cause says which."""
 
@@ -26,6 +30,9 @@ def exit_status(work: Callable[[], object]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except ForNow as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ComesAgain as error:
         traceback.print_exception(error.__cause__ or error)
         return COMES_AGAIN

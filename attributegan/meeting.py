@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 
 from torch import distributed as dist
 
+from attributegan.cli import ForNow
+
 HEARD_S = 10.0  # for others to read what a process has said before it ends
 
 
-class Lost(ValueError):
-    """The store does not answer; says where it was looked for."""
+class Lost(ForNow):
+    """The store does not answer, or a process gives no word; says which."""
 
 
 class Meeting:
@@ -87,7 +89,8 @@ def roll_call(seconds: float, problem: str = "") -> Meeting:
         where they met; to be kept, since without a launcher's store it is rank 0 that has it.
 
     Raises:
-        ValueError: a process has a problem, or gives no word in ``seconds``; names them, on every process.
+        ValueError: a process has a problem; names it, on every process.
+        Lost: a process gives no word in ``seconds``; names it.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     meeting = Meeting(rank, world, seconds)
@@ -102,4 +105,4 @@ def roll_call(seconds: float, problem: str = "") -> Meeting:
         raise ValueError(problem)
     lines = [f"rank {rank} ({host}): {problem}" for rank, (host, problem) in troubled.items()]
     lines += [f"rank {rank}: no word in {seconds:.0f} s" for rank in missing]
-    raise ValueError("not all processes can start:\n  " + "\n  ".join(lines))
+    raise (ValueError if troubled else Lost)("not all processes can start:\n  " + "\n  ".join(lines))

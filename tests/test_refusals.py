@@ -12,7 +12,7 @@ from nodes import LOOPBACK, copy_of_code, launch
 from runs import ROOT, SCRIPT, begin, free_port, launcher, output, write_config
 
 from attributegan import launched
-from attributegan.meeting import roll_call
+from attributegan.meeting import Lost, roll_call
 
 NODES = (LOOPBACK, LOOPBACK)
 LIMIT_S = 90
@@ -103,7 +103,7 @@ def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path)
 def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
+    with pytest.raises(Lost, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
         roll_call(1.0)
 
 
