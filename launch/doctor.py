@@ -68,7 +68,7 @@ class Examination:
 
     def run(self) -> list[str]:
         """Look, measure, tell; the same problems on every process."""
-        from attributegan.meeting import Meeting
+        from attributegan.meeting import Lost, Meeting
 
         if self.world == 1:
             self._tell([self.facts])
@@ -77,13 +77,14 @@ class Examination:
             meeting = Meeting(self.facts.rank, self.world, MEET_S)
             everyone = meeting.exchange("facts", dataclasses.asdict(self.facts), MEET_S)
             self._together(meeting, understood(everyone))
-        except ValueError as error:
+        except (ValueError, Lost) as error:
             self.problems.append(f"rank {self.facts.rank} ({self.facts.host}): {error}")
             self._say([])
         return self.problems
 
     def _together(self, meeting: Meeting, everyone: list[Facts]) -> None:
         """The checks that need others; what one process finds, all of them report."""
+        from attributegan.meeting import Lost
         from launch import diagnosis, shared_disk
 
         lines: list[str] = []
@@ -96,7 +97,7 @@ class Examination:
         if self.arguments.shared:
             self.problems += shared_disk.try_out(meeting, Path(self.arguments.shared), everyone, DISK_S)
         self._tell(everyone, lines, is_first=self.facts.rank == min(here))
-        with contextlib.suppress(ValueError):  # the others have gone
+        with contextlib.suppress(Lost):  # the others have gone
             meeting.exchange("told", True, MEET_S, here)  # a launcher that sees one end ends the others: not before the first has told
 
     def _measure(self, meeting: Meeting, everyone: list[Facts]) -> list[str]:
