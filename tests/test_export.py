@@ -107,9 +107,13 @@ def test_published_checkpoint_is_sampled_by_the_command(imported: Callable[[int,
     latents_BL, levels_BA = sample.latents_for(0, range(2), 32), sample.levels_for(PUBLISHED, 0, range(2))
     averaged_tiles, raw_tiles = (sample.generate(network, latents_BL, levels_BA) for network in (model.generator_ema, model.generator))
     assert averaged_tiles.shape == (2, size, size, 3) and (averaged_tiles != raw_tiles).mean() > 0.5
-    np.testing.assert_array_equal(sampled(ema.run, tmp_path / "a"), averaged_tiles)
-    np.testing.assert_array_equal(sampled(ema.run, tmp_path / "b", "--raw"), raw_tiles)
-    np.testing.assert_array_equal(sampled(raw.run / "checkpoints" / "images-000000000000", tmp_path / "c"), raw_tiles)
+    for tiles, expected in (
+        (sampled(ema.run, tmp_path / "a"), averaged_tiles),
+        (sampled(ema.run, tmp_path / "b", "--raw"), raw_tiles),
+        (sampled(raw.run / "checkpoints" / "images-000000000000", tmp_path / "c"), raw_tiles),
+    ):
+        differences = np.abs(tiles.astype(int) - expected)  # the command computes in another memory format
+        assert differences.max() <= 1 and (differences > 0).mean() < 1e-4
 
 
 @dataclass
@@ -135,7 +139,7 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
         assert all(term.isfinite() for term in terms.values())
     assert not start.skipped
     moved = (start.generator.module.to_image.weight - model.generator.to_image.weight).abs().mean()
-    kept = (start.ema.module.to_image.bias - model.generator_ema.to_image.bias).abs().max()
+    kept = (start.ema.average["to_image.bias"] - model.generator_ema.to_image.bias).abs().max()
     assert moved > 1e-5 and kept < 1e-4  # the average that came in is not replaced by the raw weights, which are 0.5 away
     start.save()
     again = Training(settings, PUBLISHED, Runtime(settings))
