@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+UNKNOWN = -1  # in the place of a level: nobody has said which one the tile has. No level, unlike "not assessable", which somebody has said
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -74,8 +76,8 @@ class AttributeSchema:
         if len(levels) != len(self.attributes):
             return f"{len(levels)} levels for {len(self.attributes)} attributes"
         for attribute, level in zip(self.attributes, levels, strict=True):
-            if not 0 <= level < len(attribute.levels):
-                return f"{attribute.name} is {level}, levels are 0 to {len(attribute.levels) - 1}"
+            if level != UNKNOWN and not 0 <= level < len(attribute.levels):
+                return f"{attribute.name} is {level}, levels are 0 to {len(attribute.levels) - 1}, or {UNKNOWN} for not known"
         return None
 
     def parse(self, text: str) -> dict[str, int]:

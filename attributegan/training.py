@@ -53,6 +53,10 @@ class Training:
     def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
+        share = config.train.batch // (config.train.accumulation * runtime.world)
+        if config.loss.diversity and share % 2:
+            raise ValueError(f"train.batch: loss.diversity compares pairs, and each of {runtime.world} processes gets {share} tiles a "
+                             "micro-batch; choose a batch with an even number of them")  # fmt: skip
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
@@ -66,8 +70,8 @@ class Training:
         averaged = copy.deepcopy(generator)
         self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
-        # The R1 penalty differentiates the discriminator twice, which compiled graphs can't.
-        compile_discriminator = config.train.compile and not config.loss.r1_gamma
+        # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
+        compile_discriminator = config.train.compile and not (config.loss.r1_gamma or config.loss.r2_gamma)
         self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = Path(config.run.dir) / "checkpoints"
         self.writer = Writer(
@@ -104,7 +108,7 @@ class Training:
     def _penalty_is_due(self) -> bool:
         """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
         loss = self.config.loss
-        return loss.r1_gamma > 0 and (self.images // self.config.train.batch) % loss.r1_every == 0
+        return (loss.r1_gamma > 0 or loss.r2_gamma > 0) and (self.images // self.config.train.batch) % loss.r1_every == 0
 
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
