@@ -47,7 +47,12 @@ def discriminator_phase(
             fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
             reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
             real = discriminator(
-                reals, batch.levels_BA, batch.draws.quadrant, embed=weights.contrastive > 0, reconstruct=weights.reconstruction > 0
+                reals,
+                batch.levels_BA,
+                batch.draws.quadrant,
+                embed=weights.contrastive > 0,
+                reconstruct=weights.reconstruction > 0,
+                learn_levels=weights.auxiliary > 0,
             )
             fake = discriminator(fakes, batch.levels_BA, embed=False, reconstruct=False)
             loss = torch.zeros((), device=runtime.device)
@@ -86,7 +91,9 @@ def generator_phase(
                 levels_BA = _in_pairs(batch.levels_BA) if weights.diversity else batch.levels_BA
                 plain = generator(batch.draws.latents_generator_BL, levels_BA)
                 fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
-                answer = discriminator.local(fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False)
+                answer = discriminator.local(
+                    fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
+                )
                 against = _answers_to_real(config, discriminator, batch) if weights.adversarial == "relativistic" else answer
                 loss = torch.zeros((), device=runtime.device)
                 for head, (fake_answer, real_answer) in _heads(answer, against).items():

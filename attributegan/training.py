@@ -21,6 +21,7 @@ from attributegan.attributes import AttributeSchema
 from attributegan.checkpoint_writer import Writer, remove_remains
 from attributegan.config import Config
 from attributegan.ema import Ema
+from attributegan.engine import Engine
 from attributegan.models import Discriminator, Generator
 from attributegan.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.randomness import Draws, generator_for
@@ -86,13 +87,14 @@ class Training:
             Diverged: the last ``train.max_nonfinite`` steps all had a loss or gradient that is not finite.
         """
         micro_batches = self._micro_batches(batches)
-        buffers = {name: buffer.clone() for name, buffer in self.generator.module.named_buffers()}
+        statistics = {engine: _buffers(engine) for engine in (self.generator, self.discriminator)}
         parts = self.config, self.runtime, self.generator, self.discriminator, micro_batches
         d_terms, d_taken = discriminator_phase(*parts, penalise=self._penalty_is_due())
         g_terms, g_taken = generator_phase(*parts)
-        if not g_taken:  # batch-norm statistics of a pass that went wrong
-            for name, buffer in self.generator.module.named_buffers():
-                buffer.copy_(buffers[name])
+        for engine, taken in ((self.generator, g_taken), (self.discriminator, d_taken)):
+            if not taken:  # batch-norm statistics of a pass that went wrong
+                for name, buffer in engine.module.named_buffers():
+                    buffer.copy_(statistics[engine][name])
         self.images += self.config.train.batch
         self.ema.update(self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
@@ -206,6 +208,10 @@ class Training:
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def _buffers(engine: Engine) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:

@@ -50,7 +50,7 @@ def test_every_size(size: int, kind: str) -> None:
         generator, discriminator = networks(config)
         levels = torch.zeros(2, 5, dtype=torch.long)
         made = generator(torch.randn(2, 32), levels)
-        answer = discriminator(made, levels, 3)
+        answer = discriminator(made, levels, 3, tell_levels=kind == "controlled")
     assert made.shape == (2, 3, size, size)
     if kind == "controlled":
         assert answer.logits.shape == (2, 1) and answer.logits_32 is None

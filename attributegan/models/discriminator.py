@@ -72,7 +72,7 @@ class Discriminator(Stages):
         projects = config.conditioning == "projection"
         self.head = ProjectionHead(widths[-1], self.columns.count) if projects else _head(widths[-1], self.columns.count)
         self.head_32 = None if projects else _head_32(self.columns.count, config.attention_heads)
-        self.auxiliary = AuxiliaryHeads(widths[-2:], schema.num_levels) if config.auxiliary_heads else None
+        self.auxiliary = AuxiliaryHeads(schema.num_levels) if config.auxiliary_heads else None
         self.decoder = Decoder(widths[-1], doublings=min(7, resolution) - 3)
         self.quadrant_decoder = Decoder(widths[-2], doublings=4) if resolution >= 9 else None
         self.proxies = (PublishedProxies if config.proxy == "published" else LevelProxies)(schema.num_levels)
@@ -80,7 +80,15 @@ class Discriminator(Stages):
         self.apply(initialise)
 
     def forward(
-        self, images_BCHW: Tensor, levels_BA: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True
+        self,
+        images_BCHW: Tensor,
+        levels_BA: Tensor,
+        quadrant: int = 0,
+        *,
+        embed: bool = True,
+        reconstruct: bool = True,
+        learn_levels: bool = False,
+        tell_levels: bool = False,
     ) -> DiscriminatorOutput:
         """
         Args:
@@ -89,6 +97,8 @@ class Discriminator(Stages):
             quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
+            learn_levels: compute ``levels`` for the auxiliary heads to learn from (real images), ...
+            tell_levels: ... or as they have learnt to.
 
         Raises:
             ValueError: images of another size; the 8 x 8 map would not be one.
@@ -104,7 +114,7 @@ class Discriminator(Stages):
             embedding=normalise(self.embedder(maps[0])) if embed else None,
             proxy=normalise(self.proxies(levels_BA)) if embed else None,
             reconstruction_loss=self._reconstruction_loss(images_BCHW, maps, quadrant) if reconstruct else None,
-            levels=self.auxiliary(images_BCHW, maps[-2:]) if self.auxiliary is not None else None,
+            levels=self.auxiliary(images_BCHW, learn_levels) if self.auxiliary is not None and (learn_levels or tell_levels) else None,
         )
 
     def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
