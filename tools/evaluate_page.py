@@ -93,8 +93,11 @@ def glance_text(result: Mapping[str, Any]) -> str:
 
 
 def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
-    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "memory ratio"]
-    return Table(header, [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _memory(row, "ratio")] for row in rows])
+    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "diversity", "memory ratio"]
+    return Table(
+        header,
+        [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _diversity(row), _memory(row, "ratio")] for row in rows],
+    )
 
 
 def _quality(row: Mapping[str, Any]) -> list[Figure]:
@@ -113,6 +116,10 @@ def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
         return Figure(NONE)
     return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else Figure("not judged", "obeys too little")
+
+
+def _diversity(row: Mapping[str, Any]) -> Figure:
+    return Figure(f"{row['diversity']:.2f}" if "diversity" in row else NONE)
 
 
 def _memory(row: Mapping[str, Any], name: str) -> Figure:

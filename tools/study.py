@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--seeds", metavar="N", type=int, default=1, help="runs of each study, with seeds from 0 on (%(default)s)")
     result.add_argument("--shards", metavar="DIR", type=Path, help="shard set to train on; by default phantoms are made in DIR/shards")
     result.add_argument("--tiles", metavar="N", type=int, default=4096, help="phantoms to make, a part of them held out (%(default)s)")
+    result.add_argument(
+        "--features", metavar="NETWORK", default="efficientnet-lite0", help="of KID; see attributegan-evaluate (%(default)s)"
+    )
     result.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
     return result
 
@@ -83,7 +86,7 @@ def study(options: argparse.Namespace) -> None:
         )
         for run in runs:
             if run.result(options.images) is None:
-                _carry_out(run, shards, options.images)
+                _carry_out(run, shards, options)
                 write_table(options.out, runs, options.images)
     write_table(options.out, runs, options.images)
     print((options.out / "table.md").read_text())
@@ -128,7 +131,7 @@ def _phantoms(folder: Path, tiles: int, sizes: set[int]) -> Path:
     return folder
 
 
-def _carry_out(run: Run, shards: Path, images: int) -> None:
+def _carry_out(run: Run, shards: Path, options: argparse.Namespace) -> None:
     """Train, or go on, and evaluate."""
     import yaml
 
@@ -136,10 +139,13 @@ def _carry_out(run: Run, shards: Path, images: int) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(run.options))
     _command(
-        "launch.train", "--config", str(config), f"data.shards={shards}", f"run.dir={run.folder / 'run'}", f"train.images={images}",
+        "launch.train", "--config", str(config), f"data.shards={shards}", f"run.dir={run.folder / 'run'}", f"train.images={options.images}",
         f"train.seed={run.seed}",
     )  # fmt: skip
-    _command("tools.evaluate", str(run.folder / "run"), "--shards", str(shards), "--out", str(run.report(images)))
+    _command(
+        "tools.evaluate", str(run.folder / "run"), "--shards", str(shards), "--out", str(run.report(options.images)),
+        "--features", options.features,
+    )  # fmt: skip
 
 
 def _command(module: str, *arguments: str) -> None:
