@@ -239,7 +239,7 @@ def how(result: Mapping[str, Any]) -> Section:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The first table, for a terminal."""
+    """The first table, for a terminal, and how each attribute is obeyed."""
     table = glance(result["rows"])
     lines = [
         list(map(str, table.header)),
@@ -249,7 +249,12 @@ def as_text(result: Mapping[str, Any]) -> str:
         ),
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    for row in result["rows"]:
+        if row["kind"] == "generator" and row["control"]:
+            orders = ", ".join(f"{name} {scores['spearman'][0]:.2f}" for name, scores in row["control"].items())
+            told.append(f"\n{row['name']} obeys (Spearman over its ceiling; 1 fully, 0 not at all): {orders}")
+    return "\n".join(told)
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
