@@ -125,17 +125,17 @@ def contrastive_by_attribute(
 
 
 def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
-    """Mean over images of the squared gradient norm of the score, without gamma/2: R1 on real images, R2 on generated ones (Mescheder et
-    al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9 and 10).
+    """The squared gradient norm of each image's score: its mean over real images is R1, over generated ones R2, both without gamma/2
+    (Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9 and 10).
 
     Args:
         scores: (B,) or (B, anything), image i's from ``images[i]`` alone.
         images: (B, C, H, W) that require gradients.
 
-    Returns: a scalar that can be differentiated once more.
+    Returns: (B,), which can be differentiated once more.
     """
     (gradient_BCHW,) = torch.autograd.grad(_full(scores).sum(), images, create_graph=True)
-    return _full(gradient_BCHW).square().sum(dim=(1, 2, 3)).mean()
+    return _full(gradient_BCHW).square().sum(dim=(1, 2, 3))
 
 
 def _full(x: Tensor) -> Tensor:

@@ -66,10 +66,9 @@ def discriminator_phase(
                 loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
             if weights.reconstruction:
                 loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", real.reconstruction_loss)
-            for name, gamma, images in (("r1", weights.r1_gamma, reals), ("r2", weights.r2_gamma, fakes)):
-                if penalise and gamma:
-                    penalty = terms.add(f"discriminator/{name}", _penalty(discriminator, images, batch.levels_BA))
-                    loss = loss + weights.r1_every * gamma / 2 * penalty
+            if penalise:
+                for name, (gamma, penalty) in _penalties(config, discriminator, reals, fakes, batch.levels_BA).items():
+                    loss = loss + weights.r1_every * gamma / 2 * terms.add(f"discriminator/{name}", penalty)
             discriminator.backward(loss / len(batches))
             terms.add("real_score", -real.logits.float().mean())
             terms.add("fake_score", -fake.logits.float().mean())
@@ -158,12 +157,20 @@ def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_B
     )
 
 
-def _penalty(discriminator: Engine, images_BCHW: Tensor, levels_BA: Tensor) -> Tensor:
-    """Gradient penalty of all heads; through the plain network, since sharded engines can't differentiate twice."""
-    images = images_BCHW.detach().requires_grad_(True)
-    answer = discriminator.local(images, levels_BA, embed=False, reconstruct=False)
+def _penalties(
+    config: Config, discriminator: Engine, reals_BCHW: Tensor, fakes_BCHW: Tensor, levels_BA: Tensor
+) -> dict[str, tuple[float, Tensor]]:
+    """The gradient penalties that are on, of all heads: gamma and mean by name. Both in one pass, which halves what a pass costs beside.
+
+    Through the plain network, since sharded engines can't differentiate twice.
+    """
+    wanted = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
+    wanted = {name: (gamma, images) for name, (gamma, images) in wanted.items() if gamma}
+    images = torch.cat([images for _, images in wanted.values()]).detach().requires_grad_(True)
+    answer = discriminator.local(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
     scores_B = sum(head.float().mean(1) for head in (answer.logits, answer.logits_32) if head is not None)
-    return losses.gradient_penalty(scores_B, images)
+    means = losses.gradient_penalty(scores_B, images).view(len(wanted), -1).mean(1)
+    return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(wanted.items(), means, strict=True)}
 
 
 class _Terms:

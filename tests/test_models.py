@@ -225,7 +225,7 @@ def test_second_derivative_of_the_discriminator_by_differences(recompute: bool) 
 
     def penalty() -> torch.Tensor:
         answer = discriminator(real, LEVELS, embed=False, reconstruct=False)
-        return losses.gradient_penalty(answer.logits.mean(1) + answer.logits_32.mean(1), real)
+        return losses.gradient_penalty(answer.logits.mean(1) + answer.logits_32.mean(1), real).mean()
 
     gradients = torch.autograd.grad(penalty(), weights, allow_unused=True)
     directions = [torch.randn_like(weight) for weight in weights]
