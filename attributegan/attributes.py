@@ -6,12 +6,15 @@ Does not know about tensors: this module imports no torch, so that packing and c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+UNKNOWN = -1  # in the place of a level: nobody has said which one the tile has. No level, unlike "not assessable", which somebody has said
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,18 @@ class AttributeSchema:
         if len(levels) != len(self.attributes):
             return f"{len(levels)} levels for {len(self.attributes)} attributes"
         for attribute, level in zip(self.attributes, levels, strict=True):
-            if not 0 <= level < len(attribute.levels):
-                return f"{attribute.name} is {level}, levels are 0 to {len(attribute.levels) - 1}"
+            if level != UNKNOWN and not 0 <= level < len(attribute.levels):
+                return f"{attribute.name} is {level}, levels are 0 to {len(attribute.levels) - 1}, or {UNKNOWN} for not known"
         return None
 
-    def parse(self, text: str) -> dict[str, int]:
-        """``cell_crowding=3,mitosis=rare`` -> ``{"cell_crowding": 3, "mitosis": 1}``; levels by number or by name.
+    def parse(self, text: str) -> dict[str, float]:
+        """``cell_crowding=2.5,mitosis=rare`` -> ``{"cell_crowding": 2.5, "mitosis": 1}``; levels by number, whole (int) or between two
+        assessable ones (float), or by name.
 
         Raises:
             ValueError: unknown attribute, or a level that it does not have.
         """
-        chosen: dict[str, int] = {}
+        chosen: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in self.names:
@@ -94,9 +98,12 @@ class AttributeSchema:
                 chosen[name] = attribute.levels.index(value)
             elif value.isdecimal() and int(value) < len(attribute.levels):
                 chosen[name] = int(value)
+            elif re.fullmatch(r"\d+\.\d+", value) and attribute.assessable[0] <= float(value) <= attribute.assessable[-1]:
+                chosen[name] = int(float(value)) if float(value).is_integer() else float(value)
             else:
                 known = ", ".join(f"{level} ({label})" for level, label in enumerate(attribute.levels))
-                raise ValueError(f"levels {part!r}: {name} has the levels {known}")
+                raise ValueError(f"levels {part!r}: {name} has the levels {known}, and others between those from "
+                                 f"{attribute.assessable[0]} to {attribute.assessable[-1]}")  # fmt: skip
         return chosen
 
     def difference(self, other: AttributeSchema) -> list[str]:

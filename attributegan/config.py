@@ -38,6 +38,10 @@ class ModelConfig:
     generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
     discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
     attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
+    generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
+    conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
+    discriminator_widen: int = 1  # the discriminator's maps are so many times as wide as nf(n)
+    auxiliary_heads: bool = False  # heads of the discriminator that tell the levels of real tiles
     label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
     proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
     attributes: str = ""  # schema: "published", a YAML file, or "" for the schema of the shards
@@ -48,7 +52,8 @@ class ModelConfig:
         for name in ("latent_dim", "fmap_max"):
             value = getattr(self, name)
             _require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
-        _require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
+        for name in ("attention_heads", "discriminator_widen"):
+            _require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be above 0")
         _require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
                  f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
         last = size.bit_length() - 2
@@ -67,14 +72,19 @@ class ModelConfig:
 class LossConfig:
     """Weights of the loss terms; 0 turns a term off and its computation with it."""
 
+    adversarial: Literal["hinge", "relativistic"] = "hinge"  # each answer for itself, or that of a real tile against a generated one's
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
+    contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
+    auxiliary: float = 0.0  # levels that the auxiliary heads read off real tiles (discriminator) and off generated ones (generator)
+    diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
     r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
+    r2_gamma: float = 0.0  # the same on generated tiles
     r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
 
     def __post_init__(self) -> None:
-        for name in ("contrastive", "reconstruction", "r1_gamma"):
+        for name in ("contrastive", "auxiliary", "diversity", "reconstruction", "r1_gamma", "r2_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
@@ -128,6 +138,7 @@ class DataConfig:
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
     window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
+    known: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
@@ -217,6 +228,11 @@ class Config:
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     run: RunConfig = field(default_factory=RunConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _require((self.loss.auxiliary > 0) == self.model.auxiliary_heads,
+                 f"loss.auxiliary: {self.loss.auxiliary} with model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
+                 "heads and a weight above 0 go together")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars; `from_dict` reads it back."""

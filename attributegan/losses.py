@@ -7,6 +7,7 @@ al., MICCAI 2021), so a good generated image is one with a low answer. Weights a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,42 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return _full(fake).mean()
 
 
+def relativistic(better: Tensor, worse: Tensor) -> Tensor:
+    """mean(softplus(better - worse)): the answer ``better`` should be the lower one, pair by pair.
+
+    The relativistic pairing loss (Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; with R1 and R2 as in Huang et al., "The
+    GAN is dead; long live the GAN!" (R3GAN), NeurIPS 2024, eq. 2), with the sign above: real before generated for the discriminator,
+    generated before real for the generator.
+    """
+    return F.softplus(_full(better) - _full(worse)).mean()
+
+
+def level_cross_entropy(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
+    """Cross entropy of the levels, mean over the known ones of the batch and then over the attributes (Odena et al., "Conditional
+    Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
+
+    Args:
+        logits: of each attribute (B, levels).
+        levels_BA: -1 for a level that is not known, which counts nothing.
+    """
+    each = [F.cross_entropy(_full(logits_BL), levels_B.clamp(min=0), reduction="none") * (levels_B >= 0)
+            for logits_BL, levels_B in zip(logits, levels_BA.T, strict=True)]  # fmt: skip
+    return torch.stack(each).mean()
+
+
+def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
+    """mean over pairs of relu(1 - d / real_distance), d the mean absolute difference of the pair's tiles.
+
+    The diversity-sensitive term (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), bounded by what real tiles have.
+
+    Args:
+        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same levels and different latents.
+        real_distance: mean absolute difference of two real tiles, a scalar.
+    """
+    apart = (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
+    return F.relu(1 - apart / real_distance).mean()
+
+
 def contrastive_2c(
     embedding_BE: Tensor,
     proxy_BE: Tensor,
@@ -41,7 +78,7 @@ def contrastive_2c(
 
     mean over i of -log(T (e^(s(x_i,p_i)/T) + sum_{j!=i, y_j=y_i} e^(s(x_i,x_j)/T)) / (e^(s(x_i,p_i)/T) + sum_{j!=i} e^(s(x_i,x_j)/T)))
 
-    where y_j = y_i means that all levels are the same.
+    where y_j = y_i means that all levels are the same. Pairs of which that can't be said, since a level is not known, take no part.
 
     Args:
         embedding_BE: x_i of this process's images.
@@ -59,23 +96,46 @@ def contrastive_2c(
         to_proxy_B1 = (x_BE * p_BE).sum(1, keepdim=True) / temperature
         to_others_BN = x_BE @ others_NE.T / temperature
     own = torch.arange(len(x_BE), device=x_BE.device)[:, None] + first == torch.arange(len(others_NE), device=x_BE.device)
-    same_BN = (levels_BA[:, None] == levels_NA[None]).all(2)
-    log_numerator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(own | ~same_BN, float("-inf"))], dim=1).logsumexp(1)
-    log_denominator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(own, float("-inf"))], dim=1).logsumexp(1)
+    unknown_BNA = (levels_BA[:, None] < 0) | (levels_NA[None] < 0)
+    equal_BNA = levels_BA[:, None] == levels_NA[None]
+    same_BN = (equal_BNA & ~unknown_BNA).all(2)
+    left_out_BN = own | (~same_BN & (equal_BNA | unknown_BNA).all(2))
+    log_numerator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(left_out_BN | ~same_BN, float("-inf"))], dim=1).logsumexp(1)
+    log_denominator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(left_out_BN, float("-inf"))], dim=1).logsumexp(1)
     return (log_denominator - log_numerator).mean() - math.log(temperature)
 
 
-def r1_penalty(real_scores: Tensor, real_images: Tensor) -> Tensor:
-    """Mean over images of the squared gradient norm of the score (Mescheder et al., ICML 2018, eq. 9, without gamma/2).
+def contrastive_by_attribute(
+    embedding_BE: Tensor,
+    proxy_BE: Tensor,
+    levels_BA: Tensor,
+    temperature: float,
+    all_embeddings_NE: Tensor,
+    all_levels_NA: Tensor,
+    first: int,
+) -> Tensor:
+    """`contrastive_2c` of every attribute for itself, on its part of embeddings and proxies; mean over the attributes.
+
+    With hundreds of combinations a batch has hardly two tiles of one; of one attribute's levels it has many.
+    """
+    attributes = levels_BA.shape[1]
+    parts = zip(*(x.chunk(attributes, dim=1) for x in (embedding_BE, proxy_BE, levels_BA, all_embeddings_NE, all_levels_NA)), strict=True)
+    each = [contrastive_2c(x, p, y, temperature, all_x, all_y, first) for x, p, y, all_x, all_y in parts]
+    return torch.stack(each).mean()
+
+
+def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
+    """The squared gradient norm of each image's score: its mean over real images is R1, over generated ones R2, both without gamma/2
+    (Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9 and 10).
 
     Args:
-        real_scores: (B,) or (B, anything), image i's from ``real_images[i]`` alone.
-        real_images: (B, C, H, W) that require gradients.
+        scores: (B,) or (B, anything), image i's from ``images[i]`` alone.
+        images: (B, C, H, W) that require gradients.
 
-    Returns: a scalar that can be differentiated once more.
+    Returns: (B,), which can be differentiated once more.
     """
-    (gradient_BCHW,) = torch.autograd.grad(_full(real_scores).sum(), real_images, create_graph=True)
-    return _full(gradient_BCHW).square().sum(dim=(1, 2, 3)).mean()
+    (gradient_BCHW,) = torch.autograd.grad(_full(scores).sum(), images, create_graph=True)
+    return _full(gradient_BCHW).square().sum(dim=(1, 2, 3))
 
 
 def _full(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from attributegan import augment, losses
 from attributegan.config import Config
 from attributegan.engine import Engine
+from attributegan.models import DiscriminatorOutput
 from attributegan.randomness import Draws
 from attributegan.runtime import Runtime
 
@@ -33,7 +34,7 @@ def discriminator_phase(
     """Teach the discriminator to tell real tiles from generated ones with the same levels.
 
     Args:
-        penalise: whether the gradient penalty is due in this step.
+        penalise: whether the gradient penalties are due in this step.
 
     Returns:
         the loss terms (means over the micro-batches of this process), and whether the step was taken.
@@ -46,20 +47,28 @@ def discriminator_phase(
             fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
             reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
             real = discriminator(
-                reals, batch.levels_BA, batch.draws.quadrant, embed=weights.contrastive > 0, reconstruct=weights.reconstruction > 0
+                reals,
+                batch.levels_BA,
+                batch.draws.quadrant,
+                embed=weights.contrastive > 0,
+                reconstruct=weights.reconstruction > 0,
+                learn_levels=weights.auxiliary > 0,
             )
             fake = discriminator(fakes, batch.levels_BA, embed=False, reconstruct=False)
-            loss = terms.add("discriminator/hinge", losses.hinge_discriminator(real.logits, fake.logits))
-            loss = loss + terms.add("discriminator/hinge_32", losses.hinge_discriminator(real.logits_32, fake.logits_32))
+            loss = torch.zeros((), device=runtime.device)
+            for head, (real_answer, fake_answer) in _heads(real, fake).items():
+                loss = loss + terms.add(f"discriminator/{weights.adversarial}{head}", _tell_apart(config, real_answer, fake_answer))
+            if weights.auxiliary:
+                told = losses.level_cross_entropy(real.levels, batch.levels_BA)
+                loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)
             if weights.contrastive:
                 contrast = _contrastive(config, runtime, real.embedding, real.proxy, batch.levels_BA)
                 loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
             if weights.reconstruction:
                 loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", real.reconstruction_loss)
             if penalise:
-                loss = loss + weights.r1_every * weights.r1_gamma / 2 * terms.add(
-                    "discriminator/r1", _r1(discriminator, reals, batch.levels_BA)
-                )
+                for name, (gamma, penalty) in _penalties(config, discriminator, reals, fakes, batch.levels_BA).items():
+                    loss = loss + weights.r1_every * gamma / 2 * terms.add(f"discriminator/{name}", penalty)
             discriminator.backward(loss / len(batches))
             terms.add("real_score", -real.logits.float().mean())
             terms.add("fake_score", -fake.logits.float().mean())
@@ -78,22 +87,66 @@ def generator_phase(
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                fakes = generator(batch.draws.latents_generator_BL, batch.levels_BA)
-                fakes = augment.apply(fakes, batch.draws.augment_generator_BP, config.augment)
-                answer = discriminator.local(fakes, batch.levels_BA, embed=weights.contrastive > 0, reconstruct=False)
-                loss = terms.add("generator/adversarial", losses.hinge_generator(answer.logits))
-                loss = loss + terms.add("generator/adversarial_32", losses.hinge_generator(answer.logits_32))
+                levels_BA = _in_pairs(batch.levels_BA) if weights.diversity else batch.levels_BA
+                plain = generator(batch.draws.latents_generator_BL, levels_BA)
+                fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
+                answer = discriminator.local(
+                    fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
+                )
+                against = _answers_to_real(config, discriminator, batch) if weights.adversarial == "relativistic" else answer
+                loss = torch.zeros((), device=runtime.device)
+                for head, (fake_answer, real_answer) in _heads(answer, against).items():
+                    loss = loss + terms.add(f"generator/adversarial{head}", _convince(config, fake_answer, real_answer))
+                if weights.auxiliary:
+                    told = losses.level_cross_entropy(answer.levels, levels_BA)
+                    loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
+                if weights.diversity:
+                    alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + weights.diversity * terms.add("generator/diversity", alike)
                 if weights.contrastive:
-                    contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, batch.levels_BA)
+                    contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, levels_BA)
                     loss = loss + weights.contrastive * terms.add("generator/contrastive", contrast)
                 generator.backward(loss / len(batches))
         norm, taken = generator.step()
     return terms.means | {"generator/gradient_norm": norm}, taken
 
 
+def _heads(one: DiscriminatorOutput, other: DiscriminatorOutput) -> dict[str, tuple[Tensor, Tensor]]:
+    """The answers of each head to two batches, by what its terms are called after."""
+    pairs = {"": (one.logits, other.logits)}
+    return pairs if one.logits_32 is None or other.logits_32 is None else pairs | {"_32": (one.logits_32, other.logits_32)}
+
+
+def _tell_apart(config: Config, real: Tensor, fake: Tensor) -> Tensor:
+    return losses.relativistic(real, fake) if config.loss.adversarial == "relativistic" else losses.hinge_discriminator(real, fake)
+
+
+def _convince(config: Config, fake: Tensor, real: Tensor) -> Tensor:
+    return losses.relativistic(fake, real) if config.loss.adversarial == "relativistic" else losses.hinge_generator(fake)
+
+
+def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch) -> DiscriminatorOutput:
+    """What the generator's tiles have to beat; nothing here is the generator's."""
+    with torch.no_grad():
+        reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
+        return discriminator.local(reals, batch.levels_BA, embed=False, reconstruct=False)
+
+
+def _in_pairs(levels_BA: Tensor) -> Tensor:
+    """Every other row's levels twice: rows 2k and 2k + 1 have those of row 2k."""
+    return levels_BA[0::2].repeat_interleave(2, dim=0)
+
+
+def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours of the global batch of real tiles."""
+    apart = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
+    return runtime.gather(apart).mean()
+
+
 def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_BE: Tensor, levels_BA: Tensor) -> Tensor:
     """2C loss of this process's tiles against the tiles of all processes."""
-    return losses.contrastive_2c(
+    loss = losses.contrastive_by_attribute if config.loss.contrastive_over == "attribute" else losses.contrastive_2c
+    return loss(
         embedding_BE,
         proxy_BE,
         levels_BA,
@@ -104,11 +157,20 @@ def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_B
     )
 
 
-def _r1(discriminator: Engine, reals_BCHW: Tensor, levels_BA: Tensor) -> Tensor:
-    """R1 penalty of both heads; through the plain network, since sharded engines can't differentiate twice."""
-    reals = reals_BCHW.detach().requires_grad_(True)
-    answer = discriminator.local(reals, levels_BA, embed=False, reconstruct=False)
-    return losses.r1_penalty(answer.logits.float().mean(1) + answer.logits_32.float().mean(1), reals)
+def _penalties(
+    config: Config, discriminator: Engine, reals_BCHW: Tensor, fakes_BCHW: Tensor, levels_BA: Tensor
+) -> dict[str, tuple[float, Tensor]]:
+    """The gradient penalties that are on, of all heads: gamma and mean by name. Both in one pass, which halves what a pass costs beside.
+
+    Through the plain network, since sharded engines can't differentiate twice.
+    """
+    wanted = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
+    wanted = {name: (gamma, images) for name, (gamma, images) in wanted.items() if gamma}
+    images = torch.cat([images for _, images in wanted.values()]).detach().requires_grad_(True)
+    answer = discriminator.local(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
+    scores_B = sum(head.float().mean(1) for head in (answer.logits, answer.logits_32) if head is not None)
+    means = losses.gradient_penalty(scores_B, images).view(len(wanted), -1).mean(1)
+    return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(wanted.items(), means, strict=True)}
 
 
 class _Terms:

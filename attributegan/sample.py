@@ -36,8 +36,9 @@ def truncated(latents_BL: Tensor, bound: float) -> Tensor:
     return torch.special.ndtri(quantile_BL).to(latents_BL)
 
 
-def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given: Mapping[str, int] | None = None) -> Tensor:
-    """levels_BA int64: ``given`` where given, else uniform over the assessable levels; a row depends on its index and ``seed``.
+def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given: Mapping[str, float] | None = None) -> Tensor:
+    """levels_BA, int64 or, with levels in between, float32: ``given`` where given, else uniform over the assessable levels; a row
+    depends on its index and ``seed``.
 
     Every attribute is drawn before the given ones replace theirs, so giving one leaves the others as they were.
     """
@@ -52,8 +53,9 @@ def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given
     return torch.tensor(rows)
 
 
-def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: Mapping[int, int] | None = None) -> Tensor:
-    """levels_BA int64 from the joint distribution of real tiles: each row is that of a tile drawn for its index and ``seed``.
+def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: Mapping[int, float] | None = None) -> Tensor:
+    """levels_BA, int64 or, with levels in between, float32, from the joint distribution of real tiles: each row is that of a tile drawn for
+    its index and ``seed``.
 
     Args:
         real_NA: levels of the real tiles.
@@ -61,12 +63,14 @@ def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: M
     """
     draws = (torch.randint(len(real_NA), (), generator=generator_for(seed, "real tile of a sample", index)) for index in indices)
     rows_BA = torch.from_numpy(real_NA[[int(draw) for draw in draws]].astype(np.int64))
+    if any(level != int(level) for level in (given or {}).values()):
+        rows_BA = rows_BA.float()
     for column, level in (given or {}).items():
         rows_BA[:, column] = level
     return rows_BA
 
 
-def middle_levels(schema: AttributeSchema, given: Mapping[str, int] | None = None) -> list[int]:
+def middle_levels(schema: AttributeSchema, given: Mapping[str, float] | None = None) -> list[float]:
     """Each attribute's middle assessable level (the lower of two), or the given one."""
     middle = {attribute.name: attribute.assessable[(len(attribute.assessable) - 1) // 2] for attribute in schema.attributes}
     return list((middle | dict(given or {})).values())
@@ -85,7 +89,7 @@ def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch:
 
 
 def sweep_grid(
-    generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, levels_A: Sequence[int] | None = None, batch: int = 16
+    generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, levels_A: Sequence[float] | None = None, batch: int = 16
 ) -> np.ndarray:
     """One row for each attribute and latent: the attribute goes through its assessable levels, all else stays.
 
@@ -111,7 +115,7 @@ def sweep_grid(
 
 
 def pair_grid(generator: nn.Module, schema: AttributeSchema, latent_1L: Tensor, rows: str, columns: str,
-              levels_A: Sequence[int] | None = None, batch: int = 16) -> np.ndarray:  # fmt: skip
+              levels_A: Sequence[float] | None = None, batch: int = 16) -> np.ndarray:  # fmt: skip
     """One tile for each pair of levels of two attributes, of one latent; (H, W, 3) uint8.
 
     Raises:

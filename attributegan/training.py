@@ -21,6 +21,7 @@ from attributegan.attributes import AttributeSchema
 from attributegan.checkpoint_writer import Writer, remove_remains
 from attributegan.config import Config
 from attributegan.ema import Ema
+from attributegan.engine import Engine
 from attributegan.models import Discriminator, Generator
 from attributegan.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.randomness import Draws, generator_for
@@ -53,6 +54,10 @@ class Training:
     def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
+        share = config.train.batch // (config.train.accumulation * runtime.world)
+        if config.loss.diversity and share % 2:
+            raise ValueError(f"train.batch: loss.diversity compares pairs, and each of {runtime.world} processes gets {share} tiles a "
+                             "micro-batch; choose a batch with an even number of them")  # fmt: skip
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
@@ -66,8 +71,8 @@ class Training:
         averaged = copy.deepcopy(generator)
         self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
-        # The R1 penalty differentiates the discriminator twice, which compiled graphs can't.
-        compile_discriminator = config.train.compile and not config.loss.r1_gamma
+        # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
+        compile_discriminator = config.train.compile and not (config.loss.r1_gamma or config.loss.r2_gamma)
         self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = Path(config.run.dir) / "checkpoints"
         self.writer = Writer(
@@ -82,13 +87,14 @@ class Training:
             Diverged: the last ``train.max_nonfinite`` steps all had a loss or gradient that is not finite.
         """
         micro_batches = self._micro_batches(batches)
-        buffers = {name: buffer.clone() for name, buffer in self.generator.module.named_buffers()}
+        statistics = {engine: _buffers(engine) for engine in (self.generator, self.discriminator)}
         parts = self.config, self.runtime, self.generator, self.discriminator, micro_batches
         d_terms, d_taken = discriminator_phase(*parts, penalise=self._penalty_is_due())
         g_terms, g_taken = generator_phase(*parts)
-        if not g_taken:  # batch-norm statistics of a pass that went wrong
-            for name, buffer in self.generator.module.named_buffers():
-                buffer.copy_(buffers[name])
+        for engine, taken in ((self.generator, g_taken), (self.discriminator, d_taken)):
+            if not taken:  # batch-norm statistics of a pass that went wrong
+                for name, buffer in engine.module.named_buffers():
+                    buffer.copy_(statistics[engine][name])
         self.images += self.config.train.batch
         self.ema.update(self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
@@ -104,7 +110,7 @@ class Training:
     def _penalty_is_due(self) -> bool:
         """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
         loss = self.config.loss
-        return loss.r1_gamma > 0 and (self.images // self.config.train.batch) % loss.r1_every == 0
+        return (loss.r1_gamma > 0 or loss.r2_gamma > 0) and (self.images // self.config.train.batch) % loss.r1_every == 0
 
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
@@ -202,6 +208,10 @@ class Training:
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def _buffers(engine: Engine) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:

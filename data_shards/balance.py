@@ -19,7 +19,8 @@ def weights(levels_UA: np.ndarray, counts_U: np.ndarray, balance: float) -> np.n
     Every attribute's distribution over the levels that occur is tempered towards uniform, target ~ frequency^(1 - balance), and the
     combinations are raked to all targets in turn (iterative proportional fitting, Deming & Stephan 1940) within bounds (as in
     calibration with bounded weights, Deville & Sarndal 1992). Combinations that don't occur stay out. So targets that contradict each
-    other, or would need weights beyond the bounds, are met as nearly as a fixed number of sweeps gets. Deterministic.
+    other, or would need weights beyond the bounds, are met as nearly as a fixed number of sweeps gets. Deterministic. Tiles of which an
+    attribute's level is not known (-1) keep their share of it: it is no level that would have to come as often as others.
 
     Args:
         levels_UA: the combinations of levels that occur.
@@ -27,20 +28,24 @@ def weights(levels_UA: np.ndarray, counts_U: np.ndarray, balance: float) -> np.n
         balance: 0 leaves every tile its equal share, 1 asks for uniform levels.
     """
     share_U = counts_U / counts_U.sum()
-    targets = [_target(levels_U, share_U, balance) for levels_U in levels_UA.T]
+    places_UA = levels_UA.astype(np.int64) + 1  # the first is "not known"
+    targets = [_target(places_U, share_U, balance) for places_U in places_UA.T]
     weights_U = np.ones(len(share_U))
     for _ in range(SWEEPS if balance else 0):
-        for levels_U, target_L in zip(levels_UA.T, targets, strict=True):
-            marginal_L = np.bincount(levels_U, weights_U * share_U)
-            weights_U = weights_U * np.divide(target_L, marginal_L, out=np.zeros_like(target_L), where=marginal_L > 0)[levels_U]
+        for places_U, target_L in zip(places_UA.T, targets, strict=True):
+            marginal_L = np.bincount(places_U, weights_U * share_U)
+            weights_U = weights_U * np.divide(target_L, marginal_L, out=np.zeros_like(target_L), where=marginal_L > 0)[places_U]
         weights_U = _bounded(weights_U, share_U)
     return weights_U
 
 
-def _target(levels_U: np.ndarray, share_U: np.ndarray, balance: float) -> np.ndarray:
-    frequency_L = np.bincount(levels_U, share_U)
-    tempered_L = np.where(frequency_L > 0, frequency_L ** (1 - balance), 0.0)
-    return tempered_L / tempered_L.sum()
+def _target(places_U: np.ndarray, share_U: np.ndarray, balance: float) -> np.ndarray:
+    """Shares of "not known" and of every level."""
+    target_L = np.bincount(places_U, share_U)
+    known_L = target_L[1:]
+    tempered_L = np.where(known_L > 0, known_L ** (1 - balance), 0.0)
+    target_L[1:] = tempered_L / max(tempered_L.sum(), 1e-300) * known_L.sum()
+    return target_L
 
 
 def _bounded(weights_U: np.ndarray, share_U: np.ndarray) -> np.ndarray:

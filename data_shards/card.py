@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attributegan.attributes import Attribute, AttributeSchema
+from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 from data_shards import index, stores, sums
 from data_shards.cache import Cache
 from data_shards.card_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
@@ -26,6 +26,7 @@ from data_shards.tiles import Damaged, TileFiles, Wanted
 
 THUMB = 112  # pixels
 MOST_PICTURES = 100
+NOT_KNOWN = "not known"
 MOST_ROWS = 50  # of tables that grow with the set
 COMBINATIONS = 10  # most and least frequent
 UNKNOWN_SIZE = 256  # pixels at which tiles of different sizes are measured
@@ -126,13 +127,22 @@ def _levels(splits: Splits, schema: AttributeSchema) -> Section:
 
 
 def _counts(levels_NA: np.ndarray, schema: AttributeSchema) -> list[np.ndarray]:
-    return [np.bincount(levels_N, minlength=count) for levels_N, count in zip(levels_NA.T, schema.num_levels, strict=True)]
+    """Tiles of every level of every attribute, and last those of which it is not known."""
+    return [np.bincount(_last_if_unknown(levels_N, count), minlength=count + 1)
+            for levels_N, count in zip(levels_NA.T, schema.num_levels, strict=True)]  # fmt: skip
+
+
+def _last_if_unknown(levels_N: np.ndarray, count: int) -> np.ndarray:
+    """``count``, one above the highest level, in the place of `UNKNOWN`."""
+    return np.where(levels_N == UNKNOWN, count, levels_N).astype(np.int64)
 
 
 def _level_table(a: int, attribute: Attribute, counts: Mapping[str, list[np.ndarray]]) -> Table:
     rows: list[Sequence[Cell]] = []
-    for level, name in enumerate(attribute.levels):
-        row: list[Cell] = [level, name + (" (not assessable)" if level == attribute.not_assessable else "")]
+    shown = attribute.levels + ((NOT_KNOWN,) if any(of_split[a][-1] for of_split in counts.values()) else ())
+    for level, name in enumerate(shown):
+        number = level if level < len(attribute.levels) else UNKNOWN
+        row: list[Cell] = [number, name + (" (not assessable)" if level == attribute.not_assessable else "")]
         for of_split in counts.values():
             share = of_split[a][level] / of_split[a].sum()
             row += [Tinted(int(of_split[a][level]), share), f"{share:.1%}"]
@@ -142,16 +152,20 @@ def _level_table(a: int, attribute: Attribute, counts: Mapping[str, list[np.ndar
 
 
 def _combinations(splits: Splits, schema: AttributeSchema) -> Section:
-    code_S = [np.ravel_multi_index(tuple(shards.levels_NA.T.astype(np.int64)), schema.num_levels) for shards in splits.values()]
+    sizes = tuple(count + 1 for count in schema.num_levels)  # with "not known"
+    names = [(*attribute.levels, NOT_KNOWN) for attribute in schema.attributes]
+    code_S = [
+        np.ravel_multi_index(tuple(map(_last_if_unknown, shards.levels_NA.T, schema.num_levels)), sizes) for shards in splits.values()
+    ]
     code_C, inverse_N = np.unique(np.concatenate(code_S), return_inverse=True)
     split_N = np.repeat(np.arange(len(code_S)), [len(code) for code in code_S])
     counts_CS = np.bincount(inverse_N * len(code_S) + split_N, minlength=len(code_C) * len(code_S)).reshape(len(code_C), len(code_S))
     by_count_C = np.argsort(-counts_CS.sum(axis=1), kind="stable")
-    levels_CA = np.stack(np.unravel_index(code_C, schema.num_levels), axis=1)
+    levels_CA = np.stack(np.unravel_index(code_C, sizes), axis=1)
 
     def table(title: str, chosen: np.ndarray) -> Table:
         rows: list[Sequence[Cell]] = [
-            [*(attribute.levels[level] for attribute, level in zip(schema.attributes, levels_CA[c], strict=True)), *counts_CS[c].tolist()]
+            [*(of_attribute[level] for of_attribute, level in zip(names, levels_CA[c], strict=True)), *counts_CS[c].tolist()]
             for c in chosen
         ]
         return Table([*schema.names, *splits], rows, title=title)
@@ -184,8 +198,8 @@ def _co_occurrence(splits: Splits, schema: AttributeSchema) -> Section:
 def _blocks(splits: Splits, schema: AttributeSchema) -> dict[tuple[int, int], np.ndarray]:
     blocks = {}
     for (a, rows), (b, columns) in itertools.product(enumerate(schema.num_levels), repeat=2):
-        pairs = (np.bincount(shards.levels_NA[:, a].astype(np.int64) * columns + shards.levels_NA[:, b], minlength=rows * columns)
-                 for shards in splits.values())  # fmt: skip
+        known = (shards.levels_NA[(shards.levels_NA[:, [a, b]] != UNKNOWN).all(axis=1)].astype(np.int64) for shards in splits.values())
+        pairs = (np.bincount(levels_NA[:, a] * columns + levels_NA[:, b], minlength=rows * columns) for levels_NA in known)
         blocks[a, b] = sum(pairs, np.zeros(rows * columns, np.int64)).reshape(rows, columns)
     return blocks
 

@@ -3,7 +3,7 @@
 Owns the columns, the metadata and their reading. Where tiles come from is in pack.py, their order in order.py.
 
 Columns: ``shard``, ``split``, ``offset`` and ``length`` of the image member's data in bytes, ``key``, ``group`` ("" for none), one int8 for
-each attribute under its name, ``checksum`` (CRC-32 of the image member's data).
+each attribute under its name (-1 where the level is not known), ``checksum`` (CRC-32 of the image member's data).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from data_shards.files import whole_file
 
 FILE = "index.parquet"
@@ -221,7 +221,7 @@ def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path:
 
 def _check(rows: Rows, header: Header, path: Path) -> None:
     for attribute, levels_N in zip(header.schema.attributes, rows.levels_NA.T, strict=True):
-        if len(levels_N) and not 0 <= levels_N.min() <= levels_N.max() < len(attribute.levels):
+        if len(levels_N) and not UNKNOWN <= levels_N.min() <= levels_N.max() < len(attribute.levels):
             raise ValueError(f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
                              f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again")  # fmt: skip
     size_S = np.array([shard.size for shard in header.shards])

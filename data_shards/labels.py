@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from attributegan.attributes import Attribute, AttributeSchema
+from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 from data_shards.format import key_of
 
 CHUNK = 1 << 16
@@ -48,7 +48,8 @@ def table_of(schema: AttributeSchema, columns: Mapping[str, Sequence[str] | pa.A
 def read_labels(
     paths: Sequence[Path], schema: AttributeSchema, columns: Mapping[str, str] | None = None, group: str | None = None
 ) -> Labels:
-    """Read one or several CSVs with a header line and the columns ``file`` and one for each attribute (level by number or name).
+    """Read one or several CSVs with a header line and the columns ``file`` and one for each attribute (level by number or name,
+    -1 where it is not known).
 
     Args:
         columns: name in the CSV for ``file`` or an attribute, where it is another one.
@@ -157,8 +158,9 @@ class _Levels(dict[str, int]):
         try:
             number = float(text)
         except ValueError:
-            raise ValueError(f"{name} is {text!r}, neither a number nor one of {', '.join(self.attribute.levels)}") from None
-        if number not in range(count):
-            raise ValueError(f"{name} is {text}, levels are 0 to {count - 1}")
+            raise ValueError(f"{name} is {text!r}, neither a number nor one of {', '.join(self.attribute.levels)}; "
+                             f"{UNKNOWN} says that it is not known") from None  # fmt: skip
+        if number != UNKNOWN and number not in range(count):
+            raise ValueError(f"{name} is {text}, levels are 0 to {count - 1}, or {UNKNOWN} for not known")
         self[text] = int(number)
         return self[text]

@@ -100,13 +100,13 @@ def _length(weights_U: np.ndarray) -> np.ndarray:
 
 def combinations(levels_NA: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The U combinations of levels that occur, sorted: (levels_UA, the combination of each row as combination_N, counts_U)."""
-    radices_A = levels_NA.max(axis=0).astype(np.int64) + 1
+    radices_A = levels_NA.max(axis=0).astype(np.int64) + 2  # a level that is not known is -1
     if math.prod(radices_A.tolist()) >= 2**63:
         raise ValueError(f"data.balance: can't balance over {len(radices_A)} attributes with so many levels; use data.balance=0")
     code_N = np.zeros(len(levels_NA), np.int64)
     for levels_N, radix in zip(levels_NA.T, radices_A, strict=True):
         code_N *= radix
-        code_N += levels_N
+        code_N += levels_N + 1
     _, example_U, combination_N, counts_U = np.unique(code_N, return_index=True, return_inverse=True, return_counts=True)
     small = np.uint16 if len(counts_U) < 1 << 16 else np.uint32  # numpy sorts 16 bits in linear time
     return levels_NA[example_U], combination_N.astype(small), counts_U

@@ -10,8 +10,8 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from data_shards import format, index, permutation
 from data_shards import workers as processes
 from data_shards.ahead import Ahead
@@ -51,15 +51,18 @@ class ShardSet:
     tars: Tars
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train", assessable_only: bool = False, cache: Cache | None = None) -> ShardSet:
+    def open(
+        cls, path: str | Path, split: str = "train", assessable_only: bool = False, cache: Cache | None = None, known: Sequence[str] = ()
+    ) -> ShardSet:
         """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
 
         Args:
             assessable_only: leave out tiles on which any attribute is "not assessable".
             cache: for the files of a remote set; the default is that of `Cache.of`.
+            known: names of attributes; the levels of all others count as not known. Without any, all levels are as they are.
 
         Raises:
-            ValueError: no such set or split, or a shard that is missing or has another size than the index says.
+            ValueError: no such set, split or attribute, or a shard that is missing or has another size than the index says.
         """
         if not str(path):
             raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
@@ -69,7 +72,9 @@ class ShardSet:
         if isinstance(tars, LocalTars):
             _check_shards(folder, [shard for shard in header.shards if shard.split == split])
         rows = index.read_rows(folder / index.FILE, header, split)
-        return cls(place, folder, header, _assessable(rows, header.schema, place) if assessable_only else rows, tars)
+        if assessable_only:
+            rows = _assessable(rows, header.schema, place)
+        return cls(place, folder, header, _knowing(rows, header.schema, known) if known else rows, tars)
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -109,11 +114,21 @@ class ShardSet:
 
 
 def _assessable(rows: index.Rows, schema: AttributeSchema, folder: str) -> index.Rows:
-    unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
-    keep_N = (rows.levels_NA != unclear_A).all(axis=1)
+    keep_N = np.ones(len(rows.levels_NA), bool)
+    for attribute, levels_N in zip(schema.attributes, rows.levels_NA.T, strict=True):
+        if attribute.not_assessable is not None:
+            keep_N &= levels_N != attribute.not_assessable
     if not keep_N.any():
         raise ValueError(f"data.assessable_only: no tile of {folder} has all its attributes assessable; use false")
     return rows.where(keep_N)
+
+
+def _knowing(rows: index.Rows, schema: AttributeSchema, known: Sequence[str]) -> index.Rows:
+    if unknown := set(known) - set(schema.names):
+        raise ValueError(f"data.known: {', '.join(sorted(unknown))}: the shards have the attributes {', '.join(schema.names)}")
+    levels_NA = rows.levels_NA.copy()
+    levels_NA[:, [name not in known for name in schema.names]] = UNKNOWN
+    return replace(rows, levels_NA=levels_NA)
 
 
 def _check_shards(folder: Path, shards: list[index.Shard]) -> None:

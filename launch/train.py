@@ -212,7 +212,7 @@ def open_shards(settings: Config) -> ShardSet:
     cache = Cache.of(data.cache, data.cache_gb)
     if settings.evaluate.every:
         ShardSet.open(data.shards, split=settings.evaluate.split, cache=cache)  # refused now, not by the evaluation
-    return ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache)
+    return ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache, known=data.known)
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
+from attributegan.attributes import PUBLISHED, UNKNOWN, Attribute, AttributeSchema
 
 
 def test_preset_is_the_published_five() -> None:
@@ -55,6 +55,14 @@ def test_parse_takes_numbers_and_names() -> None:
             PUBLISHED.parse(bad)
 
 
+def test_parse_takes_levels_between_assessable_ones() -> None:
+    assert PUBLISHED.parse("cell_crowding=2.5,nucleoli=1.25,mitosis=3.0") == {"cell_crowding": 2.5, "nucleoli": 1.25, "mitosis": 3}
+    assert type(PUBLISHED.parse("mitosis=3.0")["mitosis"]) is int
+    for bad in ("mitosis=0.5", "mitosis=3.5", "mitosis=nan", "mitosis=1e0", "mitosis=.5"):  # 0 is "not assessable"
+        with pytest.raises(ValueError, match="and others between those from 1 to 3"):
+            PUBLISHED.parse(bad)
+
+
 def test_difference_names_every_attribute_that_differs() -> None:
     tree = PUBLISHED.to_dict()
     tree["mitosis"]["levels"].append("very frequent")
@@ -66,5 +74,7 @@ def test_difference_names_every_attribute_that_differs() -> None:
 
 def test_check_tells_what_is_wrong() -> None:
     assert PUBLISHED.check([4, 3, 3, 2, 4]) is None
+    assert PUBLISHED.check([4, UNKNOWN, 3, 2, UNKNOWN]) is None
+    assert "-1 for not known" in str(PUBLISHED.check([-2, 3, 3, 2, 4]))
     assert "nucleoli is 3" in str(PUBLISHED.check([4, 3, 3, 3, 4]))
     assert "4 levels for 5" in str(PUBLISHED.check([1, 1, 1, 1]))

@@ -133,3 +133,11 @@ def test_shuffling_keeps_rows_whole() -> None:
     mixed = control.shuffled(levels)
     assert (mixed != levels).any() and sorted(mixed[:, 0]) == levels[:, 0].tolist()
     assert (mixed[:, 1] == mixed[:, 0] + 1).all()
+
+
+def test_spread_is_that_of_tiles_of_one_label() -> None:
+    tiles = np.array([0, 100, 10, 40, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    levels = np.array([[1, 2], [1, 3], [1, 2], [1, 2], [2, 2]])
+    assert control.spread(tiles, levels) == (10 + 30) / 2
+    assert control.spread(tiles[:2], levels[:2]) is None
+    assert control.spread(np.repeat(tiles[:1], 5, axis=0), levels) == 0

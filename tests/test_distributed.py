@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
+from runs import CONTROL, MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
 
 pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs; each start has a limit of its own
 
@@ -23,6 +23,7 @@ KINDS = {  # 20 steps each; gradient penalty and contrastive loss are on
     "fp16": ("train.images=40", "train.precision=fp16", "run.save_every=1000"),
     "recomputed": ("train.images=40", "train.activation_checkpointing=true", "run.save_every=1000"),
     "clipped": ("train.images=40", *SGD, "optim.grad_clip=0.01", "run.save_every=1000"),
+    "controlled": ("train.images=40", "run.save_every=1000", *CONTROL),
     "sgd": ("train.images=64", *SGD, "run.save_every=40"),
 }
 FILES = "configs/deepspeed"
@@ -115,7 +116,7 @@ def resumed(unbroken: Path, start: Start) -> Path:
 
 
 @pytest.mark.parametrize("mode", SHARDED)
-@pytest.mark.parametrize("kind", ["adam", "accumulated", "bf16", "fp16", "recomputed", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "accumulated", "bf16", "fp16", "recomputed", "controlled", "sgd"])
 def test_sharded_run_has_the_bits_of_data_parallel(unbroken: Path, mode: str, kind: str) -> None:
     """Weights, statistics, average and moments. Stages 2 and 3 add up the halves of an accumulation in another order."""
     plain, sharded = tensors(unbroken / "cpu" / kind), tensors(unbroken / mode / kind)

@@ -85,14 +85,63 @@ def test_contrastive_is_finite_at_small_temperatures() -> None:
     assert torch.isfinite(embedding.grad).all()
 
 
-def test_r1_by_hand() -> None:
+def test_gradient_penalty_by_hand() -> None:
     images = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 0.0]]]], requires_grad=True)
     weight = torch.tensor(2.0, requires_grad=True)
     scores = weight * images.square().sum(dim=(1, 2, 3)) / 2  # gradient: weight * image
-    penalty = losses.r1_penalty(scores, images)
-    assert penalty.item() == 4 * (5 + 9) / 2
-    penalty.backward()
+    penalty = losses.gradient_penalty(scores, images)
+    assert penalty.tolist() == [4 * 5, 4 * 9]
+    penalty.mean().backward()
     assert weight.grad.item() == 2 * 2 * (5 + 9) / 2
+
+
+def test_pairs_whose_levels_are_not_known_take_no_part_in_the_contrast() -> None:
+    """Image 1's second level is not known: it may be as images 0 and 2 are, so it is neither like them nor unlike."""
+    levels = torch.tensor([[1, 2], [1, -1], [1, 2]])
+    terms = [math.log((E + E) / (E + E)), 0.0, math.log((1 + E) / (1 + E))]
+    assert losses.contrastive_2c(EMBEDDING, PROXY, levels, temperature=1.0).item() == pytest.approx(sum(terms) / 3, abs=1e-6)
+    apart = torch.tensor([[1, 2], [3, -1], [1, 2]])  # here the first level says that they are unlike
+    expected = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0)
+    assert losses.contrastive_2c(EMBEDDING, PROXY, apart, temperature=1.0).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_contrast_by_attribute_is_the_mean_of_that_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding, proxy = torch.randn(2, 6, 8, generator=generator)
+    levels = torch.randint(-1, 3, (6, 2), generator=generator)
+    found = losses.contrastive_by_attribute(embedding[2:4], proxy[2:4], levels[2:4], 0.5, embedding, levels, 2)
+    each = [
+        losses.contrastive_2c(x[2:4], p[2:4], y[2:4], 0.5, x, y, 2)
+        for x, p, y in ((embedding[:, :4], proxy[:, :4], levels[:, :1]), (embedding[:, 4:], proxy[:, 4:], levels[:, 1:]))
+    ]
+    assert found.item() == pytest.approx((each[0] + each[1]).item() / 2, abs=1e-6)
+
+
+def test_relativistic_by_hand() -> None:
+    """Only differences of pairs count, and the first should be the lower one."""
+    real, fake = torch.tensor([[0.0], [5.0]], requires_grad=True), torch.tensor([[0.0], [3.0]], requires_grad=True)
+    loss = losses.relativistic(real, fake)
+    assert loss.item() == pytest.approx((math.log(2) + math.log(1 + E**2)) / 2, abs=1e-6)
+    assert losses.relativistic(real + 7, fake + 7).item() == pytest.approx(loss.item(), abs=1e-6)
+    loss.backward()
+    assert (real.grad > 0).all() and torch.equal(fake.grad, -real.grad)
+
+
+def test_cross_entropy_of_levels_by_hand_and_without_those_not_known() -> None:
+    logits = [torch.tensor([[0.0, math.log(3)], [0.0, 0.0]], requires_grad=True), torch.zeros(2, 4)]
+    loss = losses.level_cross_entropy(logits, torch.tensor([[1, 2], [0, -1]]))
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4) + 0) / 4, abs=1e-6)
+    loss = losses.level_cross_entropy(logits, torch.full((2, 2), -1))
+    loss.backward()
+    assert loss.item() == 0 and (logits[0].grad == 0).all()
+
+
+def test_diversity_asks_for_no_more_than_real_tiles_have() -> None:
+    fakes = torch.tensor([0.0, 0.1, 1.0, 3.0]).view(4, 1, 1, 1).requires_grad_()
+    loss = losses.diversity(fakes, torch.tensor(0.4))
+    assert loss.item() == pytest.approx((0.75 + 0) / 2)
+    loss.backward()
+    assert fakes.grad.flatten().tolist() == pytest.approx([1.25, -1.25, 0, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.double])
@@ -103,7 +152,10 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
         losses.hinge_discriminator(EMBEDDING.to(dtype), PROXY.to(dtype)),
         losses.hinge_generator(PROXY.to(dtype)),
         losses.contrastive_2c(EMBEDDING.to(dtype), PROXY.to(dtype), LEVELS, 1.0),
-        losses.r1_penalty(images.square(), images),
+        losses.relativistic(EMBEDDING.to(dtype), PROXY.to(dtype)),
+        losses.level_cross_entropy([EMBEDDING.to(dtype)], LEVELS[:, :1]),
+        losses.diversity(images[:2], torch.ones((), dtype=dtype)),
+        losses.gradient_penalty(images.square(), images),
     ]
     assert {loss.dtype for loss in found} == {wide}
     with torch.autocast("cpu", torch.bfloat16):

@@ -140,3 +140,16 @@ def test_the_order_of_a_seed_never_changes() -> None:
     levels_NA = np.stack([number_N % 7 == 0, number_N % 5], axis=1).astype(np.int8)
     assert Order(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
     assert Order(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
+
+
+def test_levels_that_are_not_known_do_not_count_in_the_balance() -> None:
+    """Tiles without a level keep their share; the others' levels come equally often."""
+    levels_NA = skewed_levels()
+    unknown_N = np.random.default_rng(0).random(len(levels_NA)) < 0.25
+    levels_NA[unknown_N, 1] = -1
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    assert (levels_UA[combination_N] == levels_NA).all()
+    tile_N = Order(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
+    share_L = np.bincount(levels_NA[tile_N, 1] + 1) / len(tile_N)
+    assert share_L[0] == pytest.approx(unknown_N.mean(), abs=0.01)
+    assert np.abs(share_L[1:] - (1 - share_L[0]) / (len(share_L) - 1)).max() < 0.01

@@ -387,3 +387,16 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
         peaks.append(int(answer.stdout.split()[-1]))
     assert (tmp_path / "set" / "train-000000.tar").stat().st_size > 230 * 2**20
     assert peaks[1] - peaks[0] < 30
+
+
+def test_levels_that_are_not_known_are_kept_as_such(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[f"t{number:04d}.png", -1 if number % 2 else 1, levels_of(number)[1] if number % 3 else -1] for number in range(40)]
+    write_csv(tiles / "labels.csv", ["file", "grade", "size"], rows)
+    assert main(command(tiles, "--val-fraction", "0.2")) == 0
+    found = {number_of(row["key"]): [row["grade"], row["size"]] for row in rows_of(tiles / "set")}
+    assert found == {number: row[1:] for number, row in enumerate(rows)}
+    for again in (["verify"], ["card"]):
+        assert main([*again, str(tiles / "set")]) == 0, capsys.readouterr().err
+    (tiles / "set" / index.FILE).unlink()
+    assert main(["index", str(tiles / "set"), "--attributes", str(tiles / "two.yaml"), "--workers", "1"]) == 0
+    assert {number_of(row["key"]): [row["grade"], row["size"]] for row in rows_of(tiles / "set")} == found

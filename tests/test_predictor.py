@@ -60,6 +60,13 @@ def test_rare_levels_weigh_as_much_as_frequent_ones() -> None:
     assert weights[50:130, 0].sum() == pytest.approx(weights[130:145, 0].sum())
 
 
+def test_levels_that_are_not_known_count_nothing() -> None:
+    levels = np.repeat([[1, 0], [2, 1], [-1, 1]], [40, 40, 20], axis=0)
+    _, weights = predictor._targets(levels, TWO)
+    assert (weights[80:, :2] == 0).all() and (weights[80:, 2] > 0).all() and np.isfinite(weights).all()
+    np.testing.assert_array_equal(weights[:80, :2], predictor._targets(levels[:80], TWO)[1][:, :2])
+
+
 @pytest.fixture(scope="module")
 def phantoms() -> tuple[np.ndarray, np.ndarray]:
     levels = phantom.draw_levels(900, seed=0).astype(int)

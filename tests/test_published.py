@@ -53,7 +53,7 @@ def test_recorded_outputs_of_the_published_code_at_256(states: dict[int, State])
     for quadrant in range(4):
         names = (*OFFICIAL, f"aux_loss_quadrant{quadrant}")
         answers = plain.discriminate(states[256], real, levels, quadrant)
-        for name, ours, other in zip(names, model.discriminator(real, levels, quadrant=quadrant), answers, strict=True):
+        for name, ours, other in zip(names, model.discriminator(real, levels, quadrant=quadrant)[:5], answers, strict=True):
             close(ours, arrays[name], name)
             close(other, arrays[name], f"{name}, plain network")
 
@@ -70,7 +70,7 @@ def test_parity_with_the_plain_network(states: dict[int, State], size: int) -> N
     for quadrant in range(4):
         found = model.discriminator(images, levels, quadrant=quadrant)
         expected = plain.discriminate(states[size], images, levels, quadrant)
-        for name, ours, other in zip(found._fields, found, expected, strict=True):
+        for name, ours, other in zip(found._fields[:5], found[:5], expected, strict=True):
             close(ours, other, name)
             recorded = f"{name}_{quadrant}_{size}" if name == "reconstruction_loss" else f"{name}_{size}"
             close(ours, RECORDED[recorded], f"{name}, as recorded")

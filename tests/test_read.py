@@ -305,3 +305,10 @@ def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(children)
+
+
+def test_attributes_can_count_as_not_known(folder: Path) -> None:
+    shards, plain = ShardSet.open(folder, known=("size",)), ShardSet.open(folder)
+    assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
+    with pytest.raises(ValueError, match="data.known: colour: the shards have the attributes grade, size"):
+        ShardSet.open(folder, known=("colour", "size"))

@@ -149,6 +149,17 @@ def test_command_writes_tiles_and_their_levels(sampled: Callable[..., Path], run
         np.testing.assert_allclose(pixels(folder, row["file"]).astype(int), tile, atol=1)
 
 
+def test_levels_in_between_are_made_and_listed(sampled: Callable[..., Path]) -> None:
+    """Tile by tile between the two whole levels' own; nothing else of the table changes."""
+    low, between, high = (sampled(name, "--count", "3", "--levels", f"cell_crowding={name}") for name in ("2", "2.5", "3"))
+    assert [row["cell_crowding"] for row in table(between)] == ["2.5"] * 3
+    assert [float(row["mitosis"]) for row in table(between)] == [float(row["mitosis"]) for row in table(low)]
+    for k in range(3):
+        tiles = [pixels(folder, f"{k:06d}.png").astype(int) for folder in (low, between, high)]
+        apart = [abs(tiles[a] - tiles[b]).mean() for a, b in ((0, 1), (1, 2), (0, 2))]
+        assert 0 < max(apart[:2]) < apart[2]
+
+
 def test_tile_is_the_same_whatever_count_and_batch(sampled: Callable[..., Path]) -> None:
     few, many = sampled("few", "--count", "3"), sampled("many", "--count", "10", "--batch", "7")
     assert table(few) == table(many)[:3]

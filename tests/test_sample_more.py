@@ -165,6 +165,8 @@ def test_levels_from_a_set(sampled: Callable[..., Path], shards: Path) -> None:
     assert all(tuple(int(row[name]) for name in PUBLISHED.names) in real for row in drawn)
     fixed = rows(sampled("fixed", "--count", "5", "--levels-from", str(shards), "--levels", "mitosis=3"))
     assert {row["mitosis"] for row in fixed} == {"3"}
+    between = rows(sampled("between", "--count", "5", "--levels-from", str(shards), "--levels", "mitosis=1.5"))
+    assert {row["mitosis"] for row in between} == {"1.5"}
 
 
 def test_pictures_and_films(sampled: Callable[..., Path]) -> None:
@@ -228,6 +230,8 @@ def test_command_projects(sampled: Callable[..., Path], run: Path, tmp_path: Pat
         (("--truncation", "0"), "--truncation: 0.0 must be above 0"),
         (("--movie", "gif"), "--movie: give --interpolate too"),
         (("--format", "shards", "--sweep"), "--sweep: a shard set has no place for pictures"),
+        (("--format", "shards", "--levels", "mitosis=1.5"), "--levels mitosis=1.5: shards hold whole levels"),
+        (("--levels", "mitosis=0.5"), "mitosis has the levels 0 (insufficient information)"),
         (("--workers", "0"), "--workers: 0 must be at least 1"),
         (("--pair", "mitosis", "colour"), "colour: no such attribute"),
         (("--levels-from", "nowhere"), "nowhere"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from runs import (
+    CONTROL,
     ROOT,
     SCRIPT,
     begin,
@@ -91,6 +92,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
         (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
         (("train.precision=fp64",), 1e-10),
         (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+        (("train.precision=fp64", *CONTROL), 1e-10),
     ],
 )
 def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
@@ -126,6 +128,8 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
         (["data.shards=nowhere"], "nowhere"),
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
+        (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
+        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity compares pairs"),
     ],
 )
 def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:

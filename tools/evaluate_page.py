@@ -93,8 +93,11 @@ def glance_text(result: Mapping[str, Any]) -> str:
 
 
 def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
-    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "memory ratio"]
-    return Table(header, [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _memory(row, "ratio")] for row in rows])
+    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "diversity", "memory ratio"]
+    return Table(
+        header,
+        [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _diversity(row), _memory(row, "ratio")] for row in rows],
+    )
 
 
 def _quality(row: Mapping[str, Any]) -> list[Figure]:
@@ -113,6 +116,10 @@ def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
         return Figure(NONE)
     return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else Figure("not judged", "obeys too little")
+
+
+def _diversity(row: Mapping[str, Any]) -> Figure:
+    return Figure(f"{row['diversity']:.2f}" if "diversity" in row else NONE)
 
 
 def _memory(row: Mapping[str, Any], name: str) -> Figure:
@@ -232,7 +239,7 @@ def how(result: Mapping[str, Any]) -> Section:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The first table, for a terminal."""
+    """The first table, for a terminal, and how each attribute is obeyed."""
     table = glance(result["rows"])
     lines = [
         list(map(str, table.header)),
@@ -242,7 +249,12 @@ def as_text(result: Mapping[str, Any]) -> str:
         ),
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    for row in result["rows"]:
+        if row["kind"] == "generator" and row["control"]:
+            orders = ", ".join(f"{name} {scores['spearman'][0]:.2f}" for name, scores in row["control"].items())
+            told.append(f"\n{row['name']} obeys (Spearman over its ceiling; 1 fully, 0 not at all): {orders}")
+    return "\n".join(told)
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

@@ -167,6 +167,8 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
             raise ValueError(f"--levels-from: {options.levels_from} does not fit the model: {'; '.join(differences)}")
         real_NA = shards.levels_NA
     given = loaded.schema.parse(options.levels)
+    if options.format == "shards" and (between := [name for name, level in given.items() if level != int(level)]):
+        raise ValueError(f"--levels {between[0]}={given[between[0]]}: shards hold whole levels; use another --format")
     return Recipe(loaded, options.seed, given, real_NA, options.truncation, options.batch, options.precision == "bf16")
 
 
@@ -208,7 +210,7 @@ def _advance(bar: Any) -> None:
     bar.update(1)
 
 
-def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str, int], dict[str, bytes]]:
+def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str, float], dict[str, bytes]]:
     """The latent of --project, its levels by name, and the files that tell of it."""
     import numpy as np
     from PIL import Image

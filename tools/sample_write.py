@@ -33,7 +33,7 @@ class Recipe:
 
     loaded: Loaded
     seed: int
-    given: Mapping[str, int]
+    given: Mapping[str, float]
     real_NA: np.ndarray | None  # levels of real tiles to draw from; None: uniform over the assessable
     truncation: float | None
     batch: int

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attributegan import sample
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.evaluation.real import CHUNK, Progress, Real, thumbs
 from attributegan.metrics.features import Features
 from attributegan.processes import Processes
@@ -59,7 +59,9 @@ def make_plan(real: Real | None, schema: AttributeSchema, processes: Processes, 
         middle_A = np.array(sample.middle_levels(schema))
         unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
         starts_SA = sample.levels_like(real.train.levels_NA, seed, range(sweeps)).numpy()
-        starts_SA = np.where(starts_SA == unclear_A, middle_A, starts_SA)  # a sweep needs a point of the scale to start from
+        starts_SA = np.where(
+            (starts_SA == unclear_A) | (starts_SA == UNKNOWN), middle_A, starts_SA
+        )  # a sweep needs a point of the scale to start from
         ways = {a: real.verdicts[a].levels for a in real.judged}
         plan = Plan(schema, levels_NA, starts_SA, ways, seed, needs_features=real.judge_needs_features)
     found = processes.from_main(plan)

@@ -72,6 +72,9 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
         "paths": _paths(real, plan, made),
         **_sweeps(real, plan, predicted),
     }
+    spreads = control.spread(made.tiles, plan.levels_NA), control.spread(real.thumbs, real.held_out.levels_NA)
+    if spreads[0] is not None and spreads[1]:
+        numbers["diversity"] = spreads[0] / spreads[1]
     shuffled_NA = control.shuffled(plan.levels_NA, plan.seed)
     floor = {
         "name": f"{name}, {FLOOR}",

@@ -163,6 +163,18 @@ def path(features_PSD: np.ndarray) -> Path:
     return Path(float((step_PS**2).mean() * steps**2), float(largest))
 
 
+def spread(tiles_NHWC: np.ndarray, levels_NA: np.ndarray) -> float | None:
+    """How far tiles of one label (all levels the same) are from each other: mean absolute difference of their pixels, over pairs.
+
+    Each tile with the next one of its label. A generator that makes one tile for each label has 0; divide by that of real tiles. None
+    when no two tiles have the same label.
+    """
+    _, label_N = np.unique(levels_NA, axis=0, return_inverse=True)
+    order_N = np.argsort(label_N, kind="stable")
+    pairs = [(a, b) for a, b in zip(order_N, order_N[1:], strict=False) if label_N[a] == label_N[b]]
+    return float(np.mean([np.abs(tiles_NHWC[a].astype(float) - tiles_NHWC[b]).mean() for a, b in pairs])) if pairs else None
+
+
 def shuffled(requested_NA: np.ndarray, seed: int = 0) -> np.ndarray:
     """Every tile with the levels of another one: what a generator scores that ignores its labels."""
     return requested_NA[np.random.default_rng(seed).permutation(len(requested_NA))]

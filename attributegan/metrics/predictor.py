@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
 from attributegan.randomness import generator_for
 
@@ -238,17 +238,17 @@ def folds(group_N: np.ndarray, most: int = FOLDS) -> np.ndarray:
 
 
 def _targets(levels_NA: np.ndarray, schema: AttributeSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Is the level above k? And how much the answer counts: levels alike, "not assessable" not at all."""
+    """Is the level above k? And how much the answer counts: levels alike, "not assessable" and not known not at all."""
     targets, weights = [], []
     for attribute, level_N in zip(schema.attributes, levels_NA.T, strict=True):
-        counts_L = np.bincount(level_N, minlength=len(attribute.levels)).astype(float)
+        counts_L = np.bincount(level_N[level_N != UNKNOWN], minlength=len(attribute.levels)).astype(float)
         if attribute.not_assessable is not None:
             counts_L[attribute.not_assessable] = 0
         usual = counts_L.sum() / max(1, (counts_L > 0).sum())
         weight_L = np.where(counts_L > 0, np.minimum(MOST_WEIGHT, usual / np.maximum(counts_L, 1)), 0)
         for level in attribute.assessable[:-1]:
             targets.append(level_N > level)
-            weights.append(weight_L[level_N])
+            weights.append(np.where(level_N == UNKNOWN, 0, weight_L[level_N]))
     return np.stack(targets, axis=1).astype(float), np.stack(weights, axis=1)
 
 

@@ -110,15 +110,15 @@ class Stages(nn.Module):
 
     activation_checkpointing: bool = False
 
-    def run(self, stage: nn.Module, x_BCHW: Tensor) -> Tensor:
+    def run(self, stage: nn.Module, x_BCHW: Tensor, *more: Tensor) -> Tensor:
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return _recomputed(stage, x_BCHW)
-        return stage(x_BCHW)
+            return _recomputed(stage, x_BCHW, *more)
+        return stage(x_BCHW, *more)
 
 
 @torch.compiler.disable(recursive=False)  # the compiler knows no contexts of a recomputation; it compiles what is inside
-def _recomputed(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
-    return checkpoint(stage, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage))
+def _recomputed(stage: nn.Module, *inputs: Tensor) -> Tensor:
+    return checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage))
 
 
 class LabelColumns(nn.Module):
@@ -131,16 +131,17 @@ class LabelColumns(nn.Module):
         self.count = sum(widths)
         self.register_buffer("offsets", torch.tensor([sum(widths[:a]) for a in range(len(widths))]), persistent=False)
 
-    def rows(self, levels_BA: Tensor) -> Tensor:
-        """The one column of each attribute that is 1: long (B, A)."""
-        return levels_BA + self.offsets
-
     def forward(self, levels_BA: Tensor) -> Tensor:
-        """0/1 long (B, K); for fractional levels (a floating type) the linear mix of the columns of the two whole ones around them."""
+        """0/1 long (B, K), all 0 for an attribute that is not known; for fractional levels (a floating type) the linear mix of the columns
+        of the two whole ones around them."""
         if not levels_BA.is_floating_point():
-            return F.one_hot(self.rows(levels_BA), self.count).sum(1)
-        below_BAK, above_BAK = (F.one_hot(self.rows(whole_BA.long()), self.count) for whole_BA in (levels_BA.floor(), levels_BA.ceil()))
-        return torch.lerp(below_BAK.to(levels_BA), above_BAK.to(levels_BA), (levels_BA % 1)[..., None]).sum(1)
+            return self._columns(levels_BA).sum(1)
+        below_BAK, above_BAK = (self._columns(whole_BA.long()).to(levels_BA) for whole_BA in (levels_BA.floor(), levels_BA.ceil()))
+        return torch.lerp(below_BAK, above_BAK, (levels_BA % 1)[..., None]).sum(1)
+
+    def _columns(self, levels_BA: Tensor) -> Tensor:
+        """The columns of each attribute, long (B, A, K)."""
+        return F.one_hot(levels_BA.clamp(min=0) + self.offsets, self.count) * (levels_BA >= 0)[..., None]
 
 
 def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> LabelColumns:

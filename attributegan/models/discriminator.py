@@ -28,6 +28,7 @@ from attributegan.models.blocks import (
     leaky,
     normalise,
 )  # fmt: skip
+from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
 
 IMAGE_CHANNELS = 3
 HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map
@@ -40,11 +41,12 @@ class DiscriminatorOutput(NamedTuple):
     The discriminator pushes the answers down for real images and up for generated ones.
     """
 
-    logits: Tensor  # BK: answer of the full-size head, label product applied
-    logits_32: Tensor  # BK: the same of the 32 px head
+    logits: Tensor  # BK: answers of the full-size head, label product applied; B1 with a projection
+    logits_32: Tensor | None  # BK: the same of the 32 px head, which a projection does without
     embedding: Tensor | None  # BE, unit length
     proxy: Tensor | None  # BE, unit length: where images of these levels belong
     reconstruction_loss: Tensor | None  # scalar
+    levels: tuple[Tensor, ...] | None  # of each attribute B x levels: logits of the auxiliary heads
 
 
 class Discriminator(Stages):
@@ -60,15 +62,18 @@ class Discriminator(Stages):
         top = min(8, resolution)  # the residual stages read 2^top pixels
         self.image_size = config.image_size
         self.columns = label_columns(config.label_columns, schema.num_levels)
-        before = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
+        first, *later = (config.discriminator_widen * config.feature_width(n) for n in range(top, 2, -1))
+        before = [IMAGE_CHANNELS] * (resolution - top) + [first]
         self.halvings = nn.ModuleList(Halving(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
-        widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
+        widths = [first if self.halvings else IMAGE_CHANNELS, *later]
         self.stages = nn.ModuleList(
             ResidualStage(widths[k], widths[k + 1], config.attention_heads if 2 ** (top - k) in config.discriminator_attention else 0)
             for k in range(top - 3)
         )
-        self.head = _head(widths[-1], self.columns.count)
-        self.head_32 = _head_32(self.columns.count, config.attention_heads)
+        projects = config.conditioning == "projection"
+        self.head = ProjectionHead(widths[-1], self.columns.count) if projects else _head(widths[-1], self.columns.count)
+        self.head_32 = None if projects else _head_32(self.columns.count, config.attention_heads)
+        self.auxiliary = AuxiliaryHeads(schema.num_levels) if config.auxiliary_heads else None
         self.decoder = Decoder(widths[-1], doublings=min(7, resolution) - 3)
         self.quadrant_decoder = Decoder(widths[-2], doublings=4) if resolution >= 9 else None
         self.proxies = (PublishedProxies if config.proxy == "published" else LevelProxies)(schema.num_levels)
@@ -76,15 +81,25 @@ class Discriminator(Stages):
         self.apply(initialise)
 
     def forward(
-        self, images_BCHW: Tensor, levels_BA: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True
+        self,
+        images_BCHW: Tensor,
+        levels_BA: Tensor,
+        quadrant: int = 0,
+        *,
+        embed: bool = True,
+        reconstruct: bool = True,
+        learn_levels: bool = False,
+        tell_levels: bool = False,
     ) -> DiscriminatorOutput:
         """
         Args:
             images_BCHW: [-1, 1], of the configured size.
-            levels_BA: long, one level of each attribute of the schema, in its order.
+            levels_BA: long, one level of each attribute of the schema, in its order; -1 for "not known".
             quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
+            learn_levels: compute ``levels`` for the auxiliary heads to learn from (real images), ...
+            tell_levels: ... or as they have learnt to.
 
         Raises:
             ValueError: images of another size; the 8 x 8 map would not be one.
@@ -93,14 +108,21 @@ class Discriminator(Stages):
         if images_BCHW.shape[2:] != (size, size):
             raise ValueError(f"images: {tuple(images_BCHW.shape[2:])} pixels; this discriminator is for {size} x {size}")
         maps = self._maps(images_BCHW)
-        emphasis_BK = 1 + self.columns(levels_BA)
+        logits, logits_32 = self._answers(images_BCHW, maps[-1], self.columns(levels_BA))
         return DiscriminatorOutput(
-            logits=self.head(maps[-1]) * emphasis_BK,
-            logits_32=self.head_32(F.interpolate(images_BCHW, size=(32, 32))) * emphasis_BK,
+            logits=logits,
+            logits_32=logits_32,
             embedding=normalise(self.embedder(maps[0])) if embed else None,
             proxy=normalise(self.proxies(levels_BA)) if embed else None,
             reconstruction_loss=self._reconstruction_loss(images_BCHW, maps, quadrant) if reconstruct else None,
+            levels=self.auxiliary(images_BCHW, learn_levels) if self.auxiliary is not None and (learn_levels or tell_levels) else None,
         )
+
+    def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.head_32 is None:
+            return self.head(map_BCHW, columns_BK), None
+        thumbs_BCHW = F.interpolate(images_BCHW, size=(32, 32))
+        return self.head(map_BCHW) * (1 + columns_BK), self.head_32(thumbs_BCHW) * (1 + columns_BK)
 
     def unused_parameters(self, *, embed: bool, reconstruct: bool) -> Iterator[nn.Parameter]:
         """Parameters that get no gradient when `forward` is always called so."""
@@ -149,7 +171,7 @@ class PublishedProxies(nn.Module):
 
 
 class LevelProxies(nn.Module):
-    """One row for each level of each attribute; the rows of an image's levels side by side make its proxy."""
+    """One row for each level of each attribute; the rows of an image's levels side by side make its proxy, 0 where one is not known."""
 
     def __init__(self, num_levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -158,7 +180,8 @@ class LevelProxies(nn.Module):
         self.table = nn.Embedding(self.columns.count, PROXY_WIDTH * max(num_levels))
 
     def forward(self, levels_BA: Tensor) -> Tensor:
-        return self.table(self.columns.rows(levels_BA)).flatten(1)
+        rows_BA = levels_BA.clamp(min=0) + self.columns.offsets
+        return (self.table(rows_BA) * (levels_BA >= 0)[..., None]).flatten(1)
 
 
 class _Leaky(nn.Module):

@@ -36,7 +36,12 @@ class Generator(Stages):
         widths = stage_widths(config)
         inputs = [latent + latent // 4, *widths[:-1]]
         self.stages = nn.ModuleList(
-            GeneratorStage(before, after, heads=config.attention_heads if 2 ** (k + 2) in config.generator_attention else 0)
+            GeneratorStage(
+                before,
+                after,
+                heads=config.attention_heads if 2 ** (k + 2) in config.generator_attention else 0,
+                conditions=latent + self.columns.count if config.generator_modulation else 0,
+            )
             for k, (before, after) in enumerate(zip(inputs, widths, strict=True))
         )
         self.excitations = nn.ModuleDict(
@@ -44,19 +49,25 @@ class Generator(Stages):
         )
         self.to_image = nn.Conv2d(widths[-1], IMAGE_CHANNELS, 3, padding=1)
         self.apply(initialise)
+        for stage in self.stages:
+            assert isinstance(stage, GeneratorStage)
+            if stage.modulate is not None:  # at first every stage is the plain one
+                nn.init.zeros_(stage.modulate.weight)
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         """
         Args:
             latents_BL: standard normal, L = ``latent_dim``.
-            levels_BA: long, one level of each attribute of the schema, in its order.
+            levels_BA: one level of each attribute of the schema, in its order; long, with -1 for "not known", or a floating type for
+                levels in between.
         """
-        label_BK11 = self.columns(levels_BA).to(latents_BL.dtype)[..., None, None]
-        x = torch.cat([self.from_latent(latents_BL[..., None, None]), self.from_label(label_BK11)], dim=1)
+        label_BK = self.columns(levels_BA).to(latents_BL.dtype)
+        x = torch.cat([self.from_latent(latents_BL[..., None, None]), self.from_label(label_BK[..., None, None])], dim=1)
         x = normalise(x).to(x.dtype)
+        conditions_BM = torch.cat([latents_BL, label_BK], dim=1)
         factors: dict[int, Tensor] = {}
         for k, stage in enumerate(self.stages):
-            x = self.run(stage, x)
+            x = self.run(stage, x) if stage.modulate is None else self.run(stage, x, conditions_BM)
             if str(k) in self.excitations:
                 factors[k + EXCITATION_REACH] = self.excitations[str(k)](x)
             if k in factors:
@@ -65,17 +76,27 @@ class Generator(Stages):
 
 
 class GeneratorStage(nn.Module):
-    """Doubles a map: attention (or none), x2, blur, Conv3x3, BatchNorm, GLU."""
+    """Doubles a map: attention (or none), x2, blur, Conv3x3, BatchNorm, GLU.
 
-    def __init__(self, channels_in: int, channels_out: int, heads: int) -> None:
+    With ``conditions`` numbers of each image, these scale and shift the normalised map, linearly: conditional batch norm (de Vries et
+    al., NeurIPS 2017) with latents, as in BigGAN (Brock et al., ICLR 2019). So a level has its own say at every scale, and one in
+    between acts in between.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, heads: int, conditions: int = 0) -> None:
         super().__init__()
         self.attention = attention_block(channels_in, heads) if heads else None
         self.conv = nn.Conv2d(channels_in, 2 * channels_out, 3, padding=1)
         self.norm = BatchNorm2d(2 * channels_out)
+        self.modulate = nn.Linear(conditions, 4 * channels_out) if conditions else None
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, conditions_BM: Tensor | None = None) -> Tensor:
         x = x_BCHW if self.attention is None else self.attention(x_BCHW)
-        return gate(self.norm(self.conv(double_blurred(x))))
+        x = self.norm(self.conv(double_blurred(x)))
+        if self.modulate is not None:
+            scale_BC11, shift_BC11 = self.modulate(conditions_BM)[..., None, None].chunk(2, dim=1)
+            x = torch.addcmul(shift_BC11, x, 1 + scale_BC11)
+        return gate(x)
 
 
 def stage_widths(config: ModelConfig) -> list[int]:

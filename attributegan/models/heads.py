@@ -1,0 +1,100 @@
+"""Heads of a discriminator that reads levels in other ways than the published one: a projection, and heads that tell the levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attributegan.models.batchnorm import BatchNorm2d
+from attributegan.models.blocks import full_precision, leaky
+
+COHERENCES = 4  # numbers of `coherence`
+AUXILIARY_WIDTHS = (32, 64, 96)
+AUXILIARY_HIDDEN = 128
+AUXILIARY_SIZE = 128  # pixels; the largest images that the auxiliary heads see
+IMAGE_CHANNELS = 3
+
+
+class ProjectionHead(nn.Module):
+    """Map and label columns -> (B, 1): psi(f) + sum over attributes of <e(level), f>, f the features of the image.
+
+    The projection discriminator (Miyato & Koyama, "cGANs with Projection Discriminator", ICLR 2018, eq. 11) with one embedding for every
+    level of every attribute, as for a label whose attributes are independent given the image. An attribute that is not known has no
+    columns and so no term.
+
+    Args:
+        channels: of the map, 8 pixels wide; features are as many.
+        columns: label columns.
+    """
+
+    def __init__(self, channels: int, columns: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 4, stride=2, padding=1)
+        self.features = nn.Linear(4 * 4 * channels, channels)
+        self.score = nn.Linear(channels, 1)
+        self.embeddings = nn.Parameter(torch.randn(columns, channels) * channels**-0.5)
+
+    def forward(self, x_BCHW: Tensor, columns_BK: Tensor) -> Tensor:
+        features_BC = leaky(self.features(leaky(self.mix(x_BCHW)).flatten(1)))
+        embedding_BC = columns_BK.to(self.embeddings.dtype) @ self.embeddings
+        return self.score(features_BC) + (features_BC * embedding_BC).sum(dim=1, keepdim=True)
+
+
+class AuxiliaryHeads(nn.Module):
+    """Images -> logits of every attribute's levels: the auxiliary classifier of AC-GAN (Odena et al., ICML 2017).
+
+    A network of its own beside the discriminator's stages, with batch norm, which it learns several times faster with than without, and
+    with how parallel edges are as further inputs. It is to learn from real tiles alone; generated ones are read by what it has learnt.
+    """
+
+    def __init__(self, num_levels: Sequence[int]) -> None:
+        super().__init__()
+        self.num_levels = list(num_levels)
+        channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, stride=1 + (k > 0), padding=1, bias=False)
+                                   for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
+        self.norms = nn.ModuleList(BatchNorm2d(width) for width in AUXILIARY_WIDTHS)
+        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES)
+        self.hidden = nn.Linear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
+        self.logits = nn.Linear(AUXILIARY_HIDDEN, sum(num_levels))
+
+    def forward(self, images_BCHW: Tensor, learn: bool) -> tuple[Tensor, ...]:
+        """
+        Args:
+            images_BCHW: [-1, 1], of any size; larger ones than `AUXILIARY_SIZE` are averaged down.
+            learn: normalise by the batch, which adds to the statistics; else by these.
+
+        Returns:
+            of each attribute (B, levels).
+        """
+        self.train(learn)
+        x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
+        parallel_BC = coherence(x)
+        x = F.pixel_unshuffle(x, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = leaky(norm(conv(x)))
+        variance_BC, mean_BC = torch.var_mean(full_precision(x), dim=(2, 3), correction=0)
+        seen_BC = torch.cat([mean_BC, (variance_BC + 1e-6).sqrt(), parallel_BC], dim=1)
+        return self.logits(leaky(self.hidden(self.scale(seen_BC[..., None, None]).flatten(1)))).split(self.num_levels, dim=1)
+
+
+def coherence(images_BCHW: Tensor) -> Tensor:
+    """How parallel the edges are, 0 (all directions) to 1 (one), at two scales by squared and by plain strength: (B, `COHERENCES`).
+
+    From the structure tensor (Bigun & Granlund, ICCV 1987): the length of the mean doubled-angle gradient over the mean strength. No
+    direction is preferred, so a pooled convolution can't tell it: it would have to square the answers of filters.
+    """
+    grey_B1HW = full_precision(images_BCHW).mean(dim=1, keepdim=True)
+    columns = []
+    for scale in (1, 2):
+        grey_BHW = F.avg_pool2d(grey_B1HW, scale)[:, 0]
+        across, along = grey_BHW[:, 1:-1, 2:] - grey_BHW[:, 1:-1, :-2], grey_BHW[:, 2:, 1:-1] - grey_BHW[:, :-2, 1:-1]
+        squared = across.square() + along.square() + 1e-6
+        for power in (0.0, -0.5):
+            weight = squared**power
+            cosine, sine = (weight * (across.square() - along.square())).mean((1, 2)), (weight * 2 * across * along).mean((1, 2))
+            columns.append((cosine.square() + sine.square() + 1e-12).sqrt() / (weight * squared).mean((1, 2)))
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,75 @@
+"""Studies: suites that ship, what is run and what is not run again, and the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import TINY
+
+from tools import study
+
+ROOT = Path(__file__).parent.parent
+SUITE = {
+    "common": TINY | {"data": {"workers": 0}},
+    "studies": {"first": {"base": "published"}, "second": {"base": "paper", "change": {"loss": {"contrastive": 0}}}},
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.name)
+def test_suites_that_ship_are_valid_and_no_two_studies_are_the_same(path: Path) -> None:
+    studies = study.read_suite(path)
+    assert {"published", "paper", "controlled"} <= set(studies)
+    texts = [json.dumps(tree, sort_keys=True) for tree in studies.values()]
+    assert len(set(texts)) == len(texts)
+
+
+def test_later_options_win_and_the_others_stay() -> None:
+    assert study.merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}}, {"d": []}) == {"a": {"b": 1, "c": 3}, "d": []}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite of two, of which one was run."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    assert study.main(command(folder, "--only", "second", "--images", "16", "--tiles", "400")) == 0
+    return folder
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [str(folder / "suite.yaml"), "--out", str(folder / "out"), "--features", "tests.pooled:pooled", *more]
+
+
+def test_what_is_missing_is_run_and_nothing_twice(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads((out / "out" / "table.json").read_text())
+    assert (row["study"], row["seed"], row["images"]) == ("second", 0, 16)
+    assert set(row["spearman"]) and row["kid"] is not None
+    before = (out / "out" / "second" / "seed-0" / "report-000000000016" / "result.json").stat().st_mtime_ns
+    assert study.main(command(out, "--images", "16")) == 0
+    told = capfd.readouterr().out
+    assert told.count("$ python -m launch.train") == told.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in told
+    assert (out / "out" / "second" / "seed-0" / "report-000000000016" / "result.json").stat().st_mtime_ns == before
+    assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
+
+
+def test_the_table_alone_runs_nothing(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert study.main(command(out, "--images", "16", "--table")) == 0
+    told = capfd.readouterr().out
+    assert "$ python" not in told and "| second | 1 |" in told
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"studies": {}}, "has two parts"),
+        ({"common": {}, "studies": {"one": {"change": {}}}}, "one: write the `base`"),
+        ({"common": {"train": {"batsh": 3}}, "studies": {"one": {"base": "paper"}}}, "one: train.batsh: unknown option"),
+        ({"common": {}, "studies": {"one": {"base": "absent"}}}, "absent.yaml"),
+        (SUITE, "--only third: "),
+    ],
+)
+def test_bad_suites_are_named(tree: dict, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(tree))
+    assert study.main(command(tmp_path, "--only", "third")) == 2 or "studies" not in tree
+    assert named in capsys.readouterr().err
