@@ -54,6 +54,14 @@ def update(folder: Path, **changes: Any) -> None:
     os.replace(aside, folder / FILE)
 
 
+def put_back(folder: Path, before: Status | None) -> None:
+    """Undo updates for something that did not come about."""
+    if before is None:
+        (folder / FILE).unlink(missing_ok=True)
+    else:
+        update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "told"})
+
+
 def place() -> dict[str, Any]:
     """Where this process runs, as fields of `Status`."""
     host = socket.gethostname()

@@ -176,6 +176,8 @@ class Training:
             raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {found}; choose another folder or run.resume=auto")
         self.runtime.together(lambda: self._load(Path(found)))
         log.info("going on from %s", found)
+        for line in _changed(checkpoint.load_state(Path(found))["config"], self.config.to_dict()):
+            log.info("from here on %s", line)
         return True
 
     def _check_shared(self) -> None:
@@ -212,6 +214,17 @@ class Training:
 
 def _buffers(engine: Engine) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
+
+
+def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Options that decide what is learnt and are not those of the checkpoint, a line each."""
+    sections = ("loss", "augment", "optim", "data", "train")
+    return [
+        f"{section}.{key} is {value}, it was {saved[section][key]}"
+        for section in sections
+        for key, value in now[section].items()
+        if section in saved and key in saved[section] and saved[section][key] != value and f"{section}.{key}" != "train.images"
+    ]
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:

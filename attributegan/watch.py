@@ -26,6 +26,11 @@ GRACE_S = 3.0  # in which a process that has heard of another's end may still en
 _LOST = ("gloo", "NCCL", "Connection", "connection", "peer", "Timed out", "store")  # in messages of collectives that lost a process
 
 
+def is_of_another(error: BaseException) -> bool:
+    """Whether ``error`` looks like that of a collective which lost a process."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+
+
 class Watch:
     """A context in which this process and the others watch each other; entering it is a collective.
 
@@ -69,7 +74,7 @@ class Watch:
 
     def _is_of_another(self, error: BaseException) -> bool:
         """Whether ``error`` only shows that another process is gone: waits until it is known which, or known to be none."""
-        if not isinstance(error, RuntimeError) or not any(word in str(error) for word in _LOST):
+        if not is_of_another(error):
             return bool(self.trouble)
         until = time.monotonic() + SILENCE_S + 2 * PERIOD_S
         while not self.trouble and not self.stopped() and time.monotonic() < until:

@@ -143,7 +143,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             pin_memory=runtime.device.type == "cuda",
         )
 
-    training, began = None, 0
+    training, began, before = None, 0, status.read(folder) if runtime.is_main else None
     with Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
         try:
             tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.place())
@@ -158,7 +158,10 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
             finished = train(training, open_data, stop)
         except Exception as error:
-            tell(state="failed", error=f"{type(error).__name__}: {error}")
+            if isinstance(error, ValueError) and before and before.state == "finished":
+                status.put_back(folder, before)  # a start that is refused makes no failure of a run that has ended well
+            else:
+                tell(state="failed", error=_in_words(error))
             if _comes_again(error, took_a_step=training is not None and training.images > began):
                 raise cli.ComesAgain from error
             raise
@@ -167,6 +170,14 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
         tell(state="finished" if finished else _stopped_state(stop.signal), images=training.images)
         runtime.wait()  # a launcher may end all processes when the first one does
     return 0 if finished else stop.signal or signal.SIGTERM
+
+
+def _in_words(error: Exception) -> str:
+    from attributegan.watch import is_of_another
+
+    if is_of_another(error):
+        return "another process of the run has ended; its own error, or the launcher's, says why. Start the same command to go on"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -152,21 +153,39 @@ def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig
 
 
 def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: ClusterConfig, options: argparse.Namespace) -> list[Job[Any]]:
+    from submitit.core.utils import FailedJobError
+
     from slurm.job import TrainJob
 
     executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
+    before = {run.run.dir: status.read(Path(run.run.dir)) for run in runs}
     waiting = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
     for run in runs:
         status.update(Path(run.run.dir), total=run.train.images, **waiting)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
     with _uninterrupted(), _quiet(submission if options.local else None):  # a job without its pickle would wait for it in vain
-        submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
+        try:
+            submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
+        except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
+            for run in runs:
+                status.put_back(Path(run.run.dir), before[run.run.dir])
+            raise ValueError(f"sbatch refuses the job: {_last_line(error)}. Correct {options.cluster}, submit where sbatch works, or try "
+                             "the run on this machine with --local") from error  # fmt: skip
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
             who = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}
             if now and now.state == "queued" and not now.job:
                 status.update(Path(run.run.dir), **who)
     return submitted
+
+
+def _last_line(error: BaseException) -> str:
+    """What sbatch said last, as submitit hands it on."""
+    for cause in (error, error.__cause__, error.__context__):
+        if said := getattr(cause, "stderr", None) or getattr(cause, "output", None):
+            text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+            return text.strip().splitlines()[-1].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
 
 
 @contextmanager

@@ -99,6 +99,17 @@ def test_bad_submission_is_refused_and_leaves_nothing(tmp_path: Path, files: lis
     assert not (tmp_path / "run").exists()
 
 
+def test_refusal_by_slurm_is_told_in_its_words_and_nothing_is_queued(tmp_path: Path, files: list[str]) -> None:
+    """An account or partition that is not there, or no cluster within reach."""
+    for program in ("sbatch", "srun", "squeue"):
+        (tmp_path / program).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: fast' >&2\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    done = submit(*files, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: sbatch refuses the job: sbatch: error: invalid partition specified: fast. Correct" in done.stderr
+    assert status.read(tmp_path / "run") is None
+
+
 def test_sweep_is_every_combination(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("optim.betas: [[0.0, 0.9], [0.5, 0.9]]\nloss.r1_gamma: [0.1, 1]\n")

@@ -26,7 +26,7 @@ from runs import (
     write_config,
 )
 
-from attributegan import checkpoint
+from attributegan import checkpoint, status
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,14 @@ def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) 
     train(shards, run, "train.images=8")
     assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=120) == 2
     assert "model.proxy was 'level', is 'published'" in output(run)
+    assert status.read(run).state == "finished"  # a start that is refused makes nothing of it
+
+
+def test_what_is_changed_in_mid_run_is_told(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=8")
+    train(shards, run, "train.images=16", "train.seed=3")
+    assert "from here on train.seed is 3, it was 0" in output(run) and output(run).count("from here on") == 1
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path, tmp_path: Path, undisturbed) -> None:
