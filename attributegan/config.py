@@ -40,7 +40,6 @@ class ModelConfig:
     attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
-    discriminator_widen: int = 1  # the discriminator's maps are so many times as wide as nf(n)
     auxiliary_heads: bool = False  # heads of the discriminator that tell the levels of real tiles
     label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
     proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
@@ -52,8 +51,7 @@ class ModelConfig:
         for name in ("latent_dim", "fmap_max"):
             value = getattr(self, name)
             _require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
-        for name in ("attention_heads", "discriminator_widen"):
-            _require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be above 0")
+        _require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
         _require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
                  f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
         last = size.bit_length() - 2

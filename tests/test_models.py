@@ -75,16 +75,6 @@ def test_generator_widths() -> None:
     assert excited == {"1": (512, 64), "2": (256, 32), "3": (128, 3), "4": (64, 3)}
 
 
-@pytest.mark.parametrize("size", [64, 512])
-def test_wider_discriminator(size: int) -> None:
-    config = ModelConfig(image_size=size, latent_dim=32, fmap_max=32)
-    with torch.device("meta"):
-        narrow, wide = (Discriminator(dataclasses.replace(config, discriminator_widen=times), PUBLISHED) for times in (1, 2))
-        wide(torch.zeros(1, 3, size, size), torch.zeros(1, 5, dtype=torch.long))
-    widths = [[stage.down.out_channels for stage in network.stages] for network in (narrow, wide)]
-    assert widths[1] == [2 * width for width in widths[0]]
-
-
 def test_small_tiles_are_rebuilt_at_their_own_size() -> None:
     config = ModelConfig(image_size=64, latent_dim=16, fmap_max=16, fmap_inverse_coef=8, generator_attention=())
     _, discriminator = networks(config)

@@ -62,10 +62,9 @@ class Discriminator(Stages):
         top = min(8, resolution)  # the residual stages read 2^top pixels
         self.image_size = config.image_size
         self.columns = label_columns(config.label_columns, schema.num_levels)
-        first, *later = (config.discriminator_widen * config.feature_width(n) for n in range(top, 2, -1))
-        before = [IMAGE_CHANNELS] * (resolution - top) + [first]
+        before = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
         self.halvings = nn.ModuleList(Halving(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
-        widths = [first if self.halvings else IMAGE_CHANNELS, *later]
+        widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
         self.stages = nn.ModuleList(
             ResidualStage(widths[k], widths[k + 1], config.attention_heads if 2 ** (top - k) in config.discriminator_attention else 0)
             for k in range(top - 3)
