@@ -78,12 +78,13 @@ class LossConfig:
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
     r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
-    r2_gamma: float = 0.0  # the same on generated tiles
+    r2_gamma: float = 0.0  # the same on generated tiles, beside that on real ones
     r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
 
     def __post_init__(self) -> None:
         for name in ("contrastive", "auxiliary", "diversity", "reconstruction", "r1_gamma", "r2_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
 

@@ -72,7 +72,7 @@ class Training:
         self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
         # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
-        compile_discriminator = config.train.compile and not (config.loss.r1_gamma or config.loss.r2_gamma)
+        compile_discriminator = config.train.compile and not config.loss.r1_gamma
         self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = Path(config.run.dir) / "checkpoints"
         self.writer = Writer(
@@ -110,7 +110,7 @@ class Training:
     def _penalty_is_due(self) -> bool:
         """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
         loss = self.config.loss
-        return (loss.r1_gamma > 0 or loss.r2_gamma > 0) and (self.images // self.config.train.batch) % loss.r1_every == 0
+        return loss.r1_gamma > 0 and (self.images // self.config.train.batch) % loss.r1_every == 0
 
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime

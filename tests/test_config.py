@@ -44,6 +44,9 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"optim": {"betas": [0.5]}}, "optim.betas"),
         ({"augment": {"policy": ["zoom"]}}, "augment.policy: unknown"),
         ({"run": {"save_every": 0}}, "run.save_every"),
+        ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 goes with a loss.r1_gamma above 0"),
+        ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 with model.auxiliary_heads=false"),
+        ({"loss": {"diversity": -1}}, "loss.diversity: -1.0 is negative"),
     ],
 )
 def test_bad_options_are_named(tree: dict, named: str) -> None:
