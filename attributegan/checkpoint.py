@@ -62,7 +62,8 @@ def complete(aside: Path, folder: Path, images: int, state: Mapping[str, Any], k
     _remove(target)
     os.rename(aside, target)
     _fsync(folder)
-    for old in list(_newest_first(folder))[keep:] if keep else []:
+    # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
+    for old in [path for path in _newest_first(folder) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
     return target
 
@@ -86,7 +87,11 @@ def verify(checkpoint: Path) -> None:
             raise Damaged(f"{path}: is missing")
         if path.stat().st_size != size:
             raise Damaged(f"{path}: has {path.stat().st_size} bytes, was written with {size}")
-        if _sha256(path) != digest:
+        try:
+            same = _sha256(path) == digest
+        except OSError as error:
+            raise Damaged(f"{path}: can't be read: {error}") from error
+        if not same:
             raise Damaged(f"{path}: its content is not what was written (checksum)")
 
 

@@ -86,13 +86,18 @@ class Writer:
         copies = {
             name: Table(table.shapes, [Piece(p.name, p.start, _copy(p.values_N)) for p in table.pieces]) for name, table in tables.items()
         }
-        self._thread = threading.Thread(target=self._run, args=(images, dict(state), copies), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(images, dict(state), copies), name="checkpoint", daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> bool:
         """Whether this process is still writing."""
         return self._thread is not None and self._thread.is_alive()
+
+    def finish(self, seconds: float) -> None:
+        """Give a checkpoint that is being written so long; for ends in an error, when other processes may be gone."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def wait(self) -> None:
         """Until this process's part of the last checkpoint is on the disk, and on the main process until it is whole.
@@ -119,6 +124,7 @@ class Writer:
                 log.info("saved %s", self.folder / checkpoint.name_of(images))
         except BaseException as error:
             self._error = error
+            log.error("the checkpoint at %s images could not be written: %s", f"{images:,}", error)
             if self.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             else:

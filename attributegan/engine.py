@@ -46,11 +46,11 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
     def state(self) -> dict[str, float]:
-        return {"value": self.value, "good_steps": self.good_steps}
+        return {"enabled": self.enabled, "value": self.value, "good_steps": self.good_steps}
 
     def load(self, state: dict[str, float]) -> None:
         """Go on from `state`; that of a scale that was off says nothing to one that is on."""
-        if self.enabled and state.get("value", 1.0) != 1.0:
+        if self.enabled and state.get("enabled"):
             self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
 
 

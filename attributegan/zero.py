@@ -118,14 +118,13 @@ class Zero(Engine):
         if not names:
             return
         keys = {name.rpartition(".")[2] for name in names}
+        step = next(name for name in self.parameters if f"{name}.step" in names) if "step" in keys else ""
         for flat in self._flats():
-            self._base_state[flat] = {
-                key: read(f"{next(iter(self.parameters))}.step").clone() if key == "step" else torch.zeros_like(flat) for key in keys
-            }
+            self._base_state[flat] = {key: read(f"{step}.step").clone() if key == "step" else torch.zeros_like(flat) for key in keys}
         if self.stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
         for name, p in self.parameters.items():
-            for key in keys - {"step"}:
+            for key in {key for key in keys - {"step"} if f"{name}.{key}" in names}:  # others were not trained before: zeros
                 whole_N = read(f"{name}.{key}").reshape(-1).to(self.runtime.device)
                 for piece, moment_N in self._fragments(name, key):
                     values_N = whole_N if self.stage < 3 else self._padded(whole_N, p)

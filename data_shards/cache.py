@@ -7,6 +7,7 @@ and the bound; what a store is, is in stores.py, fetching ahead in ahead.py.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -33,6 +34,10 @@ Result = TypeVar("Result")
 
 class StoreError(ValueError):
     """A store that does not give what it should; names it, the file and what can be done."""
+
+
+class Unreachable(StoreError):
+    """A store that may answer another time."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Cache:
             os.utime(self.path(shard))
         except FileNotFoundError:
             return False
+        except PermissionError:  # of another user, who put it there
+            return True
         return True
 
     def open(self, place: str, shard: index.Shard) -> BinaryIO:
@@ -75,7 +82,8 @@ class Cache:
             with suppress(FileNotFoundError):
                 stream = path.open("rb")
                 if os.fstat(stream.fileno()).st_size == shard.size:
-                    os.utime(stream.fileno())
+                    with contextlib.suppress(PermissionError):  # of another user, who put it there
+                        os.utime(stream.fileno())
                     return stream
                 stream.close()
                 path.unlink()  # not what was checked when it came
@@ -172,7 +180,7 @@ def retried(place: str, name: str, attempt: Callable[[], Result]) -> Result:
             pause = BACKOFF_S * 2 ** (number - 1) * random.SystemRandom().uniform(0.75, 1.25)  # ranks should not come all at once
             log.warning("%s: %s; try %d of %d follows in %.1f s", where, last, number + 1, TRIES, pause)
             time.sleep(pause)
-    raise StoreError(f"{where}: could not be fetched in {TRIES} tries, the last: {last}. When the store answers again, the same command "
+    raise Unreachable(f"{where}: could not be fetched in {TRIES} tries, the last: {last}. When the store answers again, the same command "
                      "goes on; if it gives wrong bytes each time, copy the set there again") from last  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2):
             height, width = struct.unpack_from(">HH", data, place + 5)
-            return (width, height) if data[place + 4] == 8 and data[place + 9] in (1, 3) and width and height else None
+            is_ordinary = data[place + 4] == 8 and data[place + 9] in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (width, height) if is_ordinary else None
         if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
             return None
         place += 2 + length
@@ -99,14 +100,24 @@ def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np
     Raises:
         any of `DECODING_ERRORS`: these bytes are not a whole image.
     """
-    if simplejpeg and jpeg_size(data):
-        pixels_HWC = simplejpeg.decode_jpeg(data)
+    pixels_HWC = _fast_jpeg(data)
+    if pixels_HWC is not None:
         if size is None or (crop is None and pixels_HWC.shape == (size, size, 3)):
             return pixels_HWC
         return np.asarray(fit(Image.fromarray(pixels_HWC), size, crop))
     with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         return np.asarray(rgb if size is None else fit(rgb, size, crop))
+
+
+def _fast_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of an ordinary JPEG; None where Pillow, which forgives more, is to judge."""
+    if simplejpeg is None or not jpeg_size(data):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return None
 
 
 def encode_png(pixels: np.ndarray | Image.Image) -> bytes:

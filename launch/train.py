@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.order import Order
     from data_shards.read import ShardSet
     from data_shards.shard_order import ShardOrder
+    from launch.watcher import Watcher
 
 EXAMPLES = """\
   attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
@@ -29,6 +30,7 @@ EXAMPLES = """\
       launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
 Started again with the same run.dir, a run goes on from its newest checkpoint. Ctrl-C or SIGTERM saves first."""
 
+FINISH_S = 5.0  # for a checkpoint that is being written when an error ends the run; a process whose part is missing may be gone
 TELL_S = 30.0  # to let the other processes know why this one ends
 log = logging.getLogger("attributegan")
 
@@ -94,10 +96,8 @@ def run(settings: Config) -> int:
         runtime.check_same(**facts(settings, shards), **{f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()})
         with _claimed(settings, runtime), Stop() as stop:
             start_logging(Path(settings.run.dir), runtime.is_main)
-            if runtime.is_main:
-                watcher.start()
             # Launchers give each process a file for its error, and take the first one that is written for the cause.
-            code = record(_train)(settings, shards, schema, runtime, stop)
+            code = record(_train)(settings, shards, schema, runtime, stop, watcher)
             assert code is not None
             return code
     finally:
@@ -110,15 +110,18 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
     import torch
 
     from attributegan import provenance
+    from data_shards import stores
 
     options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
+    options["data.shards"] = stores.shown(settings.data.shards)
     return options | {"code": provenance.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 
-def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop) -> int:
+def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop, watcher: Watcher) -> int:
     from attributegan.train import train, write_config
     from attributegan.training import Batch, Training
     from attributegan.watch import Watch
+    from data_shards.cache import Unreachable
     from data_shards.read import batches
 
     folder = Path(settings.run.dir)
@@ -153,6 +156,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             tell(images=began, error="")
             if runtime.is_main:
                 write_config(settings)
+                watcher.start()  # it reads there when the run is over
             for line in training.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
@@ -162,6 +166,10 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
                 status.put_back(folder, before)  # a start that is refused makes no failure of a run that has ended well
             else:
                 tell(state="failed", error=_in_words(error))
+            if training is not None:
+                training.writer.finish(FINISH_S)
+            if isinstance(error, Unreachable):
+                raise cli.ForNow(str(error)) from error
             if _comes_again(error, took_a_step=training is not None and training.images > began):
                 raise cli.ComesAgain from error
             raise
@@ -246,7 +254,10 @@ def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
     name = settings.model.attributes
     schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name)
     if differences := schema.difference(data):
-        raise ValueError(f"model.attributes: {name} does not fit the shards in {settings.data.shards}: {'; '.join(differences)}")
+        from data_shards import stores
+
+        place = stores.shown(settings.data.shards)
+        raise ValueError(f"model.attributes: {name} does not fit the shards in {place}: {'; '.join(differences)}")
     return schema
 
 

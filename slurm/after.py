@@ -55,7 +55,7 @@ def conclude(submission: Path, index: int, ended: Sequence[Ending], srun_status:
         return "end"
     if first is None and any(ending.stopped for ending in ended):
         now = status.read(folder)
-        if now and now.state == "stopped":
+        if now and now.state in ("stopped", "finished"):
             return "end"
         status.update(folder, state="queued")
         return "requeue"

@@ -32,8 +32,8 @@ def take(submission: Path) -> Path:
 def _git(*arguments: str) -> str:
     """What git says; its complaint when it can't (no commit yet, a checkout of another user)."""
     try:
-        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=60)
-    except OSError as error:
+        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
         return f"git: {error}\n"
     return answer.stdout if answer.returncode in (0, 1) else answer.stderr
 

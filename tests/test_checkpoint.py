@@ -144,3 +144,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     go_on.set()
     writer.wait()
     assert checkpoint.load(tmp_path / checkpoint.name_of(1), "generator")[1]["generator"]["w"].tolist() == [0, 0, 0, 0]
+
+
+def test_rotation_never_takes_a_good_checkpoint_for_a_newer_damaged_one(tmp_path: Path) -> None:
+    """After a start that passed over a damaged checkpoint, those that come have smaller numbers for a while."""
+    write(tmp_path, 1000)
+    damage_flip(write(tmp_path, 2000) / "generator.safetensors")
+    write(tmp_path, 1500, keep=1)
+    assert checkpoint.newest(tmp_path) == tmp_path / "images-000000001500"
+    write(tmp_path, 2000, keep=1)
+    assert os.listdir(tmp_path) == ["images-000000002000"] and checkpoint.newest(tmp_path) == tmp_path / "images-000000002000"
