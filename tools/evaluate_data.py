@@ -12,7 +12,7 @@ import numpy as np
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.checkpoint import Loaded
 from attributegan.evaluation.real import Split
-from data_shards import index, sums
+from data_shards import index, permutation, sums
 from data_shards.read import ShardSet
 from data_shards.tiles import Damaged, TileFiles, Wanted
 
@@ -58,19 +58,21 @@ def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
 
 
 def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
+    """Tiles drawn from the whole split: tars that others made may have them in the order of their levels."""
     files = TileFiles(shards.tars, size)
     rows = shards.rows
+    drawn_N = permutation.shuffle(len(shards), permutation.stream(0, "tiles of an evaluation"))[:most]
 
-    def read(tiles_N: np.ndarray) -> np.ndarray:
+    def read(number_N: np.ndarray) -> np.ndarray:
+        tiles_N = drawn_N[number_N]
         columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
         places = [Wanted(*place, 0) for place in zip(*columns, strict=True)]  # type: ignore[call-arg]
         return np.stack([_read(shards, files, tile, place) for tile, place in zip(tiles_N.tolist(), places, strict=True)])
 
     digest = hashlib.sha256((shards.folder / sums.FILE).read_bytes())
-    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}".encode())
-    count = min(most, len(shards))
-    alone = [name or f"\0{number}" for number, name in enumerate(names[:count])]
-    return Split(shards.levels_NA[:count].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
+    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn".encode())
+    alone = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
+    return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
 
 
 def _read(shards: ShardSet, files: TileFiles, tile: int, wanted: Wanted) -> np.ndarray:
