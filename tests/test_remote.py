@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -45,7 +46,12 @@ def site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def files_of(cache: Cache) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in (cache.folder / "shards").iterdir()}
+    """Names and sizes; a file that is being fetched may change its name while one looks."""
+    sizes = {}
+    for path in (cache.folder / "shards").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def steps(place: str | Path, cache: Cache, world: int = 1, workers: int = 0, start: int = 0, window: int = 2) -> torch.Tensor:
@@ -140,8 +146,7 @@ def test_shards_are_fetched_before_they_are_read_as_many_as_fit(folder: Path, si
         wait_until(lambda expected=expected: expected <= set(files_of(cache)))
         assert not [name for name in files_of(cache) if name.endswith(".part")] or sum(files_of(cache).values()) <= cache.limit
     data.close()
-    # Nothing that was still to come made room; on a busy machine the fetching may lag behind the reading for one shard.
-    assert sum(site.asked[shard.name] for shard in shards.header.shards) <= len(shards.header.shards) + 1
+    assert max(site.asked[shard.name] for shard in shards.header.shards) == 1  # nothing that was still to come made room
 
 
 def test_windows_tell_their_shards(folder: Path) -> None:
