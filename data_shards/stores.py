@@ -57,7 +57,7 @@ def address(place: str, name: str) -> str:
 
 def shown(place: str) -> str:
     """``place`` for people and logs: without what may be a secret, such as the signature in a query."""
-    if not place.startswith("http"):
+    if not place.startswith(("http:", "https:")):
         return place
     parts = urllib.parse.urlsplit(place)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

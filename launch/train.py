@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ def run(settings: Config) -> int:
             return shards, model_schema(settings, shards.schema)
 
         shards, schema = runtime.together(opened)
+        settings = _to_write_down(settings)  # the set is open, and the rest needs no address
         runtime.check_same(**facts(settings, shards), **{f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()})
         with _claimed(settings, runtime), Stop() as stop:
             start_logging(Path(settings.run.dir), runtime.is_main)
@@ -105,15 +107,20 @@ def run(settings: Config) -> int:
         watcher.end(wait=code == 0)
 
 
+def _to_write_down(settings: Config) -> Config:
+    """``settings`` as the run folder has them and processes compare them: the address of the shards without what may be a secret."""
+    from data_shards import stores
+
+    return replace(settings, data=replace(settings.data, shards=stores.shown(settings.data.shards)))
+
+
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
     """What all processes of a run must have in common: options, code, data, and the versions that decide on numbers."""
     import torch
 
     from attributegan import provenance
-    from data_shards import stores
 
     options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
-    options["data.shards"] = stores.shown(settings.data.shards)
     return options | {"code": provenance.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 

@@ -17,6 +17,7 @@ log = logging.getLogger("attributegan")
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
 PATIENCE_S = 30.0  # from the wish to end to the kill
+SHARDS = "ATTRIBUTEGAN_SHARDS"  # variable with the address of the shards: it may have a secret, and every user sees command lines
 
 
 class Watcher:
@@ -31,8 +32,9 @@ class Watcher:
         if not self.settings.evaluate.every:
             return
         alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
+        environment = alone | {SHARDS: self.settings.data.shards}
         with (self.run / "evaluation.log").open("ab") as output:
-            self.process = subprocess.Popen(_command(self.settings), env=alone, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command(self.settings), env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
     def end(self, wait: bool) -> None:
         """After the last collective. ``wait``: until the last checkpoint is evaluated; else at once."""
@@ -52,9 +54,10 @@ class Watcher:
             self.process.wait()
 
 
-def _command(settings: Config) -> list[str]:
+def command(settings: Config) -> list[str]:
+    """The evaluation's command line; where the shards are is in its environment."""
     evaluate = settings.evaluate
     options = {"every": evaluate.every, "best": evaluate.best, "count": evaluate.count, "sweeps": evaluate.sweeps,
                "features": evaluate.features, "train": settings.data.split, "held-out": evaluate.split}  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, f"--shards={settings.data.shards}", "--attached", *words]
+    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, "--attached", *words]

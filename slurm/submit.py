@@ -146,6 +146,7 @@ def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig
     planned = []
     for index, run in enumerate(runs):
         path = submission / f"config-{index}.yaml"
+        path.touch(mode=0o600)  # the address of its shards may have a secret
         path.write_text(config.dump(run))
         planned.append(Run(run.run.dir, str(path)))
     Plan(cluster.processes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)

@@ -20,12 +20,15 @@ from runs import TINY, differing, train
 from shards import make_set
 from stores import Web, wait_until, web
 
+from attributegan.config import from_dict
 from data_shards import cache as cache_module
 from data_shards import index, stores, sums
 from data_shards.cache import Cache, StoreError
 from data_shards.read import ShardSet, batches
 from data_shards.shard_order import ShardOrder
 from data_shards.verify import verify
+from launch import watcher
+from tools import evaluate_watch
 from tools.shard import main
 
 ROOT = Path(__file__).parent.parent
@@ -301,9 +304,23 @@ def test_hf_sends_its_token_to_the_hub_alone(folder: Path, tmp_path: Path) -> No
         assert store.asked == {"train-000001.tar": 1} and "authorization" not in store.headers[0]
 
 
-def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path, tmp_path: Path) -> None:
+def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation beside it and going on included; the secret in the address is used and stands nowhere in the run folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "known"))
+    run = tmp_path / "remote"
+    evaluation = ["evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2", "evaluate.features=tests.pooled:pooled"]
     with web(shards) as site:
-        options = ["train.images=16", "run.save_every=16", "model.image_size=32"]
-        here = train(shards, tmp_path / "here", "data.window=8", *options)
-        remote = train(Path("unused"), tmp_path / "remote", f"data.shards={site.url}", f"data.cache={tmp_path / 'cache'}", *options)
-        assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
+        options = ["run.save_every=16", "model.image_size=32"]
+        here = train(shards, tmp_path / "here", "data.window=8", "train.images=32", *options)
+        elsewhere = [f"data.shards={site.url}/set?sig=secret", f"data.cache={tmp_path / 'cache'}", *options]
+        train(Path("unused"), run, "train.images=16", *elsewhere, *evaluation)
+        remote = train(Path("unused"), run, "train.images=32", *elsewhere)
+        assert all(request["path"].endswith("?sig=secret") for request in site.headers)
+    assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
+    assert [line["images"] for line in evaluate_watch.lines(run)] == [16], (run / "evaluation.log").read_text()
+    told = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert told == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()
+
+
+def test_the_command_line_of_an_evaluation_beside_training_has_no_address() -> None:
+    assert not any("secret" in word for word in watcher.command(from_dict({"data": {"shards": "https://host/set?sig=secret"}})))

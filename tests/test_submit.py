@@ -176,6 +176,14 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> Ending
     return Ending(rank, 4, f"node{rank}", code, when, words)
 
 
+def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, files: list[str], shards: Path) -> None:
+    from attributegan.config import load
+    from slurm.submit import _write_submission
+
+    submission = _write_submission(tmp_path, [load(tmp_path / "train.yaml")], ClusterConfig())
+    assert (submission / "config-0.yaml").stat().st_mode & 0o777 == 0o600
+
+
 def test_culprit_is_the_first_that_failed_and_else_the_one_that_says_nothing() -> None:
     reset = [ended(rank, 1, when=5 + rank, words="Connection reset") for rank in (0, 2, 3)]
     assert endings.culprit([*reset, ended(1, 1, when=4, words="KeyError")]).words == "KeyError"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.cli import exit_status, parser
+from launch.watcher import SHARDS
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.checkpoint import Loaded
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def common_options(result: argparse.ArgumentParser) -> None:
     """The options of one evaluation and of many in a row."""
-    result.add_argument("--shards", metavar="DIR", required=True, help="shard set with the real tiles, of two splits: a folder or a URL")
+    result.add_argument("--shards", metavar="DIR", required=SHARDS not in os.environ, default=os.environ.get(SHARDS),
+                        help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
+                        f"in a command line, may stand in the variable {SHARDS}")  # fmt: skip
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
     result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
     result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
