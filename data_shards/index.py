@@ -130,6 +130,16 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
+def wrong_name(name: str) -> str:
+    """Why a shard can't have this name, or "". Names become parts of paths, URLs and commands that shells of other machines read again."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]*", name):
+        return ""
+    return (
+        f"{name!r} is no name of a shard, which has letters of ASCII, digits and . _ + = , @ - (the first a letter, digit or _); "
+        "rename the tar and make the index again"
+    )
+
+
 def read_header(path: Path) -> Header:
     """What the metadata of an index file says.
 
@@ -144,12 +154,11 @@ def read_header(path: Path) -> Header:
     if tree.pop("version") != VERSION:
         raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
     shards = tuple(Shard(**shard) for shard in tree["shards"])
-    if wrong := [
-        shard
-        for shard in shards
-        if not re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", shard.name) or not re.fullmatch("[0-9a-f]{64}", shard.sha256)
-    ]:
-        raise ValueError(f"{path}: {wrong[0].name!r} is no name of a shard, or {wrong[0].sha256!r} no SHA-256; pack the set again")
+    for number, shard in enumerate(shards, 1):
+        if what := wrong_name(shard.name):
+            raise ValueError(f"{path}: shard {number} of its metadata: {what}")
+        if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+            raise ValueError(f"{path}: shard {number} of its metadata: {shard.sha256!r} is no SHA-256; pack the set again")
     return Header(
         AttributeSchema.from_dict(tree["schema"], where=str(path)),
         shards,

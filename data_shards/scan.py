@@ -74,6 +74,8 @@ def index_tars(
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"{folder}: has no .tar files (compressed tars can't be read by offset; unpack them with gunzip)")
+    if wrong := [what for tar in tars if (what := index.wrong_name(tar.name))]:
+        raise ValueError(f"{folder}: {wrong[0]}")
     with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as aside:
         scan = _Scan(schema, val, group, Path(aside))
         left_out = [line for bad in workers.run(scan, tars, processes, progress) for line in bad]

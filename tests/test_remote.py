@@ -200,10 +200,10 @@ def test_a_cache_that_can_not_be_written_is_no_fault_of_the_store(site: Web, tmp
 def test_names_of_shards_lead_nowhere_else(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "set")
     header, table = index.read_header(folder / index.FILE), index.read_table(folder / index.FILE)
-    for name in ("../train-000000.tar", "/etc/passwd", "..", ""):
-        shards = (replace(header.shards[0], name=name), *header.shards[1:])
+    for name in ("../train-000000.tar", "/etc/passwd", "..", "", "a;touch x.tar", "$(touch x).tar", "a b.tar", "-r.tar", "a\n", "ä.tar"):
+        shards = (header.shards[0], replace(header.shards[1], name=name), *header.shards[2:])
         index.write(tmp_path / "set" / index.FILE, replace(header, shards=shards), [table])
-        with pytest.raises(ValueError, match="is no name of a shard"):
+        with pytest.raises(ValueError, match=rf"index.parquet: shard 2 of its metadata: {re.escape(repr(name))} is no name of a shard"):
             index.read_header(tmp_path / "set" / index.FILE)
     assert asdict(header.shards[0])["name"] == "train-000000.tar"
 

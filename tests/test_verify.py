@@ -277,6 +277,13 @@ def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pyte
     assert len(rows_of(tmp_path / "tars")) == 2 and list(verify(tmp_path / "tars")) == []
 
 
+def test_a_tar_with_a_name_for_shells_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a b.tar").touch()
+    assert main(["index", str(tmp_path), "--workers", "1"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path}: 'a b.tar' is no name of a shard" in told and "rename the tar" in told
+
+
 def test_a_folder_without_tars_and_files_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(tmp_path)]) == 2
     assert "has no .tar files" in capsys.readouterr().err
