@@ -15,7 +15,7 @@ BAD_INPUT, COMES_AGAIN = 2, 3
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
-class ForNow(ConnectionError):
+class ForNow(Exception):
     """Nobody's mistake, and another start may go well; told in words, status 1."""
 
 
@@ -24,15 +24,15 @@ class ComesAgain(RuntimeError):
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Run ``work``; a ValueError is the user's (its message goes to stderr, status 2), anything else is ours and raises."""
+    """Run ``work``; a ValueError is the user's (its message goes to stderr, status 2) or `ForNow`; others are ours and raise."""
     try:
         work()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
     except ForNow as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
     except ComesAgain as error:
         traceback.print_exception(error.__cause__ or error)
         return COMES_AGAIN

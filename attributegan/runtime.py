@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from attributegan import launched, zero_settings
+from attributegan.cli import ForNow
 from attributegan.collectives import gather
 from attributegan.config import Config
 from attributegan.engine import DataParallel, Engine
@@ -143,15 +144,18 @@ class Runtime:
 
         Raises:
             ValueError: from ``work``; names the processes, when they are several.
+            ForNow: the same, when every ValueError was one for now.
         """
-        result, problem = None, ""
+        result, problem, may_pass = None, "", True
         try:
             result = work()
         except ValueError as error:
-            problem = str(error) or type(error).__name__
-        problems = self.everyone(problem)
+            problem, may_pass = str(error) or type(error).__name__, isinstance(error, ForNow)
+        answers = self.everyone((problem, may_pass))
+        problems = [of_rank for of_rank, _ in answers]
         if any(problems):
-            raise ValueError(problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.everyone(socket.gethostname())))
+            told = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.everyone(socket.gethostname()))
+            raise (ForNow if all(may_pass for _, may_pass in answers) else ValueError)(told)
         return result  # type: ignore[return-value]
 
     def check_same(self, **facts: str) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from attributegan.cli import ForNow
 from data_shards import index, stores, sums
 
 log = logging.getLogger("attributegan.data")
@@ -36,7 +37,7 @@ class StoreError(ValueError):
     """A store that does not give what it should; names it, the file and what can be done."""
 
 
-class Unreachable(StoreError):
+class Unreachable(StoreError, ForNow):
     """A store that may answer another time."""
 
 

@@ -193,7 +193,7 @@ def batches(
     try:
         for request, images_BHWC, damage, failure in answers:
             if failure:
-                raise StoreError(failure)
+                raise failure
             tile_B = repairs.mend(request, images_BHWC, damage)
             levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
             if ahead:
@@ -277,7 +277,7 @@ class _Requests:
         return [format.Crop(self.crop, *at) for at in zip(across_B.tolist(), down_B.tolist(), strict=True)]
 
 
-_Answer = tuple[_Request, Tensor, dict[int, str], str]
+_Answer = tuple[_Request, Tensor, dict[int, str], StoreError | None]
 
 
 class _Reader:
@@ -287,7 +287,7 @@ class _Reader:
         self.tiles = tiles
 
     def __getitem__(self, request: _Request) -> _Answer:
-        """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all, or ""."""
+        """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all."""
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
         for place, wanted in enumerate(request.wanted):
@@ -296,8 +296,8 @@ class _Reader:
             except Damaged as error:
                 damage[place] = str(error)
             except StoreError as error:
-                return request, torch.from_numpy(images_BHWC), damage, str(error)
-        return request, torch.from_numpy(images_BHWC), damage, ""
+                return request, torch.from_numpy(images_BHWC), damage, error
+        return request, torch.from_numpy(images_BHWC), damage, None
 
 
 def _as_it_is(answer: _Answer) -> _Answer:

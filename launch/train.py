@@ -76,6 +76,7 @@ def run(settings: Config) -> int:
 
     Raises:
         ValueError: bad settings or data, or a run folder in use; before anything is computed.
+        cli.ForNow: a store or a process that may answer another time.
         cli.ComesAgain: an error that starting again would not mend.
     """
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -128,7 +129,6 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
     from attributegan.train import train, write_config
     from attributegan.training import Batch, Training
     from attributegan.watch import Watch
-    from data_shards.cache import Unreachable
     from data_shards.read import batches
 
     folder = Path(settings.run.dir)
@@ -175,8 +175,6 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
                 tell(state="failed", error=_in_words(error))
             if training is not None:
                 training.writer.finish(FINISH_S)
-            if isinstance(error, Unreachable):
-                raise cli.ForNow(str(error)) from error
             if _comes_again(error, took_a_step=training is not None and training.images > began):
                 raise cli.ComesAgain from error
             raise

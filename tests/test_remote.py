@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, differing, train
+from runs import TINY, differing, train, write_config
 from shards import make_set
 from stores import Web, wait_until, web
 
 from attributegan.config import from_dict
 from data_shards import cache as cache_module
 from data_shards import index, stores, sums
-from data_shards.cache import Cache, StoreError
+from data_shards.cache import Cache, StoreError, Unreachable
 from data_shards.read import ShardSet, batches
 from data_shards.shard_order import ShardOrder
 from data_shards.verify import verify
@@ -92,12 +92,35 @@ def test_what_a_store_does_wrong_is_tried_again(folder: Path, site: Web, tmp_pat
 def test_a_store_that_goes_on_failing_stops_reading_and_is_named(site: Web, tmp_path: Path, fault: str, said: str, workers: int) -> None:
     site.faults["train-000003.tar"] = [fault] * 100
     cache = Cache(tmp_path, 10**9)
-    with pytest.raises(ValueError, match=rf"{site.url}: train-000003.tar: could not be fetched in 5 tries, the last: .*{said}") as caught:
+    with pytest.raises(Unreachable, match=rf"{site.url}: train-000003.tar: could not be fetched in 5 tries, the last: .*{said}") as caught:
         steps(site.url, cache, workers=workers)
     assert "the same command goes on" in str(caught.value) and "Traceback" not in str(caught.value)
     assert set(files_of(cache)) <= {f"{shard.sha256}.tar" for shard in index.read_header(site.folder / index.FILE).shards}
     [problem] = verify(site.url, cache=cache)
     assert "train-000003.tar: could not be fetched" in problem
+
+
+TRAIN = """
+import sys
+from data_shards import cache
+from launch.train import main
+cache.BACKOFF_S = 0.01
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("file", [index.FILE, "train-000000.tar"])
+@pytest.mark.parametrize(("fault", "status"), [("503", 1), ("403", 2)])
+def test_only_a_store_that_may_answer_another_time_makes_a_job_start_again(
+    shards: Path, tmp_path: Path, file: str, fault: str, status: int
+) -> None:
+    """By the exit status, at the start and while training."""
+    with web(shards) as site:
+        site.faults[file] = [fault] * 100
+        options = [f"data.shards={site.url}", f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}"]
+        command = [sys.executable, "-c", TRAIN, "--config", str(write_config(tmp_path / "run")), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and f"error: {site.url}: {file}: " in done.stderr, done.stderr
 
 
 def test_a_file_that_is_not_there_is_told_at_once(site: Web, tmp_path: Path) -> None:
