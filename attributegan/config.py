@@ -259,9 +259,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply ``section.key=value`` overrides (values in YAML syntax).
 
     Raises:
-        ValueError: see `from_dict`.
+        ValueError: see `from_dict`; names the override when that is what is wrong.
     """
-    tree = read_yaml(path)
+    tree, given = read_yaml(path), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
         section, dot, key = dotted.strip().partition(".")
@@ -273,7 +273,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         branch = tree.setdefault(section, {})
         _require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
         branch[key] = parsed
-    return from_dict(tree, where=str(path))
+        given[section] = given[f"{section}.{key}"] = override
+    try:
+        return _fill(Config, tree, prefix="")
+    except ValueError as error:
+        option = str(error).partition(":")[0]
+        where = repr(given[option]) if option in given else f"{path} with overrides" if given else str(path)
+        raise ValueError(f"{where}: {error}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

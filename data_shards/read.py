@@ -52,7 +52,13 @@ class ShardSet:
 
     @classmethod
     def open(
-        cls, path: str | Path, split: str = "train", assessable_only: bool = False, cache: Cache | None = None, known: Sequence[str] = ()
+        cls,
+        path: str | Path,
+        split: str = "train",
+        assessable_only: bool = False,
+        cache: Cache | None = None,
+        known: Sequence[str] = (),
+        split_option: str = "data.split",
     ) -> ShardSet:
         """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
 
@@ -60,6 +66,7 @@ class ShardSet:
             assessable_only: leave out tiles on which any attribute is "not assessable".
             cache: for the files of a remote set; the default is that of `Cache.of`.
             known: names of attributes; the levels of all others count as not known. Without any, all levels are as they are.
+            split_option: where the split was chosen, for messages.
 
         Raises:
             ValueError: no such set, split or attribute, or a shard that is missing or has another size than the index says.
@@ -68,12 +75,12 @@ class ShardSet:
             raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
         place, folder, header, tars = open_place(path, cache)
         if split not in header.splits:
-            raise ValueError(f"data.split: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
+            raise ValueError(f"{split_option}: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
         if isinstance(tars, LocalTars):
             _check_shards(folder, [shard for shard in header.shards if shard.split == split])
         rows = index.read_rows(folder / index.FILE, header, split)
         if assessable_only:
-            rows = _assessable(rows, header.schema, place)
+            rows = rows.where(assessable(rows.levels_NA, header.schema, place))
         return cls(place, folder, header, _knowing(rows, header.schema, known) if known else rows, tars)
 
     def __len__(self) -> int:
@@ -113,14 +120,15 @@ class ShardSet:
         return self.header.shards[self.rows.shard_N[tile]].name
 
 
-def _assessable(rows: index.Rows, schema: AttributeSchema, folder: str) -> index.Rows:
-    keep_N = np.ones(len(rows.levels_NA), bool)
-    for attribute, levels_N in zip(schema.attributes, rows.levels_NA.T, strict=True):
+def assessable(levels_NA: np.ndarray, schema: AttributeSchema, place: str) -> np.ndarray:
+    """Which tiles have no attribute that is "not assessable", bool [N]; ValueError when none has."""
+    keep_N = np.ones(len(levels_NA), bool)
+    for attribute, levels_N in zip(schema.attributes, levels_NA.T, strict=True):
         if attribute.not_assessable is not None:
             keep_N &= levels_N != attribute.not_assessable
     if not keep_N.any():
-        raise ValueError(f"data.assessable_only: no tile of {folder} has all its attributes assessable; use false")
-    return rows.where(keep_N)
+        raise ValueError(f"data.assessable_only: no tile of {place} has all its attributes assessable; use false")
+    return keep_N
 
 
 def _knowing(rows: index.Rows, schema: AttributeSchema, known: Sequence[str]) -> index.Rows:

@@ -234,9 +234,9 @@ def open_shards(settings: Config) -> ShardSet:
 
     data = settings.data
     cache = Cache.of(data.cache, data.cache_gb)
-    if settings.evaluate.every:
-        ShardSet.open(data.shards, split=settings.evaluate.split, cache=cache)  # refused now, not by the evaluation
-    return ShardSet.open(data.shards, split=data.split, assessable_only=data.assessable_only, cache=cache, known=data.known)
+    if settings.evaluate.every:  # refused now, not by the evaluation
+        ShardSet.open(data.shards, settings.evaluate.split, data.assessable_only, cache, split_option="evaluate.split")
+    return ShardSet.open(data.shards, data.split, data.assessable_only, cache, data.known)
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:

@@ -60,6 +60,24 @@ def test_malformed_override_is_named(override: str) -> None:
         load(CONFIGS / "train" / "small.yaml", [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.images=8", "train.batch=0"], "'train.batch=0': train.batch: 0 must be above 0"),
+        (["train.batch=0", "train.batch=many"], "'train.batch=many': train.batch: expected a whole number"),
+        (["modle.size=64"], "'modle.size=64': modle: unknown option"),
+        (["model.size=64"], "'model.size=64': model.size: unknown option"),
+        (["train.accumulation=5"], "small.yaml with overrides: train.batch: 8 does not divide into train.accumulation=5"),
+        ([], "small.yaml: run.keep: -1 is negative"),
+    ],
+)
+def test_what_is_wrong_is_the_override_or_the_file(overrides: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("train: {batch: 8}\n" + ("" if overrides else "run: {keep: -1}\n"))
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path / "small.yaml", overrides)
+    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(said)
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.name)
 def test_configurations_that_ship_are_valid(path: Path) -> None:
     assert load(path) != Config() or path.name == "published.yaml"

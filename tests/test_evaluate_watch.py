@@ -62,6 +62,14 @@ def test_only_multiples_of_every_and_damaged_ones_are_passed_over(shards: Path, 
     assert best(run) == ["images-000000000210"]
 
 
+def test_a_line_that_a_kill_cut_short_takes_no_other_with_it(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(run, 100, 0.0)
+    (run / "evaluation.jsonl").write_text('{"images": 50, "kid": 0.1}\n{"images": 7')
+    assert watch(run, shards) == 0
+    assert [line["images"] for line in evaluate_watch.lines(run)] == [50, 100]
+
+
 def test_results_of_other_features_do_not_decide_what_is_best(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     save(run, 100, 0.4)
@@ -106,7 +114,7 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
 def test_held_out_split_that_is_not_there_is_refused_before_training(tmp_path: Path, shards: Path) -> None:
     process = runs.start(shards, tmp_path / "run", "evaluate.every=16", "evaluate.split=test")
     assert process.wait(timeout=60) == 2
-    assert "no tiles in split 'test'" in runs.output(tmp_path / "run")
+    assert "evaluate.split: " in runs.output(tmp_path / "run") and "no tiles in split 'test'" in runs.output(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

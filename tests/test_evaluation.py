@@ -9,11 +9,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pooled import Pooled
+from shards import levels_of, make_set, number_of
+from shards import rows_of as rows_of_set
 from stores import web
 from torch import Tensor, nn
 from untrained import untrained
@@ -267,7 +270,8 @@ def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys:
     [
         (["--count", "3"], "--count: 3 must be at least 16"),
         (["--held-out", "train"], "--held-out: train is the training split too"),
-        (["--held-out", "test"], "no tiles in split 'test'; it has train, val"),
+        (["--held-out", "test"], "has no tiles in split 'test'; it has train, val"),
+        (["--train", "test"], "--train: "),
         (["--features", "nothing-here"], "--features 'nothing-here': no such file"),
         (["--baseline", "RUN"], "--baseline: the same model twice"),
         (["--shards", "nowhere"], "nowhere"),
@@ -280,6 +284,27 @@ def test_bad_input_is_refused(
     assert evaluate.main([*arguments(run, shards, tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
+    """Pixels and groups stay with the levels of their tiles, and what is known of other tiles is not taken for theirs."""
+    from tools import evaluate_data
+
+    place = make_set(tmp_path, 70, val_fraction=0.3)
+    model = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(image_size=16)))
+    identities = set()
+    for words in ([], ["--assessable-only"]):
+        options = evaluate._parser().parse_args(["run", "--shards", str(place), "--out", "o", *words])
+        data = evaluate_data.open_data(options, model)  # type: ignore[arg-type]
+        for name, part in (("train", data.train), ("val", data.held_out)):
+            expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
+            pixels_NHWC = part.read(np.arange(len(part))).astype(int)
+            numbers_N = pixels_NHWC[:, 0, 0, 0] + 256 * pixels_NHWC[:, 0, 0, 1]
+            assert sorted(numbers_N.tolist()) == sorted(expected)
+            assert [tuple(levels_A) for levels_A in part.levels_NA.tolist()] == [levels_of(number) for number in numbers_N.tolist()]
+            assert np.array_equal(part.group_N[:, None] == part.group_N, numbers_N[:, None] // 5 == numbers_N // 5)
+            identities.add(part.identity)
+    assert len(identities) == 4
 
 
 def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> None:

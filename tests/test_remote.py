@@ -341,6 +341,7 @@ def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path,
         assert all(request["path"].endswith("?sig=secret") for request in site.headers)
     assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
     assert [line["images"] for line in evaluate_watch.lines(run)] == [16], (run / "evaluation.log").read_text()
+    assert not (tmp_path / "known" / "attributegan" / "shards").exists()  # the evaluation's shards are where the training's are
     told = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
     assert told == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attributegan.cli import exit_status, parser
 from launch.watcher import SHARDS
+from tools import shard_remote
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.checkpoint import Loaded
@@ -67,6 +68,8 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--shards", metavar="DIR", required=SHARDS not in os.environ, default=os.environ.get(SHARDS),
                         help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
                         f"in a command line, may stand in the variable {SHARDS}")  # fmt: skip
+    shard_remote.add(result, "shards-cache")
+    result.add_argument("--assessable-only", action="store_true", help='leave out tiles with an attribute that is "not assessable"')
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
     result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
     result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
@@ -186,7 +189,8 @@ class Evaluation:
             "features": self.features.identity,
             "data": {"shards": self.data.place, "identity": [known.train.identity, known.held_out.identity],
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **result.data_notes(known)},
-            "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw")} | {"equal": equal},
+            "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
+                        | {"equal": equal},
             "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
                        for name, loaded in self.models.items()},
             "rows": [row.numbers for row in rows],

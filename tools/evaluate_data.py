@@ -13,8 +13,9 @@ from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.checkpoint import Loaded
 from attributegan.evaluation.real import Split
 from data_shards import index, permutation, sums
-from data_shards.read import ShardSet
+from data_shards.read import ShardSet, assessable
 from data_shards.tiles import Damaged, TileFiles, Wanted
+from tools import shard_remote
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ def open_data(options: argparse.Namespace, model: Loaded) -> Data:
     if options.train == options.held_out:
         raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
     size = model.config.model.image_size
-    sets = [ShardSet.open(options.shards, split) for split in (options.train, options.held_out)]
+    chosen = {"--train": options.train, "--held-out": options.held_out}
+    cache = shard_remote.cache_of(options)
+    sets = [ShardSet.open(options.shards, split, cache=cache, split_option=option) for option, split in chosen.items()]
     table = index.read_table(sets[0].folder / index.FILE, ["group", "split"])
-    names = [
-        table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in (options.train, options.held_out)
-    ]
-    train, held_out = (_split(shards, group, size, options.most) for shards, group in zip(sets, names, strict=True))
+    names = [table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in chosen.values()]
+    train, held_out = (
+        _split(shards, group, size, options.most, options.assessable_only) for shards, group in zip(sets, names, strict=True)
+    )
     known = [set(filter(None, group)) for group in names]
     is_phantom = sets[0].schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
     apart = not known[0] & known[1] if all(known) else None
@@ -57,11 +60,12 @@ def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
         raise ValueError(f"{name}: makes tiles of {sizes[0]} pixels, the first model of {sizes[1]}; evaluate them apart")
 
 
-def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
+def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
     """Tiles drawn from the whole split: tars that others made may have them in the order of their levels."""
     files = TileFiles(shards.tars, size)
     rows = shards.rows
-    drawn_N = permutation.shuffle(len(shards), permutation.stream(0, "tiles of an evaluation"))[:most]
+    use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.place)) if assessable_only else np.arange(len(shards))
+    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, "tiles of an evaluation"))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         tiles_N = drawn_N[number_N]
@@ -70,7 +74,7 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int) -> Split:
         return np.stack([_read(shards, files, tile, place) for tile, place in zip(tiles_N.tolist(), places, strict=True)])
 
     digest = hashlib.sha256((shards.folder / sums.FILE).read_bytes())
-    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn".encode())
+    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
     alone = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
     return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
 

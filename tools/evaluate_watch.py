@@ -137,8 +137,10 @@ def _evaluate(checkpoint: Path, options: argparse.Namespace) -> None:
 
 
 def _note(run: Path, line: dict[str, Any]) -> None:
-    with (run / LINES).open("a") as stream:
-        stream.write(json.dumps(line) + "\n")
+    path = run / LINES
+    cut_short = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
+    with path.open("a") as stream:
+        stream.write("\n" * cut_short + json.dumps(line) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -162,7 +162,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
     if options.levels_from:
         from data_shards.read import ShardSet
 
-        shards = ShardSet.open(options.levels_from)
+        shards = ShardSet.open(options.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
             raise ValueError(f"--levels-from: {options.levels_from} does not fit the model: {'; '.join(differences)}")
         real_NA = shards.levels_NA

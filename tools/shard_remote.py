@@ -11,17 +11,28 @@ if TYPE_CHECKING:  # imports slowly
     from data_shards.cache import Cache
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options to those of a command."""
-    parser.add_argument("--cache", default="", metavar="DIR", help="folder for shards of a remote set (~/.cache/attributegan)")
+def add(parser: argparse.ArgumentParser, name: str = "cache") -> None:
+    """Add the options to those of a command, ``--NAME`` and ``--NAME-gb``."""
     parser.add_argument(
-        "--cache-gb", type=float, default=DataConfig.cache_gb, metavar="GB", help="most GB of shards in that folder (%(default)s)"
+        f"--{name}", dest="shards_cache", default="", metavar="DIR", help="folder for shards of a remote set (~/.cache/attributegan)"
     )
+    parser.add_argument(
+        f"--{name}-gb",
+        dest="shards_cache_gb",
+        type=_gigabytes,
+        default=DataConfig.cache_gb,
+        metavar="GB",
+        help="most GB of shards in that folder (%(default)s)",
+    )
+
+
+def _gigabytes(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return float(text)
 
 
 def cache_of(arguments: argparse.Namespace) -> Cache:
     from data_shards.cache import Cache
 
-    if arguments.cache_gb <= 0:
-        raise ValueError(f"--cache-gb: {arguments.cache_gb} must be above 0")
-    return Cache.of(arguments.cache, arguments.cache_gb)
+    return Cache.of(arguments.shards_cache, arguments.shards_cache_gb)
