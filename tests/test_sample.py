@@ -193,9 +193,37 @@ def test_command_writes_an_interpolation(sampled: Callable[..., Path]) -> None:
     assert all((before != after).any() for before, after in zip(tiles, tiles[1:], strict=False))
 
 
-def test_command_in_a_used_folder_lists_only_what_it_made(sampled: Callable[..., Path]) -> None:
-    sampled("used", "--count", "4")
-    assert len(table(sampled("used", "--count", "2"))) == 2
+def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sampled("used", "--count", "4", "--sweep")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for more, message in ((["--count", "2"], "has an earlier sampling; choose another folder, or replace it with --overwrite"),
+                          (["--project", str(folder / "000000.png"), "--steps", "1"], "has an earlier sampling")):  # fmt: skip
+        assert main([str(run), "--out", str(folder), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    sampled("used", "--count", "2", "--format", "webp", "--overwrite")
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.webp", "000001.webp", "samples.csv"]
+    (folder / "notes.txt").write_text("mine")
+    assert main([str(run), "--out", str(folder), "--overwrite"]) == 2
+    assert "has files that are of no sampling, such as notes.txt" in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_a_stopped_sampling_is_replaced_and_a_table_of_others_is_not_taken_for_one(
+    sampled: Callable[..., Path], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sampled("stopped", "--count", "5", "--seed", "1")
+    (folder / "samples.csv").rename(folder / ".writing-samples.csv")
+    (folder / "000003.png").rename(folder / ".writing-000003.png")
+    (folder / "000004.png").unlink()
+    assert sorted(path.name for path in sampled("stopped", "--count", "1").iterdir()) == ["000000.png", "samples.csv"]
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "000000.png").write_bytes(b"a real tile")
+    (real / "samples.csv").write_text("file,mitosis\n000000.png,1\n")
+    assert main([str(run), "--out", str(real), "--overwrite"]) == 2
+    assert "has files that are of no sampling, such as 000000.png" in capsys.readouterr().err
+    assert (real / "000000.png").read_bytes() == b"a real tile"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="draw levels as this set's training tiles have them, jointly; without it, all levels alike")  # fmt: skip
     result.add_argument("--format", choices=("png", "jpeg", "webp", "shards"), default="png", help="(default: %(default)s)")
     result.add_argument("--shard-count", metavar="N", type=int, default=1000, help="tiles in a shard (default: %(default)s)")
-    result.add_argument("--overwrite", action="store_true", help="replace another shard set in DIR")
+    result.add_argument("--overwrite", action="store_true", help="replace an earlier sampling in DIR, or another shard set")
     result.add_argument("--truncation", metavar="T", type=float, help="latents from a normal cut off at T: fewer odd tiles, less variety")
     result.add_argument("--sweep", action="store_true", help="also sweep.png: each attribute through its levels, a latent a row")
     result.add_argument(
@@ -91,11 +91,13 @@ def _sample(options: argparse.Namespace) -> None:
     _check(options)
     from attributegan.checkpoint import find
     from attributegan.processes import is_main
+    from tools.sample_write import to_replace, write_whole
 
     options.model = find(options.model)  # every process takes the same one
     if not is_main():  # of `accelerate launch`; pictures and words come from the main process
         _make_folder(options.out.parent if options.format == "shards" else options.out)
         return None if options.project else make_tiles(options)
+    old = [] if options.format == "shards" else to_replace(options.out, options.overwrite)
     loaded = _load(options)
     pictures = _pictures(loaded, options)  # before the tiles: levels that can't be are refused before anything is written
     if options.project:
@@ -104,6 +106,8 @@ def _sample(options: argparse.Namespace) -> None:
         _recipe(loaded, options)  # refuses what can't be drawn from
         written = sorted(["samples.csv", *pictures]) if options.format != "shards" else []
     _make_folder(options.out if written else options.out.parent)
+    for path in old:
+        path.unlink()
     if not options.project:
         if options.workers > 1:
             from attributegan.processes import launch
@@ -111,8 +115,6 @@ def _sample(options: argparse.Namespace) -> None:
             launch(make_tiles, (options,), options.workers)
         else:
             make_tiles(options)
-    from tools.sample_write import write_whole
-
     for name, data in pictures.items():
         write_whole(options.out / name, data)
     tiles = "" if options.project else f"{options.count} tiles, "

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMATS = {"png": {"compress_level": 4}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95, "method": 4}}
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+TABLE = "samples.csv"
+PICTURES = ("sweep.png", "pair.png", "interpolation.png", "interpolation.gif", "interpolation.mp4", "projection.png", "projection.json")
 
 
 @dataclass(frozen=True)
@@ -63,26 +65,51 @@ class Recipe:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def to_replace(out: Path, overwrite: bool) -> list[Path]:
+    """The files of an earlier sampling in ``out`` that was stopped, or is to be overwritten: no folder is to have the tiles of two.
+
+    Raises:
+        ValueError: something else is there too, or a sampling that must stay.
+    """
+    if not out.is_dir():
+        return []
+    tiles = [file for table in (TABLE, _aside(TABLE)) for file in _listed(out / table)]
+    ours = {out / name for of_one in [*tiles, *PICTURES, TABLE] for name in (of_one, _aside(of_one))}
+    there = set(out.iterdir())
+    if others := sorted(there - ours):
+        raise ValueError(f"--out {out}: has files that are of no sampling, such as {others[0].name}; choose another folder")
+    if not overwrite and any((out / name).exists() for name in (TABLE, *PICTURES)):
+        raise ValueError(f"--out {out}: has an earlier sampling; choose another folder, or replace it with --overwrite")
+    return sorted(there, key=lambda path: TABLE in path.name)  # the lists last, so that a removal that is stopped can be gone on with
+
+
+def _listed(table: Path) -> list[str]:
+    """The tiles in a table of `write_files`; none when it is not one."""
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8", errors="replace") as file:
+        first, *rows = list(csv.reader(file)) or [[]]
+    return [row[0] for row in rows if row] if [*first[:1], *first[-1:]] == ["file", "seed"] else []
+
+
 def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Processes) -> None:
-    """Image files, and samples.csv last: a table there says that its tiles are."""
-    table = out / "samples.csv"
-    if processes.is_main:
-        table.unlink(missing_ok=True)
-    processes.wait()
+    """Image files and samples.csv, which takes its name last: it says that its tiles are there."""
     chunks = [range(first, min(first + recipe.batch, count)) for first in range(0, count, recipe.batch)]
+    if processes.is_main:
+        with (out / _aside(TABLE)).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", *recipe.loaded.schema.names, "seed"])
+            for chunk in chunks:
+                rows = zip(chunk, recipe.levels(chunk).tolist(), strict=True)
+                writer.writerows([file_name(k, kind), *row, recipe.seed] for k, row in rows)
+    processes.wait()
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
             _put(out / file_name(index, kind), encoded(tile_HWC, kind))
     processes.wait()
-    if not processes.is_main:
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *recipe.loaded.schema.names, "seed"])
-    for chunk in chunks:
-        writer.writerows([file_name(k, kind), *row, recipe.seed] for k, row in zip(chunk, recipe.levels(chunk).tolist(), strict=True))
-    os.sync()  # the tiles, once for all
-    write_whole(table, text.getvalue().encode())
+    if processes.is_main:
+        os.sync()  # tiles and table, once for all
+        os.replace(out / _aside(TABLE), out / TABLE)
 
 
 def file_name(index: int, kind: str) -> str:
@@ -135,16 +162,20 @@ def encoded(image_HWC: np.ndarray, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
+def _aside(name: str) -> str:
+    return f".writing-{name}"
+
+
 def _put(path: Path, data: bytes) -> None:
     """Write aside, then rename: under its name a file is whole."""
-    aside = path.with_name(f".writing-{path.name}")
+    aside = path.with_name(_aside(path.name))
     aside.write_bytes(data)
     os.replace(aside, path)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """The same, and on the disk."""
-    aside = path.with_name(f".writing-{path.name}")
+    aside = path.with_name(_aside(path.name))
     with aside.open("wb") as file:
         file.write(data)
         file.flush()
