@@ -25,6 +25,7 @@ from attributegan.attributes import UNKNOWN, AttributeSchema
 from data_shards.files import whole_file
 
 FILE = "index.parquet"
+CARD = "card.html"  # the page about the set that may lie beside it
 VERSION = 1
 METADATA = b"attributegan.shards"
 ROW_GROUP = 1 << 17

@@ -53,7 +53,7 @@ def verify(
 
 
 def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
-    known = {index.FILE, sums.FILE} | {shard.name for shard in header.shards}
+    known = {index.FILE, index.CARD, sums.FILE} | {shard.name for shard in header.shards}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             yield f"{path}: does not belong to the set"

@@ -20,6 +20,7 @@ from data_shards.labels import read_labels
 from data_shards.pack import pack
 from data_shards.plan import Options
 from data_shards.sources import Folder
+from data_shards.verify import verify
 from tools import shard_card
 
 VOID = {"meta", "img"}
@@ -179,6 +180,7 @@ def test_both_forms_of_a_page_say_the_same() -> None:
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("card", folder, "--sample", 3) == 0
     assert "train, 3 tiles" in (folder / "card.html").read_text() and str(folder / "card.html") in capsys.readouterr().out
+    assert list(verify(folder)) == []  # the set has no file too many now
     assert run("card", folder, "--out", tmp_path / "card.pdf") == 2 and "--out" in capsys.readouterr().err
     assert run("card", tmp_path, "--out", tmp_path / "card.md") == 2 and "shard set" in capsys.readouterr().err
     assert run("card", folder, "--out", tmp_path / "no" / "card.md") == 2 and "--out" in capsys.readouterr().err
