@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
 BIN := $(VENV)/bin
-EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,dev
+EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,explore,dev
 
 .PHONY: venv quickstart test lint clean
 

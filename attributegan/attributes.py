@@ -50,6 +50,31 @@ class Attribute:
         """The levels that are ordered along the attribute, lowest first."""
         return tuple(level for level in range(len(self.levels)) if level != self.not_assessable)
 
+    def check_wanted(self, level: float) -> str | None:
+        """What is wrong with a level asked of a generator, in words, or None; it may lie between two assessable ones, or be `UNKNOWN`."""
+        if level == UNKNOWN or level in range(len(self.levels)):
+            return None
+        lowest, highest = self.assessable[0], self.assessable[-1]
+        if lowest <= level <= highest:
+            return None
+        alone = "" if self.not_assessable is None else f", or for {self.not_assessable} alone ({self.levels[self.not_assessable]})"
+        return f"{self.name} is {level:g}; ask for a level from {lowest} to {highest}{alone}"
+
+    def parse(self, text: str) -> float:
+        """A level by number, whole (int) or between two assessable ones (float), or by name.
+
+        Raises:
+            ValueError: there is no such level; names those that there are.
+        """
+        if text in self.levels:
+            return self.levels.index(text)
+        if text.isdecimal() and int(text) < len(self.levels):
+            return int(text)
+        if re.fullmatch(r"\d+\.\d+", text) and self.assessable[0] <= float(text) <= self.assessable[-1]:
+            return int(float(text)) if float(text).is_integer() else float(text)
+        known = ", ".join(f"{level} ({label})" for level, label in enumerate(self.levels))
+        raise ValueError(f"{self.name} has the levels {known}, and others between those from {self.assessable[0]} to {self.assessable[-1]}")
+
 
 @dataclass(frozen=True)
 class AttributeSchema:
@@ -93,17 +118,10 @@ class AttributeSchema:
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in self.names:
                 raise ValueError(f"levels {part!r}: write attribute=level, with attributes {', '.join(self.names)}")
-            attribute = self.attributes[self.names.index(name)]
-            if value in attribute.levels:
-                chosen[name] = attribute.levels.index(value)
-            elif value.isdecimal() and int(value) < len(attribute.levels):
-                chosen[name] = int(value)
-            elif re.fullmatch(r"\d+\.\d+", value) and attribute.assessable[0] <= float(value) <= attribute.assessable[-1]:
-                chosen[name] = int(float(value)) if float(value).is_integer() else float(value)
-            else:
-                known = ", ".join(f"{level} ({label})" for level, label in enumerate(attribute.levels))
-                raise ValueError(f"levels {part!r}: {name} has the levels {known}, and others between those from "
-                                 f"{attribute.assessable[0]} to {attribute.assessable[-1]}")  # fmt: skip
+            try:
+                chosen[name] = self.attributes[self.names.index(name)].parse(value)
+            except ValueError as error:
+                raise ValueError(f"levels {part!r}: {error}") from None
         return chosen
 
     def difference(self, other: AttributeSchema) -> list[str]:

@@ -36,6 +36,17 @@ def truncated(latents_BL: Tensor, bound: float) -> Tensor:
     return torch.special.ndtri(quantile_BL).to(latents_BL)
 
 
+def mixed(start_BL: Tensor, end_BL: Tensor, share: float) -> Tensor:
+    """Latents between two, ``share`` 0 to 1 of the way, along the arc (White, "Sampling Generative Networks", 2016).
+
+    The straight way leads through shorter ones, which a generator has never seen.
+    """
+    angle_B1 = torch.linalg.vecdot(F.normalize(start_BL), F.normalize(end_BL))[:, None].clamp(-1, 1).acos()
+    if (angle_B1.sin() < 1e-4).any():  # in one line, and so no arc
+        return torch.lerp(start_BL, end_BL, share)
+    return (((1 - share) * angle_B1).sin() * start_BL + (share * angle_B1).sin() * end_BL) / angle_B1.sin()
+
+
 def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given: Mapping[str, float] | None = None) -> Tensor:
     """levels_BA, int64 or, with levels in between, float32: ``given`` where given, else uniform over the assessable levels; a row
     depends on its index and ``seed``.

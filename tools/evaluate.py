@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -152,7 +151,7 @@ class Evaluation:
         from attributegan.evaluation import generated, real, result
 
         options, processes = self.options, self.processes
-        cache = real.Cache(options.cache or _cache_home())
+        cache = real.Cache.at(options.cache)
         known = real.study(
             self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
             kind=options.judge, seed=options.seed, progress=self.progress,
@@ -215,10 +214,6 @@ class Evaluation:
             stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
         print(evaluate_page.as_text(summary))
         print(f"\n{out / PAGE}")
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attributegan" / "evaluation"
 
 
 class _Progress:

@@ -13,6 +13,7 @@ from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.checkpoint import Loaded
 from attributegan.evaluation.real import Split
 from data_shards import index, permutation, sums
+from data_shards.cache import Cache
 from data_shards.read import ShardSet, assessable
 from data_shards.tiles import Damaged, TileFiles, Wanted
 from tools import shard_remote
@@ -37,18 +38,35 @@ def open_data(options: argparse.Namespace, model: Loaded) -> Data:
     if options.train == options.held_out:
         raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
     size = model.config.model.image_size
-    chosen = {"--train": options.train, "--held-out": options.held_out}
     cache = shard_remote.cache_of(options)
-    sets = [ShardSet.open(options.shards, split, cache=cache, split_option=option) for option, split in chosen.items()]
-    table = index.read_table(sets[0].folder / index.FILE, ["group", "split"])
-    names = [table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist() for split in chosen.values()]
-    train, held_out = (
-        _split(shards, group, size, options.most, options.assessable_only) for shards, group in zip(sets, names, strict=True)
-    )
+    opened = [
+        open_split(options.shards, split, size, options.most, options.assessable_only, cache, option)
+        for option, split in (("--train", options.train), ("--held-out", options.held_out))
+    ]
+    (shards, _), names, (train, held_out) = zip(*opened, strict=True)
     known = [set(filter(None, group)) for group in names]
-    is_phantom = sets[0].schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
+    is_phantom = shards.schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
     apart = not known[0] & known[1] if all(known) else None
-    return Data(sets[0].place, sets[0].schema, train, held_out, apart, _measure() if is_phantom else None)
+    return Data(shards.place, shards.schema, train, held_out, apart, _measure() if is_phantom else None)
+
+
+def open_split(
+    place: str, split: str, size: int, most: int, assessable_only: bool, cache: Cache, option: str
+) -> tuple[ShardSet, list[str], Split]:  # fmt: skip
+    """A split of a shard set, the slide of each of its tiles, and at most ``most`` of these, read in ``size`` pixels.
+
+    Args:
+        assessable_only: leave out tiles on which any attribute is "not assessable".
+        cache: for the shards of a remote set.
+        option: where the split was chosen, for messages.
+
+    Raises:
+        ValueError: no such set or split.
+    """
+    shards = ShardSet.open(place, split, cache=cache, split_option=option)
+    table = index.read_table(shards.folder / index.FILE, ["group", "split"])
+    names = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
+    return shards, names, _split(shards, names, size, most, assessable_only)
 
 
 def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:

@@ -113,6 +113,12 @@ class Cache:
 
     folder: Path
 
+    @classmethod
+    def at(cls, folder: Path | None) -> Cache:
+        """In ``folder``, or in the user's own cache folder."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cls(folder or home / "attributegan" / "evaluation")
+
     def path(self, kind: str, *content: Any) -> Path:
         digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *content], sort_keys=True).encode()).hexdigest()
         return self.folder / f"{kind}-{digest[:24]}"
@@ -141,7 +147,7 @@ def study(
         steps: of the training of a CNN.
     """
     train_ND, held_out_ND = (
-        _features_of(split, name, features, processes, cache, progress)
+        features_of(split, name, features, processes, cache, progress)
         for split, name in ((train, "training tiles"), (held_out, "held-out tiles"))
     )
     if not processes.is_main:
@@ -159,7 +165,8 @@ def study(
     return Real(schema, train, held_out, train_ND, held_out_ND, judge, note, small, exam, tuple(verdicts), scores)
 
 
-def _features_of(split: Split, name: str, features: Features, processes: Processes, cache: Cache, progress: Progress) -> np.ndarray | None:
+def features_of(split: Split, name: str, features: Features, processes: Processes, cache: Cache, progress: Progress) -> np.ndarray | None:
+    """Features of all tiles, from the cache or into it; on the main process, None on the others. Every process must call."""
     path = cache.path("features", split.identity, features.identity)
     cached = cache.load(path) if processes.is_main else None
     if processes.from_main(cached is not None):
@@ -174,11 +181,19 @@ def _features_of(split: Split, name: str, features: Features, processes: Process
     return found[0]
 
 
+def kept_judge(
+    schema: AttributeSchema, train: Split, features: Features, cache: Cache, kind: str = "auto", seed: int = 0,
+    steps: int = predictor.CNN_STEPS,
+) -> predictor.Kept:  # fmt: skip
+    """The place in the cache of the judge that `study` trains with these settings."""
+    return predictor.Kept(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
+
+
 def _judge(
     schema: AttributeSchema, train: Split, train_ND: np.ndarray, features: Features, processes: Processes, cache: Cache,
     kind: str, seed: int, steps: int, progress: Progress,
 ) -> tuple[predictor.Judge, dict[str, Any]]:  # fmt: skip
-    kept = predictor.Kept(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
+    kept = kept_judge(schema, train, features, cache, kind, seed, steps)
     if found := kept.load(schema):
         return found[0].to(processes.device), found[1]
     small = train.thumbs()

@@ -11,10 +11,12 @@ from typing import Any, Self
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from attributegan import config as config_module
 from attributegan.attributes import AttributeSchema
 from attributegan.checkpoint import Loaded, load_for_sampling
+from attributegan.config import ModelConfig
 from attributegan.export.aside import aside, check_new_folder
 from attributegan.export.card import CardFacts, model_card
 from attributegan.models import Generator
@@ -25,6 +27,7 @@ WEIGHTS = "model.safetensors"
 class AttributeGenerator(Generator, PyTorchModelHubMixin):
     """A generator that knows its attributes: ``generator(latents_BL, levels_BA) -> images_BCHW``, about [-1, 1], not clamped.
 
+    Refuses levels that there aren't, and fractional ones that mix "not assessable" with another (ValueError: names row and attribute).
     Made by `from_pretrained`, in eval mode on the CPU; ``save_pretrained`` and ``push_to_hub`` write it again.
 
     Args:
@@ -42,13 +45,25 @@ class AttributeGenerator(Generator, PyTorchModelHubMixin):
     """
 
     def __init__(self, model: Mapping[str, Any], attributes: Sequence[Mapping[str, Any]]) -> None:
-        config = config_module.from_dict({"model": model}, where="config.json").model
+        config = config_module.fill(ModelConfig, model, where="config.json: model")  # alone: what must fit it in training is not here
         if not isinstance(attributes, Sequence) or not all(isinstance(entry, Mapping) and "name" in entry for entry in attributes):
             raise ValueError(f"config.json: attributes: expected a list of mappings with a name and levels, got {attributes!r}")
         entries = {entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in attributes}
         schema = AttributeSchema.from_dict(entries, where="config.json: attributes")
         super().__init__(config, schema)
         self.schema, self.latent_dim, self.image_size = schema, config.latent_dim, config.image_size
+
+    def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
+        """As `Generator.forward`, with levels that there are."""
+        width = len(self.schema.attributes)
+        if levels_BA.ndim != 2 or levels_BA.shape[1] != width:
+            names = ", ".join(self.schema.names)
+            raise ValueError(f"levels_BA: has the shape {tuple(levels_BA.shape)}; give (batch, {width}), for {names}")
+        for row, levels_A in enumerate(levels_BA.tolist()):
+            for attribute, level in zip(self.schema.attributes, levels_A, strict=True):
+                if wrong := attribute.check_wanted(level):
+                    raise ValueError(f"levels_BA: row {row}: {wrong}")
+        return super().forward(latents_BL, levels_BA)
 
     @classmethod
     def of(cls, loaded: Loaded) -> Self:
@@ -116,12 +131,12 @@ def export_generator(run: str | Path, out: str | Path, facts: CardFacts | None =
     loaded = load_for_sampling(run, ema=not raw)
     generator = AttributeGenerator.of(loaded)
     with aside(out) as folder:
-        facts = replace(facts, data=facts.data or _data(loaded))
+        facts = replace(facts, data=facts.data or data_of(loaded))
         generator.save_pretrained(folder, model_card_kwargs={"facts": facts})  # type: ignore[operator]
     return generator
 
 
-def _data(loaded: Loaded) -> str:
+def data_of(loaded: Loaded) -> str:
     """What a checkpoint knows of its data; the folder's name alone, since paths tell of people and machines."""
     data = loaded.config.data
     if not (data.shards and loaded.images):

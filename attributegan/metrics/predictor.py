@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -275,14 +276,17 @@ class Kept:
         save_file({key: tensor.contiguous().cpu() for key, tensor in judge.state_dict().items()}, self.folder / "judge.safetensors")
         width = len(judge.mean_D) if isinstance(judge, Head) else 0
         kind = judge.kind if isinstance(judge, Head | Cnn) else ""
-        (self.folder / "judge.json").write_text(json.dumps({"kind": kind, "width": width, **note}, indent=1))
+        about = {"kind": kind, "width": width, "attributes": judge.schema.to_dict()}
+        (self.folder / "judge.json").write_text(json.dumps(about | note, indent=1))
 
     def load(self, schema: AttributeSchema) -> tuple[Judge, dict[str, Any]] | None:
-        """The judge and its note, when there is one."""
+        """The judge and its note, when there is one for these attributes."""
         try:
             note = json.loads((self.folder / "judge.json").read_text())
+            if note.pop("attributes", schema.to_dict()) != schema.to_dict():
+                return None
             judge: Judge = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
             judge.load_state_dict(load_file(self.folder / "judge.safetensors"))
-        except (OSError, ValueError, KeyError, RuntimeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError):
             return None
         return judge.eval(), note

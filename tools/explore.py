@@ -1,0 +1,90 @@
+"""``attributegan-explore``: a page with a slider for each attribute and the tile that follows.
+
+Owns the command line; the page is `tools.explorer`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attributegan.cli import exit_status, parser
+
+EXAMPLES = """\
+  attributegan-explore runs/first                                       then open the address that it prints
+  attributegan-explore runs/first --shards shards                       with the nearest real tiles and what the evaluation's judge reads
+  attributegan-explore exported                                         a folder of `attributegan-export generator`
+  attributegan-explore runs/first --host 0.0.0.0 --token-file token     for others too, who need the token"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse ``argv`` (the process's arguments by default), serve until stopped, and return the exit status."""
+    options = _parser().parse_args(argv)
+    return exit_status(lambda: _explore(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    result = parser(
+        "Serve a page on which the attributes of a model's tiles are moved, and a quiz. Listens on this machine alone, unless --host says "
+        "otherwise; others then need a token. The tiles are synthetic, not for diagnosis.",
+        EXAMPLES,
+    )
+    result.add_argument("model", metavar="RUN|CHECKPOINT|EXPORT", type=Path,
+                        help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator")  # fmt: skip
+    result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
+    result.add_argument("--split", default="train", help="split of the shards that the model was trained on (%(default)s)")
+    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles to look among, at most (%(default)s)")
+    result.add_argument("--judge", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of the "
+                        "one of --shards in the cache")  # fmt: skip
+    result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
+    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    result.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (%(default)s)")
+    result.add_argument("--token-file", metavar="FILE", type=Path,
+                        help="has the token that visitors must give; without it, --host makes a new one")  # fmt: skip
+    return result
+
+
+def _explore(options: argparse.Namespace) -> None:
+    if options.most < 1:
+        raise ValueError(f"--most: {options.most} must be at least 1")
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port: {options.port} is not from 0 to 65535")
+    given = _token(options.token_file) if options.token_file else ""
+    try:
+        from tools.explorer import guard, model, reading, server
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
+    loopback = guard.is_loopback(options.host)
+    token = given if given or loopback else secrets.token_urlsafe(24)
+    with server.listen(options.host, options.port) as listening:
+        shown = model.load(options.model, options.raw)
+        schema, size = shown.generator.schema, shown.generator.image_size
+        reader = reading.open_reader(schema, size, options.shards, options.split, options.most, options.judge, options.cache, _tell)
+        port = listening.getsockname()[1]
+        app = server.application(server.Explorer(shown, reader), loopback, token, port)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"{shown.name}: http://{host}:{port}/{f'?token={token}' if token and not given else ''}    (Ctrl-C ends it)", flush=True)
+        server.serve(app, listening)
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--token-file {path}: can't be read: {error}") from error
+    if len(token) < 16 or not token.isascii() or not token.isprintable() or set(token) & set(' ";,\\'):
+        raise ValueError(f"--token-file {path}: write at least 16 letters and digits into it, such as `openssl rand -hex 16` gives")
+    return token
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

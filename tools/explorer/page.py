@@ -1,0 +1,73 @@
+"""The pages as HTML. Jinja escapes every text; the card's Markdown is rendered without raw HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from attributegan.attributes import Attribute, AttributeSchema
+from tools.explorer.drawing import NOTICE
+from tools.explorer.model import Model
+from tools.explorer.reading import Reader
+from tools.explorer.state import LARGEST_SEED, TRUNCATION, State, middle, sizes
+
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined)
+
+
+def title(name: str) -> str:
+    """An attribute's name for people."""
+    return name.replace("_", " ").capitalize()
+
+
+class Pages:
+    """The pages on one model."""
+
+    def __init__(self, model: Model, reader: Reader) -> None:
+        self.schema, self.reader = model.generator.schema, reader
+        self.sizes = sizes(model.generator.image_size)
+        self.common = {"model": model, "notice": NOTICE, "title": title}
+        self.card = MarkdownIt("commonmark", {"html": False}).enable("table").render(model.card)
+
+    def explore(self, state: State, problems: list[str]) -> str:
+        """The page of the sliders, set to ``state``."""
+        return self._page(
+            "explore.html",
+            state=state,
+            controls=controls(self.schema, state),
+            problems=problems,
+            sizes=self.sizes,
+            largest_seed=LARGEST_SEED,
+            truncation=TRUNCATION,
+            reader=self.reader,
+            card=self.card,
+        )
+
+    def quiz(self) -> str:
+        return self._page("quiz.html", names=self.schema.names, has_judge=self.reader.judge is not None)
+
+    def enter(self, wrong: bool) -> str:
+        """Where a visitor gives the token; tells nothing of the model."""
+        return TEMPLATES.get_template("enter.html").render(wrong=wrong)
+
+    def _page(self, name: str, **context: Any) -> str:
+        return TEMPLATES.get_template(name).render(**self.common, **context)
+
+
+def controls(schema: AttributeSchema, state: State) -> list[dict[str, Any]]:
+    """What the page needs to know of each attribute."""
+    return [_control(attribute, level) for attribute, level in zip(schema.attributes, state.levels, strict=True)]
+
+
+def _control(attribute: Attribute, level: float) -> dict[str, Any]:
+    unclear = level == attribute.not_assessable
+    return {
+        "name": attribute.name,
+        "title": title(attribute.name),
+        "levels": [(level, attribute.levels[level]) for level in attribute.assessable],
+        "value": middle(attribute) if unclear else level,
+        "unclear": unclear,
+        "unclear_name": None if attribute.not_assessable is None else attribute.levels[attribute.not_assessable],
+    }

@@ -1,0 +1,20 @@
+"""Guess the level: a round is a number, from which tile, question and answer follow."""
+
+from __future__ import annotations
+
+import torch
+
+from attributegan import sample
+from attributegan.attributes import AttributeSchema
+from attributegan.randomness import generator_for
+from tools.explorer.state import State
+
+
+def state_of(schema: AttributeSchema, number: int, size: int) -> State:
+    """The tile of a round: levels and latent drawn for it, every assessable level as likely."""
+    return State(tuple(sample.levels_for(schema, number, [0])[0].tolist()), seed=number, size=size)
+
+
+def attribute_of(schema: AttributeSchema, number: int) -> int:
+    """The column of the attribute that a round asks for, where the visitor has chosen none."""
+    return int(torch.randint(len(schema.attributes), (), generator=generator_for(number, "attribute of a quiz")))

@@ -1,0 +1,102 @@
+"""What a judge that never met the generator reads off a tile, and which real tiles are nearest to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attributegan.attributes import AttributeSchema
+from attributegan.evaluation import real
+from attributegan.metrics import features, predictor, quality
+from attributegan.processes import Processes
+
+NEAREST = 4
+NO_JUDGE = "No judge reads this tile: start with --shards of real tiles that attributegan-evaluate has been run on, or with --judge."
+NO_SHARDS = "No real tiles to compare with: start with --shards."
+
+
+@dataclass(frozen=True)
+class RealTiles:
+    """Real tiles with their features."""
+
+    split: real.Split
+    features_ND: np.ndarray
+
+    def nearest(self, feature_D: np.ndarray) -> list[int]:
+        """Rows of the tiles whose features are nearest, nearest first."""
+        distance_N = quality.distances(feature_D[None], self.features_ND)[0]
+        return np.argsort(distance_N, kind="stable")[:NEAREST].tolist()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads tiles, with what there is."""
+
+    judge: predictor.Judge | None
+    judge_note: str
+    network: features.Features | None
+    tiles: RealTiles | None
+
+    def levels(self, tile_HWC: np.ndarray) -> list[float] | None:
+        """The level of each attribute that the judge sees; None without one."""
+        if self.judge is None:
+            return None
+        small = real.thumbs(tile_HWC[None])
+        seen_ND = self._features(tile_HWC) if isinstance(self.judge, predictor.Head) else None
+        return self.judge.predict(small, seen_ND)[0].tolist()
+
+    def nearest(self, tile_HWC: np.ndarray) -> list[int]:
+        return [] if self.tiles is None else self.tiles.nearest(self._features(tile_HWC)[0])
+
+    def _features(self, tile_HWC: np.ndarray) -> np.ndarray:
+        assert self.network is not None
+        return self.network(tile_HWC[None])
+
+
+def open_reader(
+    schema: AttributeSchema, image_size: int, shards: str | None, split: str, most: int, judge: Path | None, cache: Path | None,
+    progress: real.Progress,
+) -> Reader:  # fmt: skip
+    """The judge and the real tiles that are asked for.
+
+    Args:
+        shards: a shard set with real tiles; its judge is looked for in the cache of ``attributegan-evaluate``.
+        most: real tiles of ``split`` that are used, at most.
+        judge: folder of a judge, instead of that in the cache.
+
+    Raises:
+        ValueError: shards or a judge that can't be used, or don't fit the model.
+    """
+    kept, network, tiles = None if judge is None else predictor.Kept(judge), None, None
+    if shards:
+        from tools.evaluate_data import open_split
+
+        opened, _, real_split = open_split(shards, split, image_size, most)
+        if differences := schema.difference(opened.schema):
+            raise ValueError(f"--shards {opened.place}: does not fit the model: {'; '.join(differences)}")
+        network, place = features.load(), real.Cache.at(cache)
+        found_ND = real.features_of(real_split, "real tiles", network, Processes(), place, progress)
+        assert found_ND is not None
+        tiles = RealTiles(real_split, found_ND)
+        kept = kept or real.kept_judge(schema, real_split, network, place)
+    found = None if kept is None else kept.load(schema)
+    if judge and found is None:
+        raise ValueError(f"--judge {judge}: no judge for the model's attributes; give a judge-… folder of attributegan-evaluate's cache")
+    if found and isinstance(found[0], predictor.Head):
+        network = network or features.load()
+        width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
+        if width != len(found[0].mean_D):
+            raise ValueError(f"--judge {judge}: was fitted on the features of another network than {network.name}; give one that was not")
+    return Reader(found[0] if found else None, _note(found[1]) if found else NO_JUDGE, network, tiles)
+
+
+def _note(note: dict[str, Any]) -> str:
+    """Where a judge comes from, in words."""
+    tiles = f" on {note['training_tiles']:,} real tiles" if "training_tiles" in note else ""
+    text = f"The judge learnt{tiles} and has met no tile of this model."
+    if score := note.get("choice", {}).get(note["kind"]):
+        text += f" Its readings of real tiles kept from it had a rank correlation of {score:.2f} with their labels."
+    return text + " It can be wrong."

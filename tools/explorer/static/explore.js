@@ -1,0 +1,266 @@
+// The page of the sliders: the form is the state, the address its link, and every tile a function of it.
+
+import { Slowly, alertWith, ask, randomSeed, show, tileOf, withLevels } from "./common.js";
+import { drawDifference, percent } from "./difference.js";
+
+const QUIET = 250; // milliseconds without a move, after which rows, readings and the link follow
+const form = document.getElementById("controls");
+const find = (id) => document.getElementById(id);
+const [before, now, difference, status, hold] = ["before", "now", "difference", "status", "hold"].map(find);
+const model = find("main").dataset.model;
+const attributes = new Map([...form.querySelectorAll(".attribute")].map((part) => [part.dataset.name, attributeOf(part)]));
+
+let shownQuery = ""; // of the tile "now"
+let beforeQuery = ""; // of the tile "before"
+let moving = false; // a move has begun, and its "before" stands
+let drawing = false; // one tile at a time; what is set meanwhile is drawn next
+let wanted = null;
+let quiet = 0;
+let asking = new AbortController();
+const sweep = new Slowly(), grid = new Slowly(), nearest = new Slowly();
+
+function attributeOf(part) {
+  const levels = JSON.parse(part.dataset.levels);
+  return {
+    name: part.dataset.name,
+    title: part.querySelector("label").textContent,
+    levels,
+    slider: part.querySelector("input[type=range]"),
+    unclear: part.querySelector("input[type=checkbox]"),
+    output: part.querySelector("output"),
+  };
+}
+
+/** The state as a query, the model's identity included. */
+function query() {
+  const parts = new URLSearchParams(new FormData(form));
+  if (Number(find("mix").value) === 0) ["mix", "mix_seed"].forEach((key) => parts.delete(key));
+  parts.set("model", model);
+  return parts.toString();
+}
+
+/** Set the form to what a query says; the server has checked that of the page, and history holds none but ours. */
+function setTo(text) {
+  const parts = new URLSearchParams(text);
+  for (const { name, slider, unclear } of attributes.values()) {
+    if (unclear) unclear.checked = parts.has(`na.${name}`);
+    if (parts.has(`a.${name}`)) slider.value = parts.get(`a.${name}`);
+  }
+  find("seed").value = parts.get("seed");
+  if (parts.has("mix_seed")) find("mix_seed").value = parts.get("mix_seed");
+  find("mix").value = parts.get("mix") ?? 0;
+  find("truncate").checked = parts.has("truncation");
+  if (parts.has("truncation")) find("truncation").value = parts.get("truncation");
+  find("size").value = parts.get("size");
+  label();
+}
+
+/** A level in words: "mild", or "mild to moderate" with its number. */
+function inWords(attribute, level) {
+  const below = attribute.levels.findLast(([at]) => at <= level), above = attribute.levels.find(([at]) => at >= level);
+  return below[0] === above[0] ? below[1] : `${level} · ${below[1]} to ${above[1]}`;
+}
+
+/** Outputs beside the sliders, and what a screen reader says of them. */
+function label() {
+  for (const attribute of attributes.values()) {
+    const { slider, unclear, output } = attribute;
+    slider.disabled = Boolean(unclear?.checked);
+    output.textContent = slider.disabled ? "not assessable" : inWords(attribute, Number(slider.value));
+    slider.setAttribute("aria-valuetext", output.textContent);
+    for (const tick of slider.parentElement.querySelectorAll(".ticks button"))
+      tick.classList.toggle("on", !slider.disabled && tick.value === slider.value);
+  }
+  find("truncation").disabled = !find("truncate").checked;
+  output("mix").textContent = percent(Number(find("mix").value));
+  output("truncation").textContent = find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off";
+  find("download").href = `/tile.png?${query()}&download=1`;
+}
+
+const output = (id) => form.querySelector(`output[for=${id}]`);
+
+/** Draw what the form says; the last one wins. */
+async function draw() {
+  if (!form.checkValidity()) return alertWith(complaint());
+  label();
+  wanted = query();
+  clearTimeout(quiet);
+  [sweep, grid, nearest].forEach((row) => row.stop());
+  asking.abort();
+  if (drawing) return;
+  drawing = true;
+  try {
+    while (wanted !== null && wanted !== shownQuery) {
+      const one = wanted;
+      wanted = null;
+      await show(now, `/tile.png?${one}`);
+      shownQuery = one;
+      alertWith("");
+      await compare();
+    }
+    quiet = setTimeout(follow, QUIET);
+  } catch (error) {
+    alertWith(error.message);
+  } finally {
+    drawing = false;
+  }
+}
+
+function complaint() {
+  const field = form.querySelector(":invalid:not(fieldset)");
+  return `${field.labels[0].textContent}: ${field.validationMessage}`;
+}
+
+/** "Before" and the difference, for what "now" shows. */
+async function compare() {
+  if (before.dataset.query !== beforeQuery) {
+    await show(before, `/tile.png?${beforeQuery || shownQuery}`);
+    before.dataset.query = beforeQuery;
+  }
+  difference.dataset.changed = drawDifference(difference, before, now);
+}
+
+/** A move begins: what is shown becomes "before", unless it is held. */
+function begin() {
+  if (moving) return;
+  moving = true;
+  if (!hold.checked) beforeQuery = shownQuery;
+}
+
+/** A move ends: the address bar gets the link, and Back undoes the move. */
+function settle() {
+  moving = false;
+  const link = `?${query()}`;
+  if (link !== location.search && form.checkValidity()) history.pushState(null, "", link);
+}
+
+/** What follows when the sliders are still: rows, reading, neighbours, and words for what changed. */
+function follow() {
+  const share = Number(difference.dataset.changed);
+  status.textContent = shownQuery === beforeQuery ? "Move a slider: what changes is shown beside it." : `${percent(share)} of the pixels changed.`;
+  drawSweep().then(drawGrid);
+  asking = new AbortController();
+  readOff(asking.signal).catch((error) => error.name === "AbortError" || alertWith(error.message));
+}
+
+async function readOff(signal) {
+  if (find("reading")) {
+    const told = await (await ask(`/reading?${shownQuery}`, signal)).json();
+    for (const row of find("reading").querySelectorAll("tbody tr")) fillReading(row, attributes.get(row.dataset.name), told.levels);
+  }
+  if (find("nearest")) {
+    const { tiles } = await (await ask(`/nearest?${shownQuery}`, signal)).json();
+    const shown = tiles.map(({ row, levels }) => {
+      const text = Object.entries(levels).map(([name, level]) => `${name}: ${level}`);
+      return [tileOf(text.join("\n"), `Real tile. ${text.join(", ")}`), `/real/${row}.png`];
+    });
+    find("nearest").replaceChildren(...shown.map(([{ figure }]) => figure));
+    nearest.load(shown.map(([{ image }, address]) => [image, address]));
+  }
+}
+
+function fillReading(row, attribute, levels) {
+  const asked = attribute.slider.disabled ? null : Number(attribute.slider.value), read = levels[attribute.name];
+  const [low, high] = [attribute.levels[0][0], attribute.levels.at(-1)[0]];
+  const cells = row.querySelectorAll("td");
+  const nearest = (level) => attribute.levels.reduce((a, b) => (Math.abs(b[0] - level) < Math.abs(a[0] - level) ? b : a))[1];
+  cells[0].textContent = asked === null ? "not assessable" : `${asked.toFixed(1)} · ${nearest(asked)}`;
+  cells[1].textContent = asked === null ? "–" : `${read.toFixed(1)} · ${nearest(read)}`;
+  const marks = asked === null ? [] : [["asked", asked], ["read", read]];
+  row.querySelector(".scale").replaceChildren(...marks.map(([kind, level]) => {
+    const mark = Object.assign(document.createElement("span"), { className: kind });
+    mark.style.left = `${(100 * (level - low)) / (high - low)}%`;
+    return mark;
+  }));
+}
+
+/** Take the levels of a tile that was pressed. */
+function take(levels) {
+  begin();
+  for (const [name, level] of Object.entries(levels)) {
+    const { slider, unclear } = attributes.get(name);
+    slider.value = level;
+    if (unclear) unclear.checked = false;
+  }
+  draw();
+  settle();
+}
+
+/** A tile to press, with its address. */
+function choice(text, levels) {
+  const words = Object.entries(levels).map(([name, level]) => `${attributes.get(name).title} ${inWords(attributes.get(name), level)}`);
+  const tile = tileOf(text, words.join(", "), () => take(levels));
+  tile.figure.classList.toggle("on", Object.entries(levels).every(([name, level]) => {
+    const { slider } = attributes.get(name);
+    return !slider.disabled && Number(slider.value) === level;
+  }));
+  return [tile, `/tile.png?${withLevels(shownQuery, levels)}`];
+}
+
+async function drawSweep() {
+  const attribute = attributes.get(find("sweep-attribute").value);
+  const tiles = attribute.levels.map(([level, name]) => choice(name, { [attribute.name]: level }));
+  refill(find("sweep"), tiles);
+  return sweep.load(tiles.map(([{ image }, address]) => [image, address]));
+}
+
+/** Put tiles in place of others, with the focus where it was and their pictures until the new ones come. */
+function refill(place, tiles, build = () => tiles.map(([{ figure }]) => figure)) {
+  const old = [...place.querySelectorAll(".tile")], at = old.indexOf(document.activeElement);
+  if (old.length === tiles.length) tiles.forEach(([{ image }], k) => (image.src = old[k].querySelector("img").src));
+  place.replaceChildren(...build());
+  tiles[at]?.[0].figure.focus();
+}
+
+function drawGrid() {
+  if (!find("grid-part").open) return;
+  const down = attributes.get(find("grid-down").value), across = attributes.get(find("grid-across").value);
+  if (down === across) return find("grid").replaceChildren(Object.assign(document.createElement("caption"), { textContent: "Choose two different attributes." }));
+  const tiles = [];
+  const cell = (kind, text, scope) => Object.assign(document.createElement(kind), scope ? { textContent: text, scope } : {});
+  const line = (cells) => { const row = document.createElement("tr"); row.append(...cells); return row; };
+  const rows = [line([cell("td"), ...across.levels.map(([, name]) => cell("th", name, "col"))])];
+  for (const [level, name] of down.levels) {
+    const cells = across.levels.map(([other]) => {
+      const tile = choice("", { [down.name]: level, [across.name]: other });
+      const place = cell("td");
+      place.append(tile[0].figure);
+      tiles.push(tile);
+      return place;
+    });
+    rows.push(line([cell("th", name, "row"), ...cells]));
+  }
+  refill(find("grid"), tiles, () => rows);
+  grid.load(tiles.map(([{ image }, address]) => [image, address]));
+}
+
+form.addEventListener("input", () => { begin(); draw(); });
+form.addEventListener("change", settle);
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("keydown", (event) => {
+  const attribute = attributes.get(event.target.name?.replace(/^a\./, ""));
+  if (attribute?.slider === event.target && attribute.levels.some(([level]) => String(level) === event.key)) take({ [attribute.name]: event.key });
+});
+form.addEventListener("click", (event) => {
+  if (event.target.matches(".ticks button")) take({ [event.target.closest(".attribute").dataset.name]: event.target.value });
+});
+find("new").addEventListener("click", () => { begin(); find("seed").value = randomSeed(); draw(); settle(); });
+find("reset").addEventListener("click", () => { location.href = "/"; });
+find("copy").addEventListener("click", async () => {
+  settle();
+  await navigator.clipboard.writeText(location.href).then(
+    () => { status.textContent = "Link copied."; },
+    () => alertWith("The browser does not allow copying; the link is in the address bar."),
+  );
+});
+find("sweep-attribute").addEventListener("change", drawSweep);
+for (const id of ["grid-down", "grid-across"]) find(id).addEventListener("change", drawGrid);
+find("grid-part").addEventListener("toggle", drawGrid);
+hold.addEventListener("change", () => { if (hold.checked) { beforeQuery = shownQuery; compare().then(follow); } });
+window.addEventListener("popstate", () => { if (location.search) { begin(); setTo(location.search); draw(); moving = false; } });
+
+const told = find("alert").textContent; // by the server, of the link
+label();
+history.replaceState(null, "", `?${query()}`);
+await draw();
+alertWith(told);

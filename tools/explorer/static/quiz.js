@@ -1,0 +1,83 @@
+// The quiz: a round is a number, the server says what it asks and what was right; the score stays in this page.
+
+import { Slowly, alertWith, ask, randomSeed, show, tileOf, withLevels } from "./common.js";
+
+const find = (id) => document.getElementById(id);
+const [form, choices, verdict] = ["question", "choices", "verdict"].map(find);
+const score = { right: 0, rounds: 0, off: 0 };
+const levels = new Slowly();
+let round = null;
+
+/** A new tile and its question. */
+async function next() {
+  const parts = new URLSearchParams({ round: randomSeed(), attribute: find("about").value });
+  try {
+    round = await (await ask(`/quiz/question?${parts}`)).json();
+    await show(find("tile"), `/quiz/tile.png?round=${round.round}`);
+  } catch (error) {
+    return alertWith(error.message);
+  }
+  alertWith("");
+  find("asked").textContent = `${round.title} of this tile?`;
+  choices.replaceChildren(...round.choices.map(({ level, name }) => {
+    const label = Object.assign(document.createElement("label"), { className: "check" });
+    label.append(Object.assign(document.createElement("input"), { type: "radio", name: "level", value: level, required: true }), ` ${name}`);
+    return label;
+  }));
+  find("answer").disabled = false;
+  find("after").hidden = true;
+  verdict.textContent = "";
+  verdict.className = "verdict";
+}
+
+/** Tell whether the visitor was right, and show the levels side by side. */
+async function answer(event) {
+  event.preventDefault();
+  if (find("answer").disabled) return;
+  const given = new FormData(form).get("level");
+  const parts = new URLSearchParams({ round: round.round, attribute: round.attribute, level: given });
+  let told;
+  try {
+    told = await (await ask(`/quiz/answer?${parts}`)).json();
+  } catch (error) {
+    return alertWith(error.message);
+  }
+  find("answer").disabled = true;
+  for (const input of choices.querySelectorAll("input")) {
+    input.disabled = true;
+    input.parentElement.classList.toggle("true", Number(input.value) === told.level);
+    input.parentElement.classList.toggle("given", input.checked);
+  }
+  score.rounds += 1;
+  score.right += told.right;
+  score.off += told.off;
+  showScore();
+  const read = told.read === null ? "" : ` The judge reads ${told.read.toFixed(1)}.`;
+  verdict.textContent = `${told.right ? "Right" : "Not quite"}: ${round.title.toLowerCase()} is ${told.name} (${told.level}).${read}`;
+  verdict.className = `verdict ${told.right ? "right" : "wrong"}`;
+  find("next").focus();
+  showLevels(told);
+}
+
+function showLevels(told) {
+  const tiles = round.choices.map(({ level, name }) => {
+    const tile = tileOf(name, `${round.title} ${name}`);
+    tile.figure.classList.toggle("on", level === told.level);
+    return [tile, `/tile.png?${withLevels(told.link, { [round.attribute]: level })}`];
+  });
+  find("levels").replaceChildren(...tiles.map(([{ figure }]) => figure));
+  find("open").href = `/?${told.link}`;
+  find("after").hidden = false;
+  levels.load(tiles.map(([{ image }, address]) => [image, address]));
+}
+
+function showScore() {
+  find("score").textContent = `${score.right} of ${score.rounds}`;
+  find("off").textContent = score.rounds ? `, ${(score.off / score.rounds).toFixed(1)} levels off on average` : "";
+}
+
+form.addEventListener("submit", answer);
+find("next").addEventListener("click", next);
+find("about").addEventListener("change", next);
+find("clear").addEventListener("click", () => { Object.assign(score, { right: 0, rounds: 0, off: 0 }); showScore(); });
+await next();
