@@ -283,7 +283,7 @@ class Kept:
         """The judge and its note, when there is one for these attributes."""
         try:
             note = json.loads((self.folder / "judge.json").read_text())
-            if note.pop("attributes", schema.to_dict()) != schema.to_dict():
+            if "attributes" in note and AttributeSchema.from_dict(note.pop("attributes")) != schema:
                 return None
             judge: Judge = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
             judge.load_state_dict(load_file(self.folder / "judge.safetensors"))

@@ -24,7 +24,7 @@ export async function ask(address, signal) {
 /** Load a picture into an <img>. The address of a row's tile has "&" in it, so it is the server's to read. */
 export async function show(image, address, signal) {
   const blob = await (await ask(address, signal)).blob();
-  if (signal?.aborted) return;
+  signal?.throwIfAborted();
   const old = image.src;
   image.src = URL.createObjectURL(blob);
   await image.decode();

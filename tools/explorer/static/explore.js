@@ -7,6 +7,7 @@ const QUIET = 250; // milliseconds without a move, after which rows, readings an
 const form = document.getElementById("controls");
 const find = (id) => document.getElementById(id);
 const [before, now, difference, status, hold] = ["before", "now", "difference", "status", "hold"].map(find);
+const stage = document.querySelector(".stage");
 const model = find("main").dataset.model;
 const attributes = new Map([...form.querySelectorAll(".attribute")].map((part) => [part.dataset.name, attributeOf(part)]));
 
@@ -89,12 +90,13 @@ async function draw() {
   asking.abort();
   if (drawing) return;
   drawing = true;
+  stage.setAttribute("aria-busy", "true");
   try {
     while (wanted !== null && wanted !== shownQuery) {
       const one = wanted;
       wanted = null;
       await show(now, `/tile.png?${one}`);
-      shownQuery = one;
+      now.dataset.query = shownQuery = one;
       alertWith("");
       await compare();
     }
@@ -103,6 +105,7 @@ async function draw() {
     alertWith(error.message);
   } finally {
     drawing = false;
+    stage.setAttribute("aria-busy", "false");
   }
 }
 
@@ -234,8 +237,10 @@ function drawGrid() {
   grid.load(tiles.map(([{ image }, address]) => [image, address]));
 }
 
-form.addEventListener("input", () => { begin(); draw(); });
-form.addEventListener("change", settle);
+for (const part of [form, find("size")]) { // the size is the form's, and stands elsewhere
+  part.addEventListener("input", () => { begin(); draw(); });
+  part.addEventListener("change", settle);
+}
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("keydown", (event) => {
   const attribute = attributes.get(event.target.name?.replace(/^a\./, ""));

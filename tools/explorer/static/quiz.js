@@ -7,15 +7,19 @@ const [form, choices, verdict] = ["question", "choices", "verdict"].map(find);
 const score = { right: 0, rounds: 0, off: 0 };
 const levels = new Slowly();
 let round = null;
+let coming = new AbortController();
 
-/** A new tile and its question. */
+/** A new tile and its question, in place of one that is still to come. */
 async function next() {
+  coming.abort();
+  const { signal } = (coming = new AbortController());
   const parts = new URLSearchParams({ round: randomSeed(), attribute: find("about").value });
   try {
-    round = await (await ask(`/quiz/question?${parts}`)).json();
-    await show(find("tile"), `/quiz/tile.png?round=${round.round}`);
+    const asked = await (await ask(`/quiz/question?${parts}`, signal)).json();
+    await show(find("tile"), `/quiz/tile.png?round=${asked.round}`, signal);
+    round = asked;
   } catch (error) {
-    return alertWith(error.message);
+    return error.name === "AbortError" || alertWith(error.message);
   }
   alertWith("");
   find("asked").textContent = `${round.title} of this tile?`;

@@ -1,0 +1,54 @@
+"""Debian's chromium, driven by Playwright, and a running explorer to point it at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from runs import ROOT
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser; skips without chromium, but never in CI."""
+    program = shutil.which("chromium")
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium: apt-get install -y --no-install-recommends chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A started ``attributegan-explore``."""
+
+    address: str  # without a path
+    token: str  # "" for none
+    process: subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def served(model: Path, *options: str) -> Iterator[Served]:
+    """The command, as users start it, on a free port."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", *options]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"(http://\S+:\d+)/(?:\?token=(\S+))?", line)
+            assert found, f"no address in {line!r}; status {process.wait(60)}"
+            yield Served(found[1].replace("0.0.0.0", "127.0.0.1"), found[2] or "", process)
+        finally:
+            process.terminate()
