@@ -247,10 +247,10 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
     return fill(Config, tree, where)
 
 
-def fill(cls: type[T], tree: Mapping[str, Any], where: str) -> T:
-    """Fill a dataclass of options from nested mappings; errors as in `from_dict`."""
+def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -> T:
+    """Fill a dataclass of options from nested mappings, such as the ``section`` of a configuration; errors as in `from_dict`."""
     try:
-        return _fill(cls, tree, prefix="")
+        return _fill(cls, tree, prefix=f"{section}." if section else "")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

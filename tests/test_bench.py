@@ -51,6 +51,7 @@ def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["read", "--repeats", "0"]) == 2 and "--repeats" in capsys.readouterr().err
     assert main(["read", "--count", "5"]) == 2 and "--count" in capsys.readouterr().err
     assert main(["pack", "--images", str(tmp_path)]) == 2 and "has no images" in capsys.readouterr().err
+    assert main(["explore", "--count", "0"]) == 2 and "--count" in capsys.readouterr().err
     assert main(["start", "--rows", "5"]) == 2 and "--rows" in capsys.readouterr().err
 
 
@@ -62,3 +63,11 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert all(seconds > 0 for side in tree["sides"].values() for seconds in side)
     assert tree["facts"]["checkpoint, MB"] > 0.1
     assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
+
+
+def test_explore(tmp_path: Path) -> None:
+    """Tiles through the server, a side for each network."""
+    out = tmp_path / "out.json"
+    assert main(["explore", "--repeats", "1", "--count", "2", "--config", "configs/train/small.yaml", "--json", str(out)]) == 0
+    sides = json.loads(out.read_text())["sides"]
+    assert list(sides) == ["64 px (small)"] and all(value > 0 for value in sides["64 px (small)"])

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools import bench_data, bench_train
+from tools import bench_data, bench_explore, bench_train
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
   attributegan-bench pack --repeats 7 --json pack.json
   attributegan-bench start --rows 1000000
   attributegan-bench checkpoint model.image_size=256 --batch 2
+  attributegan-bench explore
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     bench_data.add(commands, common)
     bench_train.add(commands, common)
+    bench_explore.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:

@@ -45,7 +45,7 @@ class AttributeGenerator(Generator, PyTorchModelHubMixin):
     """
 
     def __init__(self, model: Mapping[str, Any], attributes: Sequence[Mapping[str, Any]]) -> None:
-        config = config_module.fill(ModelConfig, model, where="config.json")  # alone: what must fit it in training is not here
+        config = config_module.fill(ModelConfig, model, where="config.json", section="model")  # alone: nothing here need fit a loss
         if not isinstance(attributes, Sequence) or not all(isinstance(entry, Mapping) and "name" in entry for entry in attributes):
             raise ValueError(f"config.json: attributes: expected a list of mappings with a name and levels, got {attributes!r}")
         entries = {entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in attributes}
