@@ -65,11 +65,11 @@ export class Slowly {
   }
 }
 
-/** A tile with a text under it; a button where `press` is given. */
-export function tileOf(text, alt, press) {
+/** A tile with a text under it; a button where `press` is given. `words` say it to those who don't see it. */
+export function tileOf(text, words, press) {
   const figure = document.createElement(press ? "button" : "figure");
-  if (press) Object.assign(figure, { type: "button", onclick: press });
-  const image = Object.assign(document.createElement("img"), { alt, width: 128, height: 128 });
+  if (press) Object.assign(figure, { type: "button", onclick: press, ariaLabel: words });
+  const image = Object.assign(document.createElement("img"), { alt: press ? "" : words, width: 128, height: 128 });
   const caption = Object.assign(document.createElement(press ? "span" : "figcaption"), { textContent: text });
   figure.className = "tile";
   figure.append(image, caption);

@@ -1,15 +1,13 @@
-// The page of the sliders: the form is the state, the address its link, and every tile a function of it.
+// The page of the sliders: what follows a move. The form is the state, the address its link, and every tile a function of it.
 
 import { Slowly, alertWith, ask, randomSeed, show, tileOf, withLevels } from "./common.js";
 import { drawDifference, percent } from "./difference.js";
+import { attributes, complaint, form, inWords, label, query, setTo, take } from "./form.js";
 
 const QUIET = 250; // milliseconds without a move, after which rows, readings and the link follow
-const form = document.getElementById("controls");
 const find = (id) => document.getElementById(id);
 const [before, now, difference, status, hold] = ["before", "now", "difference", "status", "hold"].map(find);
 const stage = document.querySelector(".stage");
-const model = find("main").dataset.model;
-const attributes = new Map([...form.querySelectorAll(".attribute")].map((part) => [part.dataset.name, attributeOf(part)]));
 
 let shownQuery = ""; // of the tile "now"
 let beforeQuery = ""; // of the tile "before"
@@ -19,66 +17,6 @@ let wanted = null;
 let quiet = 0;
 let asking = new AbortController();
 const sweep = new Slowly(), grid = new Slowly(), nearest = new Slowly();
-
-function attributeOf(part) {
-  const levels = JSON.parse(part.dataset.levels);
-  return {
-    name: part.dataset.name,
-    title: part.querySelector("label").textContent,
-    levels,
-    slider: part.querySelector("input[type=range]"),
-    unclear: part.querySelector("input[type=checkbox]"),
-    output: part.querySelector("output"),
-  };
-}
-
-/** The state as a query, the model's identity included. */
-function query() {
-  const parts = new URLSearchParams(new FormData(form));
-  if (Number(find("mix").value) === 0) ["mix", "mix_seed"].forEach((key) => parts.delete(key));
-  parts.set("model", model);
-  return parts.toString();
-}
-
-/** Set the form to what a query says; the server has checked that of the page, and history holds none but ours. */
-function setTo(text) {
-  const parts = new URLSearchParams(text);
-  for (const { name, slider, unclear } of attributes.values()) {
-    if (unclear) unclear.checked = parts.has(`na.${name}`);
-    if (parts.has(`a.${name}`)) slider.value = parts.get(`a.${name}`);
-  }
-  find("seed").value = parts.get("seed");
-  if (parts.has("mix_seed")) find("mix_seed").value = parts.get("mix_seed");
-  find("mix").value = parts.get("mix") ?? 0;
-  find("truncate").checked = parts.has("truncation");
-  if (parts.has("truncation")) find("truncation").value = parts.get("truncation");
-  find("size").value = parts.get("size");
-  label();
-}
-
-/** A level in words: "mild", or "mild to moderate" with its number. */
-function inWords(attribute, level) {
-  const below = attribute.levels.findLast(([at]) => at <= level), above = attribute.levels.find(([at]) => at >= level);
-  return below[0] === above[0] ? below[1] : `${level} · ${below[1]} to ${above[1]}`;
-}
-
-/** Outputs beside the sliders, and what a screen reader says of them. */
-function label() {
-  for (const attribute of attributes.values()) {
-    const { slider, unclear, output } = attribute;
-    slider.disabled = Boolean(unclear?.checked);
-    output.textContent = slider.disabled ? "not assessable" : inWords(attribute, Number(slider.value));
-    slider.setAttribute("aria-valuetext", output.textContent);
-    for (const tick of slider.parentElement.querySelectorAll(".ticks button"))
-      tick.classList.toggle("on", !slider.disabled && tick.value === slider.value);
-  }
-  find("truncation").disabled = !find("truncate").checked;
-  output("mix").textContent = percent(Number(find("mix").value));
-  output("truncation").textContent = find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off";
-  find("download").href = `/tile.png?${query()}&download=1`;
-}
-
-const output = (id) => form.querySelector(`output[for=${id}]`);
 
 /** Draw what the form says; the last one wins. */
 async function draw() {
@@ -107,11 +45,6 @@ async function draw() {
     drawing = false;
     stage.setAttribute("aria-busy", "false");
   }
-}
-
-function complaint() {
-  const field = form.querySelector(":invalid:not(fieldset)");
-  return `${field.labels[0].textContent}: ${field.validationMessage}`;
 }
 
 /** "Before" and the difference, for what "now" shows. */
@@ -177,14 +110,10 @@ function fillReading(row, attribute, levels) {
   }));
 }
 
-/** Take the levels of a tile that was pressed. */
-function take(levels) {
+/** Go to the levels of a tile, a tick or a key that was pressed. */
+function goTo(levels) {
   begin();
-  for (const [name, level] of Object.entries(levels)) {
-    const { slider, unclear } = attributes.get(name);
-    slider.value = level;
-    if (unclear) unclear.checked = false;
-  }
+  take(levels);
   draw();
   settle();
 }
@@ -192,11 +121,10 @@ function take(levels) {
 /** A tile to press, with its address. */
 function choice(text, levels) {
   const words = Object.entries(levels).map(([name, level]) => `${attributes.get(name).title} ${inWords(attributes.get(name), level)}`);
-  const tile = tileOf(text, words.join(", "), () => take(levels));
-  tile.figure.classList.toggle("on", Object.entries(levels).every(([name, level]) => {
-    const { slider } = attributes.get(name);
-    return !slider.disabled && Number(slider.value) === level;
-  }));
+  const tile = tileOf(text, words.join(", "), () => goTo(levels));
+  const isSet = ([name, level]) => !attributes.get(name).slider.disabled && Number(attributes.get(name).slider.value) === level;
+  tile.figure.ariaPressed = Object.entries(levels).every(isSet);
+  tile.figure.classList.toggle("on", tile.figure.ariaPressed === "true");
   return [tile, `/tile.png?${withLevels(shownQuery, levels)}`];
 }
 
@@ -237,26 +165,33 @@ function drawGrid() {
   grid.load(tiles.map(([{ image }, address]) => [image, address]));
 }
 
-for (const part of [form, find("size")]) { // the size is the form's, and stands elsewhere
-  part.addEventListener("input", () => { begin(); draw(); });
-  part.addEventListener("change", settle);
-}
+form.addEventListener("input", () => { begin(); draw(); });
+form.addEventListener("change", settle);
+find("size").addEventListener("change", () => { // of both tiles; no move
+  const parts = new URLSearchParams(beforeQuery || shownQuery);
+  parts.set("size", find("size").value);
+  beforeQuery = parts.toString();
+  draw();
+  settle();
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("keydown", (event) => {
   const attribute = attributes.get(event.target.name?.replace(/^a\./, ""));
-  if (attribute?.slider === event.target && attribute.levels.some(([level]) => String(level) === event.key)) take({ [attribute.name]: event.key });
+  if (attribute?.slider === event.target && attribute.levels.some(([level]) => String(level) === event.key)) goTo({ [attribute.name]: event.key });
 });
 form.addEventListener("click", (event) => {
-  if (event.target.matches(".ticks button")) take({ [event.target.closest(".attribute").dataset.name]: event.target.value });
+  if (event.target.matches(".ticks button")) goTo({ [event.target.closest(".attribute").dataset.name]: event.target.value });
 });
 find("new").addEventListener("click", () => { begin(); find("seed").value = randomSeed(); draw(); settle(); });
 find("reset").addEventListener("click", () => { location.href = "/"; });
 find("copy").addEventListener("click", async () => {
   settle();
-  await navigator.clipboard.writeText(location.href).then(
-    () => { status.textContent = "Link copied."; },
-    () => alertWith("The browser does not allow copying; the link is in the address bar."),
-  );
+  try {
+    await navigator.clipboard.writeText(location.href);
+    status.textContent = "Link copied.";
+  } catch { // not allowed, or no clipboard without https
+    status.textContent = "The link is in the address bar; this browser does not let a page copy it.";
+  }
 });
 find("sweep-attribute").addEventListener("change", drawSweep);
 for (const id of ["grid-down", "grid-across"]) find(id).addEventListener("change", drawGrid);
