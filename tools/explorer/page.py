@@ -46,6 +46,7 @@ class Pages:
         )
 
     def quiz(self) -> str:
+        """The page of the quiz."""
         return self._page("quiz.html", names=self.schema.names, has_judge=self.reader.judge is not None)
 
     def enter(self, wrong: bool) -> str:

@@ -15,7 +15,6 @@ from attributegan.processes import Processes
 
 NEAREST = 4
 NO_JUDGE = "No judge reads this tile: start with --shards of real tiles that attributegan-evaluate has been run on, or with --judge."
-NO_SHARDS = "No real tiles to compare with: start with --shards."
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Reader:
         return self.judge.predict(small, seen_ND)[0].tolist()
 
     def nearest(self, tile_HWC: np.ndarray) -> list[int]:
+        """Rows of the nearest real tiles; [] without any."""
         return [] if self.tiles is None else self.tiles.nearest(self._features(tile_HWC)[0])
 
     def _features(self, tile_HWC: np.ndarray) -> np.ndarray:

@@ -54,6 +54,7 @@ class Explorer:
         self.painter.tile(read(self.schema, self.image_size, {})[0])  # the first tile takes longer than any other
 
     def routes(self) -> list[Route]:
+        """Every address that there is."""
         files = [Route(f"/static/{path.name}", _file(path)) for path in sorted(STATIC.iterdir())]
         return [
             Route("/", self.explore), Route("/tile.png", self.tile), Route("/reading", self.reading), Route("/nearest", self.nearest),
@@ -62,12 +63,14 @@ class Explorer:
         ]  # fmt: skip
 
     async def explore(self, request: Request) -> Response:
+        """The page of the sliders, as a link sets them, with what is wrong with the link."""
         state, problems = read(self.schema, self.image_size, request.query_params)
         if request.query_params.get("model", self.model.identity) != self.model.identity:
             problems.append("This link was made with another model, so the tile is not the one that was meant.")
         return HTMLResponse(self.pages.explore(state, problems))
 
     async def tile(self, request: Request) -> Response:
+        """The tile of a state, as a PNG; to be kept as a file with ``download``."""
         state = self._state(request)
         data = await self._draw(request, lambda: self.painter.png(state))
         headers = {"Cache-Control": "private, max-age=3600"} if request.query_params.get("model") == self.model.identity else {}
@@ -76,16 +79,19 @@ class Explorer:
         return Response(data, media_type="image/png", headers=headers)
 
     async def reading(self, request: Request) -> Response:
+        """The level of each attribute that the judge reads off the tile; null without a judge."""
         state = self._state(request)
         levels = await self._draw(request, lambda: self.reader.levels(self.painter.tile(state)))
         return JSONResponse({"levels": levels and dict(zip(self.schema.names, levels, strict=True)), "note": self.reader.judge_note})
 
     async def nearest(self, request: Request) -> Response:
+        """The real tiles nearest to the tile, by row, with their labels in words."""
         state = self._state(request)
         rows = await self._draw(request, lambda: self.reader.nearest(self.painter.tile(state)))
         return JSONResponse({"tiles": [{"row": row, "levels": self._names(row)} for row in rows]})
 
     async def real(self, request: Request) -> Response:
+        """A real tile, by row."""
         row, tiles = request.path_params["row"], self.reader.tiles
         if tiles is None or row >= len(tiles.split):
             raise ValueError(f"there is no real tile {row}")
@@ -93,20 +99,23 @@ class Explorer:
         return Response(png(tile_HWC, 0, {"Disclaimer": "A real tile of the training data."}), media_type="image/png")
 
     async def quiz(self, request: Request) -> Response:
+        """The page of the quiz."""
         return HTMLResponse(self.pages.quiz())
 
     async def question(self, request: Request) -> Response:
+        """What a round asks for, and what may be answered."""
         number, column = self._round(request)
         attribute = self.schema.attributes[column]
         choices = [{"level": level, "name": attribute.levels[level]} for level in attribute.assessable]
         return JSONResponse({"attribute": attribute.name, "title": title(attribute.name), "choices": choices, "round": number})
 
     async def quiz_tile(self, request: Request) -> Response:
+        """The tile of a round, which tells nothing of its levels."""
         state = quiz.state_of(self.schema, self._round(request)[0], max(self.image_size, 256))
         return Response(await self._draw(request, lambda: self.painter.png(state, told=False)), media_type="image/png")
 
     async def answer(self, request: Request) -> Response:
-        """What the level was, what the judge reads, and the same tissue at every level."""
+        """Whether an answer is right, what the level is, what the judge reads, and the link to the tile."""
         number, column = self._round(request)
         attribute, state = self.schema.attributes[column], quiz.state_of(self.schema, number, self.image_size)
         level, text = int(state.levels[column]), request.query_params.get("level", "")

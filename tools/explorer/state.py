@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -38,9 +38,6 @@ class State:
     mix: float = 0.0
     truncation: float | None = None
     size: int = 0
-
-    def with_level(self, column: int, level: float) -> State:
-        return replace(self, levels=(*self.levels[:column], level, *self.levels[column + 1 :]))
 
 
 def sizes(image_size: int) -> list[int]:
