@@ -17,6 +17,7 @@ import pytest
 import torch
 from browser import Served, served
 from PIL import Image
+from shards import make_set
 from untrained import SMALLEST, untrained
 
 from attributegan import sample
@@ -25,6 +26,7 @@ from attributegan.evaluation import real
 from attributegan.export import AttributeGenerator, export_generator
 from attributegan.metrics import features, predictor
 from attributegan.processes import Processes
+from data_shards.cache import Cache as ShardCache
 from tools import explore
 from tools.evaluate_data import open_split
 from tools.explorer import guard, model, page, reading, server
@@ -277,11 +279,11 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
 
 
 def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
-    _, _, split = open_split(str(shards), "train", 32, 5000)
+    _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
     network, cache = features.load(), real.Cache.at(tmp_path / "cache")
 
     def opened(judge: Path | None = None) -> reading.Reader:
-        return reading.open_reader(PUBLISHED, 32, str(shards), "train", 5000, judge, tmp_path / "cache", lambda *told: None)
+        return reading.open_reader(PUBLISHED, split, judge, tmp_path / "cache", lambda *told: None)
 
     without = opened()
     assert without.judge is None and without.judge_note == reading.NO_JUDGE and without.tiles is not None
@@ -300,9 +302,7 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
     with pytest.raises(ValueError, match="no judge for the model's attributes"):
-        reading.open_reader(other, 32, None, "train", 1, given, None, lambda *told: None)
-    with pytest.raises(ValueError, match="does not fit the model"):
-        reading.open_reader(other, 32, str(shards), "train", 1, None, tmp_path, lambda *told: None)
+        reading.open_reader(other, None, given, None, lambda *told: None)
     predictor.Kept(given).save(predictor.Head(PUBLISHED, 12), {})
     with pytest.raises(ValueError, match="features of another network"):
         opened(given)
@@ -321,6 +321,12 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
 )
 def test_nonsense_is_refused(run: Path, options: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main([str(run), *options]) == 2 and what in capsys.readouterr().err
+
+
+def test_shards_of_other_attributes_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(make_set(tmp_path, 8))
+    assert explore.main([str(run), "--port", "0", "--shards", other]) == 2
+    assert "does not fit the model: the model has the attributes cell_crowding" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_and_a_port_that_is_taken(

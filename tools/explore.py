@@ -10,8 +10,14 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
+from tools import shard_remote
+
+if TYPE_CHECKING:  # these import slowly, and help texts should not
+    from attributegan.attributes import AttributeSchema
+    from attributegan.evaluation.real import Split
 
 EXAMPLES = """\
   attributegan-explore runs/first                                       then open the address that it prints
@@ -35,8 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("model", metavar="RUN|CHECKPOINT|EXPORT", type=Path,
                         help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator")  # fmt: skip
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
-    result.add_argument("--split", default="train", help="split of the shards that the model was trained on (%(default)s)")
-    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles to look among, at most (%(default)s)")
+    shard_remote.add(result, "shards-cache")
+    result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
+    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation whose "
+                        "judge is wanted (%(default)s)")  # fmt: skip
+    result.add_argument("--assessable-only", action="store_true", help="leave out tiles with a level that is not assessable; likewise")
     result.add_argument("--judge", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of the "
                         "one of --shards in the cache")  # fmt: skip
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
@@ -63,12 +72,24 @@ def _explore(options: argparse.Namespace) -> None:
     with server.listen(options.host, options.port) as listening:
         shown = model.load(options.model, options.raw)
         schema, size = shown.generator.schema, shown.generator.image_size
-        reader = reading.open_reader(schema, size, options.shards, options.split, options.most, options.judge, options.cache, _tell)
+        tiles = _real_tiles(options, schema, size) if options.shards else None
+        reader = reading.open_reader(schema, tiles, options.judge, options.cache, _tell)
         port = listening.getsockname()[1]
         app = server.application(server.Explorer(shown, reader), loopback, token, port)
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(f"{shown.name}: http://{host}:{port}/{f'?token={token}' if token and not given else ''}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
+
+
+def _real_tiles(options: argparse.Namespace, schema: AttributeSchema, size: int) -> Split:
+    """The tiles that an evaluation with the same options learns from."""
+    from tools.evaluate_data import open_split
+
+    cache = shard_remote.cache_of(options)
+    shards, _, split = open_split(options.shards, options.train, size, options.most, options.assessable_only, cache, "--train")
+    if differences := schema.difference(shards.schema):
+        raise ValueError(f"--shards {shards.place}: does not fit the model: {'; '.join(differences)}")
+    return split
 
 
 def _token(path: Path) -> str:

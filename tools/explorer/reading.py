@@ -57,31 +57,25 @@ class Reader:
 
 
 def open_reader(
-    schema: AttributeSchema, image_size: int, shards: str | None, split: str, most: int, judge: Path | None, cache: Path | None,
-    progress: real.Progress,
+    schema: AttributeSchema, tiles: real.Split | None, judge: Path | None, cache: Path | None, progress: real.Progress
 ) -> Reader:  # fmt: skip
-    """The judge and the real tiles that are asked for.
+    """The judge and the features of real tiles, as far as there are any.
 
     Args:
-        shards: a shard set with real tiles; its judge is looked for in the cache of ``attributegan-evaluate``.
-        most: real tiles of ``split`` that are used, at most.
+        tiles: real tiles; their judge is looked for in the cache of ``attributegan-evaluate``.
         judge: folder of a judge, instead of that in the cache.
+        cache: folder of what is known of real tiles; None for the user's own.
 
     Raises:
-        ValueError: shards or a judge that can't be used, or don't fit the model.
+        ValueError: a judge that can't be used, or does not fit the model.
     """
-    kept, network, tiles = None if judge is None else predictor.Kept(judge), None, None
-    if shards:
-        from tools.evaluate_data import open_split
-
-        opened, _, real_split = open_split(shards, split, image_size, most)
-        if differences := schema.difference(opened.schema):
-            raise ValueError(f"--shards {opened.place}: does not fit the model: {'; '.join(differences)}")
+    kept, network, known = None if judge is None else predictor.Kept(judge), None, None
+    if tiles is not None:
         network, place = features.load(), real.Cache.at(cache)
-        found_ND = real.features_of(real_split, "real tiles", network, Processes(), place, progress)
+        found_ND = real.features_of(tiles, "real tiles", network, Processes(), place, progress)
         assert found_ND is not None
-        tiles = RealTiles(real_split, found_ND)
-        kept = kept or real.kept_judge(schema, real_split, network, place)
+        known = RealTiles(tiles, found_ND)
+        kept = kept or real.kept_judge(schema, tiles, network, place)
     found = None if kept is None else kept.load(schema)
     if judge and found is None:
         raise ValueError(f"--judge {judge}: no judge for the model's attributes; give a judge-… folder of attributegan-evaluate's cache")
@@ -90,7 +84,7 @@ def open_reader(
         width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
         if width != len(found[0].mean_D):
             raise ValueError(f"--judge {judge}: was fitted on the features of another network than {network.name}; give one that was not")
-    return Reader(found[0] if found else None, _note(found[1]) if found else NO_JUDGE, network, tiles)
+    return Reader(found[0] if found else None, _note(found[1]) if found else NO_JUDGE, network, known)
 
 
 def _note(note: dict[str, Any]) -> str:
