@@ -189,10 +189,28 @@ def test_blur_and_its_derivatives() -> None:
         assert torch.autograd.gradcheck(blocks.blur, x) and torch.autograd.gradgradcheck(blocks.blur, x)
 
 
-def test_bilinear_doubling_is_nearest_doubling_and_blur() -> None:
-    x = torch.randn(2, 3, 4, 6, dtype=torch.double)
-    expected = written_out_blur(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
-    torch.testing.assert_close(blocks.double_blurred(x), expected, atol=1e-14, rtol=0)
+@pytest.mark.parametrize("shape", [(4, 6), (32, 34), (33, 32)])  # the larger ones by transposed convolution
+@pytest.mark.parametrize("blurred", [True, False])
+def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int, int], blurred: bool) -> None:
+    torch.manual_seed(0)
+    doubling = (blocks.BlurredDoubling if blurred else blocks.NearestDoubling)(3, 4).double()
+    x = torch.randn(2, 3, *shape, dtype=torch.double, requires_grad=True)
+    doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = F.conv2d(written_out_blur(doubled) if blurred else doubled, doubling.weight, doubling.bias, padding=1)
+    along = torch.randn_like(expected)
+    inputs = [x, doubling.weight, doubling.bias]
+    answer = doubling(x)
+    torch.testing.assert_close(answer, expected, atol=1e-13, rtol=0)
+    for ours, other in zip(torch.autograd.grad(answer, inputs, along), torch.autograd.grad(expected, inputs, along), strict=True):
+        torch.testing.assert_close(ours, other, atol=1e-10, rtol=0)
+
+
+def test_transposed_doubling_can_be_differentiated_twice() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 32, 32, dtype=torch.double, requires_grad=True)
+    doubling = blocks.BlurredDoubling(1, 1).double()
+    assert torch.autograd.gradgradcheck(lambda x, weight: doubling._conv_forward(x, weight, doubling.bias).square().mean((2, 3)),
+                                        (x, doubling.weight), fast_mode=True)  # fmt: skip
 
 
 def test_gate_is_glu() -> None:
@@ -204,14 +222,16 @@ def test_attention_mixes_positions_by_softmax() -> None:
     """One head against a loop over positions."""
     torch.manual_seed(0)
     attention = blocks.LinearAttention(4, heads=1, bias=True, scale=0.5).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
     x = torch.randn(1, 4, 2, 3, dtype=torch.double)
-    q, k, v = attention.qkv(x).flatten(2)[0].split(64)
+    q, k, v = F.conv2d(x, attention.qkv_weight, attention.qkv_bias).flatten(2)[0].split(64)
     weights_of_positions = torch.exp(0.5 * k) / torch.exp(0.5 * k).sum(1, keepdim=True)
     columns = []
     for position in range(6):
         weights_of_channels = torch.softmax(0.5 * q[:, position], dim=0)
         columns.append(sum(weights_of_channels[c] * (weights_of_positions[c] * v).sum(1) for c in range(64)))
-    expected = attention.out(torch.stack(columns, dim=1).reshape(1, 64, 2, 3))
+    expected = F.conv2d(torch.stack(columns, dim=1).reshape(1, 64, 2, 3), attention.out_weight, attention.out_bias)
     torch.testing.assert_close(attention(x), expected)
 
 
@@ -318,7 +338,8 @@ def test_state_dicts_hold_weights_and_statistics_alone() -> None:
     generator, discriminator = networks(FIGURE)
     for network in (generator, discriminator):
         names = {name.rpartition(".")[2] for name in network.state_dict()}
-        assert names <= {"weight", "bias", "g", "running_mean", "running_var", "num_batches_tracked"}
+        projections = {"qkv_weight", "qkv_bias", "out_weight", "out_bias"}
+        assert names <= projections | {"weight", "bias", "g", "running_mean", "running_var", "num_batches_tracked"}
     other, _ = networks(FIGURE)
     for parameter in other.parameters():
         nn.init.normal_(parameter)

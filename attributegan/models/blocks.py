@@ -23,16 +23,18 @@ from torch.utils.checkpoint import checkpoint
 from attributegan.models.batchnorm import discarded_statistics
 
 HEAD_WIDTH = 64  # channels of an attention head
+HALVES = (torch.float16, torch.bfloat16)
+TRANSPOSED_FROM = 32  # pixels of a map from which doubling it by transposed convolution is the faster way (on CPUs, forward and backward)
 
 
 def full_precision(x: Tensor) -> Tensor:
     """``x`` in at least float32; double stays double."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALVES else x
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
-    """In at least float32, answered in the type of ``x``."""
-    return full_precision(x).softmax(dim).to(x.dtype)
+    """Answered in the type of ``x``; torch computes it in at least float32."""
+    return x.softmax(dim).to(x.dtype)
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -81,15 +83,116 @@ def _kernel(x_BCHW: Tensor) -> Tensor:
     return (taps[:, None] * taps / 16).expand(x_BCHW.shape[1], 1, 3, 3)
 
 
-def double_blurred(x_BCHW: Tensor) -> Tensor:
-    """Nearest x2 followed by `blur`, in one pass: it is bilinear x2, borders included."""
+class BlurredDoubling(nn.Conv2d):
+    """Nearest x2, `blur`, Conv3x3 with a border of zeros. Its weights are the convolution's.
+
+    Nearest x2 and blur are together bilinear x2, borders included, which is how small maps are doubled. Larger ones are convolved before
+    they are blurred, as in StyleGAN2 (Karras et al., CVPR 2020): nearest x2 and a 3 x 3 convolution are together one transposed convolution,
+    with 4/9 of the work. Since the convolution's border is zeros and not blurred, what it would see out there is taken off the frame.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if min(input.shape[2:]) < TRANSPOSED_FROM:
+            return F.conv2d(_bilinear(input), weight, bias, padding=1)
+        around, *lines = _Extended.apply(input)
+        answer = _InnerBlur.apply(F.conv_transpose2d(around, _doubled(weight), stride=2, padding=2))
+        top, bottom, left, right = (F.interpolate(line, scale_factor=2, mode="linear", align_corners=False) for line in lines)
+        top, bottom = (F.pad(line, (1, 1), mode="replicate") for line in (top, bottom))  # these have the corners
+        off = [F.conv1d(top, weight[:, :, 0]), F.conv1d(bottom, weight[:, :, 2]),
+               F.conv1d(left, weight[:, :, :, 0], padding=1), F.conv1d(right, weight[:, :, :, 2], padding=1)]  # fmt: skip
+        answer = _OffFrame.apply(answer, *off)
+        return answer if bias is None else answer + bias[:, None, None].to(answer.dtype)
+
+
+class NearestDoubling(nn.Conv2d):
+    """Nearest x2, Conv3x3. Its weights are the convolution's; of larger maps it is one transposed convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if min(input.shape[2:]) < TRANSPOSED_FROM:
+            return F.conv2d(F.interpolate(input, scale_factor=2), weight, bias, padding=1)
+        return F.conv_transpose2d(input, _doubled(weight), bias, stride=2, padding=1)
+
+
+def _bilinear(x_BCHW: Tensor) -> Tensor:
     return F.interpolate(x_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _doubled(weight_OI33: Tensor) -> Tensor:
+    """The kernel (I, O, 4, 4) of the transposed convolution of stride 2 that nearest x2 and a convolution by ``weight_OI33`` are."""
+    wide = F.pad(weight_OI33.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+    wide = wide[:, :, 1:] + wide[:, :, :-1]
+    return wide[:, :, :, 1:] + wide[:, :, :, :-1]
+
+
+class _InnerBlur(torch.autograd.Function):
+    """`blur` without the border pixels, which have no neighbour on one side."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor) -> Tensor:
+        return F.conv2d(x_BCHW, _kernel(x_BCHW), groups=x_BCHW.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_BCHW: Tensor) -> Tensor:
+        return _InnerBlur.apply(F.pad(grad_BCHW, (2, 2, 2, 2)))
+
+
+class _Extended(torch.autograd.Function):
+    """A map with its border pixels repeated around it, and its first and last row, first and last column.
+
+    In one, since the derivatives of torch's own padding and slices are as large as the map, and row-major whatever that is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate"), *(line.clone() for line in _frame(x_BCHW))
+
+    @staticmethod
+    def backward(ctx: Any, grad_BCHW: Tensor, *grads: Tensor) -> Tensor:
+        grad = grad_BCHW[:, :, 1:-1, 1:-1].clone()
+        for line, around, more in zip(_frame(grad), _frame(grad_BCHW), grads, strict=True):
+            line.add_(around[..., 1:-1] + more)
+        for row in (0, -1):
+            for column in (0, -1):
+                grad[:, :, row, column].add_(grad_BCHW[:, :, row, column])
+        return grad
+
+
+class _OffFrame(torch.autograd.Function):
+    """Subtract lines (B, C, N) from a map's first and last row, first and last column, in place: autograd of slices copies whole maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.mark_dirty(x_BCHW)
+        for line, off in zip(_frame(x_BCHW), (top, bottom, left, right), strict=True):
+            line.sub_(off)
+        return x_BCHW
+
+    @staticmethod
+    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, ...]:
+        return grad_BCHW, *(-line for line in _frame(grad_BCHW))
+
+
+def _frame(x_BCHW: Tensor) -> list[Tensor]:
+    return [x_BCHW[:, :, 0], x_BCHW[:, :, -1], x_BCHW[:, :, :, 0], x_BCHW[:, :, :, -1]]
 
 
 def gate(x_BCHW: Tensor) -> Tensor:
     """GLU over channels (Dauphin et al., ICML 2017): 2c channels -> c. Thrice as fast as `F.glu` on channels-last CPU maps."""
     value, opening = x_BCHW.chunk(2, dim=1)
+    if opening.dtype in HALVES:  # of half a map that lies in pieces, CPUs compute half-precision sigmoids one by one
+        opening = opening.contiguous(memory_format=layout(x_BCHW))
     return value * opening.sigmoid()
+
+
+def layout(x_BCHW: Tensor) -> torch.memory_format:
+    """How a map lies in memory."""
+    return torch.channels_last if x_BCHW.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -100,9 +203,13 @@ def leaky(x: Tensor) -> Tensor:
 def initialise(module: nn.Module) -> None:
     """Published initial weights of one layer, for ``network.apply``: Kaiming-normal, biases zero."""
     if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+        _kaiming(module.weight)
     if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _kaiming(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
 
 
 class Stages(nn.Module):
@@ -164,6 +271,10 @@ class Rezero(nn.Module):
 class LinearAttention(nn.Module):
     """Attention in linear time: k softmax over positions, q softmax over channels; context = k vT, out = contextT q.
 
+    As matrices: a map is positions x channels, as it lies in memory when channels are last, and each projection is a 1 x 1 convolution's
+    matrix. Since each row of k sums to 1, k vT is (k xT) WvT + bv, and the values are never made for every position; nor is the answer
+    before its projection, which is put into the context.
+
     Args:
         channels: of the map, in and out.
         heads: each `HEAD_WIDTH` channels wide.
@@ -173,17 +284,33 @@ class LinearAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, bias: bool, scale: float) -> None:
         super().__init__()
-        self.heads, self.scale = heads, scale
-        self.qkv = nn.Conv2d(channels, 3 * heads * HEAD_WIDTH, 1, bias=bias)
-        self.out = nn.Conv2d(heads * HEAD_WIDTH, channels, 1)
+        self.heads, self.scale, width = heads, scale, heads * HEAD_WIDTH
+        self.qkv_weight = nn.Parameter(torch.empty(3 * width, channels, 1, 1))
+        self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if bias else None
+        self.out_weight = nn.Parameter(torch.empty(channels, width, 1, 1))
+        self.out_bias = nn.Parameter(torch.zeros(channels))
+        for weight in (self.qkv_weight, self.out_weight):
+            _kaiming(weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        # Channels last, as such maps lie in memory: nothing here has to be copied into another order.
-        q, k, v = (rearrange(t, "b (heads c) h w -> b heads (h w) c", heads=self.heads) for t in self.qkv(x_BCHW).chunk(3, dim=1))
+        x_BNC = x_BCHW.flatten(2).transpose(1, 2)
+        to_q, to_k, to_v = self.qkv_weight.flatten(1).chunk(3)
+        add_q, add_k, add_v = (None, None, None) if self.qkv_bias is None else self.qkv_bias.chunk(3)
+        queries_BNS = softmax(self._scaled(x_BNC, to_q, add_q).unflatten(2, (self.heads, -1)), dim=3).flatten(2)  # S: heads x their width
+        keys_BNS = softmax(self._scaled(x_BNC, to_k, add_k), dim=1)
+        gathered = (keys_BNS.transpose(1, 2) @ x_BNC).unflatten(1, (self.heads, -1))  # of B images, of each head key channels x C
+        context = gathered @ to_v.unflatten(0, (self.heads, -1)).transpose(1, 2)  # key channels x value channels
+        if add_v is not None:
+            context = context + add_v.view(self.heads, 1, -1).to(context.dtype)
+        mixed = context @ self.out_weight.flatten(1).t().unflatten(0, (self.heads, -1))  # key channels x C
+        answer_BNC = queries_BNS @ mixed.flatten(1, 2)
+        answer_BNC = answer_BNC + self.out_bias.to(answer_BNC.dtype)
+        return answer_BNC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
+
+    def _scaled(self, x_BNC: Tensor, weight_SC: Tensor, bias_S: Tensor | None) -> Tensor:
         if self.scale != 1:
-            q, k = q * self.scale, k * self.scale
-        context = softmax(k, dim=-2).transpose(-1, -2) @ v  # key channels x value channels
-        return self.out(rearrange(softmax(q, dim=-1) @ context, "b heads (h w) c -> b (heads c) h w", h=x_BCHW.shape[2]))
+            weight_SC, bias_S = weight_SC * self.scale, None if bias_S is None else bias_S * self.scale
+        return F.linear(x_BNC, weight_SC, bias_S)
 
 
 def attention_block(channels: int, heads: int) -> nn.Sequential:
@@ -252,9 +379,9 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, doublings: int) -> None:
         super().__init__()
         widths = [channels // 2**k for k in range(doublings)] + [3]
-        self.convs = nn.ModuleList(nn.Conv2d(wide, 2 * narrow, 3, padding=1) for wide, narrow in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(NearestDoubling(wide, 2 * narrow) for wide, narrow in zip(widths, widths[1:], strict=False))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for conv in self.convs:
-            x_BCHW = gate(conv(F.interpolate(x_BCHW, scale_factor=2)))
+            x_BCHW = gate(conv(x_BCHW))
         return x_BCHW

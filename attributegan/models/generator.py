@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import Excitation, Stages, attention_block, double_blurred, gate, initialise, label_columns, normalise
+from attributegan.models.blocks import BlurredDoubling, Excitation, Stages, attention_block, gate, initialise, label_columns, normalise
 
 IMAGE_CHANNELS = 3
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide
@@ -86,13 +86,13 @@ class GeneratorStage(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, heads: int, conditions: int = 0) -> None:
         super().__init__()
         self.attention = attention_block(channels_in, heads) if heads else None
-        self.conv = nn.Conv2d(channels_in, 2 * channels_out, 3, padding=1)
+        self.conv = BlurredDoubling(channels_in, 2 * channels_out)
         self.norm = BatchNorm2d(2 * channels_out)
         self.modulate = nn.Linear(conditions, 4 * channels_out) if conditions else None
 
     def forward(self, x_BCHW: Tensor, conditions_BM: Tensor | None = None) -> Tensor:
         x = x_BCHW if self.attention is None else self.attention(x_BCHW)
-        x = self.norm(self.conv(double_blurred(x)))
+        x = self.norm(self.conv(x))
         if self.modulate is not None:
             scale_BC11, shift_BC11 = self.modulate(conditions_BM)[..., None, None].chunk(2, dim=1)
             x = torch.addcmul(shift_BC11, x, 1 + scale_BC11)
