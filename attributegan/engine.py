@@ -143,7 +143,8 @@ class DataParallel(Engine):
             module.compile()
         self.wrapped = _data_parallel(module, runtime.device) if runtime.world > 1 else module
         self.clip = runtime.config.optim.grad_clip
-        self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, runtime.device)
+        fused = runtime.device.type == "cuda" or runtime.world == 1
+        self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, fused)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or not isinstance(self.wrapped, DistributedDataParallel):
@@ -191,11 +192,16 @@ class DataParallel(Engine):
         self.optimizer.load_state_dict(packed)
 
 
-def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names."""
+def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names.
+
+    Args:
+        fused: all of Adam in one pass. On CPUs, how it rounds a number depends on where that lies in its tensor, so that whole and sharded
+            weights would go apart in the last bit.
+    """
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=(config.betas[0], config.betas[1]), fused=device.type == "cuda")
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=(config.betas[0], config.betas[1]), fused=fused)
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from attributegan import launched, zero_settings
+from attributegan.allocator import keep_freed_memory
 from attributegan.cli import ForNow
 from attributegan.collectives import gather
 from attributegan.config import Config
@@ -55,7 +56,9 @@ class Runtime:
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        if not on_cpu:
+        if on_cpu:
+            keep_freed_memory()
+        else:
             torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = config.train.tf32
         self.sharding = self.together(self._check)

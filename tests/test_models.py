@@ -12,7 +12,7 @@ from torch import nn
 from attributegan import losses
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.config import ModelConfig
-from attributegan.models import Discriminator, Generator, blocks
+from attributegan.models import Discriminator, Generator, blocks, doubling
 from attributegan.models.heads import coherence
 
 TINY = ModelConfig(
@@ -185,21 +185,21 @@ def written_out_blur(x: torch.Tensor) -> torch.Tensor:
 def test_blur_and_its_derivatives() -> None:
     for shape in ((2, 3, 5, 4), (1, 2, 2, 2)):
         x = torch.randn(shape, dtype=torch.double, requires_grad=True)
-        torch.testing.assert_close(blocks.blur(x), written_out_blur(x), atol=1e-14, rtol=0)
-        assert torch.autograd.gradcheck(blocks.blur, x) and torch.autograd.gradgradcheck(blocks.blur, x)
+        torch.testing.assert_close(doubling.blur(x), written_out_blur(x), atol=1e-14, rtol=0)
+        assert torch.autograd.gradcheck(doubling.blur, x) and torch.autograd.gradgradcheck(doubling.blur, x)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (32, 34), (33, 32)])  # the larger ones by transposed convolution
 @pytest.mark.parametrize("blurred", [True, False])
 def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int, int], blurred: bool) -> None:
     torch.manual_seed(0)
-    doubling = (blocks.BlurredDoubling if blurred else blocks.NearestDoubling)(3, 4).double()
+    module = (doubling.BlurredDoubling if blurred else doubling.NearestDoubling)(3, 4).double()
     x = torch.randn(2, 3, *shape, dtype=torch.double, requires_grad=True)
     doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    expected = F.conv2d(written_out_blur(doubled) if blurred else doubled, doubling.weight, doubling.bias, padding=1)
+    expected = F.conv2d(written_out_blur(doubled) if blurred else doubled, module.weight, module.bias, padding=1)
     along = torch.randn_like(expected)
-    inputs = [x, doubling.weight, doubling.bias]
-    answer = doubling(x)
+    inputs = [x, module.weight, module.bias]
+    answer = module(x)
     torch.testing.assert_close(answer, expected, atol=1e-13, rtol=0)
     for ours, other in zip(torch.autograd.grad(answer, inputs, along), torch.autograd.grad(expected, inputs, along), strict=True):
         torch.testing.assert_close(ours, other, atol=1e-10, rtol=0)
@@ -208,9 +208,9 @@ def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int,
 def test_transposed_doubling_can_be_differentiated_twice() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 32, 32, dtype=torch.double, requires_grad=True)
-    doubling = blocks.BlurredDoubling(1, 1).double()
-    assert torch.autograd.gradgradcheck(lambda x, weight: doubling._conv_forward(x, weight, doubling.bias).square().mean((2, 3)),
-                                        (x, doubling.weight), fast_mode=True)  # fmt: skip
+    module = doubling.BlurredDoubling(1, 1).double()
+    assert torch.autograd.gradgradcheck(lambda x, weight: module._conv_forward(x, weight, module.bias).square().mean((2, 3)),
+                                        (x, module.weight), fast_mode=True)  # fmt: skip
 
 
 def test_gate_is_glu() -> None:

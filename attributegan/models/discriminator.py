@@ -21,7 +21,6 @@ from attributegan.models.blocks import (
     LabelColumns,
     ResidualStage,
     Stages,
-    full_precision,
     global_attention,
     initialise,
     label_columns,
@@ -29,6 +28,7 @@ from attributegan.models.blocks import (
     normalise,
 )  # fmt: skip
 from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
+from attributegan.models.precision import full_precision
 
 IMAGE_CHANNELS = 3
 HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import BlurredDoubling, Excitation, Stages, attention_block, gate, initialise, label_columns, normalise
+from attributegan.models.blocks import Excitation, Stages, attention_block, gate, initialise, label_columns, normalise
+from attributegan.models.doubling import BlurredDoubling
 
 IMAGE_CHANNELS = 3
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide

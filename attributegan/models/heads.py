@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import full_precision, leaky
+from attributegan.models.blocks import leaky
+from attributegan.models.precision import full_precision
 
 COHERENCES = 4  # numbers of `coherence`
 AUXILIARY_WIDTHS = (32, 64, 96)
