@@ -20,6 +20,8 @@ HEADS, HEAD_WIDTH, COLUMNS = 8, 64, 5  # of attention; of each attribute's label
 
 
 class Blur(nn.Module):
+    f: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))
@@ -35,7 +37,16 @@ class Rezero(nn.Module):
         self.g, self.fn = nn.Parameter(torch.tensor(1e-3)), fn
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.g * self.fn(x)
+        return self.g * self.fn(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = Rezero(fn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fn(x)
 
 
 class Attention(nn.Module):
@@ -96,8 +107,8 @@ class PlainGenerator(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList([
                 _up(widths[k], widths[k + 1]),
-                Excitation(widths[k + 1], widths[k + 4]) if 1 <= k <= 4 and k + 4 < len(widths) else None,
-                _attention_block(widths[k]) if k in (3, 4) else None,
+                Excitation(widths[k + 1], widths[k + 4]) if 1 <= k <= 4 and k + 4 < len(widths) else None,  # type: ignore[list-item]
+                _attention_block(widths[k]) if k in (3, 4) else None,  # type: ignore[list-item]
             ])
             for k in range(stages)
         )  # fmt: skip
@@ -108,7 +119,8 @@ class PlainGenerator(nn.Module):
         x = torch.cat([self.initial_conv(latents_BL[..., None, None]), self.init_label_preprocess(label)], dim=1)
         x, factors = F.normalize(x, dim=1), {}
         for k, layer in enumerate(self.layers):
-            up, excitation, attention = layer  # type: ignore[misc]
+            assert isinstance(layer, nn.ModuleList)
+            up, excitation, attention = layer
             x = up(x if attention is None else attention(x))
             if excitation is not None:
                 factors[k + 3] = excitation(x)
@@ -124,7 +136,7 @@ def _up(channels_in: int, channels_out: int) -> nn.Sequential:
 
 def _attention_block(channels: int) -> nn.Sequential:
     feed_forward = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1), nn.LeakyReLU(0.2), nn.Conv2d(2 * channels, channels, 1))
-    return nn.Sequential(Rezero(Attention(channels)), Rezero(feed_forward))
+    return nn.Sequential(Residual(Attention(channels)), Residual(feed_forward))
 
 
 class Sum(nn.Module):
@@ -171,7 +183,7 @@ class PlainDiscriminator(nn.Module):
         self.residual_layers = nn.ModuleList(nn.ModuleList([_residual(ins[k], nf[7 - k])]) for k in range(5))
         self.to_logits = nn.Sequential(nn.Conv2d(nf[3], nf[3], 1), nn.LeakyReLU(0.1), nn.Conv2d(nf[3], 1, 4))
         self.to_shape_disc_out = nn.Sequential(
-            nn.Conv2d(3, 64, 3, padding=1), Rezero(GlobalAttention(64)), _residual(64, 32), Rezero(GlobalAttention(32)),
+            nn.Conv2d(3, 64, 3, padding=1), Residual(GlobalAttention(64)), _residual(64, 32), Residual(GlobalAttention(32)),
             nn.AdaptiveAvgPool2d((8, 8)), nn.Conv2d(32, 1, 4),
         )  # fmt: skip
         self.linear_out, self.linear_out32x32 = nn.Linear(25, 25), nn.Linear(25, 25)
@@ -186,7 +198,8 @@ class PlainDiscriminator(nn.Module):
         for layer in self.non_residual_layers:
             x = layer(x)
         for layer in self.residual_layers:
-            x = layer[0](x)  # type: ignore[index]
+            assert isinstance(layer, nn.ModuleList)
+            x = layer[0](x)
             maps.append(x)
         logits = self.linear_out(self.to_logits(x).flatten(1))
         logits_32 = self.linear_out32x32(self.to_shape_disc_out(F.interpolate(images_BCHW, size=32)).flatten(1))

@@ -132,9 +132,10 @@ def _load(options: argparse.Namespace) -> Loaded:
     import torch
 
     from attributegan.checkpoint import load_for_sampling
+    from attributegan.sample import ready
 
     loaded = load_for_sampling(options.model, ema=not options.raw)
-    loaded.generator.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ready(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 
 

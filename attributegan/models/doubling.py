@@ -58,8 +58,8 @@ class BlurredDoubling(nn.Conv2d):
     """Nearest x2, `blur`, Conv3x3 with a border of zeros. Its weights are the convolution's.
 
     Nearest x2 and blur are together bilinear x2, borders included, which is how small maps are doubled. Larger ones are convolved before
-    they are blurred, as in StyleGAN2 (Karras et al., CVPR 2020): nearest x2 and a 3 x 3 convolution are together one transposed convolution,
-    with 4/9 of the work. Since the convolution's border is zeros and not blurred, what it would see out there is taken off the frame.
+    they are blurred, as in StyleGAN2 (Karras et al., CVPR 2020): nearest x2 and a 3 x 3 convolution are one transposed convolution, with
+    4/9 of the work. Since the convolution's border is zeros and not blurred, what it would see out there is taken off the frame.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
