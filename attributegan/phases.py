@@ -46,32 +46,32 @@ def discriminator_phase(
                 fakes = generator(batch.draws.latents_discriminator_BL, batch.levels_BA)
             fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
             reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
-            real = discriminator(
-                reals,
-                batch.levels_BA,
+            answer = discriminator(
+                torch.cat([reals, fakes]),
+                batch.levels_BA.repeat(2, 1),
                 batch.draws.quadrant,
                 embed=weights.contrastive > 0,
                 reconstruct=weights.reconstruction > 0,
                 learn_levels=weights.auxiliary > 0,
+                first=len(reals),
             )
-            fake = discriminator(fakes, batch.levels_BA, embed=False, reconstruct=False)
             loss = torch.zeros((), device=runtime.device)
-            for head, (real_answer, fake_answer) in _heads(real, fake).items():
-                loss = loss + terms.add(f"discriminator/{weights.adversarial}{head}", _tell_apart(config, real_answer, fake_answer))
+            for head, answers in _heads(answer).items():
+                loss = loss + terms.add(f"discriminator/{weights.adversarial}{head}", _tell_apart(config, *answers.chunk(2)))
             if weights.auxiliary:
-                told = losses.level_cross_entropy(real.levels, batch.levels_BA)
+                told = losses.level_cross_entropy(answer.levels, batch.levels_BA)
                 loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)
             if weights.contrastive:
-                contrast = _contrastive(config, runtime, real.embedding, real.proxy, batch.levels_BA)
+                contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, batch.levels_BA)
                 loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
             if weights.reconstruction:
-                loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", real.reconstruction_loss)
+                loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", answer.reconstruction_loss)
             if penalise:
                 for name, (gamma, penalty) in _penalties(config, discriminator, reals, fakes, batch.levels_BA).items():
                     loss = loss + weights.r1_every * gamma / 2 * terms.add(f"discriminator/{name}", penalty)
             discriminator.backward(loss / len(batches))
-            terms.add("real_score", -real.logits.float().mean())
-            terms.add("fake_score", -fake.logits.float().mean())
+            for name, logits in zip(("real_score", "fake_score"), answer.logits.float().chunk(2), strict=True):
+                terms.add(name, -logits.mean())
     norm, taken = discriminator.step()
     return terms.means | {"discriminator/gradient_norm": norm}, taken
 
@@ -95,8 +95,9 @@ def generator_phase(
                 )
                 against = _answers_to_real(config, discriminator, batch) if weights.adversarial == "relativistic" else answer
                 loss = torch.zeros((), device=runtime.device)
-                for head, (fake_answer, real_answer) in _heads(answer, against).items():
-                    loss = loss + terms.add(f"generator/adversarial{head}", _convince(config, fake_answer, real_answer))
+                real_answers = _heads(against)
+                for head, fake_answer in _heads(answer).items():
+                    loss = loss + terms.add(f"generator/adversarial{head}", _convince(config, fake_answer, real_answers[head]))
                 if weights.auxiliary:
                     told = losses.level_cross_entropy(answer.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
@@ -111,10 +112,9 @@ def generator_phase(
     return terms.means | {"generator/gradient_norm": norm}, taken
 
 
-def _heads(one: DiscriminatorOutput, other: DiscriminatorOutput) -> dict[str, tuple[Tensor, Tensor]]:
-    """The answers of each head to two batches, by what its terms are called after."""
-    pairs = {"": (one.logits, other.logits)}
-    return pairs if one.logits_32 is None or other.logits_32 is None else pairs | {"_32": (one.logits_32, other.logits_32)}
+def _heads(answer: DiscriminatorOutput) -> dict[str, Tensor]:
+    """The answers of each head, by what its terms are called after."""
+    return {"": answer.logits} | ({} if answer.logits_32 is None else {"_32": answer.logits_32})
 
 
 def _tell_apart(config: Config, real: Tensor, fake: Tensor) -> Tensor:
