@@ -190,12 +190,14 @@ class RunConfig:
     grid_every: int = 10_000  # images between attribute grids
     save_every: int = 10_000  # images between checkpoints
     keep: int = 3  # newest checkpoints that stay; 0 keeps all
+    trace: int = 0  # steps to trace with torch.profiler, from the fourth of each start on, for TensorBoard's profiler page
     scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
 
     def __post_init__(self) -> None:
         for name in ("log_every", "grid_every", "save_every"):
             _require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
-        _require(self.keep >= 0, f"run.keep: {self.keep} is negative")
+        for name in ("keep", "trace"):
+            _require(getattr(self, name) >= 0, f"run.{name}: {getattr(self, name)} is negative")
         _require(bool(self.dir), "run.dir: is empty; name the folder of the run")
 
 

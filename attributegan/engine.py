@@ -186,7 +186,10 @@ class DataParallel(Engine):
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for name in names:
             parameter, _, key = name.rpartition(".")
-            by_parameter.setdefault(parameter, {})[key] = read(name)
+            value, like = read(name), self.parameters[parameter]
+            if value.shape == like.shape:  # fused optimizers take all tensors as they lie in memory
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            by_parameter.setdefault(parameter, {})[key] = value
         packed = self.optimizer.state_dict()
         packed["state"] = {index: by_parameter[name] for index, name in enumerate(self.parameters) if name in by_parameter}
         self.optimizer.load_state_dict(packed)

@@ -18,6 +18,7 @@ from attributegan import sample
 from attributegan.cli import STOP_SIGNALS
 from attributegan.config import Config, dump
 from attributegan.report import Reporter
+from attributegan.tracing import traced
 from attributegan.training import Batch, Training
 
 log = logging.getLogger("attributegan")
@@ -73,10 +74,15 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
         images = training.images
         return images // every > (images - config.train.batch) // every or images >= config.train.images
 
-    with closing(open_data(training.images)) as data:  # on every way out: the reading processes end with it
+    traces = Path(config.run.dir) / "tensorboard"
+    with (
+        closing(open_data(training.images)) as data,  # on every way out: the reading processes end with it
+        traced(traces, config.run.trace if runtime.is_main else 0) as stepped,
+    ):
         while training.images < config.train.images and not stopped:
             terms = training.step(list(islice(data, config.train.accumulation)))
             images, stopped = training.images, runtime.any(stop.signal != 0)
+            stepped()
             report.progress(images)
             if due(config.run.log_every):
                 skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}

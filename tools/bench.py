@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools import bench_data, bench_explore, bench_train
+from tools import bench_data, bench_explore, bench_scaling, bench_train
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
@@ -91,10 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     bench_data.add(commands, common)
     bench_train.add(commands, common)
+    bench_scaling.add(commands)
     bench_explore.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:
+        if "estimate" in arguments:
+            return print("\n".join(arguments.estimate(arguments)))
         if arguments.repeats < 1:
             raise ValueError(f"--repeats: {arguments.repeats} must be above 0")
         result: Result = arguments.measure(arguments)
