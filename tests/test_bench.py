@@ -9,6 +9,7 @@ import pytest
 from shards import pixels_of
 
 from tools.bench import Result, in_turns, main
+from tools.bench_scaling import Step
 
 
 def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
@@ -71,3 +72,52 @@ def test_explore(tmp_path: Path) -> None:
     assert main(["explore", "--repeats", "1", "--count", "2", "--config", "configs/train/small.yaml", "--json", str(out)]) == 0
     sides = json.loads(out.read_text())["sides"]
     assert list(sides) == ["64 px (small)"] and all(value > 0 for value in sides["64 px (small)"])
+
+
+TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_dim=16", "model.fmap_max=16"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sides", "facts"),
+    [
+        (["train", *TINY, "--threads", "1"], {"fp32", "bf16", "plain"}, {"plain: GFLOP an image", "convolution bf16, GFLOP/s"}),
+        (
+            ["train", *TINY, "loss.contrastive=0", "--side", "rows", "train.channels_last=false"],
+            {"fp32", "bf16", "rows"},
+            set(),
+        ),
+        (["sample", *TINY], {"fp32", "bf16", "plain"}, set()),
+        (["processes", *TINY], {"1 process", "2 processes"}, {"gradients of both networks, MB"}),
+    ],
+)
+def test_training_and_sampling(tmp_path: Path, words: list[str], sides: set[str], facts: set[str]) -> None:
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    tree = json.loads((tmp_path / "out.json").read_text())
+    assert set(tree["sides"]) == sides and all(value > 0 for values in tree["sides"].values() for value in values)
+    assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
+    if words[0] == "train" and "plain" in sides:
+        assert tree["facts"]["fp32: GFLOP an image"] < tree["facts"]["plain: GFLOP an image"]
+        assert tree["ratios"].keys() == {"fp32 / plain", "bf16 / plain"}
+
+
+def test_a_side_that_can_not_start_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--repeats", "1", "train.precision=fp31"]) == 2
+    assert "fp31" in capfd.readouterr().err
+    assert main(["processes", "--processes", "1"]) == 2 and "--processes" in capfd.readouterr().err
+
+
+def test_estimate_of_many_gpus() -> None:
+    """By hand: 2 nodes of 8, 100 ms of work, 1 GB of gradients."""
+    step = Step(compute_s=0.1, gradient_bytes=1e9, norms=0)
+    reduce = 2 * 7 / 8 * 1e9 / 300e9 + 14 * 10e-6 + 2 * 1 / 2 * 1e9 / (12.5e9 * 0.8) + 2 * 25e-6
+    assert step.seconds(16, 12.5e9) == pytest.approx((0.1 + reduce - 0.2 / 3, reduce - 0.2 / 3))
+    assert step.seconds(1, 12.5e9) == (0.1, 0.0) and step.seconds(8, 12.5e9) == (0.1, 0.0)
+    assert Step(0.1, 1e9, norms=0, bits=16).seconds(16, 12.5e9)[1] == pytest.approx(max(0, reduce / 2 - 0.2 / 3), abs=2e-4)
+    assert Step(0.1, 1e9, norms=0, every=4).seconds(16, 12.5e9)[1] == pytest.approx((reduce - 0.2 / 3) / 4)
+
+
+def test_estimate_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scaling", "--gflop", "100", "--tflops", "100", "--batch", "10", "--gradients", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Step of one GPU: 10 ms for 10 images" and lines[4].startswith("| 1 | 1,000 images/s, 100% |")
+    assert lines[-1].startswith("| 1,024 |") and main(["scaling", "--batch", "0"]) == 2

@@ -211,3 +211,12 @@ def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: 
     short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
     assert main(["--config", str(path), *narrow, *short]) == 0
     assert checkpoint.find(tmp_path / "run").name == "images-000000000004"
+
+
+def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "run.trace=2")
+    (trace,) = (run / "tensorboard").glob("*.pt.trace.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"ProfilerStep#3", "ProfilerStep#4"} <= names and not {"ProfilerStep#2", "ProfilerStep#5"} & names
+    assert "aten::convolution_backward" in names
