@@ -162,9 +162,10 @@ class LinearAttention(nn.Module):
         return answer_BNC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
 
     def _scaled(self, x_BNC: Tensor, weight_SC: Tensor, bias_S: Tensor | None) -> Tensor:
-        if self.scale != 1:
-            weight_SC, bias_S = weight_SC * self.scale, None if bias_S is None else bias_S * self.scale
-        return F.linear(x_BNC, weight_SC, bias_S)
+        """The projection times the scale. Not by `F.linear`, for which ZeRO-3 has one of its own, that rounds elsewhere."""
+        weight_CS, rows = weight_SC.t() * self.scale, x_BNC.flatten(0, 1)
+        answer = rows @ weight_CS if bias_S is None else torch.addmm(bias_S * self.scale, rows, weight_CS)
+        return answer.unflatten(0, x_BNC.shape[:2])
 
 
 def attention_block(channels: int, heads: int) -> nn.Sequential:
