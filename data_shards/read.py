@@ -6,6 +6,7 @@ of in format.py and index.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import signal
@@ -196,7 +197,7 @@ def batches(
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
     tiles = TileFiles(shards.tars, image_size)
     repairs = _Repairs(requests, tiles)
-    answers = _start(tiles, requests, workers, pin_memory)
+    answers = _started(tiles, requests, workers, pin_memory)
     ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
         for request, images_BHWC, damage, failure in answers:
@@ -212,6 +213,7 @@ def batches(
             ahead.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
+            _remove_segments([worker.pid for worker in answers._workers])  # type: ignore[attr-defined]
 
 
 def _check_room(shards: ShardSet, order: TileOrder) -> None:
@@ -314,6 +316,23 @@ def _as_it_is(answer: _Answer) -> _Answer:
 
 def _end_with_parent(worker: int) -> None:
     processes.end_with_parent()
+
+
+def _started(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+    try:
+        return _start(tiles, requests, workers, pin_memory)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError("data.workers: the reading processes find no room in /dev/shm; give it more (containers: --shm-size), or read "
+                         "without them, with data.workers=0") from error  # fmt: skip
+
+
+def _remove_segments(workers: Sequence[int]) -> None:
+    """Remove the shared memory that torch leaves under its name when a worker dies while it makes it."""
+    for worker in workers:
+        for path in Path("/dev/shm").glob(f"torch_{worker}_*"):
+            path.unlink(missing_ok=True)
 
 
 def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:

@@ -78,10 +78,11 @@ class Player:
     Args:
         shards: a small shard set with several shards.
         modes: those that are ready.
+        own_shm: whether /dev/shm is empty but for what cases put there.
     """
 
-    def __init__(self, folder: Path, shards: Path, modes: dict[str, Mode], seed: int) -> None:
-        self.folder, self.shards, self.modes, self.seed = folder, shards, modes, seed
+    def __init__(self, folder: Path, shards: Path, modes: dict[str, Mode], seed: int, own_shm: bool) -> None:
+        self.folder, self.shards, self.modes, self.seed, self.own_shm = folder, shards, modes, seed, own_shm
         self._undisturbed: dict[tuple[str, int], Path] = {}
 
     def play(self, case: Case) -> Outcome:
@@ -121,7 +122,7 @@ class Player:
     ) -> Started:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         (folder / "seen").mkdir(exist_ok=True)
-        plan = {"seen": str(folder / "seen"), "settings": SETTINGS, "strike": "", "fired": str(folder / "fired"), "rank": 0, **inside}
+        plan = {"seen": str(folder / "seen"), "settings": SETTINGS, "strike": "", "pause": 0, "fired": str(folder / "fired"), "rank": 0, **inside}
         variables = {"CHAOS": json.dumps(plan), "TMPDIR": str(folder / "tmp"), **environment}
         return mode.start(shards, folder / "run", (f"run.save_every={SAVE_EVERY}", "run.keep=0", *options), variables, _token(folder))
 
@@ -177,7 +178,7 @@ class Player:
 
     def _compare(self, fault: Fault, scene: Scene, outcome: Outcome, undisturbed: Path) -> None:
         broken = promises.metrics_once(scene.run, STEP, IMAGES)
-        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder))
+        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm)
         different = promises.same_end(scene.run, undisturbed / "run") + promises.same_tiles(scene.folder / "seen", undisturbed / "seen")
         outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if fault.told else "NOT the same")
         outcome.violations += broken + ([] if fault.told else different)

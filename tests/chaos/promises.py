@@ -64,13 +64,15 @@ def saved_images(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def nothing_left(run: Path, temporary: Path, token: str) -> list[str]:
-    """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (which is the case's own)."""
+def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool) -> list[str]:
+    """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (where that is the case's own)."""
     left = [f"process {pid} left: {_line(pid)}" for pid in processes(token)]
     names = (".writing-", ".deleting-", ".linking-", "claim.json", ".removing")
     left += [f"left: {path}" for path in run.rglob("*") if path.name.startswith(names) or path.name.endswith((".part", ".removing"))]
     left += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir() if not path.name.startswith(LAUNCHERS_OWN)]
-    left += [f"left in /dev/shm: {path.name}" for path in Path("/dev/shm").iterdir()]
+    for path in Path("/dev/shm").iterdir() if own_shm else ():
+        left.append(f"left in /dev/shm: {path.name}")
+        path.unlink()  # no fault of the next case
     return left
 
 

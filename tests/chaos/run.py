@@ -52,7 +52,7 @@ def main() -> int:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
         for name in {one.mode for one in drawn}:
             stack.enter_context(modes[name].ready())
-        outcomes = _play(cases.Player(work, _shards(work), modes, seed), drawn, Path(options.out), seed)
+        outcomes = _play(cases.Player(work, _shards(work), modes, seed, may_mount), drawn, Path(options.out), seed)
         bad = [outcome for outcome in outcomes if outcome.violations]
         if bad:
             kept = Path(options.out) / "broken"

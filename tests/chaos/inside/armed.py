@@ -4,6 +4,7 @@ The variable CHAOS is JSON:
 
     seen        folder for the tiles of each step, a file for each rank
     settings    {"module.NAME": value}: waiting times, shortened so that a case ends soon
+    pause       seconds of sleep before each step
     strike      what happens (see `STRIKES`), "" for nothing
     at          from this number of images on
     rank        in this process alone
@@ -44,6 +45,7 @@ def _note_steps(cls: Any, rank: int) -> None:
     def step(self: Any, batches: Any) -> Any:
         global IMAGES
         IMAGES = self.images
+        time.sleep(PLAN["pause"])
         seen = [[batch.cursor, zlib.crc32(batch.images_BCHW.contiguous().numpy().tobytes()), batch.levels_BA.tolist()] for batch in batches]
         with open(os.path.join(PLAN["seen"], f"{rank}.jsonl"), "a") as file:
             file.write(json.dumps(seen) + "\n")
@@ -124,7 +126,7 @@ def _not_finite(training: ModuleType) -> None:
         parameter = next(iter(self.generator.parameters.values()))
         part = getattr(parameter, "ds_tensor", parameter)  # ZeRO 3 has a share of it
         with torch.no_grad():
-            part.data.view(-1)[0] = float("nan")
+            part.data[(0,) * part.dim()] = float("nan")
 
     name = "save" if PLAN["where"] == "weight before it is saved" else "step"
     plain = getattr(training.Training, name)
