@@ -105,7 +105,10 @@ def index_tars(
         if left_out and not skip_bad:
             lines = "".join(f"\n  {line}" for line in left_out)
             raise ValueError(f"{len(left_out):,} samples can't be used; nothing was written. Leave them out with --skip-bad:{lines}")
-        header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+        try:
+            header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
         Path(aside, index.FILE).replace(folder / index.FILE)
     sums.write(folder, header)
     return header
