@@ -159,7 +159,7 @@ def read_header(path: Path) -> Header:
         header = Header(schema, shards, tree["image_size"], str(tree["source"]), tuple(map(str, tree["left_out"])))
         same_columns = columns.remove_metadata() == arrow_schema(schema)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata are damaged ({type(error).__name__}: {error}); copy the set again, or pack it again") from error
+        raise ValueError(f"{path}: its metadata are damaged ({type(error).__name__}: {error}); copy the set again") from error
     if version != VERSION:
         raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
     if not same_columns or not all(map(_is_typed, shards)) or type(header.image_size) not in (int, type(None)):

@@ -331,7 +331,7 @@ def _started(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bo
 def _remove_segments(workers: Sequence[int]) -> None:
     """Remove the shared memory that torch leaves under its name when a worker dies while it makes it."""
     for worker in workers:
-        for path in Path("/dev/shm").glob(f"torch_{worker}_*"):
+        for path in Path("/dev/shm").glob(f"torch_{worker}_*"):  # noqa: S108  # by the names of our own processes
             path.unlink(missing_ok=True)
 
 

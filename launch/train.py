@@ -40,6 +40,7 @@ REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set a
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    cli.keep_others_from_writing()
     stopped_by = 0
 
     def work() -> None:

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -195,6 +192,7 @@ def _replace(tree: Any, where: list[int], value: Any) -> None:
 
 # Configurations
 
+KEYS = ("train.images", "run.dir", "model.attributes", "data.known", "optim.generator_lr", "")
 YAML_TEXT = yaml.safe_dump(TINY)
 
 
@@ -220,7 +218,7 @@ def test_configuration_with_made_up_values(tmp_path: Path, where: list[int], val
 
 
 @fuzzed
-@given(text=st.text(max_size=30), key=st.sampled_from(["train.images", "run.dir", "model.attributes", "data.known", "optim.generator_lr", ""]))
+@given(text=st.text(max_size=30), key=st.sampled_from(KEYS))
 def test_overrides(tmp_path: Path, text: str, key: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(YAML_TEXT)
@@ -230,8 +228,8 @@ def test_overrides(tmp_path: Path, text: str, key: str) -> None:
 # Captions and tables
 
 WORDS = st.sampled_from(
-    "no not mild moderate severe nuclear pleomorphism is present crowding polarity lost completely partially mitosis rare frequent nucleoli "
-    "prominent insufficient information high grade low normal nuclei . , ; the and of almost diagnosis".split()
+    """no not mild moderate severe nuclear pleomorphism is present crowding polarity lost completely partially mitosis rare frequent
+    nucleoli prominent insufficient information high grade low normal nuclei . , ; the and of almost diagnosis""".split()  # noqa: SIM905
 )
 
 
@@ -267,7 +265,9 @@ def test_tables(tmp_path: Path, damage: list, level: str, name: str) -> None:
         labels = result_or_named_error(lambda: read_labels([path], TWO, group="slide"), path)
         if labels is not None:
             assert all(path.name in line for line in labels.bad)
-            assert all(TWO.check([row["grade"], row["size"]]) is None and ".." not in row["file"].split("/") for row in labels.table.to_pylist())
+            assert all(
+                TWO.check([row["grade"], row["size"]]) is None and ".." not in row["file"].split("/") for row in labels.table.to_pylist()
+            )
         result_or_named_error(lambda: importers.read_published(path), path)
 
 
@@ -301,17 +301,3 @@ def test_checkpoints(written: Path, tmp_path: Path, file: str, damage: list, fit
     found = result_or_named_error(read, folder)
     if found is not None and not fits and file != checkpoint.MANIFEST:
         assert after == before and found[1]["generator"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-# What was found, kept
-
-
-def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for info, data in members:
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-__all__ = ["np", "tar_of"]

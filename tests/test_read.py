@@ -312,3 +312,25 @@ def test_attributes_can_count_as_not_known(folder: Path) -> None:
     assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
     with pytest.raises(ValueError, match="data.known: colour: the shards have the attributes grade, size"):
         ShardSet.open(folder, known=("colour", "size"))
+
+
+def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_shards.read.DataLoader", full)
+    with pytest.raises(ValueError, match="no room in /dev/shm; .* data.workers=0"):
+        next(read(folder, workers=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
+    data = read(folder, workers=1)
+    next(data)
+    [worker] = data.gi_frame.f_locals["answers"]._workers
+    of_it, of_another = (Path(f"/dev/shm/torch_{pid}_1_0") for pid in (worker.pid, 10**9))
+    for path in (of_it, of_another):
+        path.touch()
+    data.close()
+    assert not of_it.exists() and of_another.exists()
+    of_another.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from modes import LIMIT_S, Mode, Started, processes
 
 STARTS = 5  # at most, the disturbed one among them
 SETTINGS = {  # waiting times, so that a case ends soon
-    "attributegan.watch.SILENCE_S": 8.0,
+    "attributegan.watch.SILENCE_S": 15.0,
     "data_shards.stores.STALL_S": 1.0,
     "data_shards.cache.BACKOFF_S": 0.05,
 }
@@ -98,10 +97,8 @@ class Player:
             except Exception as error:
                 outcome.violations.append(f"{type(error).__name__}: {error}")
             finally:
-                token = _token(scene.folder)
-                for pid in processes(token):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                if scene.started:
+                    scene.started.send(signal.SIGKILL, processes(scene.started.token))
         outcome.struck, outcome.seconds = scene.struck, round(time.monotonic() - began, 1)
         if not outcome.violations:
             shutil.rmtree(scene.folder, ignore_errors=True)
@@ -113,7 +110,10 @@ class Player:
             folder = self.folder / f"undisturbed-{mode.name}-{window}".replace(" ", "-")
             shutil.rmtree(folder, ignore_errors=True)
             started = self._start(mode, folder, str(self.shards), (f"data.window={window}",), {}, {})
-            assert started.wait(LIMIT_S) == 0, started.said()
+            try:
+                assert started.wait(LIMIT_S) == 0, started.said()
+            finally:
+                started.send(signal.SIGKILL, processes(started.token))
             self._undisturbed[mode.name, window] = folder
         return self._undisturbed[mode.name, window]
 
@@ -122,7 +122,8 @@ class Player:
     ) -> Started:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         (folder / "seen").mkdir(exist_ok=True)
-        plan = {"seen": str(folder / "seen"), "settings": SETTINGS, "strike": "", "pause": 0, "fired": str(folder / "fired"), "rank": 0, **inside}
+        files = {"seen": str(folder / "seen"), "fired": str(folder / "fired")}
+        plan = {**files, "settings": SETTINGS, "strike": "", "pause": 0, "rank": 0, **inside}
         variables = {"CHAOS": json.dumps(plan), "TMPDIR": str(folder / "tmp"), **environment}
         return mode.start(shards, folder / "run", (f"run.save_every={SAVE_EVERY}", "run.keep=0", *options), variables, _token(folder))
 
@@ -150,7 +151,7 @@ class Player:
         if fault.heal:
             fault.heal(scene)
         outcome.violations += promises.good_checkpoint_stands(scene.run, promises.saved_images(scene.run), scene.struck)
-        if fault.ends is not None and (status != 0) != fault.ends:
+        if fault.ends is not None and case.mode != "Slurm" and (status != 0) != fault.ends:  # Slurm starts it again
             outcome.violations.append(f"the disturbed start ended with status {status}")
         outcome.end = f"went on to its end (status {status})" if status == 0 else f"ended with status {status}"
         while status != 0 and outcome.starts < STARTS:
@@ -186,7 +187,8 @@ class Player:
 
 def _unexpected(said: str) -> str:
     """An error of ours that no fault explains."""
-    found = re.findall(r"^(?:NameError|AttributeError|TypeError|KeyError|IndexError|AssertionError|UnboundLocalError).*", said, re.MULTILINE)
+    names = "NameError|AttributeError|TypeError|KeyError|IndexError|AssertionError|UnboundLocalError"
+    found = re.findall(rf"^(?:{names}).*", said, re.MULTILINE)
     return found[0] if found else ""
 
 

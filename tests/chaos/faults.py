@@ -102,7 +102,14 @@ class Fault:
 
 
 GOES_ON = "going on from"
-ANOTHER = ("has given no sign of life", "does not answer", "Root Cause", "another process of this run has ended", "exitcode", "was killed by signal")
+ANOTHER = (
+    "has given no sign of life",
+    "does not answer",
+    "Root Cause",
+    "another process of this run has ended",
+    "exitcode",
+    "was killed by signal",
+)
 
 
 # Signals
@@ -388,7 +395,7 @@ def _slow(rng: random.Random) -> dict[str, Any]:
 
 
 KILLED = (GOES_ON, *ANOTHER)
-DIVERGED = ("not finite",)
+DIVERGED, TWICE = ("not finite",), ("train.max_nonfinite=2",)
 FAULTS = (
     Fault("SIGKILL to one process", EVERYWHERE, KILLED, _signal(signal.SIGKILL, _one)),
     Fault("SIGKILL to all processes", EVERYWHERE, KILLED, _signal(signal.SIGKILL, _all)),
@@ -418,10 +425,10 @@ FAULTS = (
     Fault("node lost and back", ("Slurm",), (GOES_ON, "tiles,"), _node_lost, ends=None),
     Fault("told to stop by Slurm", ("Slurm",), ("stopped and saved", "tiles,"), _slurm("scancel", "--signal=USR2"), ends=None),
     Fault("requeued by Slurm", ("Slurm",), (GOES_ON, "tiles,"), _slurm("scontrol", "requeue"), ends=None),
-    Fault("NaN in a loss", LOCAL, DIVERGED, inside=_not_finite("loss"), options=("train.max_nonfinite=2",)),
-    Fault("NaN in a gradient", LOCAL, DIVERGED, inside=_not_finite("gradient"), options=("train.max_nonfinite=2",)),
-    Fault("NaN in a weight", LOCAL, DIVERGED, inside=_not_finite("weight"), options=("train.max_nonfinite=2",)),
-    Fault("NaN in a weight that is saved", LOCAL, DIVERGED, inside=_not_finite("weight before it is saved"), options=("train.max_nonfinite=2",)),
+    Fault("NaN in a loss", LOCAL, DIVERGED, inside=_not_finite("loss"), options=TWICE),
+    Fault("NaN in a gradient", LOCAL, DIVERGED, inside=_not_finite("gradient"), options=TWICE),
+    Fault("NaN in a weight", LOCAL, DIVERGED, inside=_not_finite("weight"), options=TWICE),
+    Fault("NaN in a weight that is saved", LOCAL, DIVERGED, inside=_not_finite("weight before it is saved"), options=TWICE),
     Fault("reading process out of memory", LOCAL, ("MemoryError", "DataLoader worker"), inside=_no_memory),
     Fault("/dev/shm too small", LOCAL, ("shared memory", "/dev/shm"), prepare=_small_shm, heal=_large_shm),
     Fault("second start on the run folder", LOCAL, ("is in use by the training on",), _second_start, inside=_slow, ends=False),

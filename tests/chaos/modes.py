@@ -108,7 +108,7 @@ class Slurm(Mode):
     cluster: slurm_cluster.Cluster
 
     def start(self, shards: str, run: Path, options: tuple[str, ...], environment: dict[str, str], token: str) -> Started:
-        cluster = {"nodes": 2, "cpus_per_task": 2, "memory": "2G", "time": "01:00:00", "signal_s": 60, "environment": {"OMP_NUM_THREADS": 1}}
+        cluster = {"nodes": 2, "cpus_per_task": 2, "memory": "2G", "time": "01:00:00", "signal_s": 60}
         file = run.with_name("cluster.yaml")
         run.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(cluster))
@@ -193,8 +193,10 @@ def processes(token: str) -> list[int]:
 
 def is_trainer(pid: int) -> bool:
     line = _read(pid, "cmdline").split(b"\0")
-    return is_python(pid) and not any(b"accelerate" in word or b"_submit" in word for word in line) and any(
-        word.endswith(b"launch/train.py") for word in line
+    return (
+        is_python(pid)
+        and not any(b"accelerate" in word or b"_submit" in word for word in line)
+        and any(word.endswith(b"launch/train.py") for word in line)
     )
 
 
@@ -224,4 +226,3 @@ def _read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
-

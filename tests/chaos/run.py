@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ INSIDE_NAMESPACE = "CHAOS_NAMESPACE"
 
 def main() -> int:
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and what is running is cleared away
     may_mount = not os.geteuid() and subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True).returncode == 0
     if may_mount and INSIDE_NAMESPACE not in os.environ:
         os.environ[INSIDE_NAMESPACE] = "1"

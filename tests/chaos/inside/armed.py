@@ -56,7 +56,7 @@ def _note_steps(cls: Any, rank: int) -> None:
 
 def _fire() -> bool:
     """Whether now is the moment; it comes once."""
-    if IMAGES < PLAN["at"]:
+    if PLAN["at"] > IMAGES:
         return False
     try:
         os.close(os.open(PLAN["fired"], os.O_CREAT | os.O_EXCL))
@@ -78,7 +78,7 @@ def _in_write(training: ModuleType) -> None:
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
-        if threading.current_thread().name != "checkpoint" or IMAGES + 1 < PLAN["at"]:
+        if threading.current_thread().name != "checkpoint" or PLAN["at"] > IMAGES + 1:
             return plain(*arguments, **options)
         calls += 1
         if calls < nth or not _fire():

@@ -12,14 +12,14 @@ MODULE = "attributegan.training"
 
 
 class _Arming(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):  # noqa: ANN001
+    def find_spec(self, name, path, target=None):
         if name != MODULE:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_arm(module):  # noqa: ANN001
+        def load_and_arm(module):
             load(module)
             import armed
 
