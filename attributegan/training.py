@@ -142,7 +142,7 @@ class Training:
             Diverged: weights are not finite; the checkpoints before stand.
         """
         self._wait_for_writers()
-        networks = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
+        networks: dict[str, Engine | Ema] = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
         weights = {name: network.weights() for name, network in networks.items()}
         if self.runtime.any(not all(piece.values_N.isfinite().all() for table in weights.values() for piece in table.pieces)):
             raise Diverged(f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from data_shards import format, index, permutation
@@ -298,6 +299,15 @@ class _Reader:
 
     def __getitem__(self, request: _Request) -> _Answer:
         """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all."""
+        try:
+            return self._answer(request)
+        except MemoryError:
+            if get_worker_info() is not None:  # to hand the error on takes memory too; without it the training would wait for ever
+                os.write(2, b"error: a process that reads tiles gets no memory; use fewer data.workers, or give the job more memory\n")
+                os._exit(1)
+            raise
+
+    def _answer(self, request: _Request) -> _Answer:
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
         for place, wanted in enumerate(request.wanted):

@@ -334,3 +334,15 @@ def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
     data.close()
     assert not of_it.exists() and of_another.exists()
     of_another.unlink()
+
+
+def test_reader_without_memory_ends_at_once_and_is_missed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("data_shards.tiles.TileFiles.read", none_left)
+    with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
+        next(read(folder, workers=1))
+    assert "a process that reads tiles gets no memory" in capfd.readouterr().err
