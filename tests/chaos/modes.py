@@ -20,7 +20,7 @@ from runs import ROOT, SCRIPT, TINY, begin, launcher
 
 INSIDE = Path(__file__).parent / "inside"
 TOKEN = "CHAOS_CASE"  # variable by which every process of a case is known
-LIMIT_S = 240.0  # for one start, from its beginning or from the fault to its end
+LIMIT_S = 300.0  # for one start, from its beginning or from the fault to its end
 
 
 @dataclass
