@@ -121,10 +121,3 @@ def test_held_out_split_that_is_not_there_is_refused_before_training(tmp_path: P
 def test_bad_options_are_refused(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert watch(tmp_path, shards, "--every", "0") == 2
     assert "--every: 0 must be at least 1" in capsys.readouterr().err
-
-
-def test_line_that_a_kill_cut_short_swallows_no_other(tmp_path: Path) -> None:
-    (tmp_path / evaluate_watch.LINES).write_text('{"images": 8, "kid": 1.0}\n{"images": 16, "ki')
-    evaluate_watch._note(tmp_path, {"images": 24})
-    evaluate_watch._note(tmp_path, {"images": 32})
-    assert [line["images"] for line in evaluate_watch.lines(tmp_path)] == [8, 24, 32]
