@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from runs import TINY
 from shards import TWO, make_set, write_csv
@@ -88,6 +89,7 @@ def copy(original: Path, tmp_path: Path) -> Iterator[Path]:
 
 @fuzzed
 @given(damage=DAMAGE)
+@example(damage=[("copy", 0.0, b"\x10")])  # an empty block first: no tile
 def test_tars_by_index(copy: Path, original: Path, damage: list) -> None:
     (copy / index.FILE).unlink(missing_ok=True)
     tar = copy / "train-000000.tar"
@@ -155,6 +157,8 @@ def read_index(path: Path) -> None:
 
 @fuzzed
 @given(damage=DAMAGE)
+@example(damage=[("flip", 0.271484375, b"\x80")])  # a column's name is no UTF-8
+@example(damage=[("flip", 0.271484375, b"\x00")])  # it is another one
 def test_index_whose_bytes_are_damaged(copy: Path, original: Path, damage: list) -> None:
     path = copy / index.FILE
     path.write_bytes(damaged((original / index.FILE).read_bytes(), damage))
@@ -223,6 +227,29 @@ def test_overrides(tmp_path: Path, text: str, key: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(YAML_TEXT)
     result_or_named_error(lambda: config.load(path, [f"{key}={text}" if key else text]), path, repr(f"{key}={text}" if key else text))
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", "!!timestamp soon", "!!int ''", "2020-13-45", "1" + 400 * "0", 3000 * "[", "!!float x", "{[]: 1}"]
+)
+def test_values_that_yaml_itself_can_not_read(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"optim: {{generator_lr: {value}}}")
+    with pytest.raises(ValueError, match=str(path)):
+        config.load(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="optim.generator_lr"):
+        config.load(path, [f"optim.generator_lr={value}"])
+
+
+@pytest.mark.parametrize(("column", "value"), [("offset", 2**63 - 1), ("offset", None), ("length", None), ("grade", None), ("shard", None)])
+def test_index_whose_rows_lack_something_or_lead_past_all_numbers(copy: Path, column: str, value: int | None) -> None:
+    header, table = index.read_header(copy / index.FILE), index.read_table(copy / index.FILE)
+    place, field = table.column_names.index(column), table.schema.field(column)
+    values = pa.array([value, *table[column].to_pylist()[1:]], field.type)
+    index.write(copy / index.FILE, header, [table.set_column(place, field, values)])
+    with pytest.raises(ValueError, match=str(copy / index.FILE)):
+        index.read_rows(copy / index.FILE, header, "train")
 
 
 # Captions and tables
