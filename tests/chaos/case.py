@@ -130,8 +130,9 @@ class Player:
     def _play(self, case: Case, fault: Fault, scene: Scene, outcome: Outcome) -> None:
         scene.folder.mkdir(parents=True)
         environment = fault.prepare(scene) if fault.prepare else {}
-        inside = fault.inside(scene.rng) | {"at": case.at, "rank": scene.rng.randrange(scene.mode.world)} if fault.inside else {}
+        inside = fault.inside(scene.rng) if fault.inside else {}
         if inside:
+            inside |= {"at": case.at, "rank": faults.rank_of(scene.rng, scene.mode.world, inside)}
             scene.struck = ", ".join(f"{key} {value}" for key, value in inside.items() if key != "strike")
         options = (f"data.window={fault.window}", *fault.options)
 
@@ -151,7 +152,10 @@ class Player:
         if fault.heal:
             fault.heal(scene)
         outcome.violations += promises.good_checkpoint_stands(scene.run, promises.saved_images(scene.run), scene.struck)
-        if fault.ends is not None and case.mode != "Slurm" and (status != 0) != fault.ends:  # Slurm starts it again
+        came = "strike" not in inside or (scene.folder / "fired").exists()
+        if not came:
+            scene.struck += "; it did not come to that"
+        if came and fault.ends is not None and case.mode != "Slurm" and (status != 0) != fault.ends:  # Slurm starts it again
             outcome.violations.append(f"the disturbed start ended with status {status}")
         outcome.end = f"went on to its end (status {status})" if status == 0 else f"ended with status {status}"
         while status != 0 and outcome.starts < STARTS:
@@ -162,7 +166,7 @@ class Player:
             outcome.violations.append(f"does not recover: status {status}")
         self._wait_for_silence(scene, outcome)
         said = scene.started.said()
-        if fault.says and scene.struck and not any(words in said for words in fault.says):
+        if came and fault.says and scene.struck and not any(words in said for words in fault.says):
             outcome.violations.append(f"none of {fault.says} was said")
         if "Traceback" in said and (strange := _unexpected(said)):
             outcome.violations.append(f"unexpected error: {strange}")
@@ -179,7 +183,7 @@ class Player:
 
     def _compare(self, fault: Fault, scene: Scene, outcome: Outcome, undisturbed: Path) -> None:
         broken = promises.metrics_once(scene.run, STEP, IMAGES)
-        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm)
+        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm, scene.all_killed)
         different = promises.same_end(scene.run, undisturbed / "run") + promises.same_tiles(scene.folder / "seen", undisturbed / "seen")
         outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if fault.told else "NOT the same")
         outcome.violations += broken + ([] if fault.told else different)
@@ -188,7 +192,8 @@ class Player:
 def _unexpected(said: str) -> str:
     """An error of ours that no fault explains."""
     names = "NameError|AttributeError|TypeError|KeyError|IndexError|AssertionError|UnboundLocalError"
-    found = re.findall(rf"^(?:{names}).*", said, re.MULTILINE)
+    ours = re.sub(r"Exception ignored in.*\n(?:Traceback.*\n)?(?:\s.*\n)*.*\n", "", said)  # in destructors of torch
+    found = re.findall(rf"^(?:{names}).*", ours, re.MULTILINE)
     return found[0] if found else ""
 
 

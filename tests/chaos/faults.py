@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modes import LIMIT_S, Mode, Started
+from modes import LIMIT_S, Mode, Started, processes
 from nodes import INTERFACE
 
 STEP, IMAGES, SAVE_EVERY = 8, 80, 16  # images
@@ -35,6 +35,7 @@ class Scene:
     started: Started | None = None
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # whatever still has to be undone at the end
     struck: str = ""  # what happened, in words
+    all_killed: bool = False  # every process by SIGKILL
     again: Callable[[], Started] = field(default=lambda: None)  # type: ignore[assignment,return-value]  # a second start beside it
 
     @property
@@ -140,13 +141,12 @@ def _launchers(scene: Scene) -> list[int]:
 
 
 def _reader(scene: Scene) -> list[int]:
-    found = scene.wait_until(scene.started.readers, "reading process") or []
+    found, scene.all_killed = scene.wait_until(scene.started.readers, "reading process") or [], True
     return [scene.rng.choice(found)] if found else []
 
 
 def _every_process(scene: Scene) -> list[int]:
-    from modes import processes
-
+    scene.all_killed = True
     return processes(scene.started.token)
 
 
@@ -222,7 +222,7 @@ def _damage_checkpoint(how: str) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
         scene.wait_checkpoint()
         scene.started.send(signal.SIGKILL, _every_process(scene))
-        scene.wait_until(lambda: not _every_process(scene), "end of all processes")
+        scene.wait_until(lambda: not processes(scene.started.token), "end of all processes")
         if not (newest := max((scene.run / "checkpoints").glob("images-*"), default=None)):
             return
         path = scene.rng.choice(sorted(newest.iterdir()))
@@ -371,6 +371,12 @@ def _dies_in_write(rng: random.Random) -> dict[str, Any]:
 def _error_in_write(rng: random.Random) -> dict[str, Any]:
     call = rng.choice([call for call in CALLS if call not in ("rmdir", "unlink")])
     return {"strike": "in write", "call": call, "nth": _nth(rng, call), "how": "error"}
+
+
+def rank_of(rng: random.Random, world: int, inside: dict[str, Any]) -> int:
+    """In which process it happens; some calls are made by the main one alone."""
+    rank = rng.randrange(world)
+    return 0 if inside.get("call") in ("ftruncate", "rename", "write_text", "rmdir", "unlink") else rank
 
 
 def _nth(rng: random.Random, call: str) -> int:

@@ -10,8 +10,8 @@ from runs import differing, tensors_in
 
 from attributegan import checkpoint
 
-# Of torch's launcher, which can't clear up when it is killed.
-LAUNCHERS_OWN = ("torchelastic_", "tmp", "pymp-")
+LAUNCHERS_OWN = ("torchelastic_",)  # which torch's launcher leaves, however it ends
+KILLED_READERS = ("pymp-",)  # of multiprocessing in processes that were killed themselves
 
 
 def same_end(run: Path, undisturbed: Path) -> list[str]:
@@ -64,12 +64,17 @@ def saved_images(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool) -> list[str]:
-    """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (where that is the case's own)."""
+def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool, all_killed: bool = False) -> list[str]:
+    """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (where that is the case's own).
+
+    Args:
+        all_killed: whether SIGKILL went to every process, those that read tiles among them, so that none could clear up.
+    """
     left = [f"process {pid} left: {_line(pid)}" for pid in processes(token)]
     names = (".writing-", ".deleting-", ".linking-", "claim.json", ".removing")
     left += [f"left: {path}" for path in run.rglob("*") if path.name.startswith(names) or path.name.endswith((".part", ".removing"))]
-    left += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir() if not path.name.startswith(LAUNCHERS_OWN)]
+    others = LAUNCHERS_OWN + (KILLED_READERS if all_killed else ())
+    left += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir() if not path.name.startswith(others)]
     for path in Path("/dev/shm").iterdir() if own_shm else ():
         left.append(f"left in /dev/shm: {path.name}")
         path.unlink()  # no fault of the next case
