@@ -299,12 +299,16 @@ def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take their temporary folders with them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     process, children = start(folder, "wait")
     assert len(children) >= 2 and all(map(is_running, children))
+    assert list(tmp_path.glob("pymp-*"))
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(children)
+    assert not list(tmp_path.iterdir())
 
 
 def test_attributes_can_count_as_not_known(folder: Path) -> None:

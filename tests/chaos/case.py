@@ -183,7 +183,7 @@ class Player:
 
     def _compare(self, fault: Fault, scene: Scene, outcome: Outcome, undisturbed: Path) -> None:
         broken = promises.metrics_once(scene.run, STEP, IMAGES)
-        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm, scene.all_killed)
+        broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm, scene.readers_killed)
         different = promises.same_end(scene.run, undisturbed / "run") + promises.same_tiles(scene.folder / "seen", undisturbed / "seen")
         outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if fault.told else "NOT the same")
         outcome.violations += broken + ([] if fault.told else different)

@@ -64,16 +64,16 @@ def saved_images(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool, all_killed: bool = False) -> list[str]:
+def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool, readers_killed: bool = False) -> list[str]:
     """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (where that is the case's own).
 
     Args:
-        all_killed: whether SIGKILL went to every process, those that read tiles among them, so that none could clear up.
+        readers_killed: whether SIGKILL went to processes that read tiles, so that they could not clear up.
     """
     left = [f"process {pid} left: {_line(pid)}" for pid in processes(token)]
     names = (".writing-", ".deleting-", ".linking-", "claim.json", ".removing")
     left += [f"left: {path}" for path in run.rglob("*") if path.name.startswith(names) or path.name.endswith((".part", ".removing"))]
-    others = LAUNCHERS_OWN + (KILLED_READERS if all_killed else ())
+    others = LAUNCHERS_OWN + (KILLED_READERS if readers_killed else ())
     left += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir() if not path.name.startswith(others)]
     for path in Path("/dev/shm").iterdir() if own_shm else ():
         left.append(f"left in /dev/shm: {path.name}")
