@@ -8,12 +8,9 @@ Ends at the first input that is neither read nor refused with its file's name, a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -33,8 +30,8 @@ with atheris.instrument_imports(include=["data_shards", "attributegan", "slurm",
 
 from shards import TWO  # noqa: E402
 
-FOLDER = Path(tempfile.mkdtemp(prefix="guided-"))
-atexit.register(shutil.rmtree, FOLDER)
+FOLDER = ROOT / "build" / "guided"
+FOLDER.mkdir(parents=True, exist_ok=True)
 
 
 def tars(data: bytes) -> None:
