@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,10 +50,10 @@ class Outcome:
         return asdict(self)
 
 
-def draw(seed: int, count: int, modes: list[str]) -> list[Case]:
+def draw(seed: int, count: int, modes: list[str], among: Sequence[Fault] = faults.FAULTS) -> list[Case]:
     """``count`` cases; every fault comes before one comes again, and every mode that a fault has."""
     rng = random.Random(seed)
-    able = [fault for fault in faults.FAULTS if set(fault.modes) & set(modes)]
+    able = [fault for fault in among if set(fault.modes) & set(modes)]
     turns = {fault.name: _shuffled(rng, [mode for mode in fault.modes if mode in modes]) for fault in able}
     cases: list[Case] = []
     while len(cases) < count:

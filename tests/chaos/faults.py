@@ -87,6 +87,7 @@ class Fault:
         told: the end may differ from that of an undisturbed run, if what is in ``says`` was said.
         window: how the tiles are read, which decides on the run to compare with.
         ends: whether the run must end by it, must not, or may.
+        mounts: whether it takes the right to mount something.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Fault:
     window: int = 0
     ends: bool | None = True
     at_least: int = 0  # images of the moment
+    mounts: bool = False
 
 
 GOES_ON = "going on from"
@@ -421,8 +423,8 @@ FAULTS = (
     Fault("one process stands still", LAUNCHED[:5], ANOTHER, _signal(signal.SIGSTOP, _one_that_is_killed_later), at_least=8),
     Fault("killed while writing a checkpoint", EVERYWHERE, KILLED, inside=_dies_in_write, options=("run.keep=2",), ends=None),
     Fault("error while writing a checkpoint", EVERYWHERE, ("Input/output error",), inside=_error_in_write),
-    Fault("disk full", LOCAL, ("No space left",), _fill, prepare=_small_disk, heal=_free),
-    Fault("run folder read-only", LOCAL, ("Read-only file system",), _read_only, heal=_writable),
+    Fault("disk full", LOCAL, ("No space left",), _fill, prepare=_small_disk, heal=_free, mounts=True),
+    Fault("run folder read-only", LOCAL, ("Read-only file system",), _read_only, heal=_writable, mounts=True),
     Fault("run folder vanishes", LOCAL, ("No such file",), _vanish, heal=_come_back),
     Fault("checkpoint: flipped bit", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("flipped bit")),
     Fault("checkpoint: missing file", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("missing")),
@@ -443,7 +445,7 @@ FAULTS = (
     Fault("NaN in a weight", LOCAL, DIVERGED, inside=_not_finite("weight"), options=TWICE),
     Fault("NaN in a weight that is saved", LOCAL, DIVERGED, inside=_not_finite("weight before it is saved"), options=TWICE),
     Fault("reading process out of memory", LOCAL, ("MemoryError", "DataLoader worker"), inside=_no_memory),
-    Fault("/dev/shm too small", LOCAL, ("shared memory", "/dev/shm"), prepare=_small_shm, heal=_large_shm),
+    Fault("/dev/shm too small", LOCAL, ("shared memory", "/dev/shm"), prepare=_small_shm, heal=_large_shm, mounts=True),
     Fault("second start on the run folder", LOCAL, ("is in use by the training on",), _second_start, inside=_slow, ends=False),
 )  # fmt: skip
 BY_NAME = {fault.name: fault for fault in FAULTS}

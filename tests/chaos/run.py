@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -47,9 +48,8 @@ def main() -> int:
     modes, missing = _ready(options.mode, may_mount)
     for why in missing:
         print(f"left out: {why}", flush=True)
-    drawn = _drawn(options, seed, list(modes))
-    if not may_mount:
-        drawn = [one for one in drawn if not _mounts(faults.BY_NAME[one.fault])]
+    logging.getLogger("attributegan").setLevel(logging.ERROR)  # damaged checkpoints are no news here
+    drawn = _drawn(options, seed, list(modes), may_mount)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
         for name in {one.mode for one in drawn}:
@@ -90,15 +90,10 @@ def _ready(wanted: list[str] | None, may_mount: bool) -> tuple[dict, list[str]]:
     return modes, missing
 
 
-def _drawn(options: argparse.Namespace, seed: int, modes: list[str]) -> list[cases.Case]:
-    if options.fault:
-        faults.FAULTS = tuple(faults.BY_NAME[name] for name in options.fault)
-    drawn = cases.draw(seed, options.cases, modes)
+def _drawn(options: argparse.Namespace, seed: int, modes: list[str], may_mount: bool) -> list[cases.Case]:
+    among = [faults.BY_NAME[name] for name in options.fault or faults.BY_NAME]
+    drawn = cases.draw(seed, options.cases, modes, [fault for fault in among if may_mount or not fault.mounts])
     return [one for one in drawn if not options.only or one.number in options.only]
-
-
-def _mounts(fault: faults.Fault) -> bool:
-    return fault.name in ("disk full", "run folder read-only", "/dev/shm too small")
 
 
 def _shards(work: Path) -> Path:
