@@ -409,6 +409,7 @@ def _slow(rng: random.Random) -> dict[str, Any]:
     return {"pause": 2.0}
 
 
+UNMET = ("no meeting point", "no word in")  # the processes had not met yet: they wait for train.timeout_s
 KILLED = (GOES_ON, *ANOTHER)
 DIVERGED, TWICE = ("not finite",), ("train.max_nonfinite=2",)
 FAULTS = (
@@ -436,7 +437,7 @@ FAULTS = (
     Fault("store fails", LOCAL, ("could not be fetched in 5 tries",), prepare=_served(_for_good), heal=_store_mended, window=8),
     Fault("clock jumps", EVERYWHERE, (), inside=_clock_jump, ends=False),
     Fault("network cut for a moment", ("2 machines",), (), _cut(2.0), ends=None),
-    Fault("network cut", ("2 machines",), ANOTHER, _cut(0.0), heal=_cable_back),
+    Fault("network cut", ("2 machines",), (*ANOTHER, *UNMET), _cut(0.0), heal=_cable_back, options=("train.timeout_s=90",)),
     Fault("node lost and back", ("Slurm",), (GOES_ON, "tiles,"), _node_lost, ends=None),
     Fault("told to stop by Slurm", ("Slurm",), ("stopped and saved", "tiles,"), _slurm("scancel", "--signal=USR2"), ends=None),
     Fault("requeued by Slurm", ("Slurm",), (GOES_ON, "tiles,"), _slurm("scontrol", "requeue"), ends=None),
