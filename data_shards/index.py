@@ -154,22 +154,26 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: a Parquet file, but no index of a shard set; make one with `attributegan-shard pack` or `index`")
     try:
         tree: dict[str, Any] = json.loads(text)
-        version, shards = tree["version"], tuple(Shard(**shard) for shard in tree["shards"])
-        schema = AttributeSchema.from_dict(tree["schema"], where="attributes")
-        header = Header(schema, shards, tree["image_size"], str(tree["source"]), tuple(map(str, tree["left_out"])))
-        same_columns = columns.remove_metadata() == arrow_schema(schema)
+        header = _header(tree) if tree["version"] == VERSION else None
+        same_columns = header is not None and columns.remove_metadata() == arrow_schema(header.schema)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its metadata are damaged ({type(error).__name__}: {error}); copy the set again") from error
-    if version != VERSION:
+    if header is None:
         raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
-    if not same_columns or not all(map(_is_typed, shards)) or type(header.image_size) not in (int, type(None)):
+    if not same_columns or not all(map(_is_typed, header.shards)) or type(header.image_size) not in (int, type(None)):
         raise ValueError(f"{path}: its columns and metadata don't fit together; copy the set again, or pack it again")
-    for number, shard in enumerate(shards, 1):
+    for number, shard in enumerate(header.shards, 1):
         if what := wrong_name(shard.name):
             raise ValueError(f"{path}: shard {number} of its metadata: {what}")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise ValueError(f"{path}: shard {number} of its metadata: {shard.sha256!r} is no SHA-256; pack the set again")
     return header
+
+
+def _header(tree: dict[str, Any]) -> Header:
+    schema = AttributeSchema.from_dict(tree["schema"], where="attributes")
+    shards = tuple(Shard(**shard) for shard in tree["shards"])
+    return Header(schema, shards, tree["image_size"], str(tree["source"]), tuple(map(str, tree["left_out"])))
 
 
 def _is_typed(shard: Shard) -> bool:
