@@ -1,11 +1,14 @@
 # make quickstart: from nothing to a trained model and its pictures.   make test: lint, types, tests, coverage.
+# make chaos, make fuzz: long tests of reliability (docs/reliability.md).   make licences, make audit: of the packages that are used.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
 BIN := $(VENV)/bin
+CASES ?= 20# of make chaos
+EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
 EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,explore,dev
 
-.PHONY: venv quickstart test lint clean
+.PHONY: venv quickstart test lint chaos fuzz licences audit clean
 
 venv: $(VENV)/.installed
 
@@ -37,6 +40,20 @@ lint: venv
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered
+
+chaos: venv
+	$(BIN)/python tests/chaos/run.py --cases $(CASES) $(SEED:%=--seed %)
+
+fuzz: venv
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_fuzz.py
+
+licences: venv
+	$(BIN)/python docs/licences.py
+
+audit: venv # asks a service on the internet about known vulnerabilities of the pinned versions
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --requirement configs/constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -17,6 +17,10 @@ import yaml
 UNKNOWN = -1  # in the place of a level: nobody has said which one the tile has. No level, unlike "not assessable", which somebody has said
 
 
+# What yaml.safe_load raises on text that is no YAML, or has tags and values that don't fit together (`!!bool maybe`).
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+
 @dataclass(frozen=True)
 class Attribute:
     """One ordinal attribute.
@@ -160,7 +164,7 @@ class AttributeSchema:
         """Read a schema file; see ``configs/attributes/bladder.yaml`` for the form."""
         try:
             tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, *YAML_ERRORS) as error:
             raise ValueError(f"{path}: not a readable YAML file: {error}") from error
         return cls.from_dict(tree, where=str(path))
 

@@ -77,7 +77,7 @@ def verify(checkpoint: Path) -> None:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         entries = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{checkpoint}: not a whole checkpoint: {MANIFEST} can't be read: {error}") from error
     if "state.json" not in manifest:
         raise Damaged(f"{checkpoint / MANIFEST}: names no state.json; not a checkpoint's manifest")
@@ -110,8 +110,10 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     """``state.json`` of a checkpoint that `verify` has passed."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{checkpoint}: can't be read: {error}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{checkpoint / 'state.json'}: is no mapping")
     if state.get("format") != FORMAT:
         raise Damaged(f"{checkpoint}: format {state.get('format')!r}; this version reads {FORMAT}")
     return state

@@ -193,7 +193,7 @@ def save(folder: Path, images: int, *, keep: int = 0, state: Mapping[str, Any], 
 
 
 def remove_remains(folder: Path) -> None:
-    """Delete what earlier starts left half-written; the main process calls, before any `Writer` writes."""
+    """Delete what earlier starts left half-written in a checkpoint folder; the main process calls, before any `Writer` writes."""
     for path in [*folder.glob(".writing-*"), *folder.glob(".deleting-*")]:
         shutil.rmtree(path, ignore_errors=True)
 

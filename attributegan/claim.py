@@ -28,6 +28,7 @@ log = logging.getLogger("attributegan")
 FILE = "claim.json"
 BEAT_S = 5.0  # from one refreshing to the next
 STALE_S = 30.0  # not refreshed for so long: dead
+BLOCKED_S = 10.0  # far longer than a claim needs to be removed
 PATIENCE_S = 60.0  # for a submission that is about to end, and for the start before of the same job
 LOST = 2  # exit status of a training that finds its run folder claimed by another: one that starting again would not mend
 
@@ -65,6 +66,7 @@ class Claim:
         pid = os.getpid()
         self.me = Holder(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, born(pid), slurm_job(), slurm_restarts())
         self._released = threading.Event()
+        self._blocked_since = 0.0
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def take(self) -> None:
@@ -129,7 +131,12 @@ class Claim:
         alone = self.path.with_name(f"{FILE}.removing")
         try:
             alone.mkdir()
-        except FileExistsError:
+        except FileExistsError:  # by another, who needs a moment; or by one that was killed in that moment
+            self._blocked_since = self._blocked_since or time.monotonic()
+            if time.monotonic() - self._blocked_since > BLOCKED_S:
+                with suppress(OSError):
+                    alone.rmdir()
+                self._blocked_since = 0.0
             time.sleep(0.05)
             return
         try:
@@ -147,7 +154,8 @@ class Claim:
                     os._exit(LOST)
                 os.utime(self.path)
             except FileNotFoundError:
-                self._create()
+                with suppress(OSError):  # the folder may be gone as well
+                    self._create()
             except OSError as error:  # a disk that is away for a moment
                 log.warning("%s: can't be refreshed: %s", self.path, error)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -40,6 +41,11 @@ def exit_status(work: Callable[[], object]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def keep_others_from_writing() -> None:
+    """Whatever the umask is: what this process and its children make can't be written by everyone."""
+    os.umask(os.umask(0o022) | 0o002)
 
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from attributegan.attributes import YAML_ERRORS
+
 T = TypeVar("T")
 
 
@@ -270,7 +272,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except YAML_ERRORS as error:
             raise ValueError(f"{override!r}: the value is not YAML: {error}") from None
         branch = tree.setdefault(section, {})
         _require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
@@ -288,7 +290,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file (``safe_load``); ValueError names the file when there is none."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *YAML_ERRORS) as error:
         raise ValueError(f"{path}: not a readable YAML file: {error}") from error
     tree = {} if tree is None else tree
     _require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
@@ -331,7 +333,7 @@ def _convert_scalar(hint: type, value: Any, name: str) -> Any:
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:  # YAML reads 2e-4 as a string
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = float("nan")
         _require(number == number and abs(number) != float("inf"), f"{name}: {value!r} is not a finite number")
         return number

@@ -51,6 +51,8 @@ class Reporter:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        for half_written in [*folder.glob(".writing-*"), *folder.glob("grids/.writing-*")]:  # by a start that was killed
+            half_written.unlink()
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
         _drop_lines_after(folder / "metrics.jsonl", images)
         self.metrics = (folder / "metrics.jsonl").open("a")

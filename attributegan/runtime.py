@@ -12,6 +12,8 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +32,7 @@ from attributegan.meeting import roll_call
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+ASK_S = 1.0
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -134,6 +137,17 @@ class Runtime:
     def from_main(self, value: Any) -> Any:
         """The main process's ``value`` (JSON-like), on every process."""
         return self.everyone(value)[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What ``work()`` (JSON-like) gives on the main process, on every process; every process must call.
+
+        The others ask again and again, so that it may take longer than ``train.timeout_s`` lets a collective wait.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work if self.is_main else lambda: None)
+            while not self.from_main(bool(futures.wait([working], ASK_S).done)):
+                pass
+            return self.from_main(working.result())
 
     def everyone(self, value: T) -> list[T]:
         """The ``value`` (JSON-like) of every process, in rank order, on every process."""

@@ -50,8 +50,11 @@ def update(folder: Path, **changes: Any) -> None:
     """Write the status in ``folder`` anew, with ``changes`` and the time."""
     status = dataclasses.replace(read(folder) or Status(), told=time.time(), **changes)
     aside = folder / f".writing-{FILE}-{socket.gethostname()}-{os.getpid()}"
-    aside.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, folder / FILE)
+    try:
+        aside.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, folder / FILE)
+    finally:
+        aside.unlink(missing_ok=True)  # a full disk
 
 
 def put_back(folder: Path, before: Status | None) -> None:

@@ -136,7 +136,17 @@ class Training:
             )
 
     def save(self) -> None:
-        """Start to write a checkpoint, while training goes on; every process calls."""
+        """Start to write a checkpoint, while training goes on; every process calls.
+
+        Raises:
+            Diverged: weights are not finite; the checkpoints before stand.
+        """
+        self._wait_for_writers()
+        networks: dict[str, Engine | Ema] = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
+        weights = {name: network.weights() for name, network in networks.items()}
+        if self.runtime.any(not all(piece.values_N.isfinite().all() for table in weights.values() for piece in table.pieces)):
+            raise Diverged(f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "
+                           "Start the same command to go on from the newest, with a lower optim.*_lr if it comes again")  # fmt: skip
         self.writer.save(
             self.images,
             {
@@ -146,17 +156,21 @@ class Training:
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
             },
-            generator=self.generator.weights(),
-            generator_ema=self.ema.weights(),
-            discriminator=self.discriminator.weights(),
+            **weights,
             generator_optimizer=self.generator.moments(),
             discriminator_optimizer=self.discriminator.moments(),
         )
 
     def saved(self) -> None:
         """Until the last checkpoint stands; every process calls."""
+        self._wait_for_writers()
         self.writer.wait()
         self.runtime.wait()
+
+    def _wait_for_writers(self) -> None:
+        """Until no process writes: asked again and again, since a large checkpoint may take longer than one collective may."""
+        while self.runtime.any(self.writer.busy):
+            time.sleep(0.1)
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint of the run folder, if there is one.
@@ -164,12 +178,10 @@ class Training:
         Raises:
             ValueError: the checkpoint is of another network or schema, or resuming is not wanted; says which.
         """
-        found = ""
         self._check_shared()
         if self.runtime.is_main:
             remove_remains(self.folder)
-            found = str(checkpoint.newest(self.folder) or "")
-        found = self.runtime.from_main(found)
+        found = self.runtime.on_main(lambda: str(checkpoint.newest(self.folder) or ""))
         if not found:
             return False
         if self.config.run.resume == "never":

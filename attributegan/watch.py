@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 SILENCE_S = 20.0  # without a sign of life, a process counts as dead
+STORE_S = 10.0  # longer than SILENCE_S, after which a store that should have given up by then is not waited for
 GRACE_S = 3.0  # in which a process that has heard of another's end may still end by itself, with its own error
 _LOST = ("gloo", "NCCL", "Connection", "connection", "peer", "Timed out", "store")  # in messages of collectives that lost a process
 
@@ -45,7 +46,10 @@ class Watch:
         self.trouble = ""
         self._prefix = f"attributegan/{token}"
         self._ended = threading.Event()
+        self._asked = 0.0  # when the store was last asked
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        # A request to a store behind a cut network can wait for ever, whatever its limit says.
+        self._guard = threading.Thread(target=self._guard_store, name="watch of the store", daemon=True)
 
     def __enter__(self) -> Watch:
         if self.world > 1:
@@ -56,7 +60,9 @@ class Watch:
             self._store.set(f"sign/{self.rank}", "0")
             dist.barrier()
             self._who = [of_rank.decode() for of_rank in self._store.multi_get([f"who/{rank}" for rank in range(self.world)])]
+            self._asked = time.monotonic()
             self._thread.start()
+            self._guard.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -66,7 +72,10 @@ class Watch:
             log.error("%s; ending", self.trouble or "another process of this run has ended")
             self._end()
         self._ended.set()
-        self._thread.join()
+        self._thread.join(SILENCE_S)
+        if self._thread.is_alive():
+            log.warning("no word to the other processes: the store does not answer")
+            return
         try:
             self._store.set(f"sign/{self.rank}", f"!{type(error).__name__}: {error}" if error is not None else ".")
         except Exception as lost:  # the store's host has gone; it needs no word any more
@@ -76,7 +85,7 @@ class Watch:
         """Whether ``error`` only shows that another process is gone: waits until it is known which, or known to be none."""
         if not is_of_another(error):
             return bool(self.trouble)
-        until = time.monotonic() + SILENCE_S + 2 * PERIOD_S
+        until = time.monotonic() + SILENCE_S + STORE_S + 2 * PERIOD_S
         while not self.trouble and not self.stopped() and time.monotonic() < until:
             time.sleep(0.05)
         return bool(self.trouble) or self.stopped()
@@ -85,6 +94,7 @@ class Watch:
         signs, changed, beat = [b"0"] * self.world, [time.monotonic()] * self.world, 0
         while not self._ended.wait(PERIOD_S):
             beat += 1
+            self._asked = time.monotonic()
             try:
                 self._store.set(f"sign/{self.rank}", str(beat))
                 now_signs = self._store.multi_get([f"sign/{rank}" for rank in range(self.world)])
@@ -103,6 +113,13 @@ class Watch:
                 if now - changed[rank] > SILENCE_S:
                     self._tell(f"rank {rank} ({self._who[rank]}) has given no sign of life for {SILENCE_S:.0f} s")
                     return
+
+    def _guard_store(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            if time.monotonic() - self._asked > SILENCE_S + STORE_S and not self.trouble:
+                self._tell(
+                    f"the store of the process group (rank 0's node, or its launcher) has not answered for {SILENCE_S + STORE_S:.0f} s"
+                )
 
     def _tell(self, trouble: str) -> None:
         self.trouble = trouble

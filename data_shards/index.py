@@ -148,25 +148,37 @@ def read_header(path: Path) -> Header:
         ValueError: no index, or none that this version reads.
     """
     with _readable(path):
-        text = (pq.read_schema(path).metadata or {}).get(METADATA)
+        columns = pq.read_schema(path)
+        text = (columns.metadata or {}).get(METADATA)
     if text is None:
         raise ValueError(f"{path}: a Parquet file, but no index of a shard set; make one with `attributegan-shard pack` or `index`")
-    tree: dict[str, Any] = json.loads(text)
-    if tree.pop("version") != VERSION:
+    try:
+        tree: dict[str, Any] = json.loads(text)
+        header = _header(tree) if tree["version"] == VERSION else None
+        same_columns = header is not None and columns.remove_metadata() == arrow_schema(header.schema)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata are damaged ({type(error).__name__}: {error}); copy the set again") from error
+    if header is None:
         raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
-    shards = tuple(Shard(**shard) for shard in tree["shards"])
-    for number, shard in enumerate(shards, 1):
+    if not same_columns or not all(map(_is_typed, header.shards)) or type(header.image_size) not in (int, type(None)):
+        raise ValueError(f"{path}: its columns and metadata don't fit together; copy the set again, or pack it again")
+    for number, shard in enumerate(header.shards, 1):
         if what := wrong_name(shard.name):
             raise ValueError(f"{path}: shard {number} of its metadata: {what}")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise ValueError(f"{path}: shard {number} of its metadata: {shard.sha256!r} is no SHA-256; pack the set again")
-    return Header(
-        AttributeSchema.from_dict(tree["schema"], where=str(path)),
-        shards,
-        tree["image_size"],
-        tree["source"],
-        tuple(tree["left_out"]),
-    )
+    return header
+
+
+def _header(tree: dict[str, Any]) -> Header:
+    schema = AttributeSchema.from_dict(tree["schema"], where="attributes")
+    shards = tuple(Shard(**shard) for shard in tree["shards"])
+    return Header(schema, shards, tree["image_size"], str(tree["source"]), tuple(map(str, tree["left_out"])))
+
+
+def _is_typed(shard: Shard) -> bool:
+    """Whether everything that was said of a shard is of the kind that it must be."""
+    return all(type(getattr(shard, field.name)).__name__ == field.type for field in fields(shard)) and shard.size >= 0
 
 
 def read_rows(path: Path, header: Header, split: str) -> Rows:
@@ -185,6 +197,8 @@ def read_rows(path: Path, header: Header, split: str) -> Rows:
             table = file.read_row_group(group, columns, use_threads=file.num_row_groups > 1).unify_dictionaries()
             rows = _rows(table, names, number, path)
             parts.append(rows.where(wanted_S[rows.shard_N]))
+    if not parts:
+        raise ValueError(f"{path}: has no rows; pack the set again")
     rows = Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
     _check(rows, header, path)
     return rows
@@ -201,7 +215,7 @@ def read_shard(path: Path, shard: str) -> pa.Table:
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
         column = file.schema_arrow.names.index("shard")
         bounds = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
-        groups = [group for group, bound in enumerate(bounds) if bound.min <= shard <= bound.max]
+        groups = [group for group, bound in enumerate(bounds) if bound is None or not bound.has_min_max or bound.min <= shard <= bound.max]
         table = file.read_row_groups(groups, use_threads=False)
     return table.filter(pc.equal(table["shard"], shard))
 
@@ -213,11 +227,13 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{path}: not there; {path.parent} is no shard set. Make one with `attributegan-shard pack`") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{path}: not a readable index: {error}") from error
 
 
 def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path: Path) -> Rows:
+    if any(table[name].null_count for name in table.column_names):
+        raise ValueError(f"{path}: has rows that lack something; pack the set again")
     column = {name: table[name].combine_chunks() for name in table.column_names}
     labels = column["shard"].dictionary.to_pylist()
     if unknown := [label for label in labels if label not in number]:
@@ -235,5 +251,5 @@ def _check(rows: Rows, header: Header, path: Path) -> None:
             raise ValueError(f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
                              f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again")  # fmt: skip
     size_S = np.array([shard.size for shard in header.shards])
-    if ((rows.offset_N < 0) | (rows.length_N < 0) | (rows.offset_N + rows.length_N > size_S[rows.shard_N])).any():
+    if ((rows.offset_N < 0) | (rows.length_N < 0) | (rows.offset_N > size_S[rows.shard_N] - rows.length_N)).any():
         raise ValueError(f"{path}: some tiles lie outside of their shard; pack the set again")

@@ -6,8 +6,10 @@ of in format.py and index.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -18,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from data_shards import format, index, permutation
@@ -196,7 +198,7 @@ def batches(
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
     tiles = TileFiles(shards.tars, image_size)
     repairs = _Repairs(requests, tiles)
-    answers = _start(tiles, requests, workers, pin_memory)
+    answers = _started(tiles, requests, workers, pin_memory)
     ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
         for request, images_BHWC, damage, failure in answers:
@@ -212,6 +214,7 @@ def batches(
             ahead.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
+            _remove_segments([worker.pid for worker in answers._workers])  # type: ignore[attr-defined]
 
 
 def _check_room(shards: ShardSet, order: TileOrder) -> None:
@@ -296,6 +299,15 @@ class _Reader:
 
     def __getitem__(self, request: _Request) -> _Answer:
         """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all."""
+        try:
+            return self._answer(request)
+        except MemoryError:
+            if get_worker_info() is not None:  # to hand the error on takes memory too; without it the training would wait for ever
+                os.write(2, b"error: a process that reads tiles gets no memory; use fewer data.workers, or give the job more memory\n")
+                os._exit(1)
+            raise
+
+    def _answer(self, request: _Request) -> _Answer:
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
         for place, wanted in enumerate(request.wanted):
@@ -314,6 +326,23 @@ def _as_it_is(answer: _Answer) -> _Answer:
 
 def _end_with_parent(worker: int) -> None:
     processes.end_with_parent()
+
+
+def _started(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+    try:
+        return _start(tiles, requests, workers, pin_memory)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError("data.workers: the reading processes find no room in /dev/shm; give it more (containers: --shm-size), or read "
+                         "without them, with data.workers=0") from error  # fmt: skip
+
+
+def _remove_segments(workers: Sequence[int]) -> None:
+    """Remove the shared memory that torch leaves under its name when a worker dies while it makes it."""
+    for worker in workers:
+        for path in Path("/dev/shm").glob(f"torch_{worker}_*"):  # noqa: S108  # by the names of our own processes
+            path.unlink(missing_ok=True)
 
 
 def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:

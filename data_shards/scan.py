@@ -10,12 +10,13 @@ import fnmatch
 import io
 import json
 import re
+import struct
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from PIL import Image
 from attributegan.attributes import AttributeSchema
 from data_shards import format, index, sums, workers
 
+LONGEST_NAME = 4096
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -37,15 +39,36 @@ class Member(NamedTuple):
 
 
 def members(tar: tarfile.TarFile) -> Iterator[Member]:
-    """The files of a tar in order, with the place of their data."""
-    for info in tar:
-        if info.isfile():
-            folder, slash, name = info.name.rpartition("/")
-            stem, _, kind = name.partition(".")
-            stream = tar.extractfile(info)
-            assert stream is not None
-            yield Member(folder + slash + stem, kind.lower(), info.offset_data, stream.read())
-            tar.members.clear()  # type: ignore[attr-defined]  # it would grow with the tar
+    """The files of a tar in order, with the place of their data.
+
+    Raises:
+        tarfile.TarError: it is damaged, or has members that no shard has and that do harm to who unpacks it or reads them.
+    """
+    try:
+        for info in tar:
+            if harm := _harm(info):
+                raise tarfile.ReadError(f"member {info.name[:100]!r} {harm}")
+            if info.isfile():
+                folder, slash, name = info.name.rpartition("/")
+                stem, _, kind = name.partition(".")
+                stream = tar.extractfile(info)
+                assert stream is not None
+                yield Member(folder + slash + stem, kind.lower(), info.offset_data, stream.read())
+                tar.members.clear()  # type: ignore[attr-defined]  # it would grow with the tar
+    except (ValueError, LookupError, OverflowError, EOFError, struct.error) as error:  # what tarfile lets through
+        raise tarfile.ReadError(f"damaged header: {error}") from error
+
+
+def _harm(info: tarfile.TarInfo) -> str:
+    """What is wrong with a member, or ""."""
+    path = PurePosixPath(info.name)
+    if path.is_absolute() or ".." in path.parts or len(info.name) > LONGEST_NAME:
+        return "has a path that leads out of the tar, or is no path"
+    if not (info.isfile() or info.isdir()):
+        return "is a link or a device"
+    if info.size < 0 or info.issparse():
+        return "says that it is larger or smaller than what is there"
+    return ""
 
 
 def index_tars(
@@ -82,7 +105,10 @@ def index_tars(
         if left_out and not skip_bad:
             lines = "".join(f"\n  {line}" for line in left_out)
             raise ValueError(f"{len(left_out):,} samples can't be used; nothing was written. Leave them out with --skip-bad:{lines}")
-        header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+        try:
+            header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
         Path(aside, index.FILE).replace(folder / index.FILE)
     sums.write(folder, header)
     return header
@@ -163,7 +189,7 @@ def _entry(by_kind: dict[str, Member], schema: AttributeSchema) -> dict[str, Any
     if "json" in by_kind:
         try:
             entry = json.loads(by_kind["json"].data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f".json: {error}") from error
         if isinstance(entry, dict):
             return entry

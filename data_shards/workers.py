@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -75,12 +77,13 @@ def _start(counter: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """In a new worker: end when the parent is gone, whatever ended it."""
+    """In a new worker: end when the parent is gone, whatever ended it, and remove the temporary folder that multiprocessing made."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         parent.join()
+        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

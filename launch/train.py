@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set a
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    cli.keep_others_from_writing()
     stopped_by = 0
 
     def work() -> None:
@@ -84,6 +85,7 @@ def run(settings: Config) -> int:
     from attributegan.report import start_logging
     from attributegan.runtime import Runtime
     from attributegan.train import Stop
+    from attributegan.watch import Watch
     from launch.watcher import Watcher
 
     runtime = Runtime(settings)
@@ -94,10 +96,14 @@ def run(settings: Config) -> int:
             shards = open_shards(settings)
             return shards, model_schema(settings, shards.schema)
 
-        shards, schema = runtime.together(opened)
-        settings = _to_write_down(settings)  # the set is open, and the rest needs no address
-        runtime.check_same(**facts(settings, shards), **{f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()})
-        with _claimed(settings, runtime), Stop() as stop:
+        with ExitStack() as held:
+            with Watch(runtime.rank, runtime.world, f"{runtime.token} start", lambda: False):
+                shards, schema = runtime.together(opened)
+                settings = _to_write_down(settings)  # the set is open, and the rest needs no address
+                sharding = {f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()}
+                runtime.check_same(**facts(settings, shards), **sharding)
+                held.enter_context(_claimed(settings, runtime))
+            stop = held.enter_context(Stop())
             start_logging(Path(settings.run.dir), runtime.is_main)
             # Launchers give each process a file for its error, and take the first one that is written for the cause.
             code = record(_train)(settings, shards, schema, runtime, stop, watcher)

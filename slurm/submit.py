@@ -37,6 +37,7 @@ docs/cluster.md leads through a new cluster in ten minutes."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
+    cli.keep_others_from_writing()
     return cli.exit_status(lambda: submit(options))
 
 

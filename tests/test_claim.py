@@ -161,3 +161,38 @@ def test_folders_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert runs.main(["--follow", str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert "no runs in" in said.out and "no such folder" in said.err and "no run in it" in said.err
+
+
+def test_removal_that_a_kill_cut_short_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BLOCKED_S", 0.3)
+    held_by(tmp_path, born="before")
+    (tmp_path / f"{claim.FILE}.removing").mkdir()
+    mine = Claim(tmp_path, "training")
+    mine.take()
+    mine.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_claim_outlives_a_folder_that_is_away_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT_S", 0.1)
+    folder, away = tmp_path / "run", tmp_path / "away"
+    mine = Claim(folder, "training")
+    mine.take()
+    folder.rename(away)
+    time.sleep(0.5)
+    away.rename(folder)
+    before = claim._beat_of(mine.path)
+    time.sleep(0.5)
+    assert mine._heart.is_alive() and claim._beat_of(mine.path) > before
+    mine.release()
+
+
+def test_status_leaves_nothing_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    status.update(tmp_path, images=8)
+    monkeypatch.setattr(status.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        status.update(tmp_path, images=16)
+    assert os.listdir(tmp_path) == [status.FILE] and status.read(tmp_path).images == 8

@@ -299,12 +299,16 @@ def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take their temporary folders with them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     process, children = start(folder, "wait")
     assert len(children) >= 2 and all(map(is_running, children))
+    assert list(tmp_path.glob("pymp-*"))
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(children)
+    assert not list(tmp_path.iterdir())
 
 
 def test_attributes_can_count_as_not_known(folder: Path) -> None:
@@ -312,3 +316,37 @@ def test_attributes_can_count_as_not_known(folder: Path) -> None:
     assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
     with pytest.raises(ValueError, match="data.known: colour: the shards have the attributes grade, size"):
         ShardSet.open(folder, known=("colour", "size"))
+
+
+def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_shards.read.DataLoader", full)
+    with pytest.raises(ValueError, match="no room in /dev/shm; .* data.workers=0"):
+        next(read(folder, workers=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
+    data = read(folder, workers=1)
+    next(data)
+    [worker] = data.gi_frame.f_locals["answers"]._workers
+    of_it, of_another = (Path(f"/dev/shm/torch_{pid}_1_0") for pid in (worker.pid, 10**9))
+    for path in (of_it, of_another):
+        path.touch()
+    data.close()
+    assert not of_it.exists() and of_another.exists()
+    of_another.unlink()
+
+
+def test_reader_without_memory_ends_at_once_and_is_missed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("data_shards.tiles.TileFiles.read", none_left)
+    with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
+        next(read(folder, workers=1))
+    assert "a process that reads tiles gets no memory" in capfd.readouterr().err

@@ -3,13 +3,15 @@
 The time limits are those of a busy machine; none of these ends by a time-out of its own (those are train.timeout_s, ten minutes).
 """
 
+import os
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 from nodes import LOOPBACK, copy_of_code, launch
-from runs import ROOT, SCRIPT, begin, free_port, launcher, output, write_config
+from runs import ROOT, SCRIPT, begin, free_port, kill, launcher, output, process_of, write_config
 
 from attributegan import launched
 from attributegan.meeting import Lost, roll_call
@@ -111,3 +113,27 @@ def test_bare_srun_is_seen() -> None:
     """``srun python launch/train.py``: as many single runs as tasks. Under a launcher, or as one task of a batch script, all is well."""
     assert "srun started 2 processes" in launched.alone({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
     assert launched.alone({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}) == "" == launched.alone({"SLURM_NTASKS": "2"})
+
+
+def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
+    """Here while it opens the data; the other one waits for no time-out of a collective."""
+    first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
+    for folder in (first, second):
+        watch = folder / "attributegan" / "watch.py"
+        assert "\nSILENCE_S = 20.0" in watch.read_text()
+        watch.write_text(watch.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
+    read = second / "data_shards" / "read.py"
+    assert read.read_text().count("if not str(path):") == 1
+    stops = "import os, signal\n        os.kill(os.getpid(), signal.SIGSTOP)\n        if not str(path):"
+    read.write_text(read.read_text().replace("if not str(path):", stops))
+    run = tmp_path / "run"
+    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
+    waiting, hanging = launch(NODES, "multinode_ddp", run, command, cwds=(first, second))
+    try:
+        assert waiting.wait(timeout=LIMIT_S) != 0
+        assert "rank 1 (" in output(tmp_path / "run-0") and "has given no sign of life for 5 s" in output(tmp_path / "run-0")
+    finally:
+        os.kill(process_of(1, hanging), signal.SIGKILL)
+        kill(hanging, signal.SIGKILL)
+        if waiting.poll() is None:
+            kill(waiting, signal.SIGKILL)

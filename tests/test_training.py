@@ -220,3 +220,38 @@ def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"ProfilerStep#3", "ProfilerStep#4"} <= names and not {"ProfilerStep#2", "ProfilerStep#5"} & names
     assert "aten::convolution_backward" in names
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator", "ema"])
+def test_weights_that_are_not_finite_replace_no_good_ones(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], network: str
+) -> None:
+    from attributegan.training import Training
+    from launch.train import main
+
+    step = Training.step
+
+    def step_and_spoil(self: Training, batches: object) -> dict:
+        terms = step(self, batches)
+        if self.images == 16:
+            state = self.ema.average if network == "ema" else getattr(self, network).module.state_dict()
+            weight = next(iter(state.values()))
+            weight[(0,) * weight.dim()] = float("nan")
+        return terms
+
+    monkeypatch.setattr(Training, "step", step_and_spoil)
+    run = tmp_path / "run"
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "run.save_every=8", "data.workers=0"]
+    assert main([*options, "train.images=24"]) == 3
+    assert "weights at 16 images are not finite" in capsys.readouterr().err
+    assert checkpoint.find(run).name == "images-000000000008"
+
+
+def test_start_removes_what_a_kill_left_half_written(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "grids").mkdir(parents=True)
+    left = [run / ".writing-status.json-host-1", run / ".writing-metrics.jsonl", run / "grids" / ".writing-attributes-000000000008.png"]
+    for path in left:
+        path.write_text("half")
+    train(shards, run, "train.images=8")
+    assert not [path for path in left if path.exists()]

@@ -47,6 +47,26 @@ def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: 
         assert faulty.wait(timeout=10) == 1
 
 
+def test_process_that_the_store_leaves_without_an_answer_ends_by_itself(pair) -> None:
+    waiting, cut_off = pair("stuck")
+    _, told = cut_off.communicate(timeout=60)
+    assert cut_off.returncode == 1 and "the store of the process group (rank 0's node, or its launcher) has not answered for 4 s" in told
+    assert waiting.wait(timeout=30) == 1
+
+
+def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "waited.py")]
+    started = [subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=150) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def test_process_that_ends_well_is_not_missed(pair) -> None:
     started = time.monotonic()
     assert [process.wait(timeout=60) for process in pair("end")] == [0, 0]

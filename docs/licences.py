@@ -1,0 +1,42 @@
+"""Write docs/licences.md: the packages that setup.cfg names and those of configs/constraints.txt, with their licences, as installed here.
+
+.venv/bin/python docs/licences.py
+"""
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HEAD = """# Licences of the packages that are used
+
+Those of the environment that `make venv` sets up, as their own metadata name them; written by `make licences`. None of them is part of this
+repository.
+
+| package | version | licence |
+|---|---|---|
+"""
+
+
+def licence(package: metadata.PackageMetadata) -> str:
+    """The licence expression, the classifiers, or the first line of the licence's own field."""
+    classifiers = [entry.rpartition(" :: ")[2] for entry in package.get_all("Classifier") or [] if entry.startswith("License ::")]
+    stated = package.get("License-Expression") or ", ".join(classifiers) or (package.get("License") or "").strip().splitlines()[:1]
+    return stated if isinstance(stated, str) else "".join(stated)[:60]
+
+
+def main() -> None:
+    pinned = [line.partition("==")[0] for line in (ROOT / "configs" / "constraints.txt").read_text().splitlines() if "==" in line]
+    named = re.findall(r"^    ([A-Za-z0-9_.-]+)(?:\[\w+\])?(?:[><=]=?[^\n]*)?$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    lines = []
+    for name in sorted({name.lower().replace("_", "-") for name in [*pinned, *named]}):
+        try:
+            package = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            continue
+        lines.append(f"| {package['Name']} | {package['Version']} | {licence(package)} |\n")
+    (ROOT / "docs" / "licences.md").write_text(HEAD + "".join(lines))
+
+
+if __name__ == "__main__":
+    main()
