@@ -153,6 +153,8 @@ class Player:
         if fault.heal:
             fault.heal(scene)
         outcome.violations += promises.good_checkpoint_stands(scene.run, promises.saved_images(scene.run), scene.struck)
+        # Killed itself before it had saved anything, a run without a launcher has nobody to tell, and begins anew.
+        silent = status == -signal.SIGKILL and not promises.saved_images(scene.run)
         came = "strike" not in inside or (scene.folder / "fired").exists()
         if not came:
             scene.struck += "; it did not come to that"
@@ -167,7 +169,7 @@ class Player:
             outcome.violations.append(f"does not recover: status {status}")
         self._wait_for_silence(scene, outcome)
         said = scene.started.said()
-        if came and fault.says and scene.struck and not any(words in said for words in fault.says):
+        if came and not silent and fault.says and scene.struck and not any(words in said for words in fault.says):
             outcome.violations.append(f"none of {fault.says} was said")
         if "Traceback" in said and (strange := _unexpected(said)):
             outcome.violations.append(f"unexpected error: {strange}")

@@ -20,7 +20,8 @@ from runs import ROOT, SCRIPT, TINY, begin, launcher
 
 INSIDE = Path(__file__).parent / "inside"
 TOKEN = "CHAOS_CASE"  # variable by which every process of a case is known
-LIMIT_S = 300.0  # for one start, from its beginning or from the fault to its end
+# For one start, from its beginning or from the fault to its end; torch's launcher waits 300 s for one that was killed elsewhere.
+LIMIT_S = 420.0
 
 
 @dataclass
