@@ -225,13 +225,13 @@ def test_attention_mixes_positions_by_softmax() -> None:
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(1, 4, 2, 3, dtype=torch.double)
-    q, k, v = F.conv2d(x, attention.qkv_weight, attention.qkv_bias).flatten(2)[0].split(64)
+    q, k, v = F.conv2d(x, attention.qkv_weight[..., None, None], attention.qkv_bias).flatten(2)[0].split(64)
     weights_of_positions = torch.exp(0.5 * k) / torch.exp(0.5 * k).sum(1, keepdim=True)
     columns = []
     for position in range(6):
         weights_of_channels = torch.softmax(0.5 * q[:, position], dim=0)
         columns.append(sum(weights_of_channels[c] * (weights_of_positions[c] * v).sum(1) for c in range(64)))
-    expected = F.conv2d(torch.stack(columns, dim=1).reshape(1, 64, 2, 3), attention.out_weight, attention.out_bias)
+    expected = F.conv2d(torch.stack(columns, dim=1).reshape(1, 64, 2, 3), attention.out_weight[..., None, None], attention.out_bias)
     torch.testing.assert_close(attention(x), expected)
 
 

@@ -139,16 +139,16 @@ class LinearAttention(nn.Module):
     def __init__(self, channels: int, heads: int, bias: bool, scale: float) -> None:
         super().__init__()
         self.heads, self.scale, width = heads, scale, heads * HEAD_WIDTH
-        self.qkv_weight = nn.Parameter(torch.empty(3 * width, channels, 1, 1))
+        self.qkv_weight = nn.Parameter(torch.empty(3 * width, channels))
         self.qkv_bias = nn.Parameter(torch.zeros(3 * width)) if bias else None
-        self.out_weight = nn.Parameter(torch.empty(channels, width, 1, 1))
+        self.out_weight = nn.Parameter(torch.empty(channels, width))
         self.out_bias = nn.Parameter(torch.zeros(channels))
         for weight in (self.qkv_weight, self.out_weight):
             _kaiming(weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BNC = x_BCHW.flatten(2).transpose(1, 2)
-        to_q, to_k, to_v = self.qkv_weight.flatten(1).chunk(3)
+        to_q, to_k, to_v = self.qkv_weight.chunk(3)
         add_q, add_k, add_v = (None, None, None) if self.qkv_bias is None else self.qkv_bias.chunk(3)
         queries_BNS = softmax(self._scaled(x_BNC, to_q, add_q).unflatten(2, (self.heads, -1)), dim=3).flatten(2)  # S: heads x their width
         keys_BNS = softmax(self._scaled(x_BNC, to_k, add_k), dim=1)
@@ -156,7 +156,7 @@ class LinearAttention(nn.Module):
         context = gathered @ to_v.unflatten(0, (self.heads, -1)).transpose(1, 2)  # key channels x value channels
         if add_v is not None:
             context = context + add_v.view(self.heads, 1, -1).to(context.dtype)
-        mixed = context @ self.out_weight.flatten(1).t().unflatten(0, (self.heads, -1))  # key channels x C
+        mixed = context @ self.out_weight.t().unflatten(0, (self.heads, -1))  # key channels x C
         answer_BNC = queries_BNS @ mixed.flatten(1, 2)
         answer_BNC = answer_BNC + self.out_bias.to(answer_BNC.dtype)
         return answer_BNC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:])

@@ -211,7 +211,10 @@ def _translated(network: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         keys = _names(name, network)
-        tensor = tensor[0] if name.endswith(".g") else tensor  # a scalar in the published network
+        if name.endswith(".g"):  # a scalar in the published network
+            tensor = tensor[0]
+        if name.endswith(("qkv_weight", "out_weight")):  # kernels of 1 x 1 there
+            tensor = tensor[..., None, None]
         state.update(zip(keys, tensor.chunk(len(keys)) if len(keys) > 1 else [tensor], strict=True))
     for key in list(state):
         for pattern, index in _BLURRED:
