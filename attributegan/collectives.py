@@ -19,6 +19,13 @@ def gather(tensor: Tensor) -> Tensor:
     return _Gather.apply(tensor)
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of every process's tensor; no gradients."""
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -29,6 +36,4 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> Tensor:
-        summed = gradients.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed[dist.get_rank()]
+        return summed(gradients)[dist.get_rank()]

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
-from attributegan.collectives import gather, world_size
+from attributegan.collectives import gather, summed, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -65,24 +66,52 @@ def discarded_statistics(module: nn.Module) -> tuple[contextlib.AbstractContextM
 
 
 @torch.compiler.disable
-def _synchronised(
-    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, running_mean_C: Tensor, running_var_C: Tensor, momentum: float, eps: float
-) -> Tensor:
-    """Normalise with the mean and variance over all processes, which may hold batches of different sizes.
+def _synchronised(*inputs: Any) -> Tensor:
+    return _Synchronised.apply(*inputs)
 
-    One collective: each process sends its mean, variance and count; they are combined without cancellation by Chan et al.,
-    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1.
+
+class _Synchronised(torch.autograd.Function):
+    """Normalise with the mean and variance over all processes, which may hold batches of different sizes. For CPUs; differentiable once.
+
+    One collective forward: each process sends its mean, variance and count; they are combined without cancellation by Chan et al.,
+    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1. One backward: the two sums over pixels that
+    the derivative takes (Ioffe & Szegedy, ICML 2015, section 3). The rest is done by torch's own kernels.
     """
-    x = x_BCHW.float() if x_BCHW.dtype in (torch.float16, torch.bfloat16) else x_BCHW
-    var_C, mean_C = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    count_1 = mean_C.new_full((1,), x.numel() / x.shape[1])
-    everyone_WS = gather(torch.cat([mean_C, var_C, count_1]))
-    means_WC, vars_WC, counts_W1 = everyone_WS.split([len(mean_C), len(mean_C), 1], dim=1)
-    total = counts_W1.sum()
-    mean_C = (counts_W1 * means_WC).sum(0) / total
-    var_C = (counts_W1 * (vars_WC + (means_WC - mean_C).square())).sum(0) / total
-    with torch.no_grad():
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BCHW: Tensor,
+        weight_C: Tensor,
+        bias_C: Tensor,
+        running_mean_C: Tensor,
+        running_var_C: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        mean_C, var_C = torch.ops.aten.batch_norm_update_stats(x_BCHW, running_mean_C.clone(), running_var_C.clone(), momentum)
+        count_1 = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
+        everyone_WS = gather(torch.cat([mean_C, var_C, count_1]))
+        means_WC, vars_WC, counts_W1 = everyone_WS.split([len(mean_C), len(mean_C), 1], dim=1)
+        total = counts_W1.sum()
+        mean_C = (counts_W1 * means_WC).sum(0) / total
+        var_C = (counts_W1 * (vars_WC + (means_WC - mean_C).square())).sum(0) / total
         running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
         running_var_C.lerp_((var_C * total / (total - 1)).to(running_var_C.dtype), momentum)
-    scale_C = weight_C * (var_C + eps).rsqrt()
-    return torch.addcmul(bias_C[:, None, None], x - mean_C[:, None, None], scale_C[:, None, None]).to(x_BCHW.dtype)
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, var_C, total)
+        ctx.eps = eps
+        return F.batch_norm(x_BCHW, mean_C, var_C, weight_C, bias_C, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCHW, weight_C, mean_C, var_C, total = ctx.saved_tensors
+        grad, of_weight_C, of_bias_C = torch.ops.aten.native_batch_norm_backward(
+            grad_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
+        )  # with the statistics held still
+        along_C, all_C = summed(torch.stack([of_weight_C, of_bias_C]))
+        scale_C = (var_C + ctx.eps).rsqrt()
+        slope_C = weight_C * scale_C.square() * along_C / total
+        offset_C = weight_C * scale_C * all_C / total - slope_C * mean_C
+        slope, offset = (numbers_C.to(grad.dtype)[:, None, None] for numbers_C in (slope_C, offset_C))
+        return torch.addcmul(grad, x_BCHW, slope, value=-1).sub_(offset), of_weight_C, of_bias_C, None, None, None, None
