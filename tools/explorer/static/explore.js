@@ -14,6 +14,7 @@ let beforeQuery = ""; // of the tile "before"
 let moving = false; // a move has begun, and its "before" stands
 let drawing = false; // one tile at a time; what is set meanwhile is drawn next
 let wanted = null;
+let comparing = Promise.resolve(); // "before" and the difference, one after the other
 let quiet = 0;
 let asking = new AbortController();
 const sweep = new Slowly(), grid = new Slowly(), nearest = new Slowly();
@@ -47,13 +48,15 @@ async function draw() {
   }
 }
 
-/** "Before" and the difference, for what "now" shows. */
-async function compare() {
-  if (before.dataset.query !== beforeQuery) {
-    await show(before, `/tile.png?${beforeQuery || shownQuery}`);
-    before.dataset.query = beforeQuery;
-  }
-  difference.dataset.changed = drawDifference(difference, before, now);
+/** "Before" and the difference, for what "now" shows; one after the other, since a move may come while "before" is being held. */
+function compare() {
+  return (comparing = comparing.catch(() => {}).then(async () => {
+    if (before.dataset.query !== beforeQuery) {
+      await show(before, `/tile.png?${beforeQuery || shownQuery}`);
+      before.dataset.query = beforeQuery;
+    }
+    if (now.naturalWidth) difference.dataset.changed = drawDifference(difference, before, now); // else the next tile is on its way
+  }));
 }
 
 /** A move begins: what is shown becomes "before", unless it is held. */
@@ -196,7 +199,7 @@ find("copy").addEventListener("click", async () => {
 find("sweep-attribute").addEventListener("change", drawSweep);
 for (const id of ["grid-down", "grid-across"]) find(id).addEventListener("change", drawGrid);
 find("grid-part").addEventListener("toggle", drawGrid);
-hold.addEventListener("change", () => { if (hold.checked) { beforeQuery = shownQuery; compare().then(follow); } });
+hold.addEventListener("change", () => { if (hold.checked) { beforeQuery = shownQuery; compare().then(follow, (error) => alertWith(error.message)); } });
 window.addEventListener("popstate", () => { if (location.search) { begin(); setTo(location.search); draw(); moving = false; } });
 
 const told = find("alert").textContent; // by the server, of the link
