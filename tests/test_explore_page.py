@@ -113,9 +113,12 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
 
 def test_a_slider_moves_the_tile_and_the_tile_before_stays(page: Page, trained: Path) -> None:
     opened(page, "/?seed=5")
+    expect(page.locator("#status")).to_contain_text("Move a slider")
     first = pixels(page, "#now")
     slider = page.get_by_role("slider", name="Pleomorphism")
     slider.press("4")
+    page.wait_for_url(re.compile(r"a\.pleomorphism=4"))
+    settled(page)
     expect(page.locator("#status")).to_contain_text("of the pixels changed")
     assert not np.array_equal(pixels(page, "#now"), first) and np.array_equal(pixels(page, "#before"), first)
     assert float(page.locator("#difference").get_attribute("data-changed") or 0) > 0

@@ -76,7 +76,7 @@ function settle() {
 /** What follows when the sliders are still: rows, reading, neighbours, and words for what changed. */
 function follow() {
   const share = Number(difference.dataset.changed);
-  status.textContent = shownQuery === beforeQuery ? "Move a slider: what changes is shown beside it." : `${percent(share)} of the pixels changed.`;
+  status.textContent = shownQuery === (beforeQuery || shownQuery) ? "Move a slider: what changes is shown beside it." : `${percent(share)} of the pixels changed.`;
   drawSweep().then(drawGrid);
   asking = new AbortController();
   readOff(asking.signal).catch((error) => error.name === "AbortError" || alertWith(error.message));
