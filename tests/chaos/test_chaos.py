@@ -84,7 +84,9 @@ def test_what_is_left_and_a_checkpoint_that_is_gone_are_seen(tmp_path: Path) -> 
     assert promises.good_checkpoint_stands(run, 32, "images-000000000032/state.json: missing") == []
     (run / ".writing-status.json-host-1").touch()
     (temporary / "wandb").touch()
-    with subprocess.Popen([sys.executable, "-c", "input()"], env=os.environ | {TOKEN: "left-over"}, stdin=subprocess.PIPE) as process:
+    waits = [sys.executable, "-c", "print('here', flush=True); input()"]
+    with subprocess.Popen(waits, env=os.environ | {TOKEN: "left-over"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"  # its environment is in /proc from here on
         left = promises.nothing_left(run, temporary, "left-over", own_shm=False)
         assert processes("left-over") == [process.pid]
         process.communicate(b"\n")
