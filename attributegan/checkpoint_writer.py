@@ -73,6 +73,7 @@ class Writer:
         self.folder, self.rank, self.world, self.token, self.keep, self.scratch = folder, rank, world, token, keep, scratch
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, images: int, state: Mapping[str, Any], **tables: Table) -> None:
         """Take a copy of the pieces and start to write it; every process calls, at the same number of images.
@@ -115,7 +116,7 @@ class Writer:
     def _run(self, images: int, state: dict[str, Any], tables: dict[str, Table]) -> None:
         aside = self.folder / f".writing-{checkpoint.name_of(images)}-{self.token}"
         try:
-            aside.mkdir(parents=True, exist_ok=True)
+            aside.mkdir(exist_ok=True)  # not its parents: a run folder that is gone, a disk unmounted, is not to be made anew in its place
             self._write_pieces(aside, tables)
             _mark(aside / f".done-{self.rank}")
             if self.rank == 0:

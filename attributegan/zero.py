@@ -21,12 +21,12 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
 
 import deepspeed
-import torch.nn.functional as F
 from deepspeed.utils import logger, safe_get_local_fp32_param, safe_get_local_optimizer_state, safe_set_local_fp32_param
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from attributegan.engine import Engine, Read, optimizer
+from attributegan.models.generator import Seed
 from attributegan.shares import Piece, Table
 from attributegan.zero_settings import Network
 
@@ -176,18 +176,13 @@ class Zero(Engine):
 def _use_channels_last(module: nn.Module) -> None:
     """Give every convolution its weights channels-last, as they lie without DeepSpeed, whose flat buffers are row-major."""
     for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(child, nn.Conv2d | Seed):
             child.forward = partial(_forward, child)  # type: ignore[method-assign]
 
 
-def _forward(conv: nn.Conv2d | nn.ConvTranspose2d, x_BCHW: Tensor) -> Tensor:
+def _forward(conv: nn.Conv2d | Seed, x_BCHW: Tensor) -> Tensor:
     weight = conv.weight.to(memory_format=torch.channels_last)  # `contiguous` would leave 1 x 1 kernels as they are
-    if isinstance(conv, nn.Conv2d):
-        return conv._conv_forward(x_BCHW, weight, conv.bias)
-    assert isinstance(conv.padding, tuple)
-    return F.conv_transpose2d(
-        x_BCHW, weight, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
-    )  # fmt: skip
+    return conv.spread(x_BCHW, weight) if isinstance(conv, Seed) else conv._conv_forward(x_BCHW, weight, conv.bias)
 
 
 def _fitted(tree: dict[str, Any], parameters: Any) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def batches(
     answers = _started(tiles, requests, workers, pin_memory)
     ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
-        for request, images_BHWC, damage, failure in answers:
+        for request, images_BHWC, damage, failure in _heard(answers):
             if failure:
                 raise failure
             tile_B = repairs.mend(request, images_BHWC, damage)
@@ -215,6 +215,20 @@ def batches(
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
             _remove_segments([worker.pid for worker in answers._workers])  # type: ignore[attr-defined]
+
+
+def _heard(answers: Iterator[_Answer]) -> Iterator[_Answer]:
+    """What the workers answer.
+
+    Raises:
+        RuntimeError: one was killed while it handed over a batch, which torch does not notice.
+    """
+    try:
+        yield from answers
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        if "in DataLoader worker" in str(error):  # where it was raised, and no pipe is broken
+            raise
+        raise RuntimeError("a DataLoader worker ended while it handed over a batch; was it killed, for want of memory?") from error
 
 
 def _check_room(shards: ShardSet, order: TileOrder) -> None:

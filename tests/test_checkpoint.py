@@ -146,6 +146,17 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert checkpoint.load(tmp_path / checkpoint.name_of(1), "generator")[1]["generator"]["w"].tolist() == [0, 0, 0, 0]
 
 
+def test_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """As where a disk was unmounted: a checkpoint written under it would be hidden when it is back."""
+    run = tmp_path / "run"
+    writer = checkpoint_writer.Writer(run / "checkpoints", rank=0, world=1, token="t")
+    run.rename(tmp_path / "away")
+    writer.save(8, {})
+    with pytest.raises(FileNotFoundError):
+        writer.wait()
+    assert not run.exists() and not list((tmp_path / "away" / "checkpoints").iterdir())
+
+
 def test_rotation_never_takes_a_good_checkpoint_for_a_newer_damaged_one(tmp_path: Path) -> None:
     """After a start that passed over a damaged checkpoint, those that come have smaller numbers for a while."""
     write(tmp_path, 1000)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from shards import TWO, levels_of, make_set, pixels_of, rows_of
 
 from data_shards import index, sums
+from data_shards import read as reading
 from data_shards.order import Order
 from data_shards.read import Batch, ShardSet, batches
 from data_shards.shard_order import ShardOrder
@@ -328,6 +330,25 @@ def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset by peer"), FileNotFoundError("listener-a2")])
+def test_reader_killed_while_it_hands_over_a_batch_is_named(error: Exception) -> None:
+    def answers() -> Iterator[Any]:
+        yield "a batch"
+        raise error
+
+    with pytest.raises(RuntimeError, match="DataLoader worker ended while it handed over"):
+        list(reading._heard(answers()))
+
+
+def test_error_inside_a_reader_stays_what_it_is() -> None:
+    def answers() -> Iterator[Any]:
+        yield "a batch"
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+
+    with pytest.raises(FileNotFoundError, match="Caught"):
+        list(reading._heard(answers()))
+
+
 def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
     data = read(folder, workers=1)
     next(data)

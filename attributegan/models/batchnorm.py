@@ -112,6 +112,6 @@ class _Synchronised(torch.autograd.Function):
         along_C, all_C = summed(torch.stack([of_weight_C, of_bias_C]))
         scale_C = (var_C + ctx.eps).rsqrt()
         slope_C = weight_C * scale_C.square() * along_C / total
-        offset_C = weight_C * scale_C * all_C / total - slope_C * mean_C
-        slope, offset = (numbers_C.to(grad.dtype)[:, None, None] for numbers_C in (slope_C, offset_C))
-        return torch.addcmul(grad, x_BCHW, slope, value=-1).sub_(offset), of_weight_C, of_bias_C, None, None, None, None
+        offset_C = weight_C * scale_C * all_C / total
+        off = F.batch_norm(x_BCHW, mean_C, torch.ones_like(var_C), slope_C, offset_C, False, 0.0, 0.0)  # (x - mean) slope + offset
+        return grad.sub_(off), of_weight_C, of_bias_C, None, None, None, None

@@ -100,6 +100,25 @@ class GeneratorStage(nn.Module):
         return gate(x)
 
 
+class Seed(nn.ConvTranspose2d):
+    """A vector (B, channels_in, 1, 1) -> a map: of one pixel a transposed convolution is a matrix product, which is faster as such."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert output_size is None
+        return self.spread(input, self.weight)
+
+    def spread(self, x_BC11: Tensor, weight_COHW: Tensor) -> Tensor:
+        """The map that these weights make, in their layout."""
+        assert self.bias is not None
+        x_BC = x_BC11.flatten(1)
+        if weight_COHW.is_contiguous():
+            y_BOHW = (x_BC @ weight_COHW.flatten(1)).unflatten(1, weight_COHW.shape[1:])
+        else:
+            weight_CHWO = weight_COHW.permute(0, 2, 3, 1)
+            y_BOHW = (x_BC @ weight_CHWO.flatten(1)).unflatten(1, weight_CHWO.shape[1:]).permute(0, 3, 1, 2)
+        return y_BOHW + self.bias.to(y_BOHW.dtype)[:, None, None]
+
+
 def stage_widths(config: ModelConfig) -> list[int]:
     """Output channels of every stage, from the one that makes 8 pixels on; 3 once a stage reads 256 pixels or more."""
     exponents = range(2, config.image_size.bit_length() - 1)
@@ -108,4 +127,4 @@ def stage_widths(config: ModelConfig) -> list[int]:
 
 def _seed(channels_in: int, channels_out: int, act: nn.Module) -> nn.Sequential:
     """A vector (B, channels_in, 1, 1) -> a 4 x 4 map."""
-    return nn.Sequential(OrderedDict(conv=nn.ConvTranspose2d(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))
+    return nn.Sequential(OrderedDict(conv=Seed(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))

@@ -169,7 +169,8 @@ class Player:
             outcome.violations.append(f"does not recover: status {status}")
         self._wait_for_silence(scene, outcome)
         said = scene.started.said()
-        if came and not silent and fault.says and scene.struck and not any(words in said for words in fault.says):
+        wordless = fault.says and not any(words in said for words in fault.says)
+        if came and not silent and scene.struck and wordless and not (fault.told and outcome.starts == 1):
             outcome.violations.append(f"none of {fault.says} was said")
         if "Traceback" in said and (strange := _unexpected(said)):
             outcome.violations.append(f"unexpected error: {strange}")
@@ -188,8 +189,9 @@ class Player:
         broken = promises.metrics_once(scene.run, STEP, IMAGES)
         broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm, scene.readers_killed)
         different = promises.same_end(scene.run, undisturbed / "run") + promises.same_tiles(scene.folder / "seen", undisturbed / "seen")
-        outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if fault.told else "NOT the same")
-        outcome.violations += broken + ([] if fault.told else different)
+        told = fault.told and any(words in scene.started.said() for words in fault.says)  # type: ignore[union-attr]
+        outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if told else "NOT the same")
+        outcome.violations += broken + ([] if told else different)
 
 
 def _unexpected(said: str) -> str:

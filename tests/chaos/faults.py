@@ -84,7 +84,7 @@ class Fault:
         prepare: before the start; may mount, serve, wrap the command.
         heal: when the run has ended, before it is started again.
         options: of the disturbed run.
-        told: the end may differ from that of an undisturbed run, if what is in ``says`` was said.
+        told: the end may differ from that of an undisturbed run, if what is in ``says`` was said; nothing need be said if it does not.
         window: how the tiles are read, which decides on the run to compare with.
         ends: whether the run must end by it, must not, or may.
         mounts: whether it takes the right to mount something.
@@ -188,8 +188,9 @@ def _free(scene: Scene) -> None:
 
 def _read_only(scene: Scene) -> None:
     scene.wait_moment()
-    for command in (["mount", "--bind", scene.run, scene.run], ["mount", "-o", "remount,ro,bind", scene.run]):
-        subprocess.run([str(word) for word in command], check=True)
+    subprocess.run(["mount", "--bind", str(scene.run), str(scene.run)], check=True)
+    remount = ["mount", "-o", "remount,ro,bind", str(scene.run)]
+    scene.wait_until(lambda: subprocess.run(remount, capture_output=True).returncode == 0, "moment in which no file is being written")
     scene.struck = "run folder read-only"
 
 
@@ -345,7 +346,7 @@ def _node_lost(scene: Scene) -> None:
     cluster, host = scene.mode.cluster, scene.rng.choice(["node1", "node2"])  # type: ignore[attr-defined]
     scene.wait_moment()
     cluster.fail(host)
-    scene.struck = f"{host} lost"
+    scene.struck, scene.readers_killed = f"{host} lost", True
     cluster.wait_until(lambda: "RUNNING" not in cluster.job(scene.started.job)["JobState"], 120, "word of the lost node")  # type: ignore[union-attr]
     cluster.heal(host)
 
@@ -430,7 +431,7 @@ FAULTS = (
     Fault("checkpoint: flipped bit", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("flipped bit")),
     Fault("checkpoint: missing file", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("missing")),
     Fault("checkpoint: truncated file", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("truncated")),
-    Fault("tiles damaged while training", LOCAL, ("damaged (", "images (100%)"), _damage_shard, prepare=_own_shards, told=True, ends=None),
+    Fault("tiles damaged while training", LOCAL, ("damaged (",), _damage_shard, prepare=_own_shards, told=True, ends=None),
     Fault("shards cut off while training", LOCAL, ("damaged tiles met",), _truncate_shards, prepare=_own_shards, heal=_whole_shards,
           told=True, ends=None),
     Fault("store fails for a while", LOCAL, ("try 2 of 5",), prepare=_served(_now_and_then), window=8, ends=False),
