@@ -134,10 +134,15 @@ def _one(scene: Scene) -> list[int]:
     return [scene.rng.choice(trainers)[1]] if trainers else []
 
 
-def _one_that_is_killed_later(scene: Scene) -> list[int]:
-    """The launcher ends a process that does not answer with all that it started."""
-    scene.readers_killed = True
-    return _one(scene)
+def _stand_still(scene: Scene) -> None:
+    """For good where a launcher sees that others have ended; alone on a machine, until the others have given it up."""
+    scene.wait_moment()
+    pids, scene.readers_killed = _one(scene), True  # the launcher ends it with all that it started
+    scene.struck = f"{signal.SIGSTOP.name} to {len(pids)} of {scene.mode.world}"
+    scene.started.send(signal.SIGSTOP, pids)
+    if scene.mode.name == "2 machines":
+        scene.wait_until(lambda: any(command.poll() is not None for command in scene.started.commands), "end of the other machine's part")
+        scene.started.send(signal.SIGCONT, pids)
 
 
 def _all(scene: Scene) -> list[int]:
@@ -422,7 +427,7 @@ FAULTS = (
     Fault("SIGTERM to one process", EVERYWHERE, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _one)),
     Fault("SIGTERM to all processes", EVERYWHERE, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _all)),
     Fault("SIGTERM to a launcher", LAUNCHED, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _launchers)),
-    Fault("one process stands still", LAUNCHED[:5], ANOTHER, _signal(signal.SIGSTOP, _one_that_is_killed_later), at_least=8),
+    Fault("one process stands still", LAUNCHED[:5], ANOTHER, _stand_still, at_least=8),
     Fault("killed while writing a checkpoint", EVERYWHERE, KILLED, inside=_dies_in_write, options=("run.keep=2",), ends=None),
     Fault("error while writing a checkpoint", EVERYWHERE, ("Input/output error",), inside=_error_in_write),
     Fault("disk full", LOCAL, ("No space left",), _fill, prepare=_small_disk, heal=_free, mounts=True),
