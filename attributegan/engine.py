@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from attributegan.adam import Adam
 from attributegan.config import OptimConfig
 from attributegan.shares import Share, Table
 
@@ -143,8 +144,7 @@ class DataParallel(Engine):
             module.compile()
         self.wrapped = _data_parallel(module, runtime.device) if runtime.world > 1 else module
         self.clip = runtime.config.optim.grad_clip
-        fused = runtime.device.type == "cuda" or runtime.world == 1
-        self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, fused)
+        self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or not isinstance(self.wrapped, DistributedDataParallel):
@@ -195,16 +195,11 @@ class DataParallel(Engine):
         self.optimizer.load_state_dict(packed)
 
 
-def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names.
-
-    Args:
-        fused: all of Adam in one pass. On CPUs, how it rounds a number depends on where that lies in its tensor, so that whole and sharded
-            weights would go apart in the last bit.
-    """
+def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names."""
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=(config.betas[0], config.betas[1]), fused=fused)
+    return Adam(parameters, learning_rate, (config.betas[0], config.betas[1]))
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -55,7 +55,7 @@ class Zero(Engine):
         if not dist.is_initialized():  # one process
             os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-        tuned = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate, fused=runtime.device.type == "cuda")
+        tuned = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=tuned, config=_fitted(network.deepspeed, self.parameters.values()), dist_init_required=False
         )

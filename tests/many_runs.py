@@ -72,6 +72,7 @@ def _noted(job: Job) -> Iterator[None]:
         found = resume(self)
         if job.save_again:
             self.writer.folder = Path(job.save_again)
+            self.writer.folder.mkdir(exist_ok=True)
             self.save()
             self.writer.wait()
             self.runtime.wait()
