@@ -72,7 +72,7 @@ class Attribute:
         """
         if text in self.levels:
             return self.levels.index(text)
-        if text.isdecimal() and int(text) < len(self.levels):
+        if text.isdecimal() and len(text) < 10 and int(text) < len(self.levels):
             return int(text)
         if re.fullmatch(r"\d+\.\d+", text) and self.assessable[0] <= float(text) <= self.assessable[-1]:
             return int(float(text)) if float(text).is_integer() else float(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ def test_a_link_means_its_state_and_a_state_its_link() -> None:
         ("a.mitosis", "4", "mitosis has the levels 0 (insufficient information), 1 (rare)"),
         ("a.mitosis", "0.5", "mitosis has the levels"),
         ("a.mitosis", "nan", "mitosis has the levels"),
+        ("a.mitosis", "9" * 5000, "mitosis has the levels"),
         ("seed", "-1", "is no seed"),
         ("seed", "9" * 5000, "“99999999999999999999…” is no seed"),
         ("mix", "nan", "is not a number from 0 to 1"),
@@ -87,6 +89,13 @@ def test_what_a_link_must_not_say(key: str, value: str, what: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: value})
     assert state == read(PUBLISHED, 64, {})[0]
     assert len(problems) == 1 and problems[0].startswith(f"{key}: ") and what in problems[0]
+
+
+@pytest.mark.parametrize("key", ["a.mitoses", "na.mitoses", "a."])
+def test_a_link_to_an_attribute_that_there_is_not(key: str) -> None:
+    state, problems = read(PUBLISHED, 64, {key: "1", "seed": "4", "size": "64"})
+    assert state == read(PUBLISHED, 64, {"seed": "4"})[0]
+    assert problems == [f"“{key.partition('.')[2]}” is no attribute of this model; it has {', '.join(PUBLISHED.names)}"]
 
 
 def test_not_assessable_needs_such_a_level() -> None:
@@ -162,6 +171,7 @@ def test_refusals_have_words(explorer: Served) -> None:
         ("/tile.png?size=4096", 400, "px can't be had"),
         ("/tile.png?a.mitosis=x", 400, "mitosis has the levels"),
         ("/reading?seed=x", 400, "is no seed"),
+        ("/tile.png?model=123456789abc", 400, "Another model is on show by now"),
         ("/quiz/question?round=1&attribute=age", 400, "attribute: the model has cell_crowding"),
         ("/quiz/answer?round=1&attribute=mitosis&level=0", 400, "level: choose one of rare, infrequent, frequent"),
         ("/quiz/tile.png?round=1e9", 400, "round: give a whole number"),
@@ -195,6 +205,12 @@ def test_other_names_for_this_machine_are_refused(explorer: Served) -> None:
     assert all(asked(explorer, "/", Host=f"{name}:{port}")[0].status == 200 for name in ("localhost", "127.0.0.1", "[::1]"))
 
 
+def test_every_address_of_this_machine_takes_its_own_name(run: Path) -> None:
+    with served(run, "--host", "127.0.0.2") as found:
+        assert found.address.startswith("http://127.0.0.2:") and asked(found, "/")[0].status == 200
+        assert asked(found, "/", Host="evil.example")[0].status == 400
+
+
 def test_browsers_are_told_to_run_nothing_else(explorer: Served) -> None:
     answer, body = asked(explorer, f"/?seed={quote('<script>alert(1)</script>')}")
     assert b"<script>alert" not in body and b"&lt;script&gt;alert(1)" in body
@@ -222,6 +238,14 @@ def test_a_token_is_asked_for(guarded: Served) -> None:
     assert asked(guarded, "/", method="POST", body=f"token={TOKEN}{'x' * 5000}")[0].status == 401
     wrong = asked(guarded, "/", method="POST", body="token=wrong")
     assert wrong[0].status == 401 and b"This is not the token" in wrong[1]
+
+
+def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
+    """One that announces few bytes and sends many in chunks, as long as it is let; the server answers before their end."""
+    with socket.create_connection(("127.0.0.1", urlsplit(guarded.address).port or 0), timeout=60) as visitor:
+        visitor.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n")
+        visitor.sendall(b"%x\r\n%b\r\n" % (guard.LARGEST_FORM + 1, b"a" * (guard.LARGEST_FORM + 1)))
+        assert visitor.recv(100).startswith(b"HTTP/1.1 401")
 
 
 @pytest.mark.parametrize(("path", "body"), [(f"/quiz?token={TOKEN}&seed=4", None), ("/quiz?seed=4", f"token={TOKEN}")])
@@ -256,7 +280,7 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
     held = threading.Event()
     shown.thread.submit(held.wait)
     listening = server.listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(server.application(shown, True, "", 0), log_level="warning"))
+    running = uvicorn.Server(uvicorn.Config(server.application(shown, "127.0.0.1", "", 0), log_level="warning"))
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
     at = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", "", None)  # type: ignore[arg-type]

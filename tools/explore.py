@@ -67,17 +67,16 @@ def _explore(options: argparse.Namespace) -> None:
         from tools.explorer import guard, model, reading, server
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
-    loopback = guard.is_loopback(options.host)
-    token = given if given or loopback else secrets.token_urlsafe(24)
+    token = given if given or guard.is_loopback(options.host) else secrets.token_urlsafe(24)
     with server.listen(options.host, options.port) as listening:
         shown = model.load(options.model, options.raw)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(options, schema, size) if options.shards else None
         reader = reading.open_reader(schema, tiles, options.judge, options.cache, _tell)
         port = listening.getsockname()[1]
-        app = server.application(server.Explorer(shown, reader), loopback, token, port)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"{shown.name}: http://{host}:{port}/{f'?token={token}' if token and not given else ''}    (Ctrl-C ends it)", flush=True)
+        app = server.application(server.Explorer(shown, reader), options.host, token, port)
+        address = f"http://{guard.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+        print(f"{shown.name}: {address}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,17 +38,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guarded(app: ASGIApp, pages: Pages, loopback: bool, token: str, port: int) -> ASGIApp:
+def in_address(host: str) -> str:
+    """A host as addresses have it: ``::1`` in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def guarded(app: ASGIApp, pages: Pages, host: str, token: str, port: int) -> ASGIApp:
     """``app`` behind the checks.
 
     Args:
+        host: where it listens; on loopback, its name there is one of this machine's own.
         token: "" for none.
         port: cookies know no ports, so that of each has its own name.
     """
     if token:
         app = _Token(app, pages, token, f"explorer-{port}")
-    if loopback:
-        app = TrustedHostMiddleware(app, allowed_hosts=LOOPBACK_NAMES, www_redirect=False)
+    if is_loopback(host):
+        app = TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK_NAMES, in_address(host)], www_redirect=False)
     return _Headers(app)
 
 
@@ -67,8 +73,8 @@ class _Token:
     async def _enter(self, request: Request) -> Response:
         """The page that was asked for, with a cookie, where the request brings the token; else a form for it."""
         given = request.query_params.get("token", "")
-        if request.method == "POST" and int(request.headers.get("content-length") or LARGEST_FORM + 1) <= LARGEST_FORM:
-            given = parse_qs((await request.body()).decode("ascii", "replace")).get("token", [""])[0]
+        if request.method == "POST":
+            given = parse_qs((await _form(request)).decode("ascii", "replace")).get("token", [""])[0]
         if not self._is_token(given):
             return HTMLResponse(self.pages.enter(wrong=bool(given)), status_code=401)
         path = "/quiz" if request.url.path == "/quiz" else "/"
@@ -79,6 +85,19 @@ class _Token:
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self.token.encode())
+
+
+async def _form(request: Request) -> bytes:
+    """What a form sent; nothing where that is too much, whatever length was announced, or broken off."""
+    body = b""
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST_FORM:
+                return b""
+    except ClientDisconnect:
+        return b""
+    return body
 
 
 class _Headers:

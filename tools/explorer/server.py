@@ -141,6 +141,8 @@ class Explorer:
             self.waiting -= 1
 
     def _state(self, request: Request) -> State:
+        if request.query_params.get("model", self.model.identity) != self.model.identity:
+            raise ValueError("Another model is on show by now; reload the page.")  # else it would be taken for the one on the page
         state, problems = read(self.schema, self.image_size, request.query_params)
         if problems:
             raise ValueError("; ".join(problems))
@@ -165,7 +167,7 @@ class Explorer:
         }
 
 
-def application(explorer: Explorer, loopback: bool, token: str, port: int) -> ASGIApp:
+def application(explorer: Explorer, host: str, token: str, port: int) -> ASGIApp:
     """The explorer behind its guard."""
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -181,7 +183,7 @@ def application(explorer: Explorer, loopback: bool, token: str, port: int) -> AS
         return JSONResponse({"error": "There is no such page."}, status_code=404)
 
     app = Starlette(routes=explorer.routes(), exception_handlers={ValueError: refuse, Busy: busy, Gone: gone, 404: missing})
-    return guarded(app, explorer.pages, loopback, token, port)
+    return guarded(app, explorer.pages, host, token, port)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -61,6 +61,10 @@ def read(schema: AttributeSchema, image_size: int, query: Mapping[str, str]) -> 
             problems.append(f"{key}: {error}")
             return usual
 
+    for key in query:
+        kind, dot, name = key.partition(".")
+        if kind in ("a", "na") and dot and name not in schema.names:
+            problems.append(f"{_shown(name)} is no attribute of this model; it has {', '.join(schema.names)}")
     levels = []
     for attribute in schema.attributes:
         level = known(partial(_level, attribute), f"a.{attribute.name}", float(middle(attribute)))
