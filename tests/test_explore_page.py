@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from browser import Served, chromium, served
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from runs import CONTROL, train
 
+from attributegan.export import AttributeGenerator
 from attributegan.metrics import predictor
 from data_shards.read import ShardSet
 from tools.explorer import model, quiz
@@ -271,6 +272,35 @@ def test_a_bad_link_gets_a_message_and_the_rest_of_it(page: Page) -> None:
     expect(alert).to_contain_text("Seed: ")
 
 
+def test_a_complaint_is_seen_from_anywhere_and_goes_with_its_reason(browser: Browser, explorer: Served) -> None:
+    context = browser.new_context(base_url=explorer.address, viewport=PHONE)  # type: ignore[arg-type]
+    page = opened(context.new_page(), "/?seed=7&mix=2&size=x")
+    alert, seed = page.get_by_role("alert"), page.get_by_label("Seed", exact=True)
+    assert alert.inner_text().splitlines()[0].startswith("mix: ") and alert.inner_text().splitlines()[1].startswith("size: ")
+    seed.fill("-1")
+    expect(alert).to_contain_text("Seed: ")
+    expect(alert).to_be_in_viewport()
+    seed.fill("7")  # the tile that is still shown
+    expect(alert).to_be_hidden()
+    context.close()
+
+
+def test_keys_of_the_browser_and_moves_to_the_same_place_are_no_moves(page: Page) -> None:
+    opened(page)
+    slider, status = page.get_by_role("slider", name="Mitosis"), page.get_by_role("status").filter(has_text="pixels changed")
+    slider.press("3")
+    expect(status).to_be_visible()
+    slider.press("Control+1")
+    slider.press("3")
+    page.get_by_role("button", name="Pleomorphism mild", exact=True).click()
+    page.get_by_text("Skip to the content").press("Enter")
+    page.wait_for_url(re.compile("#main$"))
+    expect(slider).to_have_value("3")
+    page.get_by_label("Size").select_option("64")  # which redraws both tiles
+    expect(page.locator("#before")).to_have_attribute("data-query", re.compile("a.mitosis=2&.*size=64"))
+    settled(page)
+
+
 def test_visitors_do_not_mix(browser: Browser, explorer: Served, trained: Path) -> None:
     contexts = [browser.new_context(base_url=explorer.address) for _ in range(3)]
     visitors = [context.new_page() for context in contexts]
@@ -286,6 +316,66 @@ def test_visitors_do_not_mix(browser: Browser, explorer: Served, trained: Path) 
         assert close(pixels(visitor, "#now"), drawn(trained, visitor.url))
     for context in contexts:
         context.close()
+
+
+def test_an_answer_counts_once_and_for_its_own_tile(page: Page) -> None:
+    page.goto("/quiz")
+    page.get_by_role("radio").first.check()
+    page.evaluate("for (let k = 0; k < 3; k++) document.getElementById('question').requestSubmit()")
+    expect(page.locator("#verdict")).not_to_be_empty()
+    expect(page.locator("#score")).to_have_text(re.compile("of 1$"))
+    expect(page.get_by_role("button", name="Next tile")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("radio").first).to_be_focused()  # within the group that is named by the question
+    page.keyboard.press("Space")
+    held: list[Route] = []
+    page.route("**/quiz/answer?*", lambda route: held.append(route))
+    page.get_by_role("button", name="Answer").click()
+    with page.expect_response(re.compile("/quiz/tile.png")):
+        page.get_by_role("button", name="Next tile").click()
+    expect(page.get_by_role("button", name="Answer")).to_be_enabled()
+    for route in held:
+        route.fulfill(json={"right": True, "off": 0, "level": 1, "name": "late", "read": None, "link": ""})
+    page.unroute("**/quiz/answer?*")
+    page.get_by_role("radio").first.check()
+    page.get_by_role("button", name="Answer").click()
+    expect(page.locator("#score")).to_have_text(re.compile("of 2$"))
+    expect(page.locator("#verdict")).not_to_contain_text("late")
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model whose attributes and levels have long names, and many of them."""
+    folder = tmp_path_factory.mktemp("wordy")
+    attributes = {
+        "differentiation_of_the_glands_as_the_second_reader_saw_it":
+            ["poorly differentiated", "moderately differentiated", "well differentiated"],
+        "only_one": ["unclear", "there"],
+        "grade": [f"grade {level}" for level in range(12)],
+    }  # fmt: skip
+    AttributeGenerator(
+        {"image_size": 32, "latent_dim": 16, "fmap_max": 16, "generator_attention": []},
+        [{"name": name, "levels": levels, "not_assessable": 0 if name == "only_one" else None} for name, levels in attributes.items()],
+    ).save_pretrained(folder)
+    with served(folder) as found:
+        yield found
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("path", ["/", "/quiz"])
+def test_long_names_stay_in_their_places(browser: Browser, wordy: Served, path: str, width: int) -> None:
+    context = browser.new_context(base_url=wordy.address, viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.goto(path)
+    expect(page.locator("#now, #tile")).to_have_attribute("src", re.compile("^blob:"))
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    crossing = page.evaluate(
+        """() => [...document.querySelectorAll(".ticks button + button")].filter((one) => { const range = document.createRange();
+        const box = (tick) => { range.selectNodeContents(tick); return range.getBoundingClientRect() };
+        return box(one.previousElementSibling).right > box(one).left }).map((one) => one.textContent)"""
+    )
+    assert crossing == []
+    context.close()
 
 
 @pytest.mark.parametrize("path", ["/", "/quiz"])
@@ -312,6 +402,8 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(page: Page, path: str
     )
     pictures = page.evaluate("[...document.querySelectorAll('img')].filter((one) => !one.alt && !one.closest('button')).length")
     assert nameless == [] and pictures == 0
+    for name in ("Mitosis", "Nucleoli") if path == "/" else ():
+        expect(page.get_by_role("checkbox", name=re.compile(f"^Not assessable.*{name}$"))).to_have_count(1)
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the content")).to_be_focused()
     reached = set()

@@ -36,9 +36,9 @@ async function draw() {
       wanted = null;
       await show(now, `/tile.png?${one}`);
       now.dataset.query = shownQuery = one;
-      alertWith("");
       await compare();
     }
+    if (form.checkValidity()) alertWith("");
     quiet = setTimeout(follow, QUIET);
   } catch (error) {
     alertWith(error.message);
@@ -115,8 +115,9 @@ function fillReading(row, attribute, levels) {
 
 /** Go to the levels of a tile, a tick or a key that was pressed. */
 function goTo(levels) {
-  begin();
   take(levels);
+  if (location.search === `?${query()}`) return; // there already
+  begin();
   draw();
   settle();
 }
@@ -179,6 +180,7 @@ find("size").addEventListener("change", () => { // of both tiles; no move
 });
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own keys
   const attribute = attributes.get(event.target.name?.replace(/^a\./, ""));
   if (attribute?.slider === event.target && attribute.levels.some(([level]) => String(level) === event.key)) goTo({ [attribute.name]: event.key });
 });
@@ -200,7 +202,7 @@ find("sweep-attribute").addEventListener("change", drawSweep);
 for (const id of ["grid-down", "grid-across"]) find(id).addEventListener("change", drawGrid);
 find("grid-part").addEventListener("toggle", drawGrid);
 hold.addEventListener("change", () => { if (hold.checked) { beforeQuery = shownQuery; compare().then(follow, (error) => alertWith(error.message)); } });
-window.addEventListener("popstate", () => { if (location.search) { begin(); setTo(location.search); draw(); moving = false; } });
+window.addEventListener("popstate", () => { if (location.search && location.search !== `?${query()}`) { begin(); setTo(location.search); draw(); moving = false; } });
 
 const told = find("alert").textContent; // by the server, of the link
 label();

@@ -61,12 +61,15 @@ export function label() {
       tick.classList.toggle("on", !slider.disabled && tick.value === slider.value);
   }
   find("truncation").disabled = !find("truncate").checked;
-  output("mix").textContent = percent(Number(find("mix").value));
-  output("truncation").textContent = find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off";
+  tell("mix", percent(Number(find("mix").value)));
+  tell("truncation", find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off");
   find("download").href = `/tile.png?${query()}&download=1`;
 }
 
-const output = (id) => form.querySelector(`output[for=${id}]`);
+function tell(id, text) {
+  form.querySelector(`output[for=${id}]`).textContent = text;
+  find(id).setAttribute("aria-valuetext", text);
+}
 
 /** Set attributes to levels. */
 export function take(levels) {

@@ -38,15 +38,18 @@ async function next() {
 async function answer(event) {
   event.preventDefault();
   if (find("answer").disabled) return;
-  const given = new FormData(form).get("level");
+  find("answer").disabled = true; // a second press counts no second time
+  const asked = round, given = new FormData(form).get("level");
   const parts = new URLSearchParams({ round: round.round, attribute: round.attribute, level: given });
   let told;
   try {
-    told = await (await ask(`/quiz/answer?${parts}`)).json();
+    told = await (await ask(`/quiz/answer?${parts}`, coming.signal)).json();
   } catch (error) {
+    if (error.name === "AbortError") return;
+    find("answer").disabled = false;
     return alertWith(error.message);
   }
-  find("answer").disabled = true;
+  if (round !== asked) return; // the next tile was quicker
   for (const input of choices.querySelectorAll("input")) {
     input.disabled = true;
     input.parentElement.classList.toggle("true", Number(input.value) === told.level);
@@ -81,7 +84,10 @@ function showScore() {
 }
 
 form.addEventListener("submit", answer);
-find("next").addEventListener("click", next);
+find("next").addEventListener("click", async () => {
+  await next();
+  if (document.activeElement === find("next")) choices.querySelector("input")?.focus(); // which reads out the question
+});
 find("about").addEventListener("change", next);
 find("clear").addEventListener("click", () => { Object.assign(score, { right: 0, rounds: 0, off: 0 }); showScore(); });
 await next();
