@@ -78,6 +78,7 @@ def test_a_link_means_its_state_and_a_state_its_link() -> None:
         ("a.mitosis", "0.5", "mitosis has the levels"),
         ("a.mitosis", "nan", "mitosis has the levels"),
         ("a.mitosis", "9" * 5000, "mitosis has the levels"),
+        ("na.mitosis", "0", "“0” is neither 1 nor left out"),
         ("seed", "-1", "is no seed"),
         ("seed", "9" * 5000, "“99999999999999999999…” is no seed"),
         ("mix", "nan", "is not a number from 0 to 1"),
@@ -336,6 +337,7 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     ("options", "what"),
     [
         (["--port", "65536"], "--port: 65536 is not from 0 to 65535"),
+        (["--host", ""], "--host: names no address"),
         (["--most", "0"], "--most: 0 must be at least 1"),
         (["--token-file", "nowhere"], "--token-file nowhere: can't be read"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen there"),

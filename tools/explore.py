@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 def _explore(options: argparse.Namespace) -> None:
     if options.most < 1:
         raise ValueError(f"--most: {options.most} must be at least 1")
+    if not options.host:
+        raise ValueError("--host: names no address; give one, such as 0.0.0.0 for all of this machine's")
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port: {options.port} is not from 0 to 65535")
     given = _token(options.token_file) if options.token_file else ""

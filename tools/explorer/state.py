@@ -69,7 +69,9 @@ def read(schema: AttributeSchema, image_size: int, query: Mapping[str, str]) -> 
     for attribute in schema.attributes:
         level = known(partial(_level, attribute), f"a.{attribute.name}", float(middle(attribute)))
         if f"na.{attribute.name}" in query:
-            if attribute.not_assessable is None:
+            if query[f"na.{attribute.name}"] != "1":
+                problems.append(f"na.{attribute.name}: {_shown(query[f'na.{attribute.name}'])} is neither 1 nor left out")
+            elif attribute.not_assessable is None:
                 problems.append(f"na.{attribute.name}: this attribute has no level for “not assessable”")
             else:
                 level = attribute.not_assessable
