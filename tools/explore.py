@@ -74,6 +74,8 @@ def _explore(options: argparse.Namespace) -> None:
         shown = model.load(options.model, options.raw)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(options, schema, size) if options.shards else None
+        if tiles is not None:
+            print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
         reader = reading.open_reader(schema, tiles, options.judge, options.cache, _tell)
         port = listening.getsockname()[1]
         app = server.application(server.Explorer(shown, reader), options.host, token, port)
