@@ -108,11 +108,19 @@ class Phantoms:
         return Member(format.encode_png(pixels_HWC), "png", self.size, self.size)
 
 
-def phantom_labels(count: int, seed: int) -> Labels:
-    """The levels of ``count`` phantoms, in invented slides of up to 64 tiles."""
+def phantom_labels(count: int, seed: int, like: Labels | None = None) -> Labels:
+    """The levels of ``count`` phantoms, in invented slides of up to 64 tiles.
+
+    Args:
+        like: of the published attributes; every phantom has the levels of one of these tiles, so that levels and their combinations are
+            as rare as there. By default all levels are equally frequent.
+
+    Raises:
+        ValueError: no tile of ``like`` has levels that phantoms show.
+    """
     from data_shards import phantom
 
-    levels_NA = phantom.draw_levels(count, seed)
+    levels_NA = phantom.draw_levels(count, seed) if like is None else _levels_like(like, count, seed)
     of_a_slide = max(1, min(64, count // 10))
     columns = {
         "file": [f"{number:07d}" for number in range(count)],
@@ -122,3 +130,14 @@ def phantom_labels(count: int, seed: int) -> Labels:
         "more": [""] * count,
     }
     return Labels(PUBLISHED, table_of(PUBLISHED, columns, levels_NA), [], grouped=True)
+
+
+def _levels_like(like: Labels, count: int, seed: int) -> np.ndarray:
+    """Rows of ``like`` drawn with replacement, of those whose attributes are all assessable; row k depends on ``seed`` and k only."""
+    levels_NA = np.stack([like.table[name].to_numpy() for name in like.schema.names], axis=1)
+    shown_NA = [np.isin(levels_N, attribute.assessable) for levels_N, attribute in zip(levels_NA.T, like.schema.attributes, strict=True)]
+    levels_NA = levels_NA[np.all(shown_NA, axis=0)]
+    if not len(levels_NA):
+        raise ValueError("no tile has five assessable levels, which is what phantoms show")
+    uniform_N = np.random.default_rng(seed).random(count)
+    return levels_NA[(uniform_N * len(levels_NA)).astype(np.int64)]

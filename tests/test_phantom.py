@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from attributegan.attributes import PUBLISHED
 from attributegan.metrics.control import scores
+from data_shards.labels import read_labels
 from data_shards.phantom import Scene, draw_levels, paint, render, scene
 from data_shards.phantom_measure import measure
 from data_shards.phantom_scene import FIGURES, NUCLEI, SIZE_SPREAD
+from data_shards.sources import phantom_labels
+from tools.shard import main as shard_main
 
 ATTRIBUTES = range(len(PUBLISHED.attributes))
 BASE = (2, 2, 2, 1, 2)
@@ -225,3 +230,22 @@ def test_attributes_can_be_measured_on_pixels() -> None:
 
 def test_measuring_blank_tiles_gives_numbers() -> None:
     assert np.isfinite(measure(np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 128, 255)]))).all()
+
+
+def test_levels_can_be_as_rare_as_in_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "levels.csv"
+    common, rare, unshown = "2,2,1,1,2", "4,3,3,2,4", "0,2,1,1,2"
+    rows = [f"{number},{levels}" for number, levels in enumerate([common] * 9 + [rare] + [unshown] * 10)]
+    table.write_text("file,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\n" + "\n".join(rows))
+    drawn = phantom_labels(2_000, seed=3, like=read_labels([table], PUBLISHED)).table.select(list(PUBLISHED.names)).to_pylist()
+    found = Counter(",".join(str(level) for level in row.values()) for row in drawn)
+    assert found.keys() == {common, rare} and 140 < found[rare] < 260
+    assert phantom_labels(10, seed=3, like=read_labels([table], PUBLISHED)).table.select(list(PUBLISHED.names)).to_pylist() == drawn[:10]
+
+
+def test_a_table_that_phantoms_can_not_show_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "levels.csv"
+    table.write_text("file,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\na,0,1,1,1,1\n")
+    assert shard_main(["phantom", "--count", "8", "--size", "32", "--out", str(tmp_path / "out"), "--like", str(table)]) == 2
+    assert f"--like {table}: no tile has five assessable levels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

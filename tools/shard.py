@@ -99,6 +99,12 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
 def _phantom_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", required=True, type=int, metavar="N", help="how many tiles")
     parser.add_argument("--size", required=True, type=int, metavar="PIXELS", help="width and height")
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="CSV",
+        help="levels as frequent as in this table, the rows with all five assessable; by default all alike",
+    )
     _common_options(parser, val_fraction=0.1)
     parser.set_defaults(run=_phantom)
 
@@ -177,13 +183,19 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _phantom(arguments: argparse.Namespace) -> int:
+    from attributegan.attributes import PUBLISHED
+    from data_shards.labels import read_labels
     from data_shards.sources import Phantoms, phantom_labels
 
     if arguments.count < 1:
         raise ValueError(f"--count: {arguments.count} must be above 0")
     if not 32 <= arguments.size <= 1024:
         raise ValueError(f"--size: {arguments.size} is not from 32 to 1024")
-    labels = phantom_labels(arguments.count, arguments.seed)
+    like = read_labels([arguments.like], PUBLISHED) if arguments.like else None
+    try:
+        labels = phantom_labels(arguments.count, arguments.seed, like)
+    except ValueError as error:
+        raise ValueError(f"--like {arguments.like}: {error}") from error
     return _write(labels, Phantoms(labels.schema, arguments.size, arguments.seed), arguments)
 
 
