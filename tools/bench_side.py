@@ -27,20 +27,22 @@ class Side:
         words: what they are to do, as in `main`.
         processes: how many, which form a process group when they are several.
         threads: of each; 0 for what torch takes.
+        apart: no process group; each works for itself, at the same time.
 
     Raises:
         ValueError: one could not start; its own message is above.
     """
 
-    def __init__(self, words: Sequence[str], processes: int = 1, threads: int = 0) -> None:
+    def __init__(self, words: Sequence[str], processes: int = 1, threads: int = 0, apart: bool = False) -> None:
         environ = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        if processes > 1:
+        grouped = processes > 1 and not apart
+        if grouped:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
         command = [sys.executable, "-m", "tools.bench_side", *words]
         self.children = [
-            subprocess.Popen(command, env=environ | ({"RANK": str(k), "LOCAL_RANK": str(k)} if processes > 1 else {}),
+            subprocess.Popen(command, env=environ | ({"RANK": str(k), "LOCAL_RANK": str(k)} if grouped else {}),
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for k in range(processes)
         ]  # fmt: skip

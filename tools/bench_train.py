@@ -81,9 +81,15 @@ def _processes(arguments: argparse.Namespace) -> Result:
 
     if arguments.processes < 2:
         raise ValueError(f"--processes: {arguments.processes} must be above 1")
-    words, many = _words(arguments), f"{arguments.processes} processes"
-    sides = {"1 process": Side(["train", *words], threads=1), many: Side(["train", *words], arguments.processes, threads=1)}
-    result, last = _in_turns("processes", sides, arguments, [(many, "1 process")], processes={many: arguments.processes})
+    words, many, count = _words(arguments), f"{arguments.processes} processes", arguments.processes
+    apart = f"{many} apart"  # as many as the machine can do with, which has one memory
+    sides = {
+        "1 process": Side(["train", *words], threads=1),
+        many: Side(["train", *words], count, threads=1),
+        apart: Side(["train", *words], count, threads=1, apart=True),
+    }
+    against = [(many, "1 process"), (apart, "1 process"), (many, apart)]
+    result, last = _in_turns("processes", sides, arguments, against, processes={many: count, apart: count})
     gradients = last[many]["gradient_bytes"]
     result.facts["gradients of both networks, MB"] = round(gradients / 1e6, 1)
     result.facts["bytes of a step on the loopback device over those of the gradients"] = round(last[many]["loopback_bytes"] / gradients, 3)
