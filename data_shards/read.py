@@ -201,7 +201,7 @@ def batches(
     answers = _started(tiles, requests, workers, pin_memory)
     ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
-        for request, images_BHWC, damage, failure in _heard(answers):
+        for request, images_BHWC, damage, failure in _heard(answers) if workers else answers:
             if failure:
                 raise failure
             tile_B = repairs.mend(request, images_BHWC, damage)

@@ -329,7 +329,6 @@ def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.Mon
         next(read(folder, workers=1))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset by peer"), FileNotFoundError("listener-a2")])
 def test_reader_killed_while_it_hands_over_a_batch_is_named(error: Exception) -> None:
     def answers() -> Iterator[Any]:
@@ -349,6 +348,16 @@ def test_error_inside_a_reader_stays_what_it_is() -> None:
         list(reading._heard(answers()))
 
 
+def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError("train-000000.tar")
+
+    monkeypatch.setattr("data_shards.tiles.TileFiles.read", gone)
+    with pytest.raises(FileNotFoundError, match="train-000000"):
+        next(read(folder, workers=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
 def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
     data = read(folder, workers=1)
     next(data)
