@@ -87,7 +87,7 @@ TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_
             set(),
         ),
         (["sample", *TINY], {"fp32", "bf16", "plain"}, set()),
-        (["processes", *TINY], {"1 process", "2 processes", "2 processes apart"}, {"gradients of both networks, MB"}),
+        (["processes", "--apart", *TINY], {"1 process", "2 processes", "2 processes apart"}, {"gradients of both networks, MB"}),
     ],
 )
 def test_training_and_sampling(tmp_path: Path, words: list[str], sides: set[str], facts: set[str]) -> None:

@@ -32,6 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     sample.set_defaults(measure=_sample)
     processes = commands.add_parser("processes", parents=[shared], help="training steps on one process and on several, a thread each")
     processes.add_argument("--processes", type=int, default=2, metavar="N", help="of the larger side (%(default)s)")
+    processes.add_argument("--apart", action="store_true", help="one more side: as many that have nothing to do with each other")
     processes.set_defaults(measure=_processes)
     checkpoint = commands.add_parser("checkpoint", parents=[shared], help="training steps with and without a checkpoint being written")
     checkpoint.set_defaults(measure=_checkpoint)
@@ -82,13 +83,12 @@ def _processes(arguments: argparse.Namespace) -> Result:
     if arguments.processes < 2:
         raise ValueError(f"--processes: {arguments.processes} must be above 1")
     words, many, count = _words(arguments), f"{arguments.processes} processes", arguments.processes
-    apart = f"{many} apart"  # as many as the machine can do with, which has one memory
-    sides = {
-        "1 process": Side(["train", *words], threads=1),
-        many: Side(["train", *words], count, threads=1),
-        apart: Side(["train", *words], count, threads=1, apart=True),
-    }
-    against = [(many, "1 process"), (apart, "1 process"), (many, apart)]
+    sides = {"1 process": Side(["train", *words], threads=1), many: Side(["train", *words], count, threads=1)}
+    against = [(many, "1 process")]
+    apart = f"{many} apart"  # what the machine can do at most, which has one memory
+    if arguments.apart:
+        sides[apart] = Side(["train", *words], count, threads=1, apart=True)
+        against += [(apart, "1 process"), (many, apart)]
     result, last = _in_turns("processes", sides, arguments, against, processes={many: count, apart: count})
     gradients = last[many]["gradient_bytes"]
     result.facts["gradients of both networks, MB"] = round(gradients / 1e6, 1)
