@@ -89,6 +89,9 @@ class LossConfig:
         _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
+        for name, default in (("contrastive_over", "tile"), ("temperature", 1.0)):
+            value = getattr(self, name)
+            _require(self.contrastive > 0 or value == default, f"loss.{name}: {value} goes with a loss.contrastive above 0")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class AugmentConfig:
         _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
         _require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
         _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
+        _require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} goes with an augment.policy")
 
 
 @dataclass(frozen=True)

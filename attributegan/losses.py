@@ -40,12 +40,12 @@ def relativistic(better: Tensor, worse: Tensor) -> Tensor:
 
 
 def level_cross_entropy(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """Cross entropy of the levels, mean over the known ones of the batch and then over the attributes (Odena et al., "Conditional
-    Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
+    """Cross entropy of the levels, mean over batch and attributes, in which a level that is not known counts as 0 (Odena et al.,
+    "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
 
     Args:
         logits: of each attribute (B, levels).
-        levels_BA: -1 for a level that is not known, which counts nothing.
+        levels_BA: -1 for a level that is not known.
     """
     each = [F.cross_entropy(_full(logits_BL), levels_B.clamp(min=0), reduction="none") * (levels_B >= 0)
             for logits_BL, levels_B in zip(logits, levels_BA.T, strict=True)]  # fmt: skip
@@ -55,11 +55,11 @@ def level_cross_entropy(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
 def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
     """mean over pairs of relu(1 - d / real_distance), d the mean absolute difference of the pair's tiles.
 
-    The diversity-sensitive term (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), bounded by what real tiles have.
+    The diversity-sensitive term (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), with real tiles as its bound.
 
     Args:
         fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same levels and different latents.
-        real_distance: mean absolute difference of two real tiles, a scalar.
+        real_distance: mean absolute difference of two real tiles of any levels, a scalar: somewhat more than that of two of one label.
     """
     apart = (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
     return F.relu(1 - apart / real_distance).mean()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attributegan.allocator import keep_freed_memory
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.randomness import generator_for
 
 G = TypeVar("G", bound=nn.Module)
@@ -175,12 +175,13 @@ def interpolate(schema: AttributeSchema, start_BA: Tensor, end_BA: Tensor, steps
     """Evenly spaced levels from ``start_BA`` to ``end_BA``: fractional levels_BSA, S = ``steps``, both ends among them.
 
     Raises:
-        ValueError: an end that is "not assessable": that level is no point of the scale; names the attribute.
+        ValueError: an end that is "not assessable" or not known, and so no point of the scale; names the attribute.
     """
     for column, attribute in enumerate(schema.attributes):
-        if any(level == attribute.not_assessable for ends in (start_BA, end_BA) for level in ends[:, column].tolist()):
+        off = {attribute.not_assessable, UNKNOWN}.intersection(start_BA[:, column].tolist() + end_BA[:, column].tolist())
+        if off:
             known = ", ".join(map(str, attribute.assessable))
-            raise ValueError(f"{attribute.name}: level {attribute.not_assessable} is not on the scale; interpolate between {known}")
+            raise ValueError(f"{attribute.name}: level {off.pop()} is not on the scale; interpolate between {known}")
     return torch.lerp(start_BA[:, None].float(), end_BA[:, None].float(), torch.linspace(0, 1, steps)[:, None])
 
 

@@ -58,11 +58,15 @@ class Training:
         if config.loss.diversity and share % 2:
             raise ValueError(f"train.batch: loss.diversity compares pairs, and each of {runtime.world} processes gets {share} tiles a "
                              "micro-batch; choose a batch with an even number of them")  # fmt: skip
+        if config.model.auxiliary_heads and share * runtime.world < 2:
+            raise ValueError("train.batch: auxiliary heads normalise over the tiles of a micro-batch, which must be 2 or more")
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for(config.train.seed, "weights").initial_seed())
-            generator = runtime.place(Generator(config.model, schema), "generator")
+            generator = Generator(config.model, schema)
+            generator.silence(a for a, name in enumerate(schema.names) if config.data.known and name not in config.data.known)
+            generator = runtime.place(generator, "generator")
             discriminator = runtime.place(Discriminator(config.model, schema), "discriminator")
         for network in (generator, discriminator):
             network.activation_checkpointing = config.train.activation_checkpointing

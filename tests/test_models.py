@@ -392,6 +392,20 @@ def test_a_level_that_is_not_known_says_nothing() -> None:
     assert all(not torch.equal(made[0], other) for other in made[1:])
 
 
+@pytest.mark.parametrize("config", [CONTROLLED, FIGURE], ids=["controlled", "figure"])
+def test_silenced_attributes_say_nothing_and_the_others_what_they_said(config: ModelConfig) -> None:
+    generator, _ = networks(config)
+    generator.eval()
+    before = copy.deepcopy(generator)
+    generator.silence([1, 4])
+    latents = torch.randn(len(LEVELS), config.latent_dim)
+    masked = LEVELS.clone()
+    masked[:, [1, 4]] = -1
+    made = generator(latents, LEVELS)
+    assert torch.equal(made, generator(latents, masked)) and torch.equal(made, before(latents, masked))
+    assert not torch.equal(made, before(latents, LEVELS))
+
+
 def test_edges_in_one_direction_are_coherent_whatever_the_direction() -> None:
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for turn in (0.0, 0.4, 1.2, 2.0):

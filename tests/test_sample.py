@@ -117,6 +117,8 @@ def test_interpolated_levels_are_even_and_reach_both_ends() -> None:
 def test_interpolation_through_not_assessable_is_refused(ends: tuple[list, list]) -> None:
     with pytest.raises(ValueError, match="size: level 0 is not on the scale; interpolate between 1, 2, 3"):
         sample.interpolate(SMALL, torch.tensor(ends[0]), torch.tensor(ends[1]), 3)
+    with pytest.raises(ValueError, match="size: level -1 is not on the scale"):
+        sample.interpolate(SMALL, torch.tensor([[1, 0]]), torch.tensor([[-1, 0]]), 3)
 
 
 def test_interpolation_grid_goes_from_start_to_end() -> None:

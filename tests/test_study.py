@@ -9,6 +9,7 @@ from runs import TINY
 
 from tools import study
 
+REPORT = "report-000000000016-tests.pooled-pooled"
 ROOT = Path(__file__).parent.parent
 SUITE = {
     "common": TINY | {"data": {"workers": 0}},
@@ -33,23 +34,23 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite of two, of which one was run."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
-    assert study.main(command(folder, "--only", "second", "--images", "16", "--tiles", "400")) == 0
+    assert study.main(command(folder, "--only", "second", "--images", "16")) == 0
     return folder
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return [str(folder / "suite.yaml"), "--out", str(folder / "out"), "--features", "tests.pooled:pooled", *more]
+    return [str(folder / "suite.yaml"), "--out", str(folder / "out"), "--features", "tests.pooled:pooled", "--tiles", "400", *more]
 
 
 def test_what_is_missing_is_run_and_nothing_twice(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (row,) = json.loads((out / "out" / "table.json").read_text())
     assert (row["study"], row["seed"], row["images"]) == ("second", 0, 16)
     assert set(row["spearman"]) and row["kid"] is not None
-    before = (out / "out" / "second" / "seed-0" / "report-000000000016" / "result.json").stat().st_mtime_ns
+    before = (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns
     assert study.main(command(out, "--images", "16")) == 0
     told = capfd.readouterr().out
     assert told.count("$ python -m launch.train") == told.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in told
-    assert (out / "out" / "second" / "seed-0" / "report-000000000016" / "result.json").stat().st_mtime_ns == before
+    assert (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns == before
     assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
 
 
@@ -59,6 +60,44 @@ def test_the_table_alone_runs_nothing(out: Path, capfd: pytest.CaptureFixture[st
     assert "$ python" not in told and "| second | 1 |" in told
 
 
+def test_rows_of_other_studies_stay_in_the_table(out: Path) -> None:
+    assert study.main(command(out, "--images", "16", "--only", "second")) == 0
+    assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
+
+
+def test_a_folder_keeps_the_options_of_its_runs(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = out / "suite.yaml"
+    suite.write_text(yaml.safe_dump(study.merged(SUITE, {"studies": {"second": {"change": {"loss": {"contrastive": 0.5}}}}})))
+    try:
+        assert study.main(command(out, "--images", "24", "--only", "second")) == 2
+    finally:
+        suite.write_text(yaml.safe_dump(SUITE))
+    assert "second has now; take another --out" in capsys.readouterr().err
+    assert study.main(command(out, "--images", "24", "--only", "second", "--shards", "elsewhere")) == 2
+    assert "other options or shards" in capsys.readouterr().err
+
+
+def test_fewer_images_than_a_run_has_are_refused(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert study.main(command(out, "--images", "8", "--only", "second")) == 2
+    told = capfd.readouterr()
+    assert "is at 16 images already" in told.err and "$ python" not in told.out
+
+
+def test_a_study_that_fails_does_not_keep_the_next_from_running(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    suite = study.merged(SUITE, {"studies": {"first": {"change": {"data": {"split": "absent"}}}}})
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    assert study.main(command(tmp_path, "--images", "8")) == 2
+    assert "first, seed 0: launch.train ended with status 2" in capfd.readouterr().err.splitlines()[-1]
+    assert [row["study"] for row in json.loads((tmp_path / "out" / "table.json").read_text())] == ["second"]
+
+
+def test_a_leak_is_told_only_of_what_obeys() -> None:
+    numbers = {"kind": "generator", "control": {"a": {"spearman": [0.1]}}, "leak": {"mean": 0.05}, "quality": {"kid": [0.3]}}
+    rows = [study._row(study.Run("x", 0, Path(), {}), 8, {"rows": [numbers | {"obeys": obeys}]}) for obeys in (0.1, 0.9)]
+    assert [row["leak"] for row in rows] == [None, 0.05]
+    assert "| x | 2 | 0.10 | 0.50 | 0.05 | – | 300 |" in list(study._markdown(rows, 8))
+
+
 @pytest.mark.parametrize(
     ("tree", "named"),
     [
@@ -66,6 +105,8 @@ def test_the_table_alone_runs_nothing(out: Path, capfd: pytest.CaptureFixture[st
         ({"common": {}, "studies": {"one": {"change": {}}}}, "one: write the `base`"),
         ({"common": {"train": {"batsh": 3}}, "studies": {"one": {"base": "paper"}}}, "one: train.batsh: unknown option"),
         ({"common": {}, "studies": {"one": {"base": "absent"}}}, "absent.yaml"),
+        ({"common": {}, "studies": {1: {"base": "paper"}}}, "call a study by letters"),
+        ({"common": {}, "studies": {"../one": {"base": "paper"}}}, "call a study by letters"),
         (SUITE, "--only third: "),
     ],
 )

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 from runs import (
     CONTROL,
     ROOT,
@@ -26,7 +27,8 @@ from runs import (
     write_config,
 )
 
-from attributegan import checkpoint, status
+from attributegan import checkpoint, sample, status
+from attributegan.checkpoint import load_for_sampling
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,18 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
     assert differing(train(shards, run, "train.images=24"), train(shards, tmp_path / "other", "train.images=24")) == []
 
 
+def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_path: Path) -> None:
+    train(shards, tmp_path / "run", "train.images=16", "data.known=[mitosis]", "model.generator_modulation=true")
+    for ema in (True, False):
+        model = load_for_sampling(tmp_path / "run", ema=ema)
+        latents_BL = sample.latents_for(0, [0], model.config.model.latent_dim)
+        tiles = [sample.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
+        assert (tiles[0] == tiles[1]).all() and (tiles[0] != tiles[2]).any()
+
+
+MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -129,6 +143,7 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
         (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
+        (["loss.auxiliary=1", "model.auxiliary_heads=true", "train.batch=1"], "train.batch: auxiliary heads normalise over the tiles"),
         (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity compares pairs"),
     ],
 )

@@ -191,6 +191,7 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     header = [
         "attribute",
         "steps that rise (0.5: none)",
+        "order of levels in between (1: rises all the way)",
         "path length (in squared distances of real tiles)",
         "longest step (0.13 even, 1 a jump)",
     ]
@@ -199,7 +200,8 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             body: list[Sequence[Cell]] = []
             for name, path in row["paths"].items():
                 rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged"
-                body.append([name, Figure(rises), Figure(f"{path['length']:.2f}"), Figure(f"{path['largest']:.2f}")])
+                between = f"{path['order']:.2f}" if "order" in path else "not judged"
+                body.append([name, Figure(rises), Figure(between), Figure(f"{path['length']:.2f}"), Figure(f"{path['largest']:.2f}")])
             yield Table(header, body, title=row["name"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.cli import exit_status, parser
+from data_shards import stores
+from data_shards.files import whole_file
+from tools.evaluate_page import OBEYS_LITTLE
 
 EXAMPLES = """\
   attributegan-study configs/studies/recipes.yaml --out study                                  all of them, 40,000 images each
@@ -39,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of studies; all by default")
     result.add_argument("--images", metavar="N", type=int, default=40_000, help="length of each run (%(default)s)")
     result.add_argument("--seeds", metavar="N", type=int, default=1, help="runs of each study, with seeds from 0 on (%(default)s)")
-    result.add_argument("--shards", metavar="DIR", type=Path, help="shard set to train on; by default phantoms are made in DIR/shards")
+    result.add_argument("--shards", metavar="DIR", help="shard set to train on; by default phantoms are made in DIR")
     result.add_argument("--tiles", metavar="N", type=int, default=4096, help="phantoms to make, a part of them held out (%(default)s)")
     result.add_argument(
         "--features", metavar="NETWORK", default="efficientnet-lite0", help="of KID; see attributegan-evaluate (%(default)s)"
@@ -57,20 +61,35 @@ class Run:
     folder: Path
     options: dict[str, Any]
 
-    def report(self, images: int) -> Path:
-        return self.folder / f"report-{images:012d}"
+    def report(self, images: int, features: str) -> Path:
+        return self.folder / f"report-{images:012d}-{re.sub(r'[^A-Za-z0-9.-]+', '-', features)}"
 
-    def result(self, images: int) -> dict[str, Any] | None:
+    def result(self, images: int, features: str) -> dict[str, Any] | None:
         """What the evaluation said, once there is one."""
-        file = self.report(images) / "result.json"
+        file = self.report(images, features) / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
+
+    def same_as_before(self) -> None:
+        """Note down the options, which a run keeps, the shards among them.
+
+        Raises:
+            ValueError: the folder's run has other ones.
+        """
+        import yaml
+
+        file, text = self.folder / "study.yaml", yaml.safe_dump(self.options)
+        if file.exists() and file.read_text() != text:
+            raise ValueError(f"{file}: the run there has other options or shards than {self.name} has now; take another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as stream:
+            stream.write(text.encode())
 
 
 def study(options: argparse.Namespace) -> None:
-    """Run what is missing, study by study, and write the table after each.
+    """Run what is missing, study by study, and write the table after each. One that fails does not keep the others from running.
 
     Raises:
-        ValueError: a suite that can't be read, a study that it does not have, or a command that failed.
+        ValueError: a suite that can't be read, a study that it does not have, a folder with other runs, or commands that failed.
     """
     for name in ("images", "seeds", "tiles"):
         if getattr(options, name) < 1:
@@ -78,18 +97,31 @@ def study(options: argparse.Namespace) -> None:
     studies = read_suite(options.suite)
     if unknown := set(options.only) - set(studies):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: {options.suite} has {', '.join(studies)}")
-    chosen = {name: tree for name, tree in studies.items() if not options.only or name in options.only}
-    runs = [Run(name, seed, options.out / name / f"seed-{seed}", tree) for seed in range(options.seeds) for name, tree in chosen.items()]
-    if not options.table:
-        shards = options.shards or _phantoms(
-            options.out / "shards", options.tiles, {tree["model"]["image_size"] for tree in chosen.values()}
-        )
-        for run in runs:
-            if run.result(options.images) is None:
-                _carry_out(run, shards, options)
-                write_table(options.out, runs, options.images)
-    write_table(options.out, runs, options.images)
+    failed = [] if options.table else _run(options, studies)
+    write_table(options, studies)
     print((options.out / "table.md").read_text())
+    if failed:
+        raise ValueError("; ".join(failed))
+
+
+def _run(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What went wrong, a line for each run."""
+    chosen = [name for name in studies if not options.only or name in options.only]
+    shards = options.shards or str(_phantoms(options.out, options.tiles, {studies[name]["model"]["image_size"] for name in chosen}))
+    failed = []
+    for seed in range(options.seeds):
+        for name in chosen:
+            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": stores.shown(shards)}}))
+            run.same_as_before()
+            if run.result(options.images, options.features) is not None:
+                continue
+            try:
+                _carry_out(run, shards, options)
+            except ValueError as error:
+                failed.append(f"{name}, seed {seed}: {error}")
+                print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
+            write_table(options, studies)
+    return failed
 
 
 def read_suite(path: Path) -> dict[str, dict[str, Any]]:
@@ -105,6 +137,8 @@ def read_suite(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}: a suite has two parts, `common` and `studies`")
     found = {}
     for name, entry in suite["studies"].items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise ValueError(f"{path}: {name!r}: call a study by letters, digits, dots and dashes; its folder has the same name")
         if not isinstance(entry, dict) or not set(entry) <= {"base", "change"} or "base" not in entry:
             raise ValueError(f"{path}: {name}: write the `base` that it starts from, such as paper, and its `change`")
         base = read_yaml(ROOT / "configs" / "train" / f"{entry['base']}.yaml")
@@ -123,27 +157,28 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _phantoms(folder: Path, tiles: int, sizes: set[int]) -> Path:
+def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
     if len(sizes) > 1:
         raise ValueError(f"image sizes {sorted(sizes)}: make one set of shards and give it as --shards")
+    size = sizes.pop()
+    folder = out / f"phantoms-{tiles}-{size}px"
     if not (folder / "index.parquet").exists():
-        _command("tools.shard", "phantom", "--count", str(tiles), "--size", str(sizes.pop()), "--out", str(folder))
+        _command("tools.shard", "phantom", "--count", str(tiles), "--size", str(size), "--out", str(folder))
     return folder
 
 
-def _carry_out(run: Run, shards: Path, options: argparse.Namespace) -> None:
+def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     """Train, or go on, and evaluate."""
-    import yaml
-
-    config = run.folder / "study.yaml"
-    run.folder.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump(run.options))
+    checkpoints = run.folder / "run" / "checkpoints"
+    seen = max((int(path.name.removeprefix("images-")) for path in checkpoints.glob("images-*")), default=0)
+    if seen >= options.images + run.options["train"]["batch"]:
+        raise ValueError(f"{checkpoints}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
-        "launch.train", "--config", str(config), f"data.shards={shards}", f"run.dir={run.folder / 'run'}", f"train.images={options.images}",
-        f"train.seed={run.seed}",
+        "launch.train", "--config", str(run.folder / "study.yaml"), f"data.shards={shards}", f"run.dir={run.folder / 'run'}",
+        f"train.images={options.images}", f"train.seed={run.seed}",
     )  # fmt: skip
     _command(
-        "tools.evaluate", str(run.folder / "run"), "--shards", str(shards), "--out", str(run.report(options.images)),
+        "tools.evaluate", str(run.folder / "run"), "--shards", shards, "--out", str(run.report(options.images, options.features)),
         "--features", options.features,
     )  # fmt: skip
 
@@ -158,21 +193,22 @@ def _command(module: str, *arguments: str) -> None:
         raise ValueError(f"{module} ended with status {status}; what it said is above")
 
 
-def write_table(out: Path, runs: Sequence[Run], images: int) -> None:
-    """``table.json`` with a row for every run that is there, ``table.md`` with the means over seeds."""
-    from data_shards.files import whole_file
-
-    rows = [row for run in runs if (row := _row(run, images))]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, images)) + "\n")):
-        with whole_file(out / name) as stream:
+def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> None:
+    """``table.json`` with a row for every run of the suite that is there, ``table.md`` with the means over seeds."""
+    rows = []
+    for name, tree in studies.items():
+        folders = sorted((options.out / name).glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-")))
+        for folder in folders:
+            run = Run(name, int(folder.name.removeprefix("seed-")), folder, tree)
+            if (result := run.result(options.images, options.features)) is not None:
+                rows.append(_row(run, options.images, result))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, options.images)) + "\n")):
+        with whole_file(options.out / name) as stream:
             stream.write(text.encode())
 
 
-def _row(run: Run, images: int) -> dict[str, Any] | None:
-    result = run.result(images)
-    if result is None:
-        return None
+def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
     numbers = next(row for row in result["rows"] if row["kind"] == "generator")
     return {
         "study": run.name,
@@ -180,27 +216,29 @@ def _row(run: Run, images: int) -> dict[str, Any] | None:
         "images": images,
         "spearman": {name: scores["spearman"][0] for name, scores in numbers["control"].items()},
         "obeys": numbers.get("obeys"),
-        "leak": numbers.get("leak", {}).get("mean"),
+        "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= OBEYS_LITTLE else None,
         "diversity": numbers.get("diversity"),
         "kid": numbers["quality"]["kid"][0],
     }
 
 
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
+    yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean, mean leak (where the mean is {OBEYS_LITTLE} or"
+    yield "more: what ignores its labels leaks nothing), diversity, KID x 1000; means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
-    yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean, mean leak, diversity, KID; means over seeds.\n"
-    yield "| " + " | ".join(["study", "seeds", *names, "mean", "leak", "diversity", "KID"]) + " |"
+    yield "| " + " | ".join(["study", "seeds", *names, "mean", "leak", "diversity", "KID x 1000"]) + " |"
     yield "|" + "---|" * (len(names) + 6)
     for study in dict.fromkeys(row["study"] for row in rows):
         of_study = [row for row in rows if row["study"] == study]
         columns = [[row["spearman"].get(name) for row in of_study] for name in names]
-        columns += [[row[key] for row in of_study] for key in ("obeys", "leak", "diversity", "kid")]
-        yield "| " + " | ".join([study, str(len(of_study)), *map(_mean, columns)]) + " |"
+        columns += [[row[key] for row in of_study] for key in ("obeys", "leak", "diversity")]
+        kid = _mean([1000 * row["kid"] for row in of_study], digits=0)
+        yield "| " + " | ".join([study, str(len(of_study)), *map(_mean, columns), kid]) + " |"
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _mean(values: Sequence[float | None], digits: int = 2) -> str:
     known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if known else ""
+    return f"{sum(known) / len(known):.{digits}f}" if known else "–"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ class Made:
     features_ND: np.ndarray
     sweep_tiles: np.ndarray
     sweep_features: np.ndarray | None
+    path_tiles: np.ndarray  # attributes x latents x points
     path_features: np.ndarray  # (attributes, latents, points, D)
 
 
@@ -93,7 +94,7 @@ def make(
     if not processes.is_main:
         return None
     points = paths[1].reshape(len(plan.schema.names), min(PATHS, len(plan.starts_SA)), POINTS, -1)
-    return Made(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, points)
+    return Made(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
 
 
 @dataclass(frozen=True)

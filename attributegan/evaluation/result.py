@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from attributegan.attributes import AttributeSchema
-from attributegan.evaluation.generated import Made, Plan
+from attributegan.evaluation.generated import POINTS, Made, Plan
 from attributegan.evaluation.real import Real
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
@@ -150,12 +150,18 @@ def _sweeps(real: Real, plan: Plan, predicted_NA: np.ndarray) -> dict[str, Any]:
 
 
 def _paths(real: Real, plan: Plan, made: Made) -> dict[str, Any]:
-    """Path length in units of the mean squared distance of two real tiles, and the share of the longest step."""
+    """Path length in units of the mean squared distance of two real tiles, the share of the longest step, and for judged attributes the
+    rank correlation of the levels asked for, those in between too, with the mean of what the judge reads: 1 when it rises at every point.
+    """
+    shape = made.path_features.shape[:3]
+    said_APS = real.judge.predict(made.path_tiles, made.path_features.reshape(len(made.path_tiles), -1)).reshape(*shape, -1)
     usual = 2 * float(real.train_ND.var(axis=0, dtype=np.float64).sum())
     found = {}
-    for name, of_attribute in zip(plan.schema.names, made.path_features, strict=True):
+    for a, (name, of_attribute) in enumerate(zip(plan.schema.names, made.path_features, strict=True)):
         way = control.path(of_attribute)
         found[name] = {"length": way.length / max(usual, 1e-12), "largest": way.largest}
+        if a in plan.ways:
+            found[name]["order"] = control.spearman(np.arange(POINTS), said_APS[a, :, :, a].mean(axis=0))
     return found
 
 

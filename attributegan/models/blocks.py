@@ -89,7 +89,7 @@ class LabelColumns(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.count = sum(widths)
+        self.widths, self.count = tuple(widths), sum(widths)
         self.register_buffer("offsets", torch.tensor([sum(widths[:a]) for a in range(len(widths))]), persistent=False)
 
     def forward(self, levels_BA: Tensor) -> Tensor:

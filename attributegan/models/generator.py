@@ -6,6 +6,7 @@ Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` says w
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ class Generator(Stages):
             assert isinstance(stage, GeneratorStage)
             if stage.modulate is not None:  # at first every stage is the plain one
                 nn.init.zeros_(stage.modulate.weight)
+
+    @torch.no_grad()
+    def silence(self, attributes: Iterable[int]) -> None:
+        """Make the levels of these attributes (by place in the schema) say nothing, as they do at first in every stage but the first: for
+        attributes that a training does not use, whose columns learn nothing and would stay noise."""
+        seed = self.from_label[0]
+        assert isinstance(seed, Seed)
+        for a in attributes:
+            first = int(self.columns.offsets[a])
+            seed.weight[first : first + self.columns.widths[a]] = 0
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         """
