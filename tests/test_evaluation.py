@@ -90,7 +90,7 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: real.Real) -> None:
         assert model["control"][name]["spearman"][0] > 0.8 and model["measured"][name] > 0.6, name
         assert abs(floor["control"][name]["spearman"][0]) < 0.4, name
         assert model["monotone"][name] > 0.85, name
-        assert model["paths"][name]["order"] > 0.9, name
+        assert model["paths"][name]["order"] > 0.86, name  # levels in between are rounded: of two levels sqrt(3/4) at most
         low, high = model["control"][name]["accuracy"][1:]
         assert low <= model["control"][name]["accuracy"][0] <= high
     leak = np.array(model["leak"]["matrix"])
