@@ -40,6 +40,7 @@ class ModelConfig:
     generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
     discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
     attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
+    generator_levels: Literal["columns", "places"] = "columns"  # a column for each level, or the place of each attribute on its scale
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
     auxiliary_heads: bool = False  # heads of the discriminator that tell the levels of real tiles

@@ -25,7 +25,9 @@ TINY = ModelConfig(
     attention_heads=2,
 )
 FIGURE = dataclasses.replace(TINY, label_columns="levels", proxy="level")
-CONTROLLED = dataclasses.replace(FIGURE, conditioning="projection", generator_modulation=True, auxiliary_heads=True)
+CONTROLLED = dataclasses.replace(
+    FIGURE, conditioning="projection", generator_levels="places", generator_modulation=True, auxiliary_heads=True
+)
 OTHER = AttributeSchema((Attribute("grade", ("low", "middle", "high")), Attribute("stroma", ("little", "much"))))
 LEVELS = torch.tensor([[0, 0, 0, 0, 0], [4, 3, 3, 2, 4], [1, 2, 0, 1, 3]])
 
@@ -348,18 +350,22 @@ def test_state_dicts_hold_weights_and_statistics_alone() -> None:
     assert torch.equal(other.eval()(latents, LEVELS), generator.eval()(latents, LEVELS))
 
 
-def test_levels_in_between_are_mixed_from_their_neighbours_alone() -> None:
+@pytest.mark.parametrize("kind", ["columns", "places"])
+def test_levels_in_between_are_mixed_from_their_neighbours_alone(kind: str) -> None:
     """What a network gets of a level moves evenly from each whole level to the next, and "not assessable" (0) never has a part in it."""
-    columns = blocks.label_columns("levels", PUBLISHED.num_levels)
+    columns = blocks.label_columns("levels", PUBLISHED.num_levels) if kind == "columns" else blocks.LevelPlaces(PUBLISHED)
+    unclear = {"columns": 0, "places": 2}[kind]
     whole = columns(torch.tensor([[level, 1, 1, 1, 1] for level in range(5)])).float()
     for level in (1, 2, 3):
         for share in (0.0, 0.25, 0.5, 0.9):
             (found,) = columns(torch.tensor([[level + share, 1, 1, 1, 1]]))
             torch.testing.assert_close(found, (1 - share) * whole[level] + share * whole[level + 1])
-            assert found[0] == 0
+            assert found[unclear] == 0
+    assert whole[0, unclear] == 1
     mixed = columns(torch.tensor([[2.5, 1, 1, 1, 1]]))
-    generator, discriminator = networks(CONTROLLED)
-    for table in (generator.stages[0].modulate.weight.data.normal_().T[CONTROLLED.latent_dim :], discriminator.head.embeddings):
+    generator, discriminator = networks(dataclasses.replace(CONTROLLED, generator_levels=kind))
+    of_generator = generator.stages[0].modulate.weight.data.normal_().T[CONTROLLED.latent_dim :]
+    for table in (of_generator, discriminator.head.embeddings)[: 2 if kind == "columns" else 1]:
         torch.testing.assert_close(mixed @ table, (whole[2:3] @ table + whole[3:4] @ table) / 2)
 
 
@@ -390,6 +396,17 @@ def test_a_level_that_is_not_known_says_nothing() -> None:
     latents = torch.randn(1, CONTROLLED.latent_dim).expand(5, -1)
     made = generator(latents, torch.tensor([[1, 1, level, 1, 1] for level in (-1, 0, 1, 2, 3)]))
     assert all(not torch.equal(made[0], other) for other in made[1:])
+
+
+def test_places_of_levels_by_hand() -> None:
+    """Attribute 0 has the levels 1 to 3 and 0 for "not assessable", attribute 1 the levels 0 and 1, attribute 2 one level and no more."""
+    one = Attribute("one", ("unclear", "there"), not_assessable=0)
+    schema = AttributeSchema((Attribute("size", ("unclear", "a", "b", "c"), not_assessable=0), Attribute("stroma", ("a", "b")), one))
+    places = blocks.LevelPlaces(schema)
+    whole = torch.tensor([[1, 0, 1], [2, 1, 0], [3, -1, -1], [0, 0, 1]])
+    expected = [[1, -1, 0, 1, -1, 0, 1, -1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, -1, 0, 1, -1, 0]]
+    assert places(whole).tolist() == places(whole.float()).tolist() == expected
+    assert places(torch.tensor([[2.5, 0.25, 1.0]])).tolist() == [[1, 0.5, 0, 1, -0.5, 0, 1, -1, 0]]
 
 
 @pytest.mark.parametrize("config", [CONTROLLED, FIGURE], ids=["controlled", "figure"])

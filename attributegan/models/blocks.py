@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from attributegan.attributes import AttributeSchema
 from attributegan.models.batchnorm import discarded_statistics
 from attributegan.models.doubling import NearestDoubling, blur
 from attributegan.models.precision import HALVES, full_precision
@@ -108,6 +109,28 @@ class LabelColumns(nn.Module):
 def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> LabelColumns:
     """Every attribute padded to as many columns as the one with most levels (published: 5 x 5), or real levels alone (21)."""
     return LabelColumns([max(num_levels)] * len(num_levels) if kind == "padded" else num_levels)
+
+
+class LevelPlaces(nn.Module):
+    """Levels -> three columns for each attribute: whether its level is on the scale, where on it, from -1 to 1, and whether it is "not
+    assessable"; all 0 for a level that is not known. Embeddings of levels lie on a line then, with those in between on it too."""
+
+    offsets: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        super().__init__()
+        ends = ([attribute.assessable[end] for attribute in schema.attributes] for end in (0, -1))
+        self.widths, self.count = (3,) * len(schema.names), 3 * len(schema.names)
+        for name, values in zip(("offsets", "lowest", "highest"), (range(0, self.count, 3), *ends), strict=True):
+            self.register_buffer(name, torch.tensor(list(values)), persistent=False)
+
+    def forward(self, levels_BA: Tensor) -> Tensor:
+        """Float32 (B, K) of whole levels (long) or of levels in between (a floating type)."""
+        on_scale_BA = (levels_BA >= self.lowest) & (levels_BA <= self.highest)
+        place_BA = (levels_BA - self.lowest).float() / (self.highest - self.lowest).clamp(min=1) * 2 - 1
+        return torch.stack([on_scale_BA.float(), place_BA * on_scale_BA, ((levels_BA >= 0) & ~on_scale_BA).float()], dim=2).flatten(1)
 
 
 class Rezero(nn.Module):

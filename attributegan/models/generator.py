@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import Excitation, Stages, attention_block, gate, initialise, label_columns, normalise
+from attributegan.models.blocks import Excitation, LevelPlaces, Stages, attention_block, gate, initialise, label_columns, normalise
 from attributegan.models.doubling import BlurredDoubling
 
 IMAGE_CHANNELS = 3
@@ -32,7 +32,8 @@ class Generator(Stages):
     def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
         super().__init__()
         latent = config.latent_dim
-        self.columns = label_columns(config.label_columns, schema.num_levels)
+        in_places = config.generator_levels == "places"
+        self.columns = LevelPlaces(schema) if in_places else label_columns(config.label_columns, schema.num_levels)
         self.from_latent = _seed(latent, 2 * latent, nn.GLU(dim=1))
         self.from_label = _seed(self.columns.count, latent // 4, nn.ReLU())
         widths = stage_widths(config)
