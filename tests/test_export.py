@@ -1,5 +1,6 @@
 """Exports through the command line: the published checkpoint as a run, the generator for the hub, ONNX and torch.export."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -37,10 +38,20 @@ SMALL = ModelConfig(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint of an untrained generator; its average is another one."""
-    folder = tmp_path_factory.mktemp("run") / "run"
+    return untrained_run(tmp_path_factory.mktemp("run") / "run", SMALL)
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a generator that gets the places of levels, in every stage."""
+    config = dataclasses.replace(SMALL, generator_levels="places", generator_modulation=True)
+    return untrained_run(tmp_path_factory.mktemp("controlled") / "run", config)
+
+
+def untrained_run(folder: Path, config: ModelConfig) -> Path:
     torch.manual_seed(0)
-    weights, average = (Generator(SMALL, SCHEMA).state_dict() for _ in range(2))
-    state = {"config": Config(SMALL, data=DataConfig(shards="/home/me/tiles-of-mine")).to_dict(), "schema": SCHEMA.to_dict()}
+    weights, average = (Generator(config, SCHEMA).state_dict() for _ in range(2))
+    state = {"config": Config(config, data=DataConfig(shards="/home/me/tiles-of-mine")).to_dict(), "schema": SCHEMA.to_dict()}
     checkpoint_writer.save(folder / "checkpoints", 1234, state=state, generator=weights, generator_ema=average)
     return folder
 
@@ -368,9 +379,12 @@ def program_call(path: Path) -> tuple[Callable[..., torch.Tensor], str]:
 
 
 @pytest.mark.parametrize(("command", "suffix", "read"), [("onnx", ".onnx", onnx_call), ("program", ".pt2", program_call)])
-@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize(("fractional", "model"), [(False, "run"), (True, "run"), (False, "controlled"), (True, "controlled")])
 @torch.no_grad()
-def test_graphs_give_the_networks_images(run: Path, tmp_path: Path, command: str, suffix: str, read: Callable, fractional: bool) -> None:
+def test_graphs_give_the_networks_images(
+    request: pytest.FixtureRequest, tmp_path: Path, command: str, suffix: str, read: Callable, fractional: bool, model: str
+) -> None:
+    run = request.getfixturevalue(model)
     file = tmp_path / f"generator{suffix}"
     file.write_text("an older one")
     assert main([command, str(run), "--out", str(file), *(["--fractional"] if fractional else ["--raw"])]) == 0
