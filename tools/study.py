@@ -197,9 +197,9 @@ def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any
     """``table.json`` with a row for every run of the suite that is there, ``table.md`` with the means over seeds."""
     rows = []
     for name, tree in studies.items():
-        folders = sorted((options.out / name).glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-")))
-        for folder in folders:
-            run = Run(name, int(folder.name.removeprefix("seed-")), folder, tree)
+        seeds = (folder.name.removeprefix("seed-") for folder in (options.out / name).glob("seed-*"))
+        for seed in sorted(int(seed) for seed in seeds if seed.isdecimal()):
+            run = Run(name, seed, options.out / name / f"seed-{seed}", tree)
             if (result := run.result(options.images, options.features)) is not None:
                 rows.append(_row(run, options.images, result))
     options.out.mkdir(parents=True, exist_ok=True)
