@@ -25,7 +25,7 @@ MIN_TRAIN, MIN_EXAM = 20, 10  # tiles of a level, below which it is not judged
 CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
 MIN_CLUSTERS = 5  # slides from which on intervals are over slides; fewer say nothing by resampling
 CNN_TILES = 1_000  # fewer are too few to train a CNN from scratch
-CACHE_FORMAT = 2  # counts up when what is cached would come out otherwise
+CACHE_FORMAT = 3  # counts up when what is cached would come out otherwise
 CHUNK = 32  # tiles that go through the feature network at a time
 
 Progress = Callable[[str, int, int], None]  # what is being done, tiles done, tiles in all
