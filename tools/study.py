@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,11 @@ class Run:
     name: str
     seed: int
     folder: Path
-    options: dict[str, Any]
+    options: dict[str, Any]  # all of them, as `attributegan.config.Config.to_dict` gives them
+
+    @property
+    def note(self) -> Path:
+        return self.folder / "study.yaml"
 
     def report(self, images: int, features: str) -> Path:
         return self.folder / f"report-{images:012d}-{re.sub(r'[^A-Za-z0-9.-]+', '-', features)}"
@@ -69,6 +74,24 @@ class Run:
         file = self.report(images, features) / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    def differences(self) -> list[str]:
+        """Options of the run that is in the folder and those of now, where they are not the same; none when there is no run.
+
+        Raises:
+            ValueError: the note of the folder's run can't be read.
+        """
+        from attributegan.config import from_dict, read_yaml
+
+        if not self.note.exists():
+            return []
+        before = from_dict(read_yaml(self.note), where=str(self.note)).to_dict()
+        return [
+            f"{section}.{key} was {before[section][key]!r}, is {value!r}"
+            for section, values in self.options.items()
+            for key, value in values.items()
+            if before[section][key] != value
+        ]
+
     def same_as_before(self) -> None:
         """Note down the options, which a run keeps, the shards among them.
 
@@ -77,12 +100,11 @@ class Run:
         """
         import yaml
 
-        file, text = self.folder / "study.yaml", yaml.safe_dump(self.options)
-        if file.exists() and file.read_text() != text:
-            raise ValueError(f"{file}: the run there has other options or shards than {self.name} has now; take another --out")
+        if changed := self.differences():
+            raise ValueError(f"{self.note}: the run there is not that of {self.name} now: {'; '.join(changed)}; take another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as stream:
-            stream.write(text.encode())
+        with whole_file(self.note) as stream:
+            stream.write(yaml.safe_dump(self.options).encode())
 
 
 def study(options: argparse.Namespace) -> None:
@@ -111,7 +133,8 @@ def _run(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> 
     failed = []
     for seed in range(options.seeds):
         for name in chosen:
-            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": stores.shown(shards)}}))
+            place = stores.shown(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
+            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": place}}))
             run.same_as_before()
             if run.result(options.images, options.features) is not None:
                 continue
@@ -125,7 +148,7 @@ def _run(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> 
 
 
 def read_suite(path: Path) -> dict[str, dict[str, Any]]:
-    """Every study's options, by its name; they are checked as those of a training run are.
+    """Every study's options, all of them, by its name; they are checked as those of a training run are.
 
     Raises:
         ValueError: names the file, the study and what is wrong.
@@ -135,15 +158,18 @@ def read_suite(path: Path) -> dict[str, dict[str, Any]]:
     suite = read_yaml(path)
     if set(suite) != {"common", "studies"} or not all(isinstance(part, dict) for part in suite.values()):
         raise ValueError(f"{path}: a suite has two parts, `common` and `studies`")
+    bases = {file.stem: file for file in sorted((ROOT / "configs" / "train").glob("*.yaml"))}
     found = {}
     for name, entry in suite["studies"].items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise ValueError(f"{path}: {name!r}: call a study by letters, digits, dots and dashes; its folder has the same name")
-        if not isinstance(entry, dict) or not set(entry) <= {"base", "change"} or "base" not in entry:
-            raise ValueError(f"{path}: {name}: write the `base` that it starts from, such as paper, and its `change`")
-        base = read_yaml(ROOT / "configs" / "train" / f"{entry['base']}.yaml")
-        found[name] = merged(base, suite["common"], entry.get("change") or {})
-        from_dict(found[name], where=f"{path}: {name}")
+        if not isinstance(entry, dict) or not set(entry) <= {"base", "change"} or entry.get("base") not in list(bases):
+            raise ValueError(f"{path}: {name}: write the `base` that it starts from, one of {', '.join(bases)}, and its `change`")
+        change = entry.get("change") or {}
+        if not isinstance(change, dict):
+            raise ValueError(f"{path}: {name}: change: expected sections with options, got {change!r}")
+        tree = merged(read_yaml(bases[entry["base"]]), suite["common"], change)
+        found[name] = from_dict(tree, where=f"{path}: {name}").to_dict()
     return found
 
 
@@ -184,24 +210,38 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
 
 
 def _command(module: str, *arguments: str) -> None:
-    """Run one of our commands in a process of its own; its output goes where ours goes."""
+    """Run one of our commands in a process of its own; its output goes where ours goes, and what is to stop us stops it, in good order."""
     print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
-    if status in (130, -2):
+    stops = (signal.SIGINT, signal.SIGTERM)
+    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
+        before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in stops}
+        try:
+            status = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if -status in stops or status - 128 in stops:
         raise KeyboardInterrupt
     if status:
         raise ValueError(f"{module} ended with status {status}; what it said is above")
 
 
 def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> None:
-    """``table.json`` with a row for every run of the suite that is there, ``table.md`` with the means over seeds."""
+    """``table.json`` with a row for every run of the suite that is there, ``table.md`` with the means over seeds.
+
+    Runs of a study that the suite has changed since are left out, and named.
+    """
     rows = []
     for name, tree in studies.items():
         seeds = (folder.name.removeprefix("seed-") for folder in (options.out / name).glob("seed-*"))
         for seed in sorted(int(seed) for seed in seeds if seed.isdecimal()):
             run = Run(name, seed, options.out / name / f"seed-{seed}", tree)
-            if (result := run.result(options.images, options.features)) is not None:
-                rows.append(_row(run, options.images, result))
+            if (result := run.result(options.images, options.features)) is None:
+                continue
+            if changed := [line for line in run.differences() if not line.startswith("data.shards ")]:
+                print(f"{run.folder} is left out of the table: {'; '.join(changed)}", file=sys.stderr, flush=True)
+                continue
+            rows.append(_row(run, options.images, result))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, options.images)) + "\n")):
         with whole_file(options.out / name) as stream:
@@ -209,13 +249,14 @@ def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any
 
 
 def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = next(row for row in result["rows"] if row["kind"] == "generator")
+    real, numbers = (next(row for row in result["rows"] if row["kind"] == kind) for kind in ("ceiling", "generator"))
     return {
         "study": run.name,
         "seed": run.seed,
         "images": images,
         "spearman": {name: scores["spearman"][0] for name, scores in numbers["control"].items()},
         "obeys": numbers.get("obeys"),
+        "measured": {name: value / real["measured"][name] for name, value in numbers.get("measured", {}).items()},
         "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= OBEYS_LITTLE else None,
         "diversity": numbers.get("diversity"),
         "kid": numbers["quality"]["kid"][0],
@@ -223,15 +264,18 @@ def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
-    yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean, mean leak (where the mean is {OBEYS_LITTLE} or"
-    yield "more: what ignores its labels leaks nothing), diversity, KID x 1000; means over seeds.\n"
+    yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean; the mean of what is measured on the pixels of"
+    yield f"phantoms, over that of real ones; mean leak (where the mean is {OBEYS_LITTLE} or more: what ignores its labels leaks nothing);"
+    yield "diversity; KID x 1000. Means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
-    yield "| " + " | ".join(["study", "seeds", *names, "mean", "leak", "diversity", "KID x 1000"]) + " |"
-    yield "|" + "---|" * (len(names) + 6)
+    yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "diversity", "KID x 1000"]) + " |"
+    yield "|" + "---|" * (len(names) + 7)
     for study in dict.fromkeys(row["study"] for row in rows):
         of_study = [row for row in rows if row["study"] == study]
         columns = [[row["spearman"].get(name) for row in of_study] for name in names]
-        columns += [[row[key] for row in of_study] for key in ("obeys", "leak", "diversity")]
+        columns.append([row["obeys"] for row in of_study])
+        columns.append([sum(row["measured"].values()) / len(row["measured"]) for row in of_study if row["measured"]])
+        columns += [[row[key] for row in of_study] for key in ("leak", "diversity")]
         kid = _mean([1000 * row["kid"] for row in of_study], digits=0)
         yield "| " + " | ".join([study, str(len(of_study)), *map(_mean, columns), kid]) + " |"
 
