@@ -74,7 +74,7 @@ def discriminator_phase(
             )
             loss = torch.zeros((), device=runtime.device)
             for head, answers in _heads(answer).items():
-                loss = loss + terms.add(f"discriminator/{weights.adversarial}{head}", _tell_apart(config, *answers.chunk(2)))
+                loss = loss + terms.add(f"discriminator/adversarial{head}", _tell_apart(config, *answers.chunk(2)))
             if weights.auxiliary:
                 told = losses.level_cross_entropy(answer.levels, batch.levels_BA)
                 loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)

@@ -103,8 +103,10 @@ class Reporter:
 
 def _losses(values: dict[str, float]) -> dict[str, float]:
     """What each network is trained to lower, its adversarial terms together."""
-    names = {"discriminator": "discriminator/hinge", "generator": "generator/adversarial"}
-    return {network: sum(v for name, v in values.items() if name in (term, f"{term}_32")) for network, term in names.items()}
+    return {
+        network: sum(value for name, value in values.items() if name.startswith(f"{network}/adversarial"))
+        for network in ("discriminator", "generator")
+    }
 
 
 def _drop_lines_after(path: Path, images: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from attributegan import sample
 from attributegan.cli import STOP_SIGNALS
@@ -68,6 +68,7 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
     config, runtime = training.config, training.runtime
     report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
     stopped, owed = runtime.any(stop.signal != 0), False
+    terms: dict[str, Tensor] = {}  # the newest of each: penalties are not of every step
 
     def due(every: int) -> bool:
         """Whether the last step went past a multiple of ``every`` images, or was the last one."""
@@ -80,7 +81,7 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
         traced(traces, config.run.trace if runtime.is_main else 0) as stepped,
     ):
         while training.images < config.train.images and not stopped:
-            terms = training.step(list(islice(data, config.train.accumulation)))
+            terms |= training.step(list(islice(data, config.train.accumulation)))
             images, stopped = training.images, runtime.any(stop.signal != 0)
             stepped()
             report.progress(images)

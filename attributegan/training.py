@@ -19,7 +19,7 @@ from torch import Tensor
 from attributegan import checkpoint, memory
 from attributegan.attributes import AttributeSchema
 from attributegan.checkpoint_writer import Writer, remove_remains
-from attributegan.config import Config
+from attributegan.config import Config, from_dict
 from attributegan.ema import Ema
 from attributegan.engine import Engine
 from attributegan.models import Discriminator, Generator
@@ -248,8 +248,8 @@ def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
-    saved, now = dict(state["config"]["model"]), config.to_dict()["model"]
-    changed = [f"model.{key} was {saved.get(key)!r}, is {now[key]!r}" for key in now if key != "attributes" and saved.get(key) != now[key]]
+    saved, now = from_dict({"model": state["config"]["model"]}, where=str(path)).to_dict()["model"], config.to_dict()["model"]
+    changed = [f"model.{key} was {saved[key]!r}, is {now[key]!r}" for key in now if key != "attributes" and saved[key] != now[key]]
     changed += AttributeSchema.from_dict(state["schema"], where=str(path)).difference(schema)
     if changed:
         raise ValueError(

@@ -12,6 +12,7 @@ from runs import (
     CONTROL,
     ROOT,
     SCRIPT,
+    TINY,
     begin,
     differing,
     free_port,
@@ -27,8 +28,10 @@ from runs import (
     write_config,
 )
 
-from attributegan import checkpoint, sample, status
+from attributegan import checkpoint, sample, status, training
+from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import load_for_sampling
+from attributegan.config import from_dict
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +218,25 @@ def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: P
     assert "images: 16" in (run / "config.yaml").read_text()
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["images"] == 16 and line["discriminator/r1"] > 0
+    assert all(json.loads((run / "status.json").read_text())["losses"].values())
+
+
+def test_penalties_of_some_steps_are_in_every_line(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and len({line["discriminator/r1"] for line in lines}) == 1
+    assert all(json.loads((run / "status.json").read_text())["losses"].values())
+
+
+def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) -> None:
+    config, schema = from_dict(TINY), PUBLISHED
+    saved = {"model": config.to_dict()["model"]}
+    del saved["model"]["generator_levels"]
+    training._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
+    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "places"}})
+    with pytest.raises(ValueError, match="model.generator_levels was 'columns', is 'places'"):
+        training._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.name)

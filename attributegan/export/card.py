@@ -26,7 +26,7 @@ MICCAI 2021, [arXiv 2111.06398](https://arxiv.org/abs/2111.06398)).
 
 ## Attributes
 
-`levels` has a column for each attribute, in this order. A level between two whole ones can be asked for as a float.
+`levels` has a column for each attribute, in this order. Between two levels that can be judged, one in between can be asked for as a float.
 
 | column | attribute | levels |
 |---|---|---|
