@@ -6,6 +6,7 @@ Owns building, stepping, saving and resuming. The loop that calls it is in train
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from torch import Tensor
 from attributegan import checkpoint, memory
 from attributegan.attributes import AttributeSchema
 from attributegan.checkpoint_writer import Writer, remove_remains
-from attributegan.config import Config, from_dict
+from attributegan.config import Config, ModelConfig, fill
 from attributegan.ema import Ema
 from attributegan.engine import Engine
 from attributegan.models import Discriminator, Generator
@@ -248,7 +249,8 @@ def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
-    saved, now = from_dict({"model": state["config"]["model"]}, where=str(path)).to_dict()["model"], config.to_dict()["model"]
+    saved = dataclasses.asdict(fill(ModelConfig, state["config"]["model"], str(path), "model"))
+    now = dataclasses.asdict(config.model)
     changed = [f"model.{key} was {saved[key]!r}, is {now[key]!r}" for key in now if key != "attributes" and saved[key] != now[key]]
     changed += AttributeSchema.from_dict(state["schema"], where=str(path)).difference(schema)
     if changed:

@@ -230,7 +230,8 @@ def test_penalties_of_some_steps_are_in_every_line(shards: Path, tmp_path: Path)
 
 
 def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) -> None:
-    config, schema = from_dict(TINY), PUBLISHED
+    control = {"model": TINY["model"] | {"auxiliary_heads": True}, "loss": {"auxiliary": 1}}
+    config, schema = from_dict(TINY | control), PUBLISHED
     saved = {"model": config.to_dict()["model"]}
     del saved["model"]["generator_levels"]
     training._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
