@@ -59,6 +59,12 @@ def test_interrupted_run_ends_with_the_same_bits(
     assert images == list(range(8, 81, 8))
 
 
+def test_run_with_every_term_goes_on_with_the_same_bits(shards: Path, tmp_path: Path) -> None:
+    whole = train(shards, tmp_path / "whole", *CONTROL, "train.images=32")
+    train(shards, tmp_path / "parts", *CONTROL, "train.images=16")
+    assert differing(train(shards, tmp_path / "parts", *CONTROL, "train.images=32"), whole) == []
+
+
 @pytest.mark.parametrize(("rank", "at"), [(0, 24), (1, 40), (1, 0)])
 def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
     shards: Path, tmp_path: Path, undisturbed, rank: int, at: int
