@@ -78,7 +78,6 @@ class LossConfig:
     contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
     auxiliary: float = 0.0  # levels that the auxiliary heads read off real tiles (discriminator) and off generated ones (generator)
-    between: float = 0.0  # share of the generated tiles that are asked for levels in between, up to half a level off a whole one
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
     r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
@@ -90,8 +89,6 @@ class LossConfig:
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
         _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
-        _require(0 <= self.between <= 1, f"loss.between: {self.between} is not between 0 and 1")
-        _require(self.auxiliary > 0 or not self.between, f"loss.between: {self.between} goes with a loss.auxiliary above 0, which reads it")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
         for name, default in (("contrastive_over", "tile"), ("temperature", 1.0)):
             value = getattr(self, name)

@@ -45,19 +45,11 @@ def level_cross_entropy(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
 
     Args:
         logits: of each attribute (B, levels).
-        levels_BA: -1 for a level that is not known; of a floating type with levels in between, whose target is the mix of the two
-            whole ones around them, as in mixup (Zhang et al., ICLR 2018, eq. 1).
+        levels_BA: -1 for a level that is not known.
     """
-    if not levels_BA.is_floating_point():
-        return _cross_entropy_AB(logits, levels_BA).mean()
-    below_AB, above_AB = (_cross_entropy_AB(logits, whole_BA.long()) for whole_BA in (levels_BA.floor(), levels_BA.ceil()))
-    return torch.lerp(below_AB, above_AB, (levels_BA.T % 1).to(below_AB)).mean()
-
-
-def _cross_entropy_AB(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
     each = [F.cross_entropy(_full(logits_BL), levels_B.clamp(min=0), reduction="none") * (levels_B >= 0)
             for logits_BL, levels_B in zip(logits, levels_BA.T, strict=True)]  # fmt: skip
-    return torch.stack(each)
+    return torch.stack(each).mean()
 
 
 def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:

@@ -25,24 +25,7 @@ class MicroBatch:
 
     images_BCHW: Tensor  # real tiles, [-1, 1]
     levels_BA: Tensor
-    asked_BA: Tensor  # of the generator: the same, or floating with levels in between, of which those are the nearest whole ones
     draws: Draws
-
-
-def asked_of(levels_BA: Tensor, draws_BD: Tensor, share: float, scale_2A: Tensor) -> Tensor:
-    """In a share of rows, each level moved by up to half a level along its scale; floating, or the levels themselves when the share is 0.
-
-    Args:
-        levels_BA: a level that is not known (-1) or not on the scale ("not assessable") stays.
-        draws_BD: uniform in [0, 1): whether a row is moved, then where each of its attributes is.
-        scale_2A: lowest and highest assessable level of each attribute.
-    """
-    if not share:
-        return levels_BA
-    lowest_A, highest_A = scale_2A
-    moved_BA = (levels_BA + draws_BD[:, 1:] - 0.5).clamp(lowest_A, highest_A)
-    on_scale_BA = (levels_BA >= lowest_A) & (levels_BA <= highest_A)
-    return torch.where(on_scale_BA & (draws_BD[:, :1] < share), moved_BA, levels_BA)
 
 
 def discriminator_phase(
@@ -60,7 +43,7 @@ def discriminator_phase(
     for k, batch in enumerate(batches):
         with discriminator.micro_batch(last=k == len(batches) - 1):
             with torch.no_grad():
-                fakes = generator(batch.draws.latents_discriminator_BL, batch.asked_BA)
+                fakes = generator(batch.draws.latents_discriminator_BL, batch.levels_BA)
             fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
             reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
             answer = discriminator(
@@ -104,10 +87,8 @@ def generator_phase(
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                levels_BA, asked_BA = batch.levels_BA, batch.asked_BA
-                if weights.diversity:
-                    levels_BA, asked_BA = _in_pairs(levels_BA), _in_pairs(asked_BA)
-                plain = generator(batch.draws.latents_generator_BL, asked_BA)
+                levels_BA = _in_pairs(batch.levels_BA) if weights.diversity else batch.levels_BA
+                plain = generator(batch.draws.latents_generator_BL, levels_BA)
                 fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
                 answer = discriminator.local(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
@@ -117,7 +98,7 @@ def generator_phase(
                 for head, fake_answer in _heads(answer).items():
                     loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
                 if weights.auxiliary:
-                    told = losses.level_cross_entropy(answer.levels, asked_BA)
+                    told = losses.level_cross_entropy(answer.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
                 if weights.diversity:
                     alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))

@@ -31,11 +31,10 @@ class Draws:
     augment_real_BP: Tensor  # uniform in [0, 1)
     augment_fake_BP: Tensor
     augment_generator_BP: Tensor
-    between_BD: Tensor  # uniform in [0, 1): whether an image is asked for levels in between, then for each attribute where
     quadrant: int  # 0 to 3: which quadrant the second decoder rebuilds
 
     @classmethod
-    def for_step(cls, config: Config, attributes: int, images: int, dtype: torch.dtype) -> Draws:
+    def for_step(cls, config: Config, images: int, dtype: torch.dtype) -> Draws:
         """The draws of the step that starts after ``images`` real images, for the global batch."""
         seed, batch, latent_dim = config.train.seed, config.train.batch, config.model.latent_dim
 
@@ -51,7 +50,6 @@ class Draws:
             augment_real_BP=augmentation("augmentation of real images"),
             augment_fake_BP=augmentation("augmentation of generated images"),
             augment_generator_BP=augmentation("augmentation in the generator phase"),
-            between_BD=torch.rand(batch, 1 + attributes, generator=generator_for(seed, "levels in between", images)),
             quadrant=int(torch.randint(4, (), generator=generator_for(seed, "quadrant", images))),
         )
 

@@ -24,7 +24,7 @@ from attributegan.config import Config, ModelConfig, fill
 from attributegan.ema import Ema
 from attributegan.engine import Engine
 from attributegan.models import Discriminator, Generator
-from attributegan.phases import MicroBatch, asked_of, discriminator_phase, generator_phase
+from attributegan.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.randomness import Draws, generator_for
 from attributegan.runtime import Runtime
 
@@ -61,8 +61,6 @@ class Training:
                              "micro-batch; choose a batch with an even number of them")  # fmt: skip
         if config.model.auxiliary_heads and share * runtime.world < 2:
             raise ValueError("train.batch: auxiliary heads normalise over the tiles of a micro-batch, which must be 2 or more")
-        ends = ([attribute.assessable[end] for attribute in schema.attributes] for end in (0, -1))
-        self.scale_2A = torch.tensor(list(ends), device=runtime.device)
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
@@ -122,14 +120,13 @@ class Training:
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
         assert batches[0].cursor == self.images
-        draws = Draws.for_step(self.config, len(self.schema.names), self.images, runtime.dtype).micro_batches(
+        draws = Draws.for_step(self.config, self.images, runtime.dtype).micro_batches(
             len(batches), runtime.rank, runtime.world, runtime.device
         )
         found = []
         for batch, draw in zip(batches, draws, strict=True):
             levels_BA = batch.levels_BA.to(runtime.device, non_blocking=True)
-            asked_BA = asked_of(levels_BA, draw.between_BD, self.config.loss.between, self.scale_2A)
-            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, asked_BA, draw))
+            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, draw))
         return found
 
     def _count_skipped(self, **taken: bool) -> None:

@@ -65,7 +65,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> real.Real:
     """Phantoms, with a judge trained for seconds."""
     cache = real.Cache(tmp_path_factory.mktemp("cache"))
     network = features.Features("pooled", "1", SIZE, Pooled())
-    found = real.study(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=200)
+    found = real.study(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
     assert found is not None
     return found
 

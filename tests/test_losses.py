@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attributegan import losses, phases
+from attributegan import losses
 
 E = math.e
 
@@ -134,29 +134,6 @@ def test_cross_entropy_of_levels_by_hand_and_without_those_not_known() -> None:
     loss = losses.level_cross_entropy(logits, torch.full((2, 2), -1))
     loss.backward()
     assert loss.item() == 0 and (logits[0].grad == 0).all()
-
-
-def test_the_target_of_a_level_in_between_is_the_mix_of_its_neighbours() -> None:
-    logits = [torch.tensor([[0.0, math.log(3), 0.0], [1.0, 2.0, 3.0], [5.0, 0.0, 0.0]])]
-    whole = torch.tensor([[1], [2], [-1]])
-    assert losses.level_cross_entropy(logits, whole.double()).item() == pytest.approx(losses.level_cross_entropy(logits, whole).item())
-    quarter = losses.level_cross_entropy([logits[0][:1]], torch.tensor([[1.25]]))
-    assert quarter.item() == pytest.approx(0.75 * math.log(5 / 3) + 0.25 * math.log(5), abs=1e-6)
-
-
-def test_levels_in_between_are_nearest_the_whole_ones_and_stay_on_the_scale() -> None:
-    """Attribute 0 has the levels 1 to 4 and 0 as "not assessable", attribute 1 the levels 0 to 2."""
-    levels = torch.tensor([[0, 1], [1, 0], [4, 2], [-1, -1], [2, 1]]).repeat(400, 1)
-    draws = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0))
-    scale = torch.tensor([[1, 0], [4, 2]])
-    asked = phases.asked_of(levels, draws, 0.5, scale)
-    assert ((asked - levels).abs() <= 0.5).all() and asked.is_floating_point()
-    moved = asked != levels
-    assert not moved[levels == -1].any() and not moved[:, 0][levels[:, 0] == 0].any()
-    assert asked[:, 0][levels[:, 0] > 0].min() == 1 and asked[:, 0].max() == 4 and asked[:, 1].max() == 2
-    assert 0.4 < moved[4::5].any(dim=1).float().mean() < 0.6
-    assert torch.equal(moved[4::5].any(dim=1), draws[4::5, 0] < 0.5)
-    assert phases.asked_of(levels, draws, 0.0, scale) is levels
 
 
 def test_diversity_asks_for_no_more_than_its_bound() -> None:

@@ -20,8 +20,8 @@ class Echo:
 
 def batch_of(config: Config) -> phases.MicroBatch:
     levels_BA = torch.tensor([[1], [2], [3], [4]])
-    draws = Draws.for_step(config, attributes=1, images=0, dtype=torch.float32)
-    return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, levels_BA, draws)
+    draws = Draws.for_step(config, images=0, dtype=torch.float32)
+    return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, draws)
 
 
 def test_every_generated_tile_meets_a_real_one_of_its_levels() -> None:

@@ -39,7 +39,7 @@ def test_the_same_weights_after_steps(tmp_path: Path, size: int) -> None:
     for step in range(2):
         images_BCHW = torch.randint(0, 256, (3, 3, size, size), generator=rng, dtype=torch.uint8)
         levels_BA = torch.stack([torch.randint(0, count, (3,), generator=rng) for count in (5, 4, 4, 3, 5)], dim=1)
-        draws = Draws.for_step(settings, 5, 3 * step, torch.double)
+        draws = Draws.for_step(settings, 3 * step, torch.double)
         ours.step([Batch(images_BCHW, levels_BA, 3 * step)])
         plain.step(images_BCHW, levels_BA, (draws.latents_discriminator_BL, draws.latents_generator_BL), int(draws.quadrant))
     trained = _published(ours)
