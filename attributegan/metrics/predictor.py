@@ -1,7 +1,7 @@
 """The judge of control: a network that reads the levels off a tile, trained on real tiles alone.
 
 It shares neither weights nor layout with what trains a generator: a generator can satisfy a judge that it was trained against, and in part
-another one of the same layout (seen: a pleomorphism of .84 by such a one, of .68 by this). Two kinds: a small CNN, for tiles whose levels
+another one of the same layout (seen: a pleomorphism of .84 by such a one, of .67 by this). Two kinds: a small CNN, for tiles whose levels
 can be learnt from pixels and that are many, and an ordinal head on the features of `features`, for few tiles.
 Both predict every attribute as a real number on the scale of its assessable levels.
 """
