@@ -79,13 +79,14 @@ class LossConfig:
     temperature: float = 1.0  # of the 2C loss
     auxiliary: float = 0.0  # levels that the auxiliary heads read off real tiles (discriminator) and off generated ones (generator)
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
+    residual: float = 0.0  # what changes in a generated tile when one of its attributes is moved, as little as may be
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
     r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
     r2_gamma: float = 0.0  # the same on generated tiles, beside that on real ones
     r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
 
     def __post_init__(self) -> None:
-        for name in ("contrastive", "auxiliary", "diversity", "reconstruction", "r1_gamma", "r2_gamma"):
+        for name in ("contrastive", "auxiliary", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
         _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")

@@ -65,6 +65,19 @@ def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
     return F.relu(1 - apart / real_distance).mean()
 
 
+def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
+    """mean over pairs of d / real_distance, d the mean absolute difference of the pair's tiles.
+
+    That what a moved attribute changes be sparse: the regularisation of residual images (Shen & Liu, "Learning Residual Images for Face
+    Attribute Manipulation", CVPR 2017), here of two generated tiles.
+
+    Args:
+        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same latent, and of the same levels but for one attribute.
+        real_distance: as in `diversity`.
+    """
+    return (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean() / real_distance
+
+
 def contrastive_2c(
     embedding_BE: Tensor,
     proxy_BE: Tensor,

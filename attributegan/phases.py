@@ -87,8 +87,8 @@ def generator_phase(
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                levels_BA = _in_pairs(batch.levels_BA) if weights.diversity else batch.levels_BA
-                plain = generator(batch.draws.latents_generator_BL, levels_BA)
+                latents_BL, levels_BA, moved = _asked_for(config, batch)
+                plain = generator(latents_BL, levels_BA)
                 fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
                 answer = discriminator.local(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
@@ -100,7 +100,10 @@ def generator_phase(
                 if weights.auxiliary:
                     told = losses.level_cross_entropy(answer.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
-                if weights.diversity:
+                if moved:
+                    changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + weights.residual * terms.add("generator/residual", changed)
+                elif weights.diversity:
                     alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + weights.diversity * terms.add("generator/diversity", alike)
                 if weights.contrastive:
@@ -126,16 +129,39 @@ def _convince(fake: Tensor, real: Tensor | None) -> Tensor:
 
 def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch) -> dict[str, Tensor]:
     """What the generator's tiles have to beat, each that of a real tile of its levels, by head; nothing here is the generator's."""
-    rows = slice(None, None, 2 if config.loss.diversity else 1)  # of a pair the first one's
+    paired = _pairs(config)
+    rows = slice(None, None, 2 if paired else 1)  # of a pair the first one's
     with torch.no_grad():
         reals = augment.apply(batch.images_BCHW[rows], batch.draws.augment_real_BP[rows], config.augment)
         answers = _heads(discriminator.local(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
-    return {head: answer.repeat_interleave(2, dim=0) for head, answer in answers.items()} if config.loss.diversity else answers
+    return {head: answer.repeat_interleave(2, dim=0) for head, answer in answers.items()} if paired else answers
 
 
-def _in_pairs(levels_BA: Tensor) -> Tensor:
-    """Every other row's levels twice: rows 2k and 2k + 1 have those of row 2k."""
-    return levels_BA[0::2].repeat_interleave(2, dim=0)
+def _asked_for(config: Config, batch: MicroBatch) -> tuple[Tensor, Tensor, bool]:
+    """Latents and levels of the generator's tiles, and whether the tiles of a pair differ in one attribute and nothing else.
+
+    Without pairs every tile has the levels of a real one. Tiles of a pair have those of the same real one: two latents, for diversity, or,
+    every other time, one latent and the level of another real tile for one attribute, where both levels are known.
+    """
+    latents_BL, levels_BA = batch.draws.latents_generator_BL, batch.levels_BA
+    if not _pairs(config):
+        return latents_BL, levels_BA, False
+    paired_BA = _in_pairs(levels_BA)
+    if not config.loss.residual or batch.draws.moved >= 0.5:
+        return latents_BL, paired_BA, False
+    attribute = int(2 * batch.draws.moved * levels_BA.shape[1])
+    known_B = (paired_BA[:, attribute] >= 0) & (levels_BA[:, attribute] >= 0)
+    paired_BA[:, attribute] = torch.where(known_B, levels_BA[:, attribute], paired_BA[:, attribute])
+    return _in_pairs(latents_BL), paired_BA, True
+
+
+def _pairs(config: Config) -> bool:
+    return config.loss.diversity > 0 or config.loss.residual > 0
+
+
+def _in_pairs(rows: Tensor) -> Tensor:
+    """Every other row twice: rows 2k and 2k + 1 are both row 2k."""
+    return rows[0::2].repeat_interleave(2, dim=0)
 
 
 def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,13 +24,14 @@ def generator_for(seed: int, purpose: str, position: int = 0) -> torch.Generator
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a step, or of a slice of it: one row an image."""
+    """The random numbers of a step, or of a slice of it: a row for each image, and numbers for all."""
 
     latents_discriminator_BL: Tensor  # standard normal
     latents_generator_BL: Tensor
     augment_real_BP: Tensor  # uniform in [0, 1)
     augment_fake_BP: Tensor
     augment_generator_BP: Tensor
+    moved: float  # uniform in [0, 1): whether the generator phase moves one attribute of its tiles, and which
     quadrant: int  # 0 to 3: which quadrant the second decoder rebuilds
 
     @classmethod
@@ -50,6 +51,7 @@ class Draws:
             augment_real_BP=augmentation("augmentation of real images"),
             augment_fake_BP=augmentation("augmentation of generated images"),
             augment_generator_BP=augmentation("augmentation in the generator phase"),
+            moved=float(torch.rand((), generator=generator_for(seed, "moved attribute", images))),
             quadrant=int(torch.randint(4, (), generator=generator_for(seed, "quadrant", images))),
         )
 
@@ -59,8 +61,8 @@ class Draws:
         share = micro // world
         for first in range(rank * share, count * micro, micro):
             rows = {
-                f.name: getattr(self, f.name)[first : first + share].to(device, non_blocking=True)
-                for f in fields(self)
-                if f.name != "quadrant"
+                name: draw[first : first + share].to(device, non_blocking=True)
+                for name, draw in vars(self).items()
+                if isinstance(draw, Tensor)
             }
-            yield Draws(**rows, quadrant=self.quadrant)
+            yield Draws(**rows, moved=self.moved, quadrant=self.quadrant)

@@ -56,9 +56,9 @@ class Training:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
         share = config.train.batch // (config.train.accumulation * runtime.world)
-        if config.loss.diversity and share % 2:
-            raise ValueError(f"train.batch: loss.diversity compares pairs, and each of {runtime.world} processes gets {share} tiles a "
-                             "micro-batch; choose a batch with an even number of them")  # fmt: skip
+        if (config.loss.diversity or config.loss.residual) and share % 2:
+            raise ValueError(f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
+                             f"{share} tiles a micro-batch; choose a batch with an even number of them")  # fmt: skip
         if config.model.auxiliary_heads and share * runtime.world < 2:
             raise ValueError("train.batch: auxiliary heads normalise over the tiles of a micro-batch, which must be 2 or more")
         self.skipped: Counter[str] = Counter()  # steps not taken, by network

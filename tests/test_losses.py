@@ -144,6 +144,14 @@ def test_diversity_asks_for_no_more_than_its_bound() -> None:
     assert fakes.grad.flatten().tolist() == pytest.approx([1.25, -1.25, 0, 0])
 
 
+def test_residual_is_the_share_of_the_real_distance_that_a_pair_differs_by() -> None:
+    fakes = torch.tensor([0.0, 0.1, 1.0, 3.0]).view(4, 1, 1, 1).requires_grad_()
+    loss = losses.residual(fakes, torch.tensor(0.5))
+    assert loss.item() == pytest.approx((0.2 + 4) / 2)
+    loss.backward()
+    assert fakes.grad.flatten().tolist() == pytest.approx([-1, 1, -1, 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.double])
 def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.double else torch.float32
@@ -155,6 +163,7 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
         losses.relativistic(EMBEDDING.to(dtype), PROXY.to(dtype)),
         losses.level_cross_entropy([EMBEDDING.to(dtype)], LEVELS[:, :1]),
         losses.diversity(images[:2], torch.ones((), dtype=dtype)),
+        losses.residual(images[:2], torch.ones((), dtype=dtype)),
         losses.gradient_penalty(images.square(), images),
     ]
     assert {loss.dtype for loss in found} == {wide}

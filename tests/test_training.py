@@ -153,7 +153,8 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
         (["data.split=absent"], "absent"),
         (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
         (["loss.auxiliary=1", "model.auxiliary_heads=true", "train.batch=1"], "train.batch: auxiliary heads normalise over the tiles"),
-        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity compares pairs"),
+        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
+        (["loss.residual=1", "train.batch=6", "train.accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],
 )
 def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
