@@ -128,6 +128,13 @@ def test_path_length_of_an_even_way_and_of_a_jump() -> None:
     assert control.path(np.zeros((2, 9, 3))) == control.Path(0.0, 1 / 8)
 
 
+def test_pixels_are_compared_tile_by_tile_without_overflow() -> None:
+    one = np.array([0, 250, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    assert control.pixel_distance(one, one[::-1]) == pytest.approx((7 + 0 + 7) / 3)
+    assert control.pixel_distance(one[:1], one[1:2]) == 250
+    assert control.pixel_distance(one[:0], one[:0]) == 0
+
+
 def test_shuffling_keeps_rows_whole() -> None:
     levels = np.arange(200).reshape(100, 2)
     mixed = control.shuffled(levels)

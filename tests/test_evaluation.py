@@ -91,6 +91,7 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: real.Real) -> None:
         assert abs(floor["control"][name]["spearman"][0]) < 0.4, name
         assert model["monotone"][name] > 0.85, name
         assert model["paths"][name]["order"] > 0.86, name  # levels in between are rounded: of two levels sqrt(3/4) at most
+        assert 0 < model["paths"][name]["changed"] < (1.2 if name == "cell_crowding" else 0.6), name
         low, high = model["control"][name]["accuracy"][1:]
         assert low <= model["control"][name]["accuracy"][0] <= high
     leak = np.array(model["leak"]["matrix"])
@@ -106,7 +107,7 @@ def test_generator_that_ignores_its_labels_scores_near_the_floor(known: real.Rea
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
     assert all(value == 0.5 for value in model["monotone"].values())
-    assert all(path["order"] == 0 for path in model["paths"].values())
+    assert all(path["order"] == 0 and path["changed"] == 0 for path in model["paths"].values())
     assert evaluate_page._leak(model).small == "obeys too little"
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 

@@ -194,6 +194,7 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         "order of levels in between (1: rises all the way)",
         "path length (in squared distances of real tiles)",
         "longest step (0.13 even, 1 a jump)",
+        "pixels that change from end to end (1: as two real tiles differ)",
     ]
     for row in rows:
         if "paths" in row:
@@ -201,7 +202,8 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             for name, path in row["paths"].items():
                 rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged"
                 between = f"{path['order']:.2f}" if "order" in path else "not judged"
-                body.append([name, Figure(rises), Figure(between), Figure(f"{path['length']:.2f}"), Figure(f"{path['largest']:.2f}")])
+                numbers = (Figure(f"{path[key]:.2f}") for key in ("length", "largest", "changed"))
+                body.append([name, Figure(rises), Figure(between), *numbers])
             yield Table(header, body, title=row["name"])
 
 
