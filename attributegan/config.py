@@ -79,7 +79,7 @@ class LossConfig:
     temperature: float = 1.0  # of the 2C loss
     auxiliary: float = 0.0  # levels that the auxiliary heads read off real tiles (discriminator) and off generated ones (generator)
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
-    residual: float = 0.0  # what changes in a generated tile when one of its attributes is moved, as little as may be
+    residual: float = 0.0  # few changes in a generated tile when an attribute is moved; with diversity, they take turns at twice the weight
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
     r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
     r2_gamma: float = 0.0  # the same on generated tiles, beside that on real ones

@@ -72,7 +72,7 @@ def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
     Attribute Manipulation", CVPR 2017), here of two generated tiles.
 
     Args:
-        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same latent, and of the same levels but for one attribute.
+        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same latent, and of the same levels but for at most one attribute.
         real_distance: as in `diversity`.
     """
     return (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean() / real_distance

@@ -25,6 +25,7 @@ class MicroBatch:
 
     images_BCHW: Tensor  # real tiles, [-1, 1]
     levels_BA: Tensor
+    assessable_BA: Tensor  # which of the levels are known, and points of their scales
     draws: Draws
 
 
@@ -84,28 +85,32 @@ def generator_phase(
     Returns: as `discriminator_phase`.
     """
     weights, terms = config.loss, _Terms(len(batches))
+    kinds_of_pairs = (weights.diversity > 0) + (weights.residual > 0)  # a step has pairs of one kind, whose term counts for both
+    moves = weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].draws.moves)
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                latents_BL, levels_BA, moved = _asked_for(config, batch)
+                latents_BL, levels_BA = _asked_for(batch, kinds_of_pairs > 0, moves)
                 plain = generator(latents_BL, levels_BA)
                 fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
                 answer = discriminator.local(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
                 )
-                against = _answers_to_real(config, discriminator, batch) if weights.adversarial == "relativistic" else {}
+                against = (
+                    _answers_to_real(config, discriminator, batch, kinds_of_pairs > 0) if weights.adversarial == "relativistic" else {}
+                )
                 loss = torch.zeros((), device=runtime.device)
                 for head, fake_answer in _heads(answer).items():
                     loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
                 if weights.auxiliary:
                     told = losses.level_cross_entropy(answer.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
-                if moved:
+                if moves:
                     changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
-                    loss = loss + weights.residual * terms.add("generator/residual", changed)
+                    loss = loss + kinds_of_pairs * weights.residual * terms.add("generator/residual", changed)
                 elif weights.diversity:
                     alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
-                    loss = loss + weights.diversity * terms.add("generator/diversity", alike)
+                    loss = loss + kinds_of_pairs * weights.diversity * terms.add("generator/diversity", alike)
                 if weights.contrastive:
                     contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, levels_BA)
                     loss = loss + weights.contrastive * terms.add("generator/contrastive", contrast)
@@ -127,9 +132,9 @@ def _convince(fake: Tensor, real: Tensor | None) -> Tensor:
     return losses.hinge_generator(fake) if real is None else losses.relativistic(fake, real)
 
 
-def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch) -> dict[str, Tensor]:
-    """What the generator's tiles have to beat, each that of a real tile of its levels, by head; nothing here is the generator's."""
-    paired = _pairs(config)
+def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch, paired: bool) -> dict[str, Tensor]:
+    """What the generator's tiles have to beat, by head: the answer to a real tile of the same levels, for a tile with a moved attribute
+    of the same levels but for that one. Nothing here is the generator's."""
     rows = slice(None, None, 2 if paired else 1)  # of a pair the first one's
     with torch.no_grad():
         reals = augment.apply(batch.images_BCHW[rows], batch.draws.augment_real_BP[rows], config.augment)
@@ -137,26 +142,23 @@ def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch) -
     return {head: answer.repeat_interleave(2, dim=0) for head, answer in answers.items()} if paired else answers
 
 
-def _asked_for(config: Config, batch: MicroBatch) -> tuple[Tensor, Tensor, bool]:
-    """Latents and levels of the generator's tiles, and whether the tiles of a pair differ in one attribute and nothing else.
+def _asked_for(batch: MicroBatch, paired: bool, moves: bool) -> tuple[Tensor, Tensor]:
+    """Latents and levels of the generator's tiles: those of the real ones, or in pairs, each with the levels of the first's real one.
 
-    Without pairs every tile has the levels of a real one. Tiles of a pair have those of the same real one: two latents, for diversity, or,
-    every other time, one latent and the level of another real tile for one attribute, where both levels are known.
+    Args:
+        moves: tiles of a pair have one latent, and the second has one attribute at the level of its own real tile, drawn from those that
+            are assessable in both and differ; where none is, they are the same tile. Otherwise they have two latents.
     """
     latents_BL, levels_BA = batch.draws.latents_generator_BL, batch.levels_BA
-    if not _pairs(config):
-        return latents_BL, levels_BA, False
-    paired_BA = _in_pairs(levels_BA)
-    if not config.loss.residual or batch.draws.moved >= 0.5:
-        return latents_BL, paired_BA, False
-    attribute = int(2 * batch.draws.moved * levels_BA.shape[1])
-    known_B = (paired_BA[:, attribute] >= 0) & (levels_BA[:, attribute] >= 0)
-    paired_BA[:, attribute] = torch.where(known_B, levels_BA[:, attribute], paired_BA[:, attribute])
-    return _in_pairs(latents_BL), paired_BA, True
-
-
-def _pairs(config: Config) -> bool:
-    return config.loss.diversity > 0 or config.loss.residual > 0
+    if not paired:
+        return latents_BL, levels_BA
+    first_BA = _in_pairs(levels_BA)
+    if not moves:
+        return latents_BL, first_BA
+    can_move_BA = batch.assessable_BA & _in_pairs(batch.assessable_BA) & (levels_BA != first_BA)
+    number_B1 = (batch.draws.moved_B[:, None] * can_move_BA.sum(dim=1, keepdim=True)).long()
+    moved_BA = can_move_BA & (can_move_BA.cumsum(dim=1) == number_B1 + 1)
+    return _in_pairs(latents_BL), torch.where(moved_BA, levels_BA, first_BA)
 
 
 def _in_pairs(rows: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class Draws:
     augment_real_BP: Tensor  # uniform in [0, 1)
     augment_fake_BP: Tensor
     augment_generator_BP: Tensor
-    moved: float  # uniform in [0, 1): whether the generator phase moves one attribute of its tiles, and which
+    moved_B: Tensor  # uniform in [0, 1): which attribute of a tile the generator phase moves, ...
+    moves: bool  # ... if it does in this step
     quadrant: int  # 0 to 3: which quadrant the second decoder rebuilds
 
     @classmethod
@@ -51,7 +52,8 @@ class Draws:
             augment_real_BP=augmentation("augmentation of real images"),
             augment_fake_BP=augmentation("augmentation of generated images"),
             augment_generator_BP=augmentation("augmentation in the generator phase"),
-            moved=float(torch.rand((), generator=generator_for(seed, "moved attribute", images))),
+            moved_B=torch.rand(batch, generator=generator_for(seed, "moved attributes", images)),
+            moves=bool(torch.randint(2, (), generator=generator_for(seed, "whether attributes are moved", images))),
             quadrant=int(torch.randint(4, (), generator=generator_for(seed, "quadrant", images))),
         )
 
@@ -65,4 +67,4 @@ class Draws:
                 for name, draw in vars(self).items()
                 if isinstance(draw, Tensor)
             }
-            yield Draws(**rows, moved=self.moved, quadrant=self.quadrant)
+            yield Draws(**rows, moves=self.moves, quadrant=self.quadrant)

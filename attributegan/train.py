@@ -68,7 +68,7 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
     config, runtime = training.config, training.runtime
     report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
     stopped, owed = runtime.any(stop.signal != 0), False
-    terms: dict[str, Tensor] = {}  # the newest of each: penalties are not of every step
+    terms: dict[str, Tensor] = {}  # the newest of each: not every step has all
 
     def due(every: int) -> bool:
         """Whether the last step went past a multiple of ``every`` images, or was the last one."""

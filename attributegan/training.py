@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attributegan import checkpoint, memory
-from attributegan.attributes import AttributeSchema
+from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint_writer import Writer, remove_remains
 from attributegan.config import Config, ModelConfig, fill
 from attributegan.ema import Ema
@@ -55,6 +55,8 @@ class Training:
     def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
+        not_assessable = [UNKNOWN if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes]
+        self.not_assessable_A = torch.tensor(not_assessable, device=runtime.device)
         share = config.train.batch // (config.train.accumulation * runtime.world)
         if (config.loss.diversity or config.loss.residual) and share % 2:
             raise ValueError(f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
@@ -126,7 +128,8 @@ class Training:
         found = []
         for batch, draw in zip(batches, draws, strict=True):
             levels_BA = batch.levels_BA.to(runtime.device, non_blocking=True)
-            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, draw))
+            assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
+            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, draw))
         return found
 
     def _count_skipped(self, **taken: bool) -> None:
@@ -236,12 +239,13 @@ def _buffers(engine: Engine) -> dict[str, Tensor]:
 
 def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Options that decide what is learnt and are not those of the checkpoint, a line each."""
-    sections = ("loss", "augment", "optim", "data", "train")
+    defaults = Config().to_dict()  # of options that there were not yet
+    before = {section: defaults[section] | saved.get(section, {}) for section in ("loss", "augment", "optim", "data", "train")}
     return [
-        f"{section}.{key} is {value}, it was {saved[section][key]}"
-        for section in sections
-        for key, value in now[section].items()
-        if section in saved and key in saved[section] and saved[section][key] != value and f"{section}.{key}" != "train.images"
+        f"{section}.{key} is {now[section][key]}, it was {value}"
+        for section, values in before.items()
+        for key, value in values.items()
+        if now[section].get(key, value) != value and f"{section}.{key}" != "train.images"
     ]
 
 

@@ -130,9 +130,9 @@ def test_path_length_of_an_even_way_and_of_a_jump() -> None:
 
 def test_pixels_are_compared_tile_by_tile_without_overflow() -> None:
     one = np.array([0, 250, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    assert control.pixel_distance(one, one[::-1]) == pytest.approx((7 + 0 + 7) / 3)
-    assert control.pixel_distance(one[:1], one[1:2]) == 250
-    assert control.pixel_distance(one[:0], one[:0]) == 0
+    assert control.pixel_distance(zip(one, one[::-1], strict=True)) == pytest.approx((7 + 0 + 7) / 3)
+    assert control.pixel_distance([(one[0], one[1])]) == 250
+    assert control.pixel_distance([]) == 0
 
 
 def test_shuffling_keeps_rows_whole() -> None:

@@ -31,7 +31,7 @@ from runs import (
 from attributegan import checkpoint, sample, status, training
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import load_for_sampling
-from attributegan.config import from_dict
+from attributegan.config import Config, from_dict
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,16 @@ def test_what_is_changed_in_mid_run_is_told(shards: Path, tmp_path: Path) -> Non
     train(shards, run, "train.images=8")
     train(shards, run, "train.images=16", "train.seed=3")
     assert "from here on train.seed is 3, it was 0" in output(run) and output(run).count("from here on") == 1
+
+
+def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None:
+    now = Config().to_dict()
+    before = {section: dict(values) for section, values in now.items()}
+    del before["loss"]["residual"]
+    assert training._changed(before, now) == []
+    now["loss"]["residual"] = 1.0
+    now["train"]["images"] += 8  # which is no change of what is learnt
+    assert training._changed(before, now) == ["loss.residual is 1.0, it was 0.0"]
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path, tmp_path: Path, undisturbed) -> None:

@@ -194,7 +194,7 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         "order of levels in between (1: rises all the way)",
         "path length (in squared distances of real tiles)",
         "longest step (0.13 even, 1 a jump)",
-        "pixels that change from end to end (1: as two real tiles differ)",
+        "pixel change from end to end (1: as between two real tiles)",
     ]
     for row in rows:
         if "paths" in row:

@@ -258,24 +258,31 @@ def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
         "obeys": numbers.get("obeys"),
         "measured": {name: value / real["measured"][name] for name, value in numbers.get("measured", {}).items()},
         "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= OBEYS_LITTLE else None,
+        "pixel_change": _pixel_change(numbers.get("paths", {})),
         "diversity": numbers.get("diversity"),
         "kid": numbers["quality"]["kid"][0],
     }
 
 
+def _pixel_change(paths: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Mean over the attributes; None of reports that don't have it."""
+    known = [path["changed"] for path in paths.values() if "changed" in path]
+    return sum(known) / len(known) if known else None
+
+
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
     yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean; the mean of what is measured on the pixels of"
     yield f"phantoms, over that of real ones; mean leak (where the mean is {OBEYS_LITTLE} or more: what ignores its labels leaks nothing);"
-    yield "diversity; KID x 1000. Means over seeds.\n"
+    yield "pixel change by moving an attribute, mean over attributes; diversity; KID x 1000. Means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
-    yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "diversity", "KID x 1000"]) + " |"
-    yield "|" + "---|" * (len(names) + 7)
+    yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "pixel change", "diversity", "KID x 1000"]) + " |"
+    yield "|" + "---|" * (len(names) + 8)
     for study in dict.fromkeys(row["study"] for row in rows):
         of_study = [row for row in rows if row["study"] == study]
         columns = [[row["spearman"].get(name) for row in of_study] for name in names]
         columns.append([row["obeys"] for row in of_study])
         columns.append([sum(row["measured"].values()) / len(row["measured"]) for row in of_study if row["measured"]])
-        columns += [[row[key] for row in of_study] for key in ("leak", "diversity")]
+        columns += [[row[key] for row in of_study] for key in ("leak", "pixel_change", "diversity")]
         kid = _mean([1000 * row["kid"] for row in of_study], digits=0)
         yield "| " + " | ".join([study, str(len(of_study)), *map(_mean, columns), kid]) + " |"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -151,19 +152,19 @@ def _sweeps(real: Real, plan: Plan, predicted_NA: np.ndarray) -> dict[str, Any]:
 
 
 def _paths(real: Real, plan: Plan, made: Made) -> dict[str, Any]:
-    """Path length in units of the mean squared distance of two real tiles, the share of the longest step, and how far pixels move from end
-    to end over how far two real tiles differ. For judged attributes also the rank correlation of the levels asked for, those in between
-    too, with the mean of what the judge reads: 1 when it rises at every point.
+    """Path length in units of the mean squared distance of two real tiles, the share of the longest step, and the mean change of a pixel
+    from end to end, over that between two real tiles of any levels. For judged attributes also the rank correlation of the levels asked
+    for, those in between too, with the mean of what the judge reads: 1 when it rises at every point.
     """
     shape = made.path_features.shape[:3]
     said_APS = real.judge.predict(made.path_tiles, made.path_features.reshape(len(made.path_tiles), -1)).reshape(*shape, -1)
     usual = 2 * float(real.train_ND.var(axis=0, dtype=np.float64).sum())
     tiles_APSHWC = made.path_tiles.reshape(*shape, *made.path_tiles.shape[1:])
-    apart = control.pixel_distance(real.thumbs[:-1][:PAIRS], real.thumbs[1:][:PAIRS])
+    apart = control.pixel_distance(islice(pairwise(real.thumbs), PAIRS))
     found = {}
     for a, (name, of_attribute) in enumerate(zip(plan.schema.names, made.path_features, strict=True)):
         way = control.path(of_attribute)
-        changed = control.pixel_distance(tiles_APSHWC[a, :, 0], tiles_APSHWC[a, :, -1])
+        changed = control.pixel_distance((tiles_SHWC[0], tiles_SHWC[-1]) for tiles_SHWC in tiles_APSHWC[a])
         found[name] = {"length": way.length / max(usual, 1e-12), "largest": way.largest, "changed": changed / max(apart, 1e-12)}
         if a in plan.ways:
             found[name]["order"] = control.spearman(np.arange(POINTS), said_APS[a, :, :, a].mean(axis=0))

@@ -6,7 +6,7 @@ Pure functions of arrays. Only assessable levels come in here: "not assessable" 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,13 +172,13 @@ def spread(tiles_NHWC: np.ndarray, levels_NA: np.ndarray) -> float | None:
     _, label_N = np.unique(levels_NA, axis=0, return_inverse=True)
     order_N = np.argsort(label_N, kind="stable")
     pairs = [(a, b) for a, b in zip(order_N, order_N[1:], strict=False) if label_N[a] == label_N[b]]
-    return pixel_distance(*(tiles_NHWC[list(side)] for side in zip(*pairs, strict=True))) if pairs else None
+    return pixel_distance((tiles_NHWC[a], tiles_NHWC[b]) for a, b in pairs) if pairs else None
 
 
-def pixel_distance(one_NHWC: np.ndarray, other_NHWC: np.ndarray) -> float:
-    """Mean absolute difference of tiles, uint8, one by one; 0 of none."""
-    pairs = zip(one_NHWC, other_NHWC, strict=True)
-    return float(np.mean([np.abs(one.astype(float) - other).mean() for one, other in pairs])) if len(one_NHWC) else 0.0
+def pixel_distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean absolute difference of the two tiles, uint8, over pairs; 0 of none."""
+    apart = [np.abs(one.astype(float) - other).mean() for one, other in pairs]
+    return float(np.mean(apart)) if apart else 0.0
 
 
 def shuffled(requested_NA: np.ndarray, seed: int = 0) -> np.ndarray:
