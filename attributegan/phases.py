@@ -86,19 +86,17 @@ def generator_phase(
     """
     weights, terms = config.loss, _Terms(len(batches))
     kinds_of_pairs = (weights.diversity > 0) + (weights.residual > 0)  # a step has pairs of one kind, whose term counts for both
-    moves = weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].draws.moves)
+    paired, moves = kinds_of_pairs > 0, weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].draws.moves)
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                latents_BL, levels_BA = _asked_for(batch, kinds_of_pairs > 0, moves)
+                latents_BL, levels_BA = _asked_for(batch, paired, moves)
                 plain = generator(latents_BL, levels_BA)
                 fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
                 answer = discriminator.local(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
                 )
-                against = (
-                    _answers_to_real(config, discriminator, batch, kinds_of_pairs > 0) if weights.adversarial == "relativistic" else {}
-                )
+                against = _answers_to_real(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
                 loss = torch.zeros((), device=runtime.device)
                 for head, fake_answer in _heads(answer).items():
                     loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
