@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attributegan.models.averaged import NEWEST, AveragedConv2d, AveragedLinear
 from attributegan.models.batchnorm import BatchNorm2d
 from attributegan.models.blocks import leaky
 from attributegan.models.precision import full_precision
@@ -55,18 +56,18 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.num_levels = list(num_levels)
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
-        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, stride=1 + (k > 0), padding=1, bias=False)
+        self.convs = nn.ModuleList(AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
                                    for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
-        self.norms = nn.ModuleList(BatchNorm2d(width) for width in AUXILIARY_WIDTHS)
-        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES)
-        self.hidden = nn.Linear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
-        self.logits = nn.Linear(AUXILIARY_HIDDEN, sum(num_levels))
+        self.norms = nn.ModuleList(BatchNorm2d(width, momentum=NEWEST) for width in AUXILIARY_WIDTHS)
+        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=NEWEST)
+        self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
+        self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(num_levels))
 
     def forward(self, images_BCHW: Tensor, learn: bool) -> tuple[Tensor, ...]:
         """
         Args:
             images_BCHW: [-1, 1], of any size; larger ones than `AUXILIARY_SIZE` are averaged down.
-            learn: normalise by the batch, which adds to the statistics; else by these.
+            learn: by the weights and the batch's statistics, which adds both to their averages; else by these.
 
         Returns:
             of each attribute (B, levels).
