@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attributegan.models.blocks import layout
+
 NEWEST = 0.01  # share of the newest weights in the average
 
 
@@ -26,7 +28,7 @@ class AveragedConv2d(nn.Conv2d):
         if self.training:
             _follow(self.averaged_weight, weight)
         else:
-            weight = self.averaged_weight.to(memory_format=torch.channels_last)
+            weight = self.averaged_weight.to(memory_format=layout(input))  # sharded engines lay out parameters alone
         return super()._conv_forward(input, weight, bias)
 
 
