@@ -43,7 +43,7 @@ class ModelConfig:
     generator_levels: Literal["columns", "places"] = "columns"  # a column for each level, or the place of each attribute on its scale
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
-    auxiliary_heads: bool = False  # heads of the discriminator that tell the levels of real tiles
+    auxiliary_heads: bool = False  # heads of the discriminator that tell levels, and real from generated, for each attribute
     label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
     proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
     attributes: str = ""  # schema: "published", a YAML file, or "" for the schema of the shards
@@ -77,7 +77,8 @@ class LossConfig:
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
     contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
-    auxiliary: float = 0.0  # levels that the auxiliary heads read off real tiles (discriminator) and off generated ones (generator)
+    auxiliary: float = 0.0  # auxiliary heads tell levels of real tiles and of generated ones, which are to pass for real ones of theirs
+    control: float = 0.0  # the levels alone of generated tiles, as the auxiliary heads read them (generator)
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
     residual: float = 0.0  # few changes in a generated tile when an attribute is moved; with diversity, they take turns at twice the weight
     reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
@@ -86,8 +87,9 @@ class LossConfig:
     r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
 
     def __post_init__(self) -> None:
-        for name in ("contrastive", "auxiliary", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
+        for name in ("contrastive", "auxiliary", "control", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        _require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} goes with a loss.auxiliary above 0")
         _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")

@@ -39,16 +39,45 @@ def relativistic(better: Tensor, worse: Tensor) -> Tensor:
     return F.softplus(_full(better) - _full(worse)).mean()
 
 
-def level_cross_entropy(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """Cross entropy of the levels, mean over batch and attributes, in which a level that is not known counts as 0 (Odena et al.,
-    "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
+def auxiliary_discriminator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
+    """Cross entropy of twice as many classes as there are levels, those of real tiles and those of generated ones: mean over tiles and
+    attributes, in which a level that is not known counts as 0 (Hou et al., "Conditional GANs with Auxiliary Discriminative Classifier",
+    ADC-GAN, ICML 2022).
+
+    A classifier that knows real tiles alone (AC-GAN) is content with generated ones that it is sure of, however they look.
 
     Args:
-        logits: of each attribute (B, levels).
-        levels_BA: -1 for a level that is not known.
+        logits: of each attribute (2B, 2 levels): B real tiles, then B generated ones; levels of real tiles, then those of generated ones.
+        levels_BA: of the real tiles and of the generated ones alike; -1 for a level that is not known.
     """
-    each = [F.cross_entropy(_full(logits_BL), levels_B.clamp(min=0), reduction="none") * (levels_B >= 0)
-            for logits_BL, levels_B in zip(logits, levels_BA.T, strict=True)]  # fmt: skip
+    classes_A = torch.tensor([logits_BL.shape[1] // 2 for logits_BL in logits], device=levels_BA.device)
+    generated_BA = torch.where(levels_BA >= 0, levels_BA + classes_A, levels_BA)
+    return _cross_entropy(logits, torch.cat([levels_BA, generated_BA]))
+
+
+def auxiliary_generator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
+    """The same cross entropy, of generated tiles that are to be taken for real ones of their levels; ADC-GAN's generator also wants them
+    not to be taken for generated ones, which the softmax over both says already.
+
+    Args:
+        logits: of each attribute (B, 2 levels).
+    """
+    return _cross_entropy(logits, levels_BA)
+
+
+def control(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
+    """Cross entropy of the levels alone, as if all tiles were real: the part of `auxiliary_generator` that tells levels apart (the
+    classification loss of AC-GAN; Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
+
+    Args:
+        logits: of each attribute (B, 2 levels).
+    """
+    return _cross_entropy([logits_BL[:, : logits_BL.shape[1] // 2] for logits_BL in logits], levels_BA)
+
+
+def _cross_entropy(logits: Sequence[Tensor], classes_BA: Tensor) -> Tensor:
+    each = [F.cross_entropy(_full(logits_BL), class_B.clamp(min=0), reduction="none") * (class_B >= 0)
+            for logits_BL, class_B in zip(logits, classes_BA.T, strict=True)]  # fmt: skip
     return torch.stack(each).mean()
 
 

@@ -60,7 +60,7 @@ def discriminator_phase(
             for head, answers in _heads(answer).items():
                 loss = loss + terms.add(f"discriminator/adversarial{head}", _tell_apart(config, *answers.chunk(2)))
             if weights.auxiliary:
-                told = losses.level_cross_entropy(answer.levels, batch.levels_BA)
+                told = losses.auxiliary_discriminator(answer.levels, batch.levels_BA)
                 loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)
             if weights.contrastive:
                 contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, batch.levels_BA)
@@ -101,8 +101,10 @@ def generator_phase(
                 for head, fake_answer in _heads(answer).items():
                     loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
                 if weights.auxiliary:
-                    told = losses.level_cross_entropy(answer.levels, levels_BA)
+                    told = losses.auxiliary_generator(answer.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
+                if weights.control:
+                    loss = loss + weights.control * terms.add("generator/control", losses.control(answer.levels, levels_BA))
                 if moves:
                     changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + kinds_of_pairs * weights.residual * terms.add("generator/residual", changed)

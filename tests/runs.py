@@ -35,7 +35,7 @@ TINY = {
 CONTROL = (  # overrides of the above: every term that is not on there, and levels that are not known
     "model.conditioning=projection", "model.generator_modulation=true", "model.generator_levels=places", "model.auxiliary_heads=true",
     "loss.adversarial=relativistic",
-    "loss.auxiliary=1", "loss.diversity=1", "loss.residual=1", "loss.r2_gamma=0.1", "loss.contrastive_over=attribute",
+    "loss.auxiliary=1", "loss.control=1", "loss.diversity=1", "loss.residual=1", "loss.r2_gamma=0.1", "loss.contrastive_over=attribute",
     "data.known=[cell_crowding, mitosis, pleomorphism]",
 )  # fmt: skip
 

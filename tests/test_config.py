@@ -46,6 +46,8 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"run": {"save_every": 0}}, "run.save_every"),
         ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 goes with a loss.r1_gamma above 0"),
         ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 with model.auxiliary_heads=false"),
+        ({"model": {"auxiliary_heads": True}, "loss": {"auxiliary": -1}}, "loss.auxiliary: -1.0 is negative"),
+        ({"loss": {"control": 1}}, "loss.control: 1.0 goes with a loss.auxiliary above 0"),
         ({"loss": {"diversity": -1}}, "loss.diversity: -1.0 is negative"),
         ({"loss": {"residual": -1}}, "loss.residual: -1.0 is negative"),
         ({"loss": {"contrastive": 0, "temperature": 0.5}}, "loss.temperature: 0.5 goes with a loss.contrastive above 0"),

@@ -127,13 +127,22 @@ def test_relativistic_by_hand() -> None:
     assert (real.grad > 0).all() and torch.equal(fake.grad, -real.grad)
 
 
-def test_cross_entropy_of_levels_by_hand_and_without_those_not_known() -> None:
-    logits = [torch.tensor([[0.0, math.log(3)], [0.0, 0.0]], requires_grad=True), torch.zeros(2, 4)]
-    loss = losses.level_cross_entropy(logits, torch.tensor([[1, 2], [0, -1]]))
-    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4) + 0) / 4, abs=1e-6)
-    loss = losses.level_cross_entropy(logits, torch.full((2, 2), -1))
-    loss.backward()
-    assert loss.item() == 0 and (logits[0].grad == 0).all()
+def test_auxiliary_losses_by_hand_and_without_levels_not_known() -> None:
+    # One tile and two attributes, of two levels (classes: real 0, real 1, generated 0, generated 1) and of one.
+    shares = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    logits, levels = [shares + 5, torch.tensor([[0.5, 0.5]]).log()], torch.tensor([[1, 0]])
+    assert losses.auxiliary_generator(logits, levels).item() == pytest.approx(-(math.log(0.2) + math.log(0.5)) / 2, abs=1e-6)
+    assert losses.control(logits, levels).item() == pytest.approx(-(math.log(2 / 3) + 0) / 2, abs=1e-6)
+    both = [torch.cat([logits_BL, logits_BL.flip(1)]) for logits_BL in logits]  # the second is the generated one
+    by_hand = -(math.log(0.2) + math.log(0.1) + 2 * math.log(0.5)) / 4
+    assert losses.auxiliary_discriminator(both, levels).item() == pytest.approx(by_hand, abs=1e-6)
+    unknown = torch.tensor([[-1, 0]])
+    assert losses.auxiliary_generator(logits, unknown).item() == pytest.approx(-math.log(0.5) / 2, abs=1e-6)
+    assert losses.auxiliary_discriminator(both, unknown).item() == pytest.approx(-2 * math.log(0.5) / 4, abs=1e-6)
+    for loss in (losses.auxiliary_generator, losses.control):
+        shares = shares.detach().requires_grad_()
+        loss([shares], torch.tensor([[-1]])).backward()
+        assert (shares.grad == 0).all()
 
 
 def test_diversity_asks_for_no_more_than_its_bound() -> None:
@@ -161,7 +170,8 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
         losses.hinge_generator(PROXY.to(dtype)),
         losses.contrastive_2c(EMBEDDING.to(dtype), PROXY.to(dtype), LEVELS, 1.0),
         losses.relativistic(EMBEDDING.to(dtype), PROXY.to(dtype)),
-        losses.level_cross_entropy([EMBEDDING.to(dtype)], LEVELS[:, :1]),
+        losses.auxiliary_generator([EMBEDDING.to(dtype)], LEVELS[:, :1]),
+        losses.control([EMBEDDING.to(dtype)], LEVELS[:, :1].clamp(max=0)),
         losses.diversity(images[:2], torch.ones((), dtype=dtype)),
         losses.residual(images[:2], torch.ones((), dtype=dtype)),
         losses.gradient_penalty(images.square(), images),

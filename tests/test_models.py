@@ -58,7 +58,7 @@ def test_every_size(size: int, kind: str) -> None:
     assert made.shape == (2, 3, size, size)
     if kind == "controlled":
         assert answer.logits.shape == (2, 1) and answer.logits_32 is None
-        assert [logits.shape for logits in answer.levels] == [(2, 5), (2, 4), (2, 4), (2, 3), (2, 5)]
+        assert [logits.shape for logits in answer.levels] == [(2, 10), (2, 8), (2, 8), (2, 6), (2, 10)]
     else:
         assert answer.logits.shape == answer.logits_32.shape == (2, 21 if kind == "figure" else 25)
         assert answer.levels is None

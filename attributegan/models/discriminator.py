@@ -46,7 +46,7 @@ class DiscriminatorOutput(NamedTuple):
     embedding: Tensor | None  # BE, unit length
     proxy: Tensor | None  # BE, unit length: where images of these levels belong
     reconstruction_loss: Tensor | None  # scalar
-    levels: tuple[Tensor, ...] | None  # of each attribute B x levels: logits of the auxiliary heads
+    levels: tuple[Tensor, ...] | None  # of each attribute B x 2 levels: logits of the auxiliary heads
 
 
 class Discriminator(Stages):
@@ -98,9 +98,9 @@ class Discriminator(Stages):
             quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
-            learn_levels: compute ``levels`` for the auxiliary heads to learn from (real images), ...
+            learn_levels: compute ``levels`` for the auxiliary heads to learn from, ...
             tell_levels: ... or as they have learnt to.
-            first: compute all of these of that many images, of the others the answers alone. One pass over all is faster than two.
+            first: compute ``embedding`` to ``reconstruction_loss`` of that many images alone. One pass over all is faster than two.
 
         Raises:
             ValueError: images of another size; the 8 x 8 map would not be one.
@@ -110,6 +110,7 @@ class Discriminator(Stages):
             raise ValueError(f"images: {tuple(images_BCHW.shape[2:])} pixels; this discriminator is for {size} x {size}")
         maps = self._maps(images_BCHW)
         logits, logits_32 = self._answers(images_BCHW, maps[-1], self.columns(levels_BA))
+        told = self.auxiliary(images_BCHW, learn_levels) if self.auxiliary is not None and (learn_levels or tell_levels) else None
         images_BCHW, levels_BA, maps = images_BCHW[:first], levels_BA[:first], [map_BCHW[:first] for map_BCHW in maps]
         return DiscriminatorOutput(
             logits=logits,
@@ -117,7 +118,7 @@ class Discriminator(Stages):
             embedding=normalise(self.embedder(maps[0])) if embed else None,
             proxy=normalise(self.proxies(levels_BA)) if embed else None,
             reconstruction_loss=self._reconstruction_loss(images_BCHW, maps, quadrant) if reconstruct else None,
-            levels=self.auxiliary(images_BCHW, learn_levels) if self.auxiliary is not None and (learn_levels or tell_levels) else None,
+            levels=told,
         )
 
     def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:

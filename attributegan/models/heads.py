@@ -46,22 +46,23 @@ class ProjectionHead(nn.Module):
 
 
 class AuxiliaryHeads(nn.Module):
-    """Images -> logits of every attribute's levels: the auxiliary classifier of AC-GAN (Odena et al., ICML 2017).
+    """Images -> logits of every attribute's levels, those of real tiles and those of generated ones: the auxiliary discriminative
+    classifier of ADC-GAN (Hou et al., ICML 2022).
 
     A network of its own beside the discriminator's stages, with batch norm, which it learns several times faster with than without, and
-    with how parallel edges are as further inputs. It is to learn from real tiles alone; generated ones are read by what it has learnt.
+    with how parallel edges are as further inputs. What it has learnt is read off averages (`averaged`).
     """
 
     def __init__(self, num_levels: Sequence[int]) -> None:
         super().__init__()
-        self.num_levels = list(num_levels)
+        self.classes = [2 * levels for levels in num_levels]
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
         self.convs = nn.ModuleList(AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
                                    for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
         self.norms = nn.ModuleList(BatchNorm2d(width, momentum=NEWEST) for width in AUXILIARY_WIDTHS)
         self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=NEWEST)
         self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
-        self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(num_levels))
+        self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(self.classes))
 
     def forward(self, images_BCHW: Tensor, learn: bool) -> tuple[Tensor, ...]:
         """
@@ -70,7 +71,7 @@ class AuxiliaryHeads(nn.Module):
             learn: by the weights and the batch's statistics, which adds both to their averages; else by these.
 
         Returns:
-            of each attribute (B, levels).
+            of each attribute (B, 2 levels): levels of real tiles, then those of generated ones.
         """
         self.train(learn)
         x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
@@ -80,7 +81,7 @@ class AuxiliaryHeads(nn.Module):
             x = leaky(norm(conv(x)))
         variance_BC, mean_BC = torch.var_mean(full_precision(x), dim=(2, 3), correction=0)
         seen_BC = torch.cat([mean_BC, (variance_BC + 1e-6).sqrt(), parallel_BC], dim=1)
-        return self.logits(leaky(self.hidden(self.scale(seen_BC[..., None, None]).flatten(1)))).split(self.num_levels, dim=1)
+        return self.logits(leaky(self.hidden(self.scale(seen_BC[..., None, None]).flatten(1)))).split(self.classes, dim=1)
 
 
 def coherence(images_BCHW: Tensor) -> Tensor:
