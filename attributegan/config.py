@@ -77,7 +77,7 @@ class LossConfig:
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
     contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
-    auxiliary: float = 0.0  # auxiliary heads tell levels of real tiles and of generated ones, which are to pass for real ones of theirs
+    auxiliary: float = 0.0  # heads learn levels, and real from generated (discriminator); tiles pass for real ones of theirs (generator)
     control: float = 0.0  # the levels alone of generated tiles, as the auxiliary heads read them (generator)
     diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
     residual: float = 0.0  # few changes in a generated tile when an attribute is moved; with diversity, they take turns at twice the weight

@@ -208,6 +208,6 @@ def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataPa
         return DistributedDataParallel(
             module,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are equal on all ranks by construction: batch norm is synchronised
+            broadcast_buffers=False,  # they are equal on all ranks by construction: batch norm is synchronised, weights are equal
             gradient_as_bucket_view=True,
         )

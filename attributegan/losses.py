@@ -50,14 +50,14 @@ def auxiliary_discriminator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tens
         logits: of each attribute (2B, 2 levels): B real tiles, then B generated ones; levels of real tiles, then those of generated ones.
         levels_BA: of the real tiles and of the generated ones alike; -1 for a level that is not known.
     """
-    classes_A = torch.tensor([logits_BL.shape[1] // 2 for logits_BL in logits], device=levels_BA.device)
-    generated_BA = torch.where(levels_BA >= 0, levels_BA + classes_A, levels_BA)
+    columns = zip(logits, levels_BA.T, strict=True)
+    generated_BA = torch.stack([level_B.where(level_B < 0, level_B + logits_BL.shape[1] // 2) for logits_BL, level_B in columns], dim=1)
     return _cross_entropy(logits, torch.cat([levels_BA, generated_BA]))
 
 
 def auxiliary_generator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """The same cross entropy, of generated tiles that are to be taken for real ones of their levels; ADC-GAN's generator also wants them
-    not to be taken for generated ones, which the softmax over both says already.
+    """The same cross entropy, of generated tiles that are to be taken for real ones of their levels. ADC-GAN's generator adds the logarithm
+    of the share of generated ones of their levels, which is left out here.
 
     Args:
         logits: of each attribute (B, 2 levels).

@@ -61,8 +61,6 @@ class Training:
         if (config.loss.diversity or config.loss.residual) and share % 2:
             raise ValueError(f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
                              f"{share} tiles a micro-batch; choose a batch with an even number of them")  # fmt: skip
-        if config.model.auxiliary_heads and share * runtime.world < 2:
-            raise ValueError("train.batch: auxiliary heads normalise over the tiles of a micro-batch, which must be 2 or more")
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
@@ -221,7 +219,8 @@ class Training:
         state = checkpoint.load_state(path)
         _check_same_model(path, state, self.config, self.schema)
         for name, engine in (("generator", self.generator), ("discriminator", self.discriminator)):
-            with checkpoint.reading(path, name) as (_, read):
+            with checkpoint.reading(path, name) as (names, read):
+                _check_same_names(path, name, engine, names)
                 engine.load_weights(read)
             with checkpoint.reading(path, f"{name}_optimizer") as (names, read):
                 engine.load_moments(names, read)
@@ -247,6 +246,14 @@ def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for key, value in values.items()
         if now[section].get(key, value) != value and f"{section}.{key}" != "train.images"
     ]
+
+
+def _check_same_names(path: Path, network: str, engine: Engine, names: frozenset[str]) -> None:
+    if missing := sorted(engine.module.state_dict().keys() - names):
+        raise ValueError(
+            f"{path}: was written by a version whose {network} was another one: it has no {missing[0]}. Go on with that version, or take "
+            "another run.dir"
+        )
 
 
 def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:

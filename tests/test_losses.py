@@ -171,6 +171,7 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
         losses.contrastive_2c(EMBEDDING.to(dtype), PROXY.to(dtype), LEVELS, 1.0),
         losses.relativistic(EMBEDDING.to(dtype), PROXY.to(dtype)),
         losses.auxiliary_generator([EMBEDDING.to(dtype)], LEVELS[:, :1]),
+        losses.auxiliary_discriminator([EMBEDDING[[0, 1, 2, 0, 1, 2]].to(dtype)], LEVELS[:, :1].clamp(max=0)),
         losses.control([EMBEDDING.to(dtype)], LEVELS[:, :1].clamp(max=0)),
         losses.diversity(images[:2], torch.ones((), dtype=dtype)),
         losses.residual(images[:2], torch.ones((), dtype=dtype)),

@@ -461,6 +461,7 @@ def test_averaged_layers_learn_with_weights_and_answer_with_their_average(layer:
 
 def test_auxiliary_heads_answer_by_averages_alone() -> None:
     heads = AuxiliaryHeads([3, 2])
+    assert {norm.momentum for norm in (*heads.norms, heads.scale)} == {NEWEST}  # statistics and weights of one window
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     for _ in range(5):
         heads(images, learn=True)

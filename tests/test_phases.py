@@ -30,6 +30,16 @@ class Echo:
         yield
 
 
+class Teller(Echo):
+    """It tells levels besides, of one attribute with levels 0 to 4: whatever the image, real with these shares and generated with 0.2."""
+
+    SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
+
+    def local(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
+        logits_BK = torch.tensor([*self.SHARES, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]).log().expand(len(images_BCHW), -1)
+        return super().local(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("tell_levels") else None)
+
+
 class Linear:
     """A generator whose tile is one colour, the latent's first number plus the sum of the levels; it keeps the losses that it is told."""
 
@@ -109,6 +119,20 @@ def loss_of(moves: bool, **weights: float) -> tuple[float, dict[str, Tensor], Te
     batch = batch_of([[1, 1], [2, 1], [3, 2], [1, 2]], moves=moves)
     terms, _ = phases.generator_phase(config, runtime, generator, Echo(), [batch])
     return generator.losses[0] - float(terms["generator/adversarial"]), terms, generator.made
+
+
+def test_levels_that_were_asked_for_are_those_to_be_told() -> None:
+    loss = LossConfig(contrastive=0, reconstruction=0, auxiliary=0.5, control=3, diversity=0.3)
+    config = dataclasses.replace(PLAIN, loss=loss, model=dataclasses.replace(PLAIN.model, auxiliary_heads=True))
+    generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
+    batch = batch_of([[1], [2], [3], [4]])  # so tiles of 1, 1, 3 and 3 are asked for
+    terms, _ = phases.generator_phase(config, runtime, generator, Teller(), [batch])
+    asked = torch.tensor([Teller.SHARES[k] for k in (1, 1, 3, 3)])
+    passing, told = -asked.log().mean(), -(asked / 0.8).log().mean()
+    torch.testing.assert_close(terms["generator/auxiliary"], passing)
+    torch.testing.assert_close(terms["generator/control"], told)
+    other = float(terms["generator/adversarial"] + 0.3 * terms["generator/diversity"])
+    assert generator.losses[0] - other == pytest.approx(float(0.5 * passing + 3 * told), rel=1e-4)
 
 
 def test_moved_attributes_and_diversity_take_turns_at_twice_the_weight() -> None:

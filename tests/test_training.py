@@ -1,5 +1,6 @@
 """Training as a user starts it: interrupted and resumed, on one process and several, refused, diverging."""
 
+import hashlib
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from runs import (
     wait_for,
     write_config,
 )
+from safetensors.torch import load_file, save_file
 
 from attributegan import checkpoint, sample, status, training
 from attributegan.attributes import PUBLISHED
@@ -152,7 +154,6 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
         (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
-        (["loss.auxiliary=1", "model.auxiliary_heads=true", "train.batch=1"], "train.batch: auxiliary heads normalise over the tiles"),
         (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
         (["loss.residual=1", "train.batch=6", "train.accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],
@@ -244,6 +245,27 @@ def test_penalties_of_some_steps_are_in_every_line(shards: Path, tmp_path: Path)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and len({line["discriminator/r1"] for line in lines}) == 1
     assert all(json.loads((run / "status.json").read_text())["losses"].values())
+
+
+def test_a_checkpoint_of_another_version_of_a_network_is_refused_by_name(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch.train import main
+
+    control = ("model.auxiliary_heads=true", "loss.auxiliary=1", "data.workers=0")
+    train(shards, tmp_path, "train.images=8", *control)
+    found = checkpoint.find(tmp_path)
+    path, manifest = found / "discriminator.safetensors", json.loads((found / "manifest.json").read_text())
+    tensors = load_file(path)
+    del tensors["auxiliary.logits.averaged_bias"]
+    save_file(tensors, path)
+    manifest[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (found / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    options = ["--config", str(write_config(tmp_path)), f"data.shards={shards}", f"run.dir={tmp_path}", "train.images=16", *control]
+    assert main(options) == 2
+    said = "".join(capsys.readouterr())
+    assert "written by a version whose discriminator was another one: it has no auxiliary.logits.averaged_bias" in said
 
 
 def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) -> None:

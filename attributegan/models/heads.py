@@ -1,4 +1,5 @@
-"""Heads of a discriminator that reads levels in other ways than the published one: a projection, and heads that tell the levels."""
+"""Heads of a discriminator that reads levels in other ways than the published one: a projection, and heads that tell levels and
+real from generated."""
 
 from __future__ import annotations
 
