@@ -21,7 +21,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml configs/constraints.txt
 
 quickstart: venv
 	$(BIN)/attributegan-shard phantom --count 4096 --size 64 --out quickstart/shards
-	$(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run
+	$(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run train.images=32000
 	$(BIN)/attributegan-sample quickstart/run --out quickstart/tiles --count 64 --sweep --overwrite
 	$(BIN)/attributegan-evaluate quickstart/run --shards quickstart/shards --out quickstart/report
 	@printf '\nDone. Look at:\n  quickstart/tiles/       generated tiles, and one row of tiles per attribute, lowest level to highest\n'
