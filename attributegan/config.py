@@ -163,7 +163,9 @@ class TrainConfig:
     batch: int = 64  # global batch: over all processes and all micro-batches of a step
     accumulation: int = 1  # micro-batches of a step
     seed: int = 0  # of the weights, the order of tiles, latents and augmentation
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp32, bf16 or fp16 (autocast), or fp64 for checks of exactness
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = (
+        "auto"  # auto: bf16 where native, else fp32 (CPU), fp16 (GPU); fp64: checks
+    )
     processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
     timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
     tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from attributegan import cli, config
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
-from attributegan.run_dir import status
+from attributegan.run_dir import resolved_config, status
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.distributed.runtime import Runtime
@@ -90,6 +90,7 @@ def run(settings: Config) -> int:
     from launch.evaluator import Watcher
 
     runtime = Runtime(settings)
+    settings = runtime.config  # train.precision=auto is decided
     watcher, code = Watcher(settings), None
     try:
 
@@ -106,6 +107,7 @@ def run(settings: Config) -> int:
                 held.enter_context(_claimed(settings, runtime))
             stop = held.enter_context(Stop())
             start_logging(Path(settings.run.dir), runtime.is_main)
+            runtime.log_precision()
             # Launchers give each process a file for its error, and take the first one that is written for the cause.
             code = record(_train)(settings, shards, schema, runtime, stop, watcher)
             assert code is not None
@@ -134,7 +136,7 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
 
 def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop, watcher: Watcher) -> int:
     from attributegan.distributed.watchdog import Watch
-    from attributegan.training.loop import train, write_config
+    from attributegan.training.loop import train
     from attributegan.training.trainer import Batch, Training
     from data_shards.loader.loader import batches
 
@@ -169,7 +171,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             began = training.images
             tell(images=began, error="")
             if runtime.is_main:
-                write_config(settings)
+                resolved_config.write(settings)
                 watcher.start()  # it reads there when the run is over
             for line in training.memory_report():
                 log.info(line)

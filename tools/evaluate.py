@@ -83,6 +83,7 @@ def common_options(result: argparse.ArgumentParser) -> None:
                         help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
+    options_module.add_precision(result)
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
 
@@ -146,6 +147,7 @@ class Evaluation:
         for name, loaded in models.items():
             data.check_model(name, loaded, first, self.data)
         self.features = features.load(options.features, options.feature_size).to(processes.device)
+        self.precision = processes.from_main(options_module.precision_of(options) if processes.is_main else "")
         self.progress = _Progress(processes.is_main)
 
     def run(self) -> dict[str, Any] | None:
@@ -165,7 +167,7 @@ class Evaluation:
             loaded.generator.to(processes.device)
             tiles = samples.make(
                 loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, options.batch,
-                partial(self._tell, name),
+                partial(self._tell, name), self.precision,
             )  # fmt: skip
             if known and tiles:
                 made[name] = tiles
@@ -191,6 +193,7 @@ class Evaluation:
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
                         | {"equal": equal},
+            "precision": self.precision,
             "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
                        for name, loaded in self.models.items()},
             "rows": [row.numbers for row in rows],

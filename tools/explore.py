@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--judge", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of the "
                         "one of --shards in the cache")  # fmt: skip
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
+    options_module.add_precision(result)
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     result.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (%(default)s)")
@@ -78,7 +79,7 @@ def _explore(options: argparse.Namespace) -> None:
             print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
         reader = predictions.open_reader(schema, tiles, options.judge, options.cache, _tell)
         port = listening.getsockname()[1]
-        app = server.application(server.Explorer(shown, reader), options.host, token, port)
+        app = server.application(server.Explorer(shown, reader, options_module.precision_of(options)), options.host, token, port)
         address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
         print(f"{shown.name}: {address}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)

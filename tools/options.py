@@ -1,8 +1,9 @@
-"""Options of the commands that read a set at a URL: where its shards are kept, and how many."""
+"""Options that several commands have: the cache for shards of a remote set, and the precision of generated tiles."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from attributegan.config import DataConfig
@@ -24,6 +25,25 @@ def add(parser: argparse.ArgumentParser, name: str = "cache") -> None:
         metavar="GB",
         help="most GB of shards in that folder (%(default)s)",
     )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                        help="of generated tiles; auto: bf16 where the hardware has it, else fp32 (CPU) or fp16 (GPU)")  # fmt: skip
+
+
+def precision_of(arguments: argparse.Namespace) -> str:
+    """``--precision`` with "auto" decided for the device that this process generates on; says so on stderr, and warns when it is slow."""
+    import torch
+
+    from attributegan.utils import precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen, reason = precision.choose(device) if arguments.precision == "auto" else (arguments.precision, "")
+    message = f"--precision: {chosen} ({reason})" if reason else precision.warning(chosen, device, "--precision ")
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    return chosen
 
 
 def _gigabytes(text: str) -> float:

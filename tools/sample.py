@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.cli import exit_status, parser
+from tools import options as options_module
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     import numpy as np
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--steps", metavar="N", type=int, default=300, help="of the search of --project (default: %(default)s)")
     result.add_argument("--seed", metavar="S", type=int, default=0, help="tile k of a seed is always the same (default: %(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles made at a time (default: %(default)s)")
-    result.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it")
+    options_module.add_precision(result)
     result.add_argument("--workers", metavar="N", type=int, default=1, help="processes that make tiles (default: %(default)s)")
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
     return result
@@ -98,6 +99,7 @@ def _sample(options: argparse.Namespace) -> None:
         _make_folder(options.out.parent if options.format == "shards" else options.out)
         return None if options.project else make_tiles(options)
     old = [] if options.format == "shards" else to_replace(options.out, options.overwrite)
+    options.precision = options_module.precision_of(options)
     loaded = _load(options)
     pictures = _pictures(loaded, options)  # before the tiles: levels that can't be are refused before anything is written
     if options.project:
@@ -146,6 +148,7 @@ def make_tiles(options: argparse.Namespace) -> None:
 
     processes = Processes()
     try:
+        options.precision = processes.from_main(options.precision)
         loaded = _load(options)
         loaded.generator.to(processes.device)
         recipe = _recipe(loaded, options)
@@ -172,7 +175,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
     given = loaded.schema.parse(options.levels)
     if options.format == "shards" and (between := [name for name, level in given.items() if level != int(level)]):
         raise ValueError(f"--levels {between[0]}={given[between[0]]}: shards hold whole levels; use another --format")
-    return Recipe(loaded, options.seed, given, real_NA, options.truncation, options.batch, options.precision == "bf16")
+    return Recipe(loaded, options.seed, given, real_NA, options.truncation, options.batch, options.precision)
 
 
 def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:

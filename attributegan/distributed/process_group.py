@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from attributegan.utils.allocator import keep_freed_memory
+
 Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(days=2)  # others wait while the main process does what can't be shared
 
@@ -35,6 +37,8 @@ class Processes:
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        else:
+            keep_freed_memory()
         if self.world > 1:
             dist.init_process_group("gloo", timeout=PATIENCE)
 

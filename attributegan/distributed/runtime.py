@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import secrets
 import socket
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,13 +29,15 @@ from attributegan.config import Config
 from attributegan.distributed import deepspeed_config, launcher
 from attributegan.distributed.engine import DataParallel, Engine
 from attributegan.distributed.rendezvous import roll_call
+from attributegan.run_dir.resolved_config import previous_precision
+from attributegan.utils import precision
 from attributegan.utils.allocator import keep_freed_memory
 from attributegan.utils.collectives import gather
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 ASK_S = 1.0
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+log = logging.getLogger("attributegan")
 
 
 class Runtime:
@@ -58,6 +62,7 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
+        self.config = config = replace(config, train=replace(config.train, precision=cast(Any, self._precision())))
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         if on_cpu:
             keep_freed_memory()
@@ -86,8 +91,31 @@ class Runtime:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The mixed-precision context of forward passes; losses are computed outside of it, in full precision."""
-        dtype = AUTOCAST.get(self.config.train.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+        return precision.autocast(self.config.train.precision, self.device)
+
+    def _precision(self) -> str:
+        """``train.precision``, with "auto" decided by rank 0 for all: the launcher's, that of the run so far, or the fastest here."""
+        chosen: str = self.config.train.precision
+        self.precision_reason = ""
+        if chosen == "auto" and self.is_main:
+            launcher = self.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+            if launcher in precision.AUTOCAST:
+                chosen, self.precision_reason = launcher, "mixed_precision of the launcher"
+            elif previous := previous_precision(self.config.run):
+                chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which this start resumes"
+            else:
+                chosen, self.precision_reason = precision.choose(self.device)
+        return self.from_main(chosen)
+
+    def log_precision(self) -> None:
+        """Log what "auto" was decided to be and why, and a warning when the precision is slow here."""
+        if not self.is_main:
+            return
+        chosen = self.config.train.precision
+        if self.precision_reason:
+            log.info("train.precision: %s (%s)", chosen, self.precision_reason)
+        if message := precision.warning(chosen, self.device, "train.precision="):
+            log.warning(message)
 
     def place(self, module: M, network: str) -> M:
         """Move a network to this device, in the precision and layout that training uses."""

@@ -83,10 +83,10 @@ class Made:
 
 def make(
     generator: nn.Module, latent_dim: int, plan: Plan, features: Features, processes: Processes, batch: int,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None, precision: str = "fp32",
 ) -> Made | None:  # fmt: skip
     """Generate everything; None on all processes but the main one. Every process must call."""
-    work = _Work(generator, latent_dim, plan, features, processes, batch, progress)
+    work = _Work(generator, latent_dim, plan, features, processes, batch, progress, precision)
     rows = np.concatenate([plan.levels_NA, np.arange(len(plan.levels_NA))[:, None]], axis=1)
     tiles = work.run("tiles", rows, with_features=True)
     swept = work.run("sweeps", plan.sweep_rows(), with_features=plan.needs_features)
@@ -106,6 +106,7 @@ class _Work:
     processes: Processes
     batch: int
     progress: Progress
+    precision: str
 
     def run(self, what: str, rows: np.ndarray, with_features: bool) -> Sequence[np.ndarray]:
         """Tiles of levels and latents; with features, also those."""
@@ -118,7 +119,7 @@ class _Work:
             part = rows[chunk.start : chunk.stop]
             levels_BA = torch.from_numpy(part[:, :-1].astype(np.int64 if exact else np.float32))
             latents_BL = grids.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
-            tiles = grids.generate(self.generator, latents_BL, levels_BA, self.batch)
+            tiles = grids.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
             return [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
 
         return self.processes.map(len(rows), CHUNK, chunk, lambda done: self.progress(what, done, len(rows)))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.training.random_draws import generator_for
 from attributegan.utils.allocator import keep_freed_memory
+from attributegan.utils.precision import autocast
 
 G = TypeVar("G", bound=nn.Module)
 GAP = 2  # white pixels between the tiles of a grid
@@ -98,12 +99,12 @@ def ready(generator: G, device: str = "cpu") -> G:
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16, bf16: bool = False) -> np.ndarray:
-    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time; ``bf16`` is faster and coarser."""
+def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16, precision: str = "fp32") -> np.ndarray:
+    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time, in "fp32", "bf16" or "fp16"."""
     weight = next(generator.parameters())
     parts = []
     for latents, levels in zip(latents_BL.split(batch), levels_BA.split(batch), strict=True):
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(precision, weight.device):
             images_BCHW = generator(latents.to(weight), levels.to(weight.device))
         parts.append(((images_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)

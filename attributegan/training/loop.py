@@ -15,7 +15,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from attributegan.cli import STOP_SIGNALS
-from attributegan.config import Config, dump
 from attributegan.run_dir.reporter import Reporter
 from attributegan.sampling import grids
 from attributegan.training.profiling import traced
@@ -106,10 +105,3 @@ def _sweep(training: Training, generator: nn.Module) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
     latents_BL = grids.latents_for(training.config.train.seed, range(2), training.config.model.latent_dim)
     return grids.sweep_grid(generator, training.schema, latents_BL)
-
-
-def write_config(config: Config) -> None:
-    """Put the resolved configuration beside the run."""
-    folder = Path(config.run.dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config))

@@ -23,10 +23,9 @@ KEPT = 64  # tiles that stay in memory: what a visitor compares with is drawn on
 class Painter:
     """Draws the tiles of one model, for one thread."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.generator = model.generator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, model: Model, precision: str = "fp32") -> None:
+        self.model, self.precision = model, precision
+        self.generator = grids.ready(model.generator, "cuda" if torch.cuda.is_available() else "cpu")
         self._kept = functools.lru_cache(KEPT)(self._draw)
 
     def tile(self, state: State) -> np.ndarray:
@@ -46,7 +45,7 @@ class Painter:
             latents_BL = grids.truncated(latents_BL, state.truncation)
         whole = all(level == int(level) for level in state.levels)
         levels_BA = torch.tensor([state.levels], dtype=torch.int64 if whole else torch.float32)
-        return grids.generate(self.generator, latents_BL, levels_BA)[0]
+        return grids.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]
 
     def _texts(self, state: State) -> dict[str, str]:
         schema, model = self.generator.schema, self.model

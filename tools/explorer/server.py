@@ -45,10 +45,10 @@ class Gone(Exception):
 class Explorer:
     """The answers about one model."""
 
-    def __init__(self, model: Model, reader: Reader) -> None:
+    def __init__(self, model: Model, reader: Reader, precision: str = "fp32") -> None:
         self.model, self.reader = model, reader
         self.schema, self.image_size = model.generator.schema, model.generator.image_size
-        self.painter, self.pages = Painter(model), Pages(model, reader)
+        self.painter, self.pages = Painter(model, precision), Pages(model, reader)
         self.thread, self.turn = ThreadPoolExecutor(1, "drawing"), asyncio.Lock()  # one tile at a time, since each uses every core
         self.waiting = 0
         self.painter.tile(read(self.schema, self.image_size, {})[0])  # the first tile takes longer than any other

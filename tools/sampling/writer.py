@@ -39,7 +39,7 @@ class Recipe:
     real_NA: np.ndarray | None  # levels of real tiles to draw from; None: uniform over the assessable
     truncation: float | None
     batch: int
-    bf16: bool
+    precision: str  # "fp32", "bf16" or "fp16"
 
     def levels(self, indices: range) -> torch.Tensor:
         schema = self.loaded.schema
@@ -56,12 +56,12 @@ class Recipe:
     def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
         levels_BA = self.levels(indices)
-        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.bf16), levels_BA.numpy()
+        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
 
     def fingerprint(self, count: int, model: str) -> str:
         """Of the whole set."""
         drawn = "" if self.real_NA is None else hashlib.sha256(np.ascontiguousarray(self.real_NA).tobytes()).hexdigest()
-        parts = [model, self.seed, sorted(self.given.items()), drawn, self.truncation, self.batch, self.bf16, count]
+        parts = [model, self.seed, sorted(self.given.items()), drawn, self.truncation, self.batch, self.precision, count]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
