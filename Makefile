@@ -23,17 +23,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml configs/constraints.txt
 	touch $@
 
 quickstart: venv
-	$(BIN)/attributegan-shard phantom --count 4096 --size 64 --out quickstart/shards
-	$(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run train.images=32000
-	$(BIN)/attributegan-sample quickstart/run --out quickstart/tiles --count 64 --sweep --overwrite
-	$(BIN)/attributegan-evaluate quickstart/run --shards quickstart/shards --out quickstart/report
-	@printf '\nDone. Look at:\n  quickstart/tiles/       generated tiles, and one row of tiles per attribute, lowest level to highest\n'
-	@printf '  quickstart/run/grids/   the same rows while the network learnt\n'
-	@printf '  quickstart/report/      how real the tiles are and how well the attributes are obeyed: report.html; its numbers are above\n'
-	@printf 'Next:\n  $(BIN)/tensorboard --logdir quickstart/run    the curves\n'
-	@printf '  $(BIN)/attributegan-sample quickstart/run --out more --count 16 --levels cell_crowding=4,mitosis=frequent\n'
-	@printf '  $(BIN)/attributegan-train --config configs/train/small.yaml data.shards=quickstart/shards run.dir=quickstart/run train.images=100000\n'
-	@printf '                          goes on from where it stopped; README.md tells how to use your own tiles\n'
+	$(BIN)/python -m tools.quickstart
 
 lint: venv
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ class ModelConfig:
     generator_levels: Literal["columns", "places"] = "columns"  # a column for each level, or the place of each attribute on its scale
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
+    head_32: bool = True  # the label product's second head, which sees the image at 32 px through attention
     auxiliary_heads: bool = False  # heads of the discriminator that tell levels, and real from generated, for each attribute
     label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
     proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level

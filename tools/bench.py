@@ -73,11 +73,12 @@ def in_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
+    from attributegan.utils import precision
     from data_shards import worker_pool
 
     return {
         "cores": worker_pool.available(),
-        "processor": platform.machine(),
+        "processor": precision.cpu_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

@@ -83,6 +83,7 @@ def common_options(result: argparse.ArgumentParser) -> None:
                         help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
+    result.add_argument("--judge-steps", metavar="N", type=int, default=600, help="training steps of the CNN judge (%(default)s)")
     options_module.add_precision(result)
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
@@ -109,9 +110,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse numbers that can't be, before anything is loaded."""
-    for name, least in (("count", 16), ("sweeps", 2), ("most", 32), ("batch", 1)):
+    for name, least in (("count", 16), ("sweeps", 2), ("most", 32), ("batch", 1), ("judge_steps", 1)):
         if getattr(options, name) < least:
-            raise ValueError(f"--{name}: {getattr(options, name)} must be at least {least}")
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least {least}")
 
 
 def names_of(paths: Sequence[str | Path]) -> list[str]:
@@ -157,7 +158,7 @@ class Evaluation:
         cache = reference.Cache.at(options.cache)
         known = reference.study(
             self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
-            kind=options.judge, seed=options.seed, progress=self.progress,
+            kind=options.judge, seed=options.seed, steps=options.judge_steps, progress=self.progress,
         )  # fmt: skip
         plan = samples.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
         equal = min(len(self.data.train), len(self.data.held_out), options.count)

@@ -42,7 +42,7 @@ class DiscriminatorOutput(NamedTuple):
     """
 
     logits: Tensor  # BK: answers of the full-size head, label product applied; B1 with a projection
-    logits_32: Tensor | None  # BK: the same of the 32 px head, which a projection does without
+    logits_32: Tensor | None  # BK: the same of the 32 px head; None without it, and with a projection
     embedding: Tensor | None  # BE, unit length
     proxy: Tensor | None  # BE, unit length: where images of these levels belong
     reconstruction_loss: Tensor | None  # scalar
@@ -71,7 +71,7 @@ class Discriminator(Stages):
         )
         projects = config.conditioning == "projection"
         self.head = ProjectionHead(widths[-1], self.columns.count) if projects else _head(widths[-1], self.columns.count)
-        self.head_32 = None if projects else _head_32(self.columns.count, config.attention_heads)
+        self.head_32 = _head_32(self.columns.count, config.attention_heads) if config.head_32 and not projects else None
         self.auxiliary = AuxiliaryHeads(schema.num_levels) if config.auxiliary_heads else None
         self.decoder = Decoder(widths[-1], doublings=min(7, resolution) - 3)
         self.quadrant_decoder = Decoder(widths[-2], doublings=4) if resolution >= 9 else None
@@ -122,8 +122,10 @@ class Discriminator(Stages):
         )
 
     def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.head_32 is None:
+        if isinstance(self.head, ProjectionHead):
             return self.head(map_BCHW, columns_BK), None
+        if self.head_32 is None:
+            return self.head(map_BCHW) * (1 + columns_BK), None
         thumbs_BCHW = F.interpolate(images_BCHW, size=(32, 32))
         return self.head(map_BCHW) * (1 + columns_BK), self.head_32(thumbs_BCHW) * (1 + columns_BK)
 

@@ -28,7 +28,7 @@ TINY = {
     "loss": {"r1_gamma": 0.1},
     "optim": {"generator_lr": 1e-3, "discriminator_lr": 1e-3, "ema_half_life": 50},
     "data": {"workers": 1},
-    "train": {"images": 80, "batch": 8},
+    "train": {"images": 80, "batch": 8, "precision": "fp32"},
     "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep": 0},
 }
 

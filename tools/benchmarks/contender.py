@@ -195,36 +195,61 @@ def _sampling(generator: Any, settings: Any, batch: int) -> Work:
     from attributegan.sampling.grids import generate
 
     latents_BL, levels_BA = torch.randn(batch, settings.model.latent_dim), torch.ones(batch, 5, dtype=torch.int64)
-    bf16 = settings.train.precision == "bf16"
 
     def work() -> None:
-        generate(generator, latents_BL, levels_BA, batch, bf16)
+        generate(generator, latents_BL, levels_BA, batch, settings.train.precision)
 
     work()
     return work
 
 
 def _convolve(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
-    """Forward pass and both gradients of a 3 x 3 convolution of 128 channels, 128 x 128 pixels: what the machine convolves at."""
+    """What the machine can compute at: the fastest of convolutions in both layouts, forward with both gradients, and a matrix product."""
     import torch
     from torch import nn
 
     from attributegan.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
-    bf16 = settings_of(options, folder).train.precision == "bf16"
-    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(options.batch, 128, 128, 128).contiguous(memory_format=torch.channels_last).requires_grad_()
-    along = torch.randn_like(x)
-    if bf16:
-        conv, x, along = conv.bfloat16(), x.detach().bfloat16().requires_grad_(), along.bfloat16()
+    dtype = torch.bfloat16 if settings_of(options, folder).train.precision == "bf16" else torch.float32
 
-    def work() -> None:
-        for _ in range(8):
+    def convolution(channels: int, size: int, layout: torch.memory_format) -> Work:
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+        x = torch.randn(options.batch, channels, size, size, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+        along = torch.randn_like(x)
+
+        def work() -> None:
             x.grad = conv.weight.grad = None
             conv(x).backward(along)
 
-    return work, {"flops": _counted(work)}
+        return work
+
+    def product() -> Work:
+        a, b = torch.randn(2, 1536, 1536, dtype=dtype)
+
+        def work() -> None:
+            torch.mm(a, b)
+
+        return work
+
+    layouts = {"channels last": torch.channels_last, "rows": torch.contiguous_format}
+    works = {f"convolution of {channels} channels, {name}": convolution(channels, size, layout)
+             for channels, size in ((64, 128), (128, 64), (128, 128)) for name, layout in layouts.items()}  # fmt: skip
+    works["matrix product"] = product()
+    rates = {}
+    for name, work in works.items():
+        flops = _counted(work)
+        begun = time.perf_counter()
+        work()
+        rates[name] = flops / (time.perf_counter() - begun)
+    best = max(rates, key=rates.__getitem__)
+    repeats = max(1, round(0.5 * rates[best] / _counted(works[best])))  # half a second a turn
+
+    def turn() -> None:
+        for _ in range(repeats):
+            works[best]()
+
+    return turn, {"flops": repeats * _counted(works[best]), "best": best}
 
 
 def tiles(batch: int, size: int) -> tuple[Any, Any]:
