@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
+from time_limits import seconds
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -87,7 +88,7 @@ def output(run: Path) -> str:
 def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[str, torch.Tensor]:
     """Train to the end and return every tensor of the last checkpoint, as ``{file}/{name}``."""
     process = start(shards, run, *overrides, processes=processes)
-    assert process.wait(timeout=240) == 0, output(run)
+    assert process.wait(timeout=seconds(240)) == 0, output(run)
     return tensors(run)
 
 
@@ -103,7 +104,7 @@ def tensors_in(last: Path) -> dict[str, torch.Tensor]:
 
 def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
     """Wait until the run has logged ``images`` images."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds(120)
     metrics = run / "metrics.jsonl"
     while time.monotonic() < deadline:
         if metrics.exists() and f'"images": {images},' in metrics.read_text():
@@ -115,7 +116,7 @@ def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
 
 def process_of(rank: int, launched: subprocess.Popen) -> int:
     """The id of the process that trains as ``rank`` under a launcher; waits until there is one."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds(60)
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -131,7 +132,7 @@ def process_of(rank: int, launched: subprocess.Popen) -> int:
 def kill(process: subprocess.Popen, number: signal.Signals) -> int:
     """Send a signal to the whole process group and wait for its end."""
     os.killpg(process.pid, number)
-    return process.wait(timeout=120)
+    return process.wait(timeout=seconds(120))
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from runs import CONTROL, MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
+from time_limits import seconds
 
-pytestmark = pytest.mark.timeout(1500)  # the first test waits for all runs; each start has a limit of its own
+pytestmark = pytest.mark.timeout(seconds(1500))  # the first test waits for all runs; each start has a limit of its own
 
 # Plain steps where only rounding may differ: Adam would divide it by gradients that are near zero.
 SGD = ("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4")
@@ -69,7 +70,7 @@ def start(folder: Path, shards: Path) -> Start:
         file = name.with_suffix(".json")
         file.write_text(json.dumps(trees))
         process = begin([*launcher(mode, processes), str(ROOT / "tests" / "helpers" / "many_runs.py"), str(file)], name)
-        assert process.wait(timeout=280) == 0, output(name)
+        assert process.wait(timeout=seconds(280)) == 0, output(name)
 
     return start
 

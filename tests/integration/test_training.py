@@ -29,6 +29,7 @@ from runs import (
     write_config,
 )
 from safetensors.torch import load_file, save_file
+from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import store
@@ -80,7 +81,7 @@ def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
     if at:
         wait_for(run, at, process)
     os.kill(process_of(rank, process), signal.SIGKILL)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=seconds(30)) != 0
     first_failure = output(run).partition("Root Cause")[2]
     assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
     assert differing(train(shards, run, processes=2), undisturbed[2]) == []
@@ -98,7 +99,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     worker = process_of(1, nodes[1])
     kill(nodes[1], signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
-    assert nodes[0].wait(timeout=45) != 0
+    assert nodes[0].wait(timeout=seconds(45)) != 0
     assert f"rank 1 ({socket.gethostname()}, process {worker}) has given no sign of life" in output(tmp_path / "run")
 
 
@@ -165,14 +166,14 @@ def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overri
     (tmp_path / "schema.yaml").write_text("necrosis: [absent, present]\n")
     overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
     run = tmp_path / "run"
-    assert start(shards, run, *overrides).wait(timeout=120) == 2
+    assert start(shards, run, *overrides).wait(timeout=seconds(120)) == 2
     assert named in output(run) and "Traceback" not in output(run)
 
 
 def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(shards, run, "train.images=8")
-    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=120) == 2
+    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=seconds(120)) == 2
     assert "model.proxy was 'level', is 'published'" in output(run)
     assert status.read(run).state == "finished"  # a start that is refused makes nothing of it
 
@@ -207,7 +208,7 @@ def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Pat
     run = tmp_path / "run"
     good = train(shards, run, "train.images=16")
     process = start(shards, run, "train.max_nonfinite=3", "optim.discriminator_lr=1e38", "optim.name=sgd")
-    assert process.wait(timeout=120) not in (0, 2)
+    assert process.wait(timeout=seconds(120)) not in (0, 2)
     assert "3 steps in a row had a loss or gradient that is not finite" in output(run)
     assert differing(tensors(run), good) == []
 

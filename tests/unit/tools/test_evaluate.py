@@ -18,6 +18,7 @@ from fake_features import Pooled
 from shards import levels_of, make_set, number_of
 from shards import rows_of as rows_of_set
 from stores import web
+from time_limits import seconds
 from torch import Tensor, nn
 from untrained_run import untrained
 
@@ -260,7 +261,7 @@ def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Pa
                "--num_processes", "2", "--main_process_port", "0", "tools/evaluate.py"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds(200)
     )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((folder / "result.json").read_text()) for folder in (report, tmp_path))
@@ -345,7 +346,7 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
 
 def test_help_is_there_at_once() -> None:
     code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60)).returncode == 0
 
 
 def test_options_are_those_of_the_parser() -> None:

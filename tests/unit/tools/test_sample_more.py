@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from test_sample import SMALL, Painted, cells
+from time_limits import seconds
 from torch import Tensor, nn
 
 from attributegan.attributes import PUBLISHED
@@ -100,7 +101,7 @@ def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=seconds(200),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("21 tiles") == 1
