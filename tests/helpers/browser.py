@@ -44,7 +44,7 @@ class Served:
 def served(model: Path, *options: str) -> Iterator[Served]:
     """The command, as users start it, on a free port."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", *options]
+    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", "--precision", "fp32", *options]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

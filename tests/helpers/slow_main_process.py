@@ -14,7 +14,7 @@ from attributegan.training.trainer import Training
 TIMEOUT_S = min(seconds(4.0), 16.0)
 
 if __name__ == "__main__":
-    runtime = runtimes.Runtime(Config(train=TrainConfig(processes=2)))
+    runtime = runtimes.Runtime(Config(train=TrainConfig(processes=2, precision="fp32")))
     distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT_S))  # from here on: both have started by now
 
     def work() -> int:
