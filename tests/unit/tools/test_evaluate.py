@@ -127,7 +127,9 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
-            grids.generate(Renderer(True), grids.latents_for(0, range(SWEEPS), 8), torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float)
+            grids.generate(Renderer(True), grids.latents_for(0, range(SWEEPS), 8), torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(
+                float
+            )
             for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
