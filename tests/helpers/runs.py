@@ -1,5 +1,6 @@
 """Start training as users do, in real processes, and compare what came out."""
 
+import json
 import os
 import signal
 import socket
@@ -90,6 +91,22 @@ def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[
     process = start(shards, run, *overrides, processes=processes)
     assert process.wait(timeout=seconds(240)) == 0, output(run)
     return tensors(run)
+
+
+def train_all(shards: Path, folder: Path, *runs: tuple[str, ...], processes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Train several runs one after the other in one start (many_runs.py), and return the tensors of the last checkpoint of each by name.
+
+    Args:
+        runs: name of the folder of each within ``folder``, and its overrides; a name that comes twice is resumed.
+    """
+    config = str(write_config(folder / "all"))
+    common = [f"data.shards={shards}", f"train.processes={processes}"]
+    jobs = [{"config": config, "overrides": [*common, f"run.dir={folder / name}", *overrides]} for name, *overrides in runs]
+    (folder / "all.json").write_text(json.dumps(jobs))
+    command = [*launcher("cpu" if processes > 1 else "one", processes), str(ROOT / "tests" / "helpers" / "many_runs.py")]
+    process = begin([*command, str(folder / "all.json")], folder / "all")
+    assert process.wait(timeout=seconds(280)) == 0, output(folder / "all")
+    return {name: tensors(folder / name) for name, *_ in runs}
 
 
 def tensors(run: Path, images: int | None = None) -> dict[str, torch.Tensor]:

@@ -92,7 +92,7 @@ def shuffled_error(levels: int) -> float:
 
 
 def floor_error() -> float:
-    """Standard error of the mean over attributes. Those with equally many levels are shuffled by the same permutation: their errors add up."""
+    """Standard error of the mean over attributes; those with equally many levels have one permutation, so their errors add up."""
     counts = [len(attribute.assessable) for attribute in PUBLISHED.attributes]
     of_counts = [counts.count(levels) * shuffled_error(levels) for levels in set(counts)]
     return math.hypot(*of_counts) / len(counts)
@@ -125,12 +125,10 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
     apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
+    latents_SL = grids.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
-            grids.generate(Renderer(True), grids.latents_for(0, range(SWEEPS), 8), torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(
-                float
-            )
-            for end in (0, -1)
+            grids.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
     (table,) = report_module.ways([model])
@@ -241,7 +239,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
     return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features", "--precision", "fp32"]  # fmt: skip
+            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features",
+            "--precision", "fp32"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
