@@ -1,7 +1,7 @@
 """Time limits that scale with the machine: `seconds` of a limit that suits the reference machine.
 
 The session measures its machine once, in about a second (`calibrate`), and hands the factor to xdist's workers and to child processes by an
-environment variable. The reference is one core of an AMD EPYC (Zen 4, AVX-512) with nothing else to do: CPU seconds of the three measurements there.
+environment variable. The reference is one core of an AMD EPYC (Zen 4, AVX-512) with nothing else to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from collections.abc import Callable
 VARIABLE = "ATTRIBUTEGAN_TEST_TIME_FACTOR"
 LARGEST = 10.0  # a test that hangs must end within hours
 CONVOLUTIONS, ADDITIONS, STARTS = 8, 3_000_000, 3
-REFERENCE_S = {"convolution": 0.27, "loop": 0.32, "start": 0.085}
+REFERENCE_S = {  # CPU seconds there
+    "convolution": 0.27,
+    "loop": 0.32,
+    "start": 0.085,
+}
 
 
 def seconds(limit: float) -> float:
