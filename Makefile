@@ -1,14 +1,17 @@
 # make quickstart: from nothing to a trained model and its pictures.   make test: lint, types, tests, coverage.
+# make test-fast: lint, types, and the tests that start no processes, in at most 3 minutes.
 # make chaos, make fuzz: long tests of reliability (docs/reliability.md).   make licences, make audit: of the packages that are used.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
 BIN := $(VENV)/bin
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder# of pytest-xdist; the order is that of tests/conftest.py
+WORKERS ?= 2# of make test: test files that run at once
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
 EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,explore,dev
 
-.PHONY: venv quickstart test lint chaos fuzz licences audit clean
+.PHONY: venv quickstart test test-fast lint chaos fuzz licences audit clean
 
 venv: $(VENV)/.installed
 
@@ -29,7 +32,10 @@ lint: venv
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --durations=15 --cov --cov-report=term:skip-covered
+
+test-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --durations=15 -m 'not slow'
 
 chaos: venv
 	$(BIN)/python tests/chaos/run.py --cases $(CASES) $(SEED:%=--seed %)

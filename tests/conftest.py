@@ -1,9 +1,69 @@
-"""Fixtures that several test files use: small shard sets, made once."""
+"""Fixtures that several test files use, and how a session runs: its time limits, its cache, markers and order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import time_limits
+
+ROOT = Path(__file__).parent
+LONGEST = (  # files and folders that take minutes, longest first: two workers end together when these start first
+    "integration/test_distributed.py",
+    "integration/test_training.py",
+    "slurm/test_slurm.py",
+    "chaos",
+    "integration/test_doctor.py",
+    "integration/test_explore_page.py",
+    "integration",
+    "slurm",
+    "unit/tools",
+)
+MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s of CPU
+    "slow": (
+        "integration",
+        "slurm",
+        "chaos",
+        "unit/attributegan/distributed/test_watchdog.py",
+        "unit/tools/test_bench.py",
+    ),
+    "slurm": ("slurm/test_slurm.py",),
+    "browser": ("integration/test_explore_page.py",),
+    "root": ("slurm/test_slurm.py",),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    time_limits.calibrate(workers=config.getoption("numprocesses", None) or 1)
+
+
+def pytest_report_header() -> str:
+    return f"time limits x {time_limits.factor():.1f} (calibration)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Set markers by path, scale the time limit of tests without one of their own, and put the longest first."""
+    for item in items:
+        for marker, places in MARKERS.items():
+            if any(_is_at(item, place) for place in places):
+                item.add_marker(marker)
+        if not item.get_closest_marker("timeout") and config.getoption("timeout", None) is None:
+            item.add_marker(pytest.mark.timeout(time_limits.seconds(float(config.getini("timeout")))))
+    items.sort(key=lambda item: next((number for number, place in enumerate(LONGEST) if _is_at(item, place)), len(LONGEST)))
+
+
+def _is_at(item: pytest.Item, place: str) -> bool:
+    return item.path.is_relative_to(ROOT / place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of this session, also of the processes that it starts; nothing is written to the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +92,7 @@ def sampled(run: Path, tmp_path: Path) -> Callable[..., Path]:
     from tools.sample import main
 
     def command(name: str, *arguments: str) -> Path:
-        assert main([str(run), "--out", str(tmp_path / name), *arguments]) == 0
+        assert main([str(run), "--out", str(tmp_path / name), "--precision", "fp32", *arguments]) == 0
         return tmp_path / name
 
     return command

@@ -17,6 +17,7 @@ import faults
 import promises
 from faults import IMAGES, SAVE_EVERY, STEP, Fault, Scene
 from modes import LIMIT_S, Mode, Started, processes
+from time_limits import seconds
 
 STARTS = 5  # at most, the disturbed one among them
 SETTINGS = {  # waiting times, so that a case ends soon
@@ -177,10 +178,10 @@ class Player:
 
     def _wait_for_silence(self, scene: Scene, outcome: Outcome) -> None:
         """Processes that a killed launcher left end by themselves, soon."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + seconds(60)
         while left := processes(scene.started.token):
             if time.monotonic() > until:
-                outcome.violations.append(f"{len(left)} processes were left after 60 s")
+                outcome.violations.append(f"{len(left)} processes were left after {seconds(60):.0f} s")
                 scene.started.send(signal.SIGKILL, left)
                 return
             time.sleep(0.1)

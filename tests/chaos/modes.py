@@ -17,11 +17,12 @@ import nodes
 import slurm_cluster
 import yaml
 from runs import ROOT, SCRIPT, TINY, begin, launcher
+from time_limits import seconds
 
 INSIDE = Path(__file__).parent / "inside"
 TOKEN = "CHAOS_CASE"  # variable by which every process of a case is known
 # For one start, from its beginning or from the fault to its end; torch's launcher waits 300 s for one that was killed elsewhere.
-LIMIT_S = 420.0
+LIMIT_S = seconds(420.0)
 
 
 @dataclass
@@ -56,9 +57,9 @@ class Started:
     def alive(self) -> bool:
         return any(command.poll() is None for command in self.commands)
 
-    def wait(self, seconds: float) -> int | None:
-        """The exit status of the command, 0 only when all ended well; None when it goes on after ``seconds``."""
-        until = time.monotonic() + seconds
+    def wait(self, limit_s: float) -> int | None:
+        """The exit status of the command, 0 only when all ended well; None when it goes on after ``limit_s``."""
+        until = time.monotonic() + limit_s
         while self.alive():
             if time.monotonic() > until:
                 return None
@@ -117,7 +118,7 @@ class Slurm(Mode):
         command = [sys.executable, "-m", "slurm.submit", *given, "--cluster", str(file), *options]
         before = self.cluster.environment | variables(environment, token)
         submitted = subprocess.run(
-            self.cluster.command(*command), env=before, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            self.cluster.command(*command), env=before, cwd=ROOT, capture_output=True, text=True, timeout=seconds(120), check=False
         )
         with run.with_name("run.out").open("a") as stream:
             stream.write(submitted.stdout + submitted.stderr)
@@ -144,8 +145,8 @@ class StartedJob(Started):
         state = self.cluster.job(self.job)["JobState"]
         return state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") or bool(processes(self.token))
 
-    def wait(self, seconds: float) -> int | None:
-        until = time.monotonic() + seconds
+    def wait(self, limit_s: float) -> int | None:
+        until = time.monotonic() + limit_s
         while self.alive():
             if time.monotonic() > until:
                 return None

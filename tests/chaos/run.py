@@ -26,6 +26,9 @@ from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parents[2])]
+import time_limits  # noqa: E402
+
+time_limits.calibrate()
 import case as cases  # noqa: E402
 import faults  # noqa: E402
 import slurm_cluster  # noqa: E402

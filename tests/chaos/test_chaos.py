@@ -15,6 +15,7 @@ import pytest
 import torch
 from modes import TOKEN, every_mode, processes
 from runs import ROOT
+from time_limits import seconds
 
 from attributegan.checkpoint import writer
 
@@ -25,12 +26,12 @@ SAMPLE = {
 }
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(seconds(900))
 @pytest.mark.parametrize("mode", SAMPLE)
 def test_sample_keeps_every_promise(tmp_path: Path, mode: str) -> None:
     """``make chaos`` for a few cases. Not all may mount a small disk; CI must."""
     command = [sys.executable, str(RUNNER), "--cases", str(len(SAMPLE[mode])), "--seed", "1", "--mode", mode, "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--fault", *SAMPLE[mode]], cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    done = subprocess.run([*command, "--fault", *SAMPLE[mode]], cwd=ROOT, capture_output=True, text=True, timeout=seconds(800), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     played = json.loads((tmp_path / "cases.json").read_text())["cases"]
     left_out = {"disk full"} if "only root may" in done.stdout else set()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 from runs import ROOT
+from time_limits import seconds
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def chromium() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium: apt-get install -y --no-install-recommends chromium")
-    expect.set_options(timeout=60_000)  # machines may be busy
+    expect.set_options(timeout=seconds(60) * 1000)  # machines may be busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
         yield browser
@@ -43,13 +44,13 @@ class Served:
 def served(model: Path, *options: str) -> Iterator[Served]:
     """The command, as users start it, on a free port."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", *options]
+    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", "--precision", "fp32", *options]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             found = re.search(r"(http://\S+:\d+)/(?:\?token=(\S+))?", line)
-            assert found, f"no address in {line!r}; status {process.wait(60)}"
+            assert found, f"no address in {line!r}; status {process.wait(seconds(60))}"
             yield Served(found[1].replace("0.0.0.0", "127.0.0.1"), found[2] or "", process)
         finally:
             process.terminate()

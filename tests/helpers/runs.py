@@ -1,5 +1,6 @@
 """Start training as users do, in real processes, and compare what came out."""
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
+from time_limits import seconds
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -87,8 +89,24 @@ def output(run: Path) -> str:
 def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[str, torch.Tensor]:
     """Train to the end and return every tensor of the last checkpoint, as ``{file}/{name}``."""
     process = start(shards, run, *overrides, processes=processes)
-    assert process.wait(timeout=240) == 0, output(run)
+    assert process.wait(timeout=seconds(240)) == 0, output(run)
     return tensors(run)
+
+
+def train_all(shards: Path, folder: Path, *runs: tuple[str, ...], processes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Train several runs one after the other in one start (many_runs.py), and return the tensors of the last checkpoint of each by name.
+
+    Args:
+        runs: name of the folder of each within ``folder``, and its overrides; a name that comes twice is resumed.
+    """
+    config = str(write_config(folder / "all"))
+    common = [f"data.shards={shards}", f"train.processes={processes}"]
+    jobs = [{"config": config, "overrides": [*common, f"run.dir={folder / name}", *overrides]} for name, *overrides in runs]
+    (folder / "all.json").write_text(json.dumps(jobs))
+    command = [*launcher("cpu" if processes > 1 else "one", processes), str(ROOT / "tests" / "helpers" / "many_runs.py")]
+    process = begin([*command, str(folder / "all.json")], folder / "all")
+    assert process.wait(timeout=seconds(280)) == 0, output(folder / "all")
+    return {name: tensors(folder / name) for name, *_ in runs}
 
 
 def tensors(run: Path, images: int | None = None) -> dict[str, torch.Tensor]:
@@ -103,7 +121,7 @@ def tensors_in(last: Path) -> dict[str, torch.Tensor]:
 
 def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
     """Wait until the run has logged ``images`` images."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds(120)
     metrics = run / "metrics.jsonl"
     while time.monotonic() < deadline:
         if metrics.exists() and f'"images": {images},' in metrics.read_text():
@@ -115,7 +133,7 @@ def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
 
 def process_of(rank: int, launched: subprocess.Popen) -> int:
     """The id of the process that trains as ``rank`` under a launcher; waits until there is one."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds(60)
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -131,7 +149,7 @@ def process_of(rank: int, launched: subprocess.Popen) -> int:
 def kill(process: subprocess.Popen, number: signal.Signals) -> int:
     """Send a signal to the whole process group and wait for its end."""
     os.killpg(process.pid, number)
-    return process.wait(timeout=120)
+    return process.wait(timeout=seconds(120))
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:

@@ -4,16 +4,17 @@ import time
 from datetime import timedelta
 from types import SimpleNamespace
 
+from time_limits import seconds
 from torch.distributed import distributed_c10d
 
 from attributegan.config import Config, TrainConfig
 from attributegan.distributed import runtime as runtimes
 from attributegan.training.trainer import Training
 
-TIMEOUT_S = 4.0
+TIMEOUT_S = min(seconds(4.0), 16.0)
 
 if __name__ == "__main__":
-    runtime = runtimes.Runtime(Config(train=TrainConfig(processes=2)))
+    runtime = runtimes.Runtime(Config(train=TrainConfig(processes=2, precision="fp32")))
     distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT_S))  # from here on: both have started by now
 
     def work() -> int:

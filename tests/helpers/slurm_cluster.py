@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from time_limits import seconds
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "munged", "ip", "nsenter", "unshare")
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
 NODES = {"node1": "10.77.0.11", "node2": "10.77.0.12"}
@@ -85,7 +87,7 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run on the login node; what it printed."""
-        done = subprocess.run(self.command(*command), env=self.environment, text=True, capture_output=True, timeout=120)
+        done = subprocess.run(self.command(*command), env=self.environment, text=True, capture_output=True, timeout=seconds(120))
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -141,10 +143,10 @@ class Cluster:
             lambda: self.run("sinfo", "-hNo", "%n %T", "-p", "main", check=False).count(" idle") == len(NODES), 30, "two idle nodes"
         )
 
-    def wait_until(self, condition: object, seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_until(self, condition: object, limit: float, what: str) -> None:
+        deadline = time.monotonic() + seconds(limit)
         while not condition():  # type: ignore[operator]
-            assert time.monotonic() < deadline, f"no {what} in {seconds} s; {self.logs()}"
+            assert time.monotonic() < deadline, f"no {what} in {seconds(limit):.0f} s; {self.logs()}"
             time.sleep(0.1)
 
     def logs(self) -> str:

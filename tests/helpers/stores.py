@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from time_limits import seconds
+
 
 @dataclass
 class Web:
@@ -47,7 +49,7 @@ class Web:
         request.wfile.write(data[: len(data) // 2] if fault in ("cut", "stall") else data)
         if fault == "stall":
             request.wfile.flush()
-            self.released.wait(30)
+            self.released.wait(seconds(30))
 
 
 @contextmanager
@@ -76,8 +78,8 @@ def web(folder: Path) -> Iterator[Web]:
         server.server_close()
 
 
-def wait_until(condition: Any, seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
+def wait_until(condition: Any, limit: float = 20) -> None:
+    until = time.monotonic() + seconds(limit)
     while not condition():
         assert time.monotonic() < until, "it did not come"
         time.sleep(0.01)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from time_limits import seconds
 from untrained_run import untrained
 
 from attributegan.checkpoint import store
@@ -101,7 +102,7 @@ def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: 
                  "evaluate.features=tests.helpers.fake_features:pooled",
                  "run.keep=1"]  # fmt: skip
     process = runs.start(shards, run, *overrides, processes=2)
-    assert process.wait(timeout=280) == 0, runs.output(run)
+    assert process.wait(timeout=seconds(280)) == 0, runs.output(run)
     lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert lines[-1]["images"] == 40 and "kid" in lines[-1], (run / "evaluation.log").read_text()
     assert best(run)[0] in {f"images-{line['images']:012d}" for line in lines}
@@ -116,8 +117,8 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
     watchers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "tools.evaluate"], capture_output=True, text=True).stdout.split()
     assert len(watchers) == 1
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM, runs.output(run)
-    deadline = time.monotonic() + 30
+    assert process.wait(timeout=seconds(120)) == 128 + signal.SIGTERM, runs.output(run)
+    deadline = time.monotonic() + seconds(30)
     while Path(f"/proc/{watchers[0]}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{watchers[0]}").exists()
@@ -125,7 +126,7 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
 
 def test_held_out_split_that_is_not_there_is_refused_before_training(tmp_path: Path, shards: Path) -> None:
     process = runs.start(shards, tmp_path / "run", "evaluate.every=16", "evaluate.split=test")
-    assert process.wait(timeout=60) == 2
+    assert process.wait(timeout=seconds(60)) == 2
     assert "evaluate.split: " in runs.output(tmp_path / "run") and "no tiles in split 'test'" in runs.output(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

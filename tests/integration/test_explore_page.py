@@ -16,6 +16,7 @@ from browser import Served, chromium, served
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from runs import CONTROL, train
+from time_limits import seconds
 
 from attributegan.export import AttributeGenerator
 from attributegan.metrics import predictor
@@ -415,8 +416,8 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(page: Page, path: str
 
 
 def test_every_text_is_there_without_a_script(explorer: Served) -> None:
-    with urlopen(explorer.address, timeout=30) as answer:
+    with urlopen(explorer.address, timeout=seconds(30)) as answer:
         text = answer.read().decode()
     assert "Not for diagnosis" in text and "Model card" in text and "AttributeGAN generator, 32 px" in text
-    with urlopen(f"{explorer.address}/tile.png?seed=1", timeout=30) as answer:
+    with urlopen(f"{explorer.address}/tile.png?seed=1", timeout=seconds(30)) as answer:
         assert Image.open(io.BytesIO(answer.read())).size == (32, 32)

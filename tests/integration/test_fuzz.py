@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from runs import TINY
 from shards import TWO, make_set, write_csv
+from time_limits import seconds
 
 from attributegan import config
 from attributegan.attributes import PUBLISHED, AttributeSchema
@@ -42,7 +43,7 @@ fuzzed = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-pytestmark = pytest.mark.timeout(1800 if EXAMPLES else 120)
+pytestmark = pytest.mark.timeout(seconds(1800 if EXAMPLES else 120))
 
 # Damage: what is done to the bytes, and where, as shares of their length.
 CUTS = st.tuples(st.just("cut"), st.floats(0, 1), st.just(b""))

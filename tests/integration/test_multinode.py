@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from nodes import LOOPBACK, Node, launch, two_nodes
 from runs import SCRIPT, differing, output, tensors, train, write_config
+from time_limits import seconds
 
 SHORT = ("train.images=32", "run.save_every=1000")
 
@@ -20,7 +21,7 @@ def train_on(nodes: tuple[Node, Node], mode: str, shards: Path, run: Path) -> No
     command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=2", *SHORT]
     started = launch(nodes, mode, run, command)
     for rank, process in enumerate(started):
-        assert process.wait(timeout=240) == 0, output(run.with_name(f"run-{rank}"))
+        assert process.wait(timeout=seconds(240)) == 0, output(run.with_name(f"run-{rank}"))
 
 
 @pytest.mark.parametrize("mode", ["multinode_zero1", "multinode_zero2"])

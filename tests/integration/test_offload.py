@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, write_config
+from time_limits import seconds
 
 ACCUMULATED = "train.accumulation=2"  # for which offloading has code of its own
 SGD = ("optim.name=sgd",)
@@ -46,7 +47,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     all_jobs += jobs("loose", "plain", 1, ACCUMULATED, *SGD)
     (folder / "jobs.json").write_text(json.dumps(all_jobs))
     process = begin([*launcher("cpu", 2), str(ROOT / "tests" / "helpers" / "many_runs.py"), str(folder / "jobs.json")], folder / "all")
-    assert process.wait(timeout=240) == 0, output(folder / "all")
+    assert process.wait(timeout=seconds(240)) == 0, output(folder / "all")
     return folder
 
 

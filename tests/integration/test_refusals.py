@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from nodes import LOOPBACK, copy_of_code, launch
 from runs import ROOT, SCRIPT, begin, free_port, kill, launcher, output, process_of, write_config
+from time_limits import seconds
 
 from attributegan.distributed import launcher as launcher_module
 from attributegan.distributed.rendezvous import Lost, roll_call
 
 NODES = (LOOPBACK, LOOPBACK)
-LIMIT_S = 90
+LIMIT_S = seconds(90)
 
 
 def refused(folder: Path, mode: str, *options: list[str], **places: object) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from runs import TINY, differing, train, write_config
 from shards import make_set
 from stores import Web, wait_until, web
+from time_limits import seconds
 
 from attributegan.config import from_dict
 from data_shards.format import checksums, index
@@ -34,6 +35,8 @@ from tools.shard import main
 
 ROOT = Path(__file__).parents[2]
 TILES, SHARDS = 72, 9
+
+LONG_S = seconds(60)  # of commands that hang
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_only_a_store_that_may_answer_another_time_makes_a_job_start_again(
         site.faults[file] = [fault] * 100
         options = [f"data.shards={site.url}", f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}"]
         command = [sys.executable, "-c", TRAIN, "--config", str(write_config(tmp_path / "run")), *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(120))
     assert done.returncode == status and f"error: {site.url}: {file}: " in done.stderr, done.stderr
 
 
@@ -210,7 +213,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole_and_holds_nobody(
     assert second.poll() is None and site.asked[shard.name] == 1  # it waits for the first
     first.kill()
     first.wait()
-    assert int(second.communicate(timeout=30)[0]) == shard.size and second.returncode == 0
+    assert int(second.communicate(timeout=seconds(30))[0]) == shard.size and second.returncode == 0
     assert files_of(Cache(tmp_path, 0)) == {f"{shard.sha256}.tar": shard.size}
 
 
@@ -293,14 +296,14 @@ def test_commands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for command, said in (
         ("pipe:head -c 100 '/nowhere'/{}", "ended with status 1"),
         ("pipe:no-such-program {}", "no such program"),
-        ("pipe:sleep 60; echo {}", "no byte for 0.5 s"),
-        ('pipe:cat "$SET"/{}; sleep 60', "no byte for 0.5 s"),
+        (f"pipe:sleep {LONG_S:.0f}; echo {{}}", "no byte for 0.5 s"),
+        (f'pipe:cat "$SET"/{{}}; sleep {LONG_S:.0f}', "no byte for 0.5 s"),
         ('pipe:head -c 10 "$SET"/{}', "has no line for index.parquet"),
         ("pipe:cat set", "has no {}"),
     ):
         started = time.monotonic()
         assert main(["verify", command, *fresh]) == 1
-        assert said in capsys.readouterr().out and time.monotonic() - started < 20
+        assert said in capsys.readouterr().out and time.monotonic() - started < seconds(20)
     assert not (ROOT / "x").exists()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, kill, output, start, train, wait_for
+from time_limits import seconds
 
 from attributegan.run_dir import lock, status
 from attributegan.run_dir.lock import Claim
@@ -19,7 +20,7 @@ from tools import runs
 def listed(folder: Path) -> str:
     """The line of a run in the list."""
     command = [sys.executable, "-m", "tools.runs", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[1]
 
@@ -30,7 +31,7 @@ def test_second_training_is_refused_while_the_first_lives_and_goes_on_when_it_is
     wait_for(run, 16, first)
     assert " running " in listed(run)
     command = [sys.executable, "launch/train.py", "--config", str(tmp_path / "run.yaml"), f"data.shards={shards}", f"run.dir={run}"]
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(120))
     assert second.returncode == 2 and f"is in use by the training on {os.uname().nodename} (process {first.pid})" in second.stderr
     assert first.poll() is None
     kill(first, signal.SIGKILL)
@@ -49,7 +50,7 @@ def test_stopped_and_failed_runs_are_called_that(shards: Path, tmp_path: Path) -
     assert process.returncode == 128 + signal.SIGUSR1, output(run)
     assert " stopped " in listed(run) and not (run / lock.FILE).exists()
     wide = ["model.latent_dim=65536", "model.fmap_max=65536", "model.fmap_inverse_coef=20"]
-    assert start(shards, tmp_path / "wide", *wide).wait(timeout=120) == 3, "too little memory would come again"
+    assert start(shards, tmp_path / "wide", *wide).wait(timeout=seconds(120)) == 3, "too little memory would come again"
     assert " failed " in listed(tmp_path / "wide") and "can't allocate memory" in status.read(tmp_path / "wide").error
 
 
@@ -90,13 +91,13 @@ from attributegan.run_dir import lock as claim
 claim.BEAT_S = 0.2
 claim.Claim(Path({str(tmp_path)!r}), "training").take()
 print("taken", flush=True)
-time.sleep(60)
+time.sleep({seconds(120)})
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sleeper:
         assert sleeper.stdout.readline() == "taken\n"
         Claim(tmp_path, "training")._take_away(lock.holder(tmp_path))
         held_by(tmp_path, host="node7")
-        assert sleeper.wait(timeout=30) == lock.LOST
+        assert sleeper.wait(timeout=seconds(30)) == lock.LOST
         assert "was taken over by the training on node7" in sleeper.stderr.read()
 
 
@@ -117,13 +118,13 @@ from pathlib import Path
 from attributegan.run_dir.lock import Claim
 Claim(Path({str(tmp_path)!r}), "training").take()
 print("taken", flush=True)
-time.sleep(60)
+time.sleep({seconds(120)})
 """
     takers = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for _ in range(6)
     ]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds(60)
     while sum(taker.poll() is not None for taker in takers) < 5 and time.monotonic() < deadline:
         time.sleep(0.1)
     alive = [taker for taker in takers if taker.poll() is None]
@@ -150,8 +151,8 @@ def test_follow_prints_the_log_until_the_run_ends(shards: Path, tmp_path: Path) 
     process = start(shards, run, "train.images=80")
     wait_for(run, 8, process)
     command = [sys.executable, "-m", "tools.runs", "--follow", str(run)]
-    followed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert process.wait(timeout=60) == 0
+    followed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(120))
+    assert process.wait(timeout=seconds(60)) == 0
     assert followed.returncode == 0 and "80 of 80 images (100%)" in followed.stdout and followed.stdout.endswith("-- finished\n")
 
 

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from runs import ROOT, TINY, write_config
 from shards import TWO, make_set, pixels_of
+from time_limits import seconds
 
 from attributegan import config
 from attributegan.attributes import AttributeSchema
@@ -266,7 +267,7 @@ def test_nothing_of_a_run_can_be_written_by_everyone(shards: Path, tmp_path: Pat
     run = tmp_path / "run"
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.images=8", "run.grid_every=8"]
     done = subprocess.run(
-        [sys.executable, "launch/train.py", *options], cwd=ROOT, umask=0, timeout=120, capture_output=True, text=True, check=False
+        [sys.executable, "launch/train.py", *options], cwd=ROOT, umask=0, timeout=seconds(120), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     made = [run, *run.rglob("*")]
@@ -279,14 +280,16 @@ def test_names_that_users_give_are_no_commands(shards: Path, tmp_path: Path) -> 
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"environment": {"A": "$(touch pwned)"}}))
     arguments = ["--config", str(write_config(tmp_path / "run")), "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run"]
     command = [sys.executable, "-m", "slurm.submit", *arguments, f"data.shards={shards}", f"run.dir={evil}"]
-    script = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    script = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(60), check=False)
     assert script.returncode == 0 and "touch pwned" in script.stdout, script.stderr
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "bin" / "srun").chmod(0o755)
     lines = [line for line in script.stdout.splitlines() if "slurm.requeue" not in line]
     where = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    subprocess.run(["bash"], input="\n".join(lines), cwd=tmp_path, env=where, text=True, timeout=60, capture_output=True, check=False)
+    subprocess.run(
+        ["bash"], input="\n".join(lines), cwd=tmp_path, env=where, text=True, timeout=seconds(60), capture_output=True, check=False
+    )
     assert not (tmp_path / "pwned").exists()
 
 

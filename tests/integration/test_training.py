@@ -25,10 +25,12 @@ from runs import (
     start,
     tensors,
     train,
+    train_all,
     wait_for,
     write_config,
 )
 from safetensors.torch import load_file, save_file
+from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import store
@@ -65,8 +67,7 @@ def test_interrupted_run_ends_with_the_same_bits(
 
 
 def test_run_with_every_term_goes_on_with_the_same_bits(shards: Path, tmp_path: Path) -> None:
-    whole = train(shards, tmp_path / "whole", *CONTROL, "train.images=32")
-    train(shards, tmp_path / "parts", *CONTROL, "train.images=16")
+    whole = train_all(shards, tmp_path, ("whole", *CONTROL, "train.images=32"), ("parts", *CONTROL, "train.images=16"))["whole"]
     assert differing(train(shards, tmp_path / "parts", *CONTROL, "train.images=32"), whole) == []
 
 
@@ -80,7 +81,7 @@ def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
     if at:
         wait_for(run, at, process)
     os.kill(process_of(rank, process), signal.SIGKILL)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=seconds(30)) != 0
     first_failure = output(run).partition("Root Cause")[2]
     assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
     assert differing(train(shards, run, processes=2), undisturbed[2]) == []
@@ -98,30 +99,35 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     worker = process_of(1, nodes[1])
     kill(nodes[1], signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
-    assert nodes[0].wait(timeout=45) != 0
+    assert nodes[0].wait(timeout=seconds(45)) != 0
     assert f"rank 1 ({socket.gethostname()}, process {worker}) has given no sign of life" in output(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "bar"),
-    [
-        (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
-        (("train.precision=fp64",), 1e-10),
-        (("train.precision=fp64", "train.accumulation=2"), 1e-10),
-        (("train.precision=fp64", *CONTROL), 1e-10),
-    ],
-)
-def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
+ALIKE = {  # runs of one and of two processes, and the largest relative difference between them
+    "fp32": (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
+    "fp64": (("train.precision=fp64",), 1e-10),
+    "accumulated": (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+    "controlled": (("train.precision=fp64", *CONTROL), 1e-10),
+}
+
+
+@pytest.fixture(scope="module")
+def alike(shards: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Tensors of the runs of `ALIKE` by number of processes and name, from one start each."""
+    runs = [(name, *overrides) for name, (overrides, _) in ALIKE.items()]
+    return {count: train_all(shards, tmp_path_factory.mktemp(f"alike{count}"), *runs, processes=count) for count in (1, 2)}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_are_the_same_run_as_one(alike, name: str) -> None:
     """10 steps, gradient penalty and contrastive loss on."""
-    one, two = (train(shards, tmp_path / f"run{n}", *overrides, processes=n) for n in (1, 2))
-    assert largest_relative_difference(one, two) < bar
+    assert largest_relative_difference(alike[1][name], alike[2][name]) < ALIKE[name][1]
 
 
 def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:
     """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
     still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
-    whole = train(shards, tmp_path / "whole", *still)
-    halves = train(shards, tmp_path / "halves", *still, "train.accumulation=2")
+    whole, halves = train_all(shards, tmp_path, ("whole", *still), ("halves", *still, "train.accumulation=2")).values()
     names = [name for name in whole if name.startswith("discriminator/")]
     # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
     reached = [name for name in names if "decoder" in name]
@@ -131,9 +137,10 @@ def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(s
 
 def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = train(shards, run, "train.images=16")
-    assert differing(train(shards, run, "train.images=16"), first) == []
-    assert differing(train(shards, run, "train.images=24"), train(shards, tmp_path / "other", "train.images=24")) == []
+    first = train_all(shards, tmp_path, ("run", "train.images=16"), ("other", "train.images=24"))
+    longer = train_all(shards, tmp_path, ("run", "train.images=16"), ("run", "train.images=24"))["run"]
+    assert differing(tensors(run, 16), first["run"]) == [] == differing(longer, first["other"])
+    assert [path.name[-2:] for path in sorted((run / "checkpoints").glob("images-*"))] == ["16", "24"]
 
 
 def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_path: Path) -> None:
@@ -165,14 +172,14 @@ def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overri
     (tmp_path / "schema.yaml").write_text("necrosis: [absent, present]\n")
     overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
     run = tmp_path / "run"
-    assert start(shards, run, *overrides).wait(timeout=120) == 2
+    assert start(shards, run, *overrides).wait(timeout=seconds(120)) == 2
     assert named in output(run) and "Traceback" not in output(run)
 
 
 def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(shards, run, "train.images=8")
-    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=120) == 2
+    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=seconds(120)) == 2
     assert "model.proxy was 'level', is 'published'" in output(run)
     assert status.read(run).state == "finished"  # a start that is refused makes nothing of it
 
@@ -207,27 +214,28 @@ def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Pat
     run = tmp_path / "run"
     good = train(shards, run, "train.images=16")
     process = start(shards, run, "train.max_nonfinite=3", "optim.discriminator_lr=1e38", "optim.name=sgd")
-    assert process.wait(timeout=120) not in (0, 2)
+    assert process.wait(timeout=seconds(120)) not in (0, 2)
     assert "3 steps in a row had a loss or gradient that is not finite" in output(run)
     assert differing(tensors(run), good) == []
 
 
 def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None:
     """bf16, activation checkpointing and torch.compile each end at finite weights; checkpointing at the same ones."""
-    short = ("train.images=16",)
-    plain = train(shards, tmp_path / "plain", *short)
-    recomputed = train(shards, tmp_path / "recomputed", *short, "train.activation_checkpointing=true")
-    assert largest_relative_difference(plain, recomputed) < 1e-5
-    assert largest_relative_difference(plain, train(shards, tmp_path / "window", *short, "data.window=2")) > 1e-3
-    for option in (
-        "data.assessable_only=true",
-        "train.precision=bf16",
-        "train.precision=fp16",
-        "train.channels_last=false",
-        "train.compile=true",
-    ):
-        trained = train(shards, tmp_path / option, *short, option)
-        assert all(tensor.isfinite().all() for tensor in trained.values())
+    options = {
+        "plain": "train.compile=false",
+        "recomputed": "train.activation_checkpointing=true",
+        "window": "data.window=2",
+        "assessable": "data.assessable_only=true",
+        "bf16": "train.precision=bf16",
+        "fp16": "train.precision=fp16",
+        "rows": "train.channels_last=false",
+        "compiled": "train.compile=true",
+    }
+    trained = train_all(shards, tmp_path, *((name, "train.images=16", option) for name, option in options.items()))
+    assert largest_relative_difference(trained["plain"], trained["recomputed"]) < 1e-5
+    assert largest_relative_difference(trained["plain"], trained["window"]) > 1e-3
+    for name, found in trained.items():
+        assert all(tensor.isfinite().all() for tensor in found.values()), name
 
 
 def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import slurm_cluster
 import yaml
 from runs import ROOT, TINY, differing, tensors, train
 from slurm_cluster import NODES, Cluster
+from time_limits import seconds
 
 CLUSTER = {
     "nodes": 2,
@@ -28,7 +29,7 @@ CLUSTER = {
     "environment": {"OMP_NUM_THREADS": 1},
 }
 IMAGES = 240
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(seconds(600))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ class Job:
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = self.command("slurm.submit", *self.arguments, *arguments)
-        return subprocess.run(command, env=self.cluster.environment, cwd=self.root, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=self.cluster.environment, cwd=self.root, capture_output=True, text=True, timeout=seconds(120))
 
     def submitted(self, *arguments: str) -> "Job":
         done = self.submit(*arguments)
@@ -96,7 +97,7 @@ class Job:
     def listed(self, run: Path | None = None) -> str:
         """The line of `attributegan-runs` for the run."""
         command = self.command("tools.runs", str(run or self.run))
-        shown = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, timeout=60)
+        shown = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, timeout=seconds(60))
         assert shown.returncode == 0, shown.stderr
         return shown.stdout.splitlines()[1]
 
@@ -109,10 +110,10 @@ class Job:
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["images"] if lines else 0
 
-    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
+    def wait(self, condition: Callable[[], object], limit: float, what: str) -> None:
+        deadline = time.monotonic() + seconds(limit)
         while not condition():
-            assert time.monotonic() < deadline, f"no {what} in {seconds} s: {self.story()}"
+            assert time.monotonic() < deadline, f"no {what} in {seconds(limit):.0f} s: {self.story()}"
             time.sleep(0.1)
 
     def wait_images(self, images: int) -> None:
@@ -151,7 +152,7 @@ def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Clu
     submission = subprocess.Popen(job.command("slurm.submit", *job.arguments), env=cluster.environment, cwd=ROOT, start_new_session=True)
     job.wait(lambda: cluster.run("squeue", "-h"), 60, "job in the queue")
     os.killpg(submission.pid, signal.SIGINT)
-    submission.wait(timeout=60)
+    submission.wait(timeout=seconds(60))
     job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "word of the job")
     assert job.state() in ("queued", "running")
     again = job.submit()

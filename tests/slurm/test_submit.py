@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from runs import ROOT, TINY, differing, tensors, train
+from time_limits import seconds
 
 from attributegan.run_dir import status
 from slurm import cluster_config, exit_records, requeue, sweep, task_env
@@ -21,7 +22,7 @@ from slurm.submission import Plan, Run
 
 def submit(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "slurm.submit", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=seconds(120))
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_sweeps_that_ship_are_valid(files: list[str]) -> None:
 
 
 def wait_until_over(run: Path) -> status.Status:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + seconds(180)
     while time.monotonic() < deadline:
         if (now := status.read(run)) and now.state not in ("queued", "running"):
             return now
@@ -145,16 +146,16 @@ def test_local_job_trains_as_two_processes_do_and_names_a_killed_one(shards: Pat
     assert wait_until_over(run).state == "finished"
     assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", processes=2)) == []
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds(60)
     while submit(*files, "--local", "train.images=4000").returncode:
         assert time.monotonic() < deadline
     while not (pids := _local_processes(run, rank=1)) or status.read(run).images < 32:
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline + seconds(60)
         time.sleep(0.1)
     os.kill(pids[0], signal.SIGKILL)
     now = wait_until_over(run)
     while "rank 1" not in (now := status.read(run)).error:
-        assert time.monotonic() < deadline + 120
+        assert time.monotonic() < deadline + seconds(120)
         time.sleep(0.1)
     assert now.state == "failed" and "was killed by signal 9 (SIGKILL)" in now.error
 
@@ -264,7 +265,7 @@ def test_plan_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["slurm.submit", "tools.runs"])
 def test_help_is_quick(module: str) -> None:
     imported = f"import sys, {module}; print([name for name in ('torch', 'submitit', 'numpy') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.stdout == "[]\n", done.stderr
 
 

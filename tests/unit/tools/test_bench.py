@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 from shards import pixels_of
 
+from attributegan.utils.precision import native_bf16
 from tools.bench import Result, in_turns, main
+from tools.benchmarks import train
 from tools.benchmarks.scaling import Step
 
 
@@ -74,30 +77,42 @@ def test_explore(tmp_path: Path) -> None:
     assert list(sides) == ["64 px (small)"] and all(value > 0 for value in sides["64 px (small)"])
 
 
-TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_dim=16", "model.fmap_max=16"]
+TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_dim=16", "model.fmap_max=16"]  # the smallest plain form
+OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
 
 
 @pytest.mark.parametrize(
     ("words", "sides", "facts"),
     [
-        (["train", *TINY, "--threads", "1"], {"fp32", "bf16", "plain"}, {"plain: GFLOP an image", "convolution bf16, GFLOP/s"}),
         (
-            ["train", *TINY, "loss.contrastive=0", "--side", "rows", "train.channels_last=false"],
-            {"fp32", "bf16", "rows"},
-            set(),
+            ["train", *TINY, "--threads", "1", "--side", "rows", "train.precision=fp32", "train.channels_last=false"],
+            {*OURS, "rows", "plain"},
+            {"plain: GFLOP an image", "reference fp32, GFLOP/s"},
         ),
-        (["sample", *TINY], {"fp32", "bf16", "plain"}, set()),
+        (["sample", *TINY], {*OURS, "plain"}, set()),
         (["processes", "--apart", *TINY], {"1 process", "2 processes", "2 processes apart"}, {"gradients of both networks, MB"}),
     ],
 )
-def test_training_and_sampling(tmp_path: Path, words: list[str], sides: set[str], facts: set[str]) -> None:
+def test_training_and_sampling(
+    tmp_path: Path, words: list[str], sides: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
     assert set(tree["sides"]) == sides and all(value > 0 for values in tree["sides"].values() for value in values)
     assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
-    if words[0] == "train" and "plain" in sides:
+    assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (words[0] != "processes" and not native_bf16())
+    if words[0] == "train":
         assert tree["facts"]["fp32: GFLOP an image"] < tree["facts"]["plain: GFLOP an image"]
-        assert tree["ratios"].keys() == {"fp32 / plain", "bf16 / plain"}
+        assert tree["ratios"].keys() == {f"{name} / plain" for name in (*OURS, "rows")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "published"),
+    [([], True), (["loss.contrastive=0"], False), (["model.image_size=128"], False), (["augment.policy=[offset]"], False)],
+)
+def test_plain_form_is_of_the_published_recipe_alone(overrides: list[str], published: bool) -> None:
+    options = argparse.Namespace(config="configs/train/published.yaml", overrides=[*TINY[4:], *overrides])
+    assert train._is_published(options) == published
 
 
 def test_a_side_that_can_not_start_is_told(capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fake_features import Pooled
 from shards import levels_of, make_set, number_of
 from shards import rows_of as rows_of_set
 from stores import web
+from time_limits import seconds
 from torch import Tensor, nn
 from untrained_run import untrained
 
@@ -26,7 +28,7 @@ from attributegan.checkpoint import store
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference, samples
 from attributegan.evaluation import scores as scores_module
-from attributegan.metrics import features, predictor
+from attributegan.metrics import control, features, predictor
 from attributegan.sampling import grids
 from data_shards.phantoms import measure, render
 from tools import evaluate
@@ -35,7 +37,7 @@ from tools.evaluation import report as report_module
 from tools.shard import main as shard_main
 
 ROOT = Path(__file__).parents[3]
-SIZE, TRAIN, HELD_OUT = 64, 800, 240
+SIZE, TRAIN, HELD_OUT, SWEEPS = 64, 800, 240, 12
 
 
 class Renderer(nn.Module):
@@ -75,7 +77,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> reference.Real:
 
 
 def rows_of(known: reference.Real, obeys: bool) -> dict[str, dict]:
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
+    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     network = features.Features("pooled", "1", SIZE, Pooled())
     made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
     assert made is not None
@@ -84,15 +86,28 @@ def rows_of(known: reference.Real, obeys: bool) -> dict[str, dict]:
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
 
+def shuffled_error(levels: int) -> float:
+    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for the tiles of its sweeps, over its ceiling."""
+    return 1 / math.sqrt(SWEEPS * levels - 1) / control.spearman_ceiling(levels)
+
+
+def floor_error() -> float:
+    """Standard error of the mean over attributes; those with equally many levels have one permutation, so their errors add up."""
+    counts = [len(attribute.assessable) for attribute in PUBLISHED.attributes]
+    of_counts = [counts.count(levels) * shuffled_error(levels) for levels in set(counts)]
+    return math.hypot(*of_counts) / len(counts)
+
+
 def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> None:
     rows = rows_of(known, obeys=True)
     ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
     assert known.judged == [0, 1, 2, 3, 4]
     assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
-    assert abs(floor["obeys"]) < 0.15
-    for name in PUBLISHED.names:
+    assert abs(floor["obeys"]) < 3 * floor_error()
+    for attribute in PUBLISHED.attributes:
+        name = attribute.name
         assert model["control"][name]["spearman"][0] > 0.8 and model["measured"][name] > 0.6, name
-        assert abs(floor["control"][name]["spearman"][0]) < 0.4, name
+        assert abs(floor["control"][name]["spearman"][0]) < 3 * shuffled_error(len(attribute.assessable)), name
         assert model["monotone"][name] > 0.85, name
         assert model["paths"][name]["order"] > 0.86, name  # levels in between are rounded: of two levels sqrt(3/4) at most
         low, high = model["control"][name]["accuracy"][1:]
@@ -107,13 +122,13 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> 
 
 def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.Real) -> None:
     model = rows_of(known, obeys=True)["generator"]
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
-    rows_APSK = plan.path_rows().reshape(5, 12, samples.POINTS, 6)
+    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
+    rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
     apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
+    latents_SL = grids.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
-            grids.generate(Renderer(True), grids.latents_for(0, range(12), 8), torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float)
-            for end in (0, -1)
+            grids.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
     (table,) = report_module.ways([model])
@@ -224,7 +239,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
     return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features"]  # fmt: skip
+            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features",
+            "--precision", "fp32"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +276,7 @@ def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Pa
                "--num_processes", "2", "--main_process_port", "0", "tools/evaluate.py"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds(200)
     )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((folder / "result.json").read_text()) for folder in (report, tmp_path))
@@ -345,7 +361,7 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
 
 def test_help_is_there_at_once() -> None:
     code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60)).returncode == 0
 
 
 def test_options_are_those_of_the_parser() -> None:

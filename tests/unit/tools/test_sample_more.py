@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from test_sample import SMALL, Painted, cells
+from time_limits import seconds
 from torch import Tensor, nn
 
 from attributegan.attributes import PUBLISHED
@@ -95,12 +96,12 @@ def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path
                "--num_processes", "2", "--main_process_port", "0", "tools/sample.py"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, str(run), "--out", str(tmp_path / "launched"), "--count", "21", "--batch", "4"],
+        [*command, str(run), "--out", str(tmp_path / "launched"), "--count", "21", "--batch", "4", "--precision", "fp32"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=seconds(200),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("21 tiles") == 1

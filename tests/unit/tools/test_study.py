@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from runs import TINY
+from time_limits import seconds
 
 from tools import study
 
@@ -129,11 +130,11 @@ def test_what_stops_a_study_stops_its_training_in_good_order(out: Path, tmp_path
     log = tmp_path / "second" / "seed-0" / "run" / "metrics.jsonl"
     with subprocess.Popen([sys.executable, "-m", "tools.study", *options], cwd=ROOT, start_new_session=True) as process:
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + seconds(120)
             while not (log.exists() and log.read_text()) and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.1)
             process.terminate()
-            assert process.wait(60) == 130
+            assert process.wait(seconds(60)) == 130
             with pytest.raises(ProcessLookupError):
                 os.killpg(process.pid, 0)
         finally:

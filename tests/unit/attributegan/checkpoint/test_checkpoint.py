@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from time_limits import seconds
 
 from attributegan.checkpoint import store
 from attributegan.checkpoint import writer as writer_module
@@ -135,7 +136,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     """`save` returns before the bytes are written, and takes what the tensors were at the call."""
     go_on = threading.Event()
     pieces = writer_module.Writer._write_pieces
-    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(30), pieces(*arguments)))
+    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(seconds(30)), pieces(*arguments)))
     writer = writer_module.Writer(tmp_path, rank=0, world=1, token="t")
     weights = torch.zeros(4)
     writer.save(1, {}, generator=Table.replicated({"w": weights}, Share(0, 1)))

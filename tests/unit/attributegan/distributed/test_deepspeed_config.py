@@ -30,7 +30,8 @@ def write(tmp_path: Path) -> Write:
 
 
 def config(**sections: dict[str, Any]) -> Config:
-    return from_dict({"loss": {"r1_gamma": 1.0}, "train": {"batch": 8}} | sections)
+    train = {"batch": 8, "precision": "fp32"} | sections.pop("train", {})
+    return from_dict({"loss": {"r1_gamma": 1.0}, "train": train} | sections)
 
 
 def zero(stage: Any, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from runs import ROOT, free_port
+from time_limits import seconds
 
 
 @pytest.fixture
@@ -40,18 +41,18 @@ def pair():
 )
 def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: str) -> None:
     waiting, faulty = pair(how)
-    _, told = waiting.communicate(timeout=60)
+    _, told = waiting.communicate(timeout=seconds(60))
     assert waiting.returncode == 1
     assert f"rank 1 ({socket.gethostname()}, process {faulty.pid}) {said}" in told
     if how == "raise":
-        assert faulty.wait(timeout=10) == 1
+        assert faulty.wait(timeout=seconds(10)) == 1
 
 
 def test_process_that_the_store_leaves_without_an_answer_ends_by_itself(pair) -> None:
     waiting, cut_off = pair("stuck")
-    _, told = cut_off.communicate(timeout=60)
+    _, told = cut_off.communicate(timeout=seconds(60))
     assert cut_off.returncode == 1 and "the store of the process group (rank 0's node, or its launcher) has not answered for 4 s" in told
-    assert waiting.wait(timeout=30) == 1
+    assert waiting.wait(timeout=seconds(30)) == 1
 
 
 def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
@@ -60,7 +61,7 @@ def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "slow_main_process.py")]
     started = [subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
     try:
-        assert [process.wait(timeout=150) for process in started] == [0, 0]
+        assert [process.wait(timeout=seconds(150)) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
@@ -69,5 +70,5 @@ def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
 
 def test_process_that_ends_well_is_not_missed(pair) -> None:
     started = time.monotonic()
-    assert [process.wait(timeout=60) for process in pair("end")] == [0, 0]
+    assert [process.wait(timeout=seconds(60)) for process in pair("end")] == [0, 0]
     assert time.monotonic() - started > 4

@@ -109,7 +109,7 @@ def imported(state_256: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPa
 
 def sampled(model: Path, out: Path, *options: str) -> np.ndarray:
     """Two tiles by the command."""
-    assert sample_main([str(model), "--out", str(out), "--count", "2", *options]) == 0
+    assert sample_main([str(model), "--out", str(out), "--count", "2", "--precision", "fp32", *options]) == 0
     return np.stack([np.asarray(Image.open(out / f"{k:06d}.png")) for k in range(2)])
 
 
@@ -139,7 +139,7 @@ class RandomBatch:
 def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, str], Imported], tmp_path: Path) -> None:
     source = imported(256, "ema")
     shutil.copytree(source.run, tmp_path / "run")
-    settings = config.load(source.run / "config.yaml", [f"run.dir={tmp_path / 'run'}", "train.batch=2"])
+    settings = config.load(source.run / "config.yaml", [f"run.dir={tmp_path / 'run'}", "train.batch=2", "train.precision=fp32"])
     assert config.load(source.run / "config.yaml").run.dir == str(source.run)
     model, start = published.load(source.file), Training(settings, PUBLISHED, Runtime(settings))
     assert start.resume() and start.images == 0

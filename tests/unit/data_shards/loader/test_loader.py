@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from shards import TWO, levels_of, make_set, pixels_of, rows_of
+from time_limits import seconds
 
 from data_shards.format import checksums, index
 from data_shards.loader import loader as reading
@@ -286,7 +287,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + seconds(20)
     while any(map(is_running, pids)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not [pid for pid in pids if is_running(pid)]
@@ -295,7 +296,7 @@ def wait_until_gone(pids: list[int]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Path) -> None:
     process, children = start(folder, "signals")
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=seconds(60)) == 0
     assert len(children) >= 2
     wait_until_gone(children)
 

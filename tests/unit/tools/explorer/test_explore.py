@@ -19,6 +19,7 @@ import torch
 from browser import Served, served
 from PIL import Image
 from shards import make_set
+from time_limits import seconds
 from untrained_run import SMALLEST, untrained
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
@@ -55,7 +56,7 @@ def guarded(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def asked(
     at: Served, path: str, method: str = "GET", body: str | None = None, **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:  # fmt: skip
-    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=seconds(60))
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     return answer, answer.read()
@@ -243,7 +244,7 @@ def test_a_token_is_asked_for(guarded: Served) -> None:
 
 def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
     """One that announces few bytes and sends many in chunks, as long as it is let; the server answers before their end."""
-    with socket.create_connection(("127.0.0.1", urlsplit(guarded.address).port or 0), timeout=60) as visitor:
+    with socket.create_connection(("127.0.0.1", urlsplit(guarded.address).port or 0), timeout=seconds(60)) as visitor:
         visitor.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n")
         visitor.sendall(b"%x\r\n%b\r\n" % (auth.LARGEST_FORM + 1, b"a" * (auth.LARGEST_FORM + 1)))
         assert visitor.recv(100).startswith(b"HTTP/1.1 401")
@@ -290,16 +291,16 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
                 for seed in range(6)]  # fmt: skip
     for visitor in visitors:
         visitor.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds(60)
     while len(statuses) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert statuses == [503] * 4
     held.set()
     for visitor in visitors:
-        visitor.join(60)
+        visitor.join(seconds(60))
     assert sorted(statuses) == [200] * 2 + [503] * 4
     running.should_exit = True
-    thread.join(60)
+    thread.join(seconds(60))
     listening.close()
 
 
