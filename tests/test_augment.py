@@ -50,7 +50,10 @@ def test_probability_chooses_images() -> None:
     assert 0.2 < changed.float().mean() < 0.4
 
 
-@pytest.mark.parametrize(("draws", "down", "right"), [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1), ((0.0, 0.0), -2, -2), ((0.999, 0.999), 2, 2)])
+@pytest.mark.parametrize(
+    ("draws", "down", "right"),
+    [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1), ((0.0, 0.0), -2, -2), ((0.999, 0.999), 2, 2)],
+)
 def test_translation_fills_with_zero(draws: tuple[float, float], down: int, right: int) -> None:
     image = images(1)  # 16 pixels: at most 2 away, so 5 places
     expected = torch.zeros_like(image)

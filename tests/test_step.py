@@ -95,7 +95,8 @@ RUNTIME = SimpleNamespace(device=torch.device("cpu"), rank=1, gather=lambda x: t
 def configured(**loss: Any) -> Config:
     loss = {"contrastive": 0.0, "reconstruction": 0.0} | loss
     return Config(
-        model=dataclasses.replace(ModelConfig(), auxiliary_heads="auxiliary" in loss), train=dataclasses.replace(Config().train, batch=BATCH),
+        model=dataclasses.replace(ModelConfig(), auxiliary_heads="auxiliary" in loss),
+        train=dataclasses.replace(Config().train, batch=BATCH),
         loss=LossConfig(**loss), augment=AugmentConfig(policy=("color",)),
     )  # fmt: skip
 
@@ -151,7 +152,9 @@ def test_discriminator_phase_is_the_weighted_sum_of_its_terms(adversarial: str, 
     (terms, total), (terms_2, total_2) = (discriminator_terms(config, batch) for batch in batches)
     assert judge.losses == pytest.approx([total.item() / 2, total_2.item() / 2], rel=1e-4)
     expected = {name if "score" in name else f"discriminator/{name}": (terms[name] + terms_2[name]).item() / 2 for name in terms}
-    assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(expected | {"discriminator/gradient_norm": 7.0}, rel=1e-4)
+    assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
+        expected | {"discriminator/gradient_norm": 7.0}, rel=1e-4
+    )
     assert taken and judge.last == [False, True]
     everything = {"embed": True, "reconstruct": True, "learn": True, "tell": False, "n": 2 * BATCH}
     nothing = {"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": 2 * BATCH}
@@ -208,7 +211,9 @@ def test_generator_phase_is_the_weighted_sum_of_its_terms(adversarial: str) -> N
         totals.append(float(sum(weights.get(name, 1.0) * term for name, term in terms.items())) / 2)
         sums |= {f"generator/{name}": sums.get(f"generator/{name}", 0) + float(term) / 2 for name, term in terms.items()}
     assert painter.losses == pytest.approx(totals, rel=1e-4)
-    assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(sums | {"generator/gradient_norm": 7.0}, rel=1e-4)
+    assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
+        sums | {"generator/gradient_norm": 7.0}, rel=1e-4
+    )
     assert taken and painter.last == [False, True] and not judge.losses
     asked = {"embed": True, "reconstruct": False, "learn": False, "tell": True, "n": BATCH}
     of_reals = {"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": BATCH // 2}

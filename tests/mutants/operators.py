@@ -88,9 +88,7 @@ def _changes(node: ast.AST) -> Iterator[Change]:
                 yield lambda copy, k=k: _with(copy, keywords=copy.keywords[:k] + copy.keywords[k + 1 :])
         if len(node.args) > 1 and not node.keywords and not any(isinstance(arg, ast.Starred) for arg in node.args):
             yield lambda copy: _with(copy, args=copy.args[:-1])
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield lambda copy: ast.Pass()
-    elif isinstance(node, ast.Break | ast.Continue):
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) or isinstance(node, ast.Break | ast.Continue):
         yield lambda copy: ast.Pass()
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         yield lambda copy: _with(copy, test=ast.UnaryOp(ast.Not(), copy.test))

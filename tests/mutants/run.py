@@ -4,15 +4,17 @@
     python tests/mutants/run.py --module losses --module ema
     python tests/mutants/run.py --report                                 of the results that there are, without running anything
 
-The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and the like but
-nothing of the project; hook/ puts the mutant in the module's place. Only tests run that met the mutated line, or all where none did while
-coverage looked (other processes). Results are appended to build/mutants/MODULE.jsonl and kept: a mutant runs again when its module has
-changed, or when it survived and the tests have changed. Survivors that are listed in harmless.yaml, with a reason, don't count.
+The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
+packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all where
+coverage saw none that does (lines that run in other processes). Results are appended to build/mutants/MODULE.jsonl and kept: a mutant runs
+again when its module has changed, or when it survived and its tests have changed. Survivors that harmless.yaml lists, with a reason, don't
+count.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import importlib
@@ -37,9 +39,28 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "build" / "mutants"
 HOOK = Path(__file__).parent / "hook"
-HEAVY = ("numpy", "torch", "torch._dynamo", "torch.testing", "torch.utils.tensorboard", "torch.distributed.fsdp", "accelerate", "pyarrow",
-         "pyarrow.parquet", "PIL.Image", "scipy.stats", "scipy.linalg", "_hypothesis_pytestplugin", "pytest_timeout", "safetensors.torch", "webdataset", "hypothesis", "huggingface_hub",
-         "submitit")  # fmt: skip
+# Imported once, before the forks.
+HEAVY = [
+    "numpy",
+    "torch",
+    "torch._dynamo",
+    "torch.testing",
+    "torch.utils.tensorboard",
+    "torch.distributed.fsdp",
+    "accelerate",
+    "pyarrow",
+    "pyarrow.parquet",
+    "PIL.Image",
+    "scipy.stats",
+    "scipy.linalg",
+    "safetensors.torch",
+    "webdataset",
+    "hypothesis",
+    "_hypothesis_pytestplugin",
+    "pytest_timeout",
+    "huggingface_hub",
+    "submitit",
+]
 MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
 
 
@@ -195,7 +216,18 @@ def _test(description: dict[str, str], files: list[str], tests: list[str]) -> di
 
 
 def _arguments() -> list[str]:
-    return ["-q", "-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:cov", "--no-header", "--tb=short", f"--basetemp={os.environ['TMPDIR']}/pytest"]
+    return [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:anyio",
+        "-p",
+        "no:cov",
+        "--no-header",
+        "--tb=short",
+        f"--basetemp={os.environ['TMPDIR']}/pytest",
+    ]
 
 
 def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: str | None = None) -> dict[str, Any]:
@@ -223,10 +255,8 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: str | None
             os.waitpid(process, 0)
             break
         time.sleep(0.01)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # what it may have left
-    except ProcessLookupError:
-        pass
     output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
     if show:
         print(output)
@@ -252,7 +282,9 @@ def _print(scores: list[dict[str, Any]], least: float) -> int:
         judged = score["mutants"] - score["harmless"]
         share = score["killed"] / judged if judged else float("nan")
         low = low or not share >= least
-        print(f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |")
+        print(
+            f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |"
+        )
     mutants, killed, harmless = (sum(score[key] for score in scores) for key in ("mutants", "killed", "harmless"))
     print(f"| all | {mutants} | {killed} | {harmless} | {mutants - killed - harmless} | {killed / max(1, mutants - harmless):.0%} |")
     return int(low)
