@@ -5,8 +5,9 @@
     python tests/mutants/run.py --report                                 of the results that there are, without running anything
 
 The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
-packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all where
-coverage saw none that does (lines that run in other processes). Results are appended to build/mutants/MODULE.jsonl and kept: a mutant runs
+packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all
+where coverage saw none that does (lines that run in other processes).
+Results are appended to build/mutants/MODULE.jsonl and kept: a mutant runs
 again when its module has changed, or when it survived and its tests have changed. Survivors that harmless.yaml lists, with a reason, don't
 count.
 """
@@ -39,8 +40,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "build" / "mutants"
 HOOK = Path(__file__).parent / "hook"
-# Imported once, before the forks.
-HEAVY = [
+HEAVY = (  # imported once, before the forks
     "numpy",
     "torch",
     "torch._dynamo",
@@ -60,7 +60,7 @@ HEAVY = [
     "pytest_timeout",
     "huggingface_hub",
     "submitit",
-]
+)
 MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
 
 
