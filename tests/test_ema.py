@@ -97,6 +97,7 @@ def test_shares_are_averaged_like_the_whole(shares: tuple[nn.Module, list[Ema]])
     for ema in (single, *averages):
         ema.update(30, 30)
     assert [ema.average["0.weight"].numel() for ema in averages] == [3, 2]
+    assert [p.numel() for p in averages[0]._module.parameters()] == [0, 0, 0]
     for ema in averages:
         with ema.whole() as average:
             for name, tensor in single.average.items():

@@ -126,10 +126,12 @@ def _run(module: str, files: list[str], options: argparse.Namespace) -> list[dic
     print(f"{module}: {len(todo)} mutants, {len(clean.seconds)} tests in {clean.total_s:.1f} s", flush=True)
     for mutant in todo:
         chosen = clean.tests_of_line.get(mutant.line) or list(clean.seconds)
-        limit_s = 5 + 3 * sum(clean.seconds[test] for test in chosen) + clean.total_s
+        limit_s = 10 + 3 * clean.total_s
         description = {"module": module, "path": str(path), "source": mutant.source}
         begin = time.monotonic()
-        outcome = _forked(lambda description=description, chosen=chosen: _test(description, files, chosen), limit_s, options.show)
+        outcome = _forked(
+            lambda description=description, chosen=chosen: _test(description, files, chosen, clean.seconds), limit_s, options.show
+        )
         line = {"mutant": mutant.label, "line": mutant.line, **outcome, "seconds": round(time.monotonic() - begin, 2)}
         line |= {"tests_run": len(chosen), "source": source, "tests": tests}
         with record.open("a") as file:
@@ -188,19 +190,28 @@ class _Watcher:
 class _Chosen:
     """A pytest plugin: run these tests alone, in their order, and note the first that fails."""
 
-    def __init__(self, tests: list[str]) -> None:
+    def __init__(self, tests: list[str], seconds: dict[str, float]) -> None:
         self.places = {test: k for k, test in enumerate(tests)}
+        self.seconds = seconds
         self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted((item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Any:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 + 5 * self.seconds[item.nodeid])  # a loop without end ends the process
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.failed:
             self.failed = report.nodeid
 
 
-def _test(description: dict[str, str], files: list[str], tests: list[str]) -> dict[str, Any]:
+def _test(description: dict[str, str], files: list[str], tests: list[str], seconds: dict[str, float]) -> dict[str, Any]:
     """Whether the tests notice the mutant, in a process of its own."""
     where = Path(os.environ["TMPDIR"]) / "mutant.json"
     where.write_text(json.dumps(description))
@@ -208,7 +219,7 @@ def _test(description: dict[str, str], files: list[str], tests: list[str]) -> di
     sys.path.insert(0, str(HOOK))
     sys.modules.pop("sitecustomize", None)
     importlib.import_module("sitecustomize")
-    chosen = _Chosen(tests)
+    chosen = _Chosen(tests, seconds)
     needed = [file for file in files if any(test.split("::")[0] == file for test in tests)]
     status = int(pytest.main([*_arguments(), "-x", *needed], plugins=[chosen]))
     assert status in (0, 1, 2, 3), f"pytest ended with status {status}"
