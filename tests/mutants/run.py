@@ -2,12 +2,13 @@
 
     python tests/mutants/run.py --sample 40 --seed 1                     the score by module; status 1 when one is below --least
     python tests/mutants/run.py --module losses --module ema
+    python tests/mutants/run.py --module losses --only "level_B < 0"     these mutants again, with what the tests print
     python tests/mutants/run.py --report                                 of the results that there are, without running anything
 
 The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
 packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all
 where coverage saw none that does (lines that run in other processes).
-Results are appended to build/mutants/MODULE.jsonl and kept: a mutant runs
+Results are appended to MODULE.jsonl in --out and kept: a mutant runs
 again when its module has changed, or when it survived and its tests have changed. Survivors that harmless.yaml lists, with a reason, don't
 count.
 """
@@ -26,6 +27,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +40,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "build" / "mutants"
 HOOK = Path(__file__).parent / "hook"
 HEAVY = (  # imported once, before the forks
     "numpy",
@@ -91,7 +92,7 @@ def main() -> int:
     scores = []
     for name in wanted:
         results = _run(name, [f"tests/{file}" for file in table[name]], options)
-        scores.append(_score(name, results, harmless.get(name, {})))
+        scores.append(_score(name, results, [*harmless.get(name, {})]))
     return _print(scores, options.least)
 
 
@@ -103,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take longer (default: 4)")
     parser.add_argument("--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower (default: 0.9)")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--show", metavar="TEXT", help="print the output of the tests of mutants whose label has this text")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="mutants with this in their label, again and with output"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="folder of the results (default: build/mutants)")
     return parser
 
 
@@ -111,17 +115,18 @@ def _run(module: str, files: list[str], options: argparse.Namespace) -> list[dic
     """The results of the module's sample, from the file of results or run now."""
     path = ROOT / (module.replace(".", "/") + ".py")
     drawn = operators.mutants(path.read_text())
-    if options.sample:
+    if options.only:
+        drawn = [mutant for mutant in drawn if any(text in mutant.label for text in options.only)]
+    elif options.sample:
         drawn = random.Random(f"{options.seed}/{module}").sample(drawn, min(options.sample, len(drawn)))
-    files = [file for file in files if (ROOT / file).exists()]
     source, tests = _digest([path]), _digest([ROOT / file for file in files])
-    record = RESULTS / f"{module}.jsonl"
+    record = options.out / f"{module}.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     known = {line["mutant"]: line for line in lines if line["source"] == source and (line["killed"] or line["tests"] == tests)}
-    todo = [mutant for mutant in drawn if mutant.label not in known or (options.show and options.show in mutant.label)]
+    todo = [mutant for mutant in drawn if mutant.label not in known or options.only]
     if options.report or not todo:
         return [known[mutant.label] for mutant in drawn if mutant.label in known]
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     clean = _clean(path, files, options.slow)
     print(f"{module}: {len(todo)} mutants, {len(clean.seconds)} tests in {clean.total_s:.1f} s", flush=True)
     for mutant in todo:
@@ -129,9 +134,7 @@ def _run(module: str, files: list[str], options: argparse.Namespace) -> list[dic
         limit_s = 10 + 3 * clean.total_s
         description = {"module": module, "path": str(path), "source": mutant.source}
         begin = time.monotonic()
-        outcome = _forked(
-            lambda description=description, chosen=chosen: _test(description, files, chosen, clean.seconds), limit_s, options.show
-        )
+        outcome = _forked(lambda about=description, tests=chosen: _test(about, files, tests, clean.seconds), limit_s, bool(options.only))
         line = {"mutant": mutant.label, "line": mutant.line, **outcome, "seconds": round(time.monotonic() - begin, 2)}
         line |= {"tests_run": len(chosen), "source": source, "tests": tests}
         with record.open("a") as file:
@@ -241,11 +244,10 @@ def _arguments() -> list[str]:
     ]
 
 
-def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: str | None = None) -> dict[str, Any]:
+def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
     """What ``work`` returns in a fork of this process; killed with all that it started once it has used ``limit_s`` of CPU, or three times
     that and half a minute by the clock. A mutant that ends so was noticed."""
-    folder = RESULTS / f"tmp-{os.getpid()}"
-    folder.mkdir(parents=True)
+    folder = Path(tempfile.mkdtemp(prefix="mutant-"))
     process = os.fork()
     if process == 0:
         try:
@@ -276,11 +278,16 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: str | None
     return answer | ({"output": output} if "status" in answer or "killed" not in answer else {})
 
 
-def _score(module: str, results: list[dict[str, Any]], harmless: dict[str, str]) -> dict[str, Any]:
+def _score(module: str, results: list[dict[str, Any]], harmless: list[str]) -> dict[str, Any]:
     survived = [line for line in results if not line["killed"]]
-    matter = [line for line in survived if line["mutant"] not in harmless]
+    matter = [line for line in survived if not _is_listed(line["mutant"], harmless)]
     killed = len(results) - len(survived)
     return {"module": module, "mutants": len(results), "killed": killed, "harmless": len(survived) - len(matter), "survived": matter}
+
+
+def _is_listed(mutant: str, harmless: list[str]) -> bool:
+    """By its label, or by what stands before the arrow of an entry that ends in ``-> *``."""
+    return any(mutant == entry or (entry.endswith(" -> *") and mutant.startswith(entry[:-1])) for entry in harmless)
 
 
 def _print(scores: list[dict[str, Any]], least: float) -> int:
