@@ -17,13 +17,14 @@ SOURCE = '''
 """A text + 1."""
 LIMIT = 3
 
-def mean(values: list = [1 + 1], *, scale: float = 0.5) -> float:
+def mean(values: list = [1 + 1]) -> float:
     """1 < 2"""
     assert len(values) > 0, 1 + 1
-    if not values or scale <= 0:
+    if not values or LIMIT <= 0.5:
         raise ValueError(f"{1 + 1}")
     notify(values)
-    return sum(values, start=0) / len(values) if True else min(values, 9)
+    low = min(values, 9) if True else 0
+    return sum(values, start=0) / len(values)
 '''
 
 
@@ -31,24 +32,24 @@ def test_each_operator_number_condition_argument_and_statement_is_changed_once()
     found = operators.mutants(SOURCE)
     assert [mutant.label for mutant in found] == [
         "module: LIMIT = 3 -> LIMIT = 4",
-        "mean: def mean(values: list=[1 + 1], *, scale: float=0.5) -> float -> def mean(values: list=[1 + 1], *, scale: float=1.5) -> float",
-        "mean: def mean(values: list=[1 + 1], *, scale: float=0.5) -> float -> def mean(values: list=[1 + 1], *, scale: float=0.25) -> float",
         "mean: [1 + 1] -> [1 - 1]",
         "mean: [1 + 1] -> [2 + 1]",
         "mean: [1 + 1] -> [1 + 2]",
-        "mean: if not values or scale <= 0 -> if not (not values or scale <= 0)",
-        "mean: not values or scale <= 0 -> not values and scale <= 0",
-        "mean: not values or scale <= 0 -> values or scale <= 0",
-        "mean: not values or scale <= 0 -> not values or scale < 0",
-        "mean: not values or scale <= 0 -> not values or scale > 0",
-        "mean: not values or scale <= 0 -> not values or scale <= 1",
+        "mean: if not values or LIMIT <= 0.5 -> if not (not values or LIMIT <= 0.5)",
+        "mean: not values or LIMIT <= 0.5 -> not values and LIMIT <= 0.5",
+        "mean: not values or LIMIT <= 0.5 -> values or LIMIT <= 0.5",
+        "mean: not values or LIMIT <= 0.5 -> not values or LIMIT < 0.5",
+        "mean: not values or LIMIT <= 0.5 -> not values or LIMIT > 0.5",
+        "mean: not values or LIMIT <= 0.5 -> not values or LIMIT <= 1.5",
+        "mean: not values or LIMIT <= 0.5 -> not values or LIMIT <= 0.25",
         "mean: notify(values) -> pass",
-        "mean: sum(values, start=0) / len(values) if True else min(values, 9) -> sum(values, start=0) / len(values) if not True else min(values, 9)",
-        "mean: sum(values, start=0) / len(values) if True else min(values, 9) -> sum(values, start=0) / len(values) if False else min(values, 9)",
-        "mean: sum(values, start=0) / len(values) if True else min(values, 9) -> sum(values, start=0) * len(values) if True else min(values, 9)",
-        "mean: sum(values, start=0) / len(values) if True else min(values, 9) -> sum(values, start=0) / len(values) if True else min(values)",
+        "mean: min(values, 9) if True else 0 -> min(values, 9) if not True else 0",
+        "mean: min(values, 9) if True else 0 -> min(values, 9) if False else 0",
+        "mean: min(values, 9) if True else 0 -> min(values) if True else 0",
+        "mean: min(values, 9) if True else 0 -> min(values, 9) if True else 1",
+        "mean: min(values, 9) if True else 0 -> min(values, 10) if True else 0",
+        "mean: sum(values, start=0) / len(values) -> sum(values, start=0) * len(values)",
         "mean: sum(values, start=0) / len(values) -> sum(values) / len(values)",
-        "mean: sum(values, start=0) / len(values) if True else min(values, 9) -> sum(values, start=0) / len(values) if True else min(values, 10)",
         "mean: sum(values, start=0) / len(values) -> sum(values, start=1) / len(values)",
     ]
     assert len({mutant.source for mutant in found}) == len(found)
@@ -69,7 +70,7 @@ def test_a_mutant_that_matters_is_killed_and_one_that_can_not_is_listed(tmp_path
     killed, survived = (json.loads((tmp_path / f"attributegan.{name}.jsonl").read_text()) for name in ("losses", "adam"))
     assert killed["killed"] and "test_generated_tiles_of_the_lowest_level" in killed["by"]
     assert not survived["killed"] and survived["tests_run"] > 0
-    assert "| attributegan.losses | 1 | 1 | 0 | 0 | 100% |" in done.stdout and "| attributegan.adam | 1 | 0 | 1 | 0 |" in done.stdout
+    assert "| attributegan.losses | 1 | 1 | 0 | 0 | 100% |" in done.stdout and "| attributegan.adam | 1 | 0 | 1 | 0 | 100% |" in done.stdout
     again = search(tmp_path, "--module", "losses", "--report", "--sample", "0")
     assert "| attributegan.losses | 1 | 1 | 0 | 0 | 100% |" in again.stdout
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_shards.balance import LEAST, MOST, SWEEPS, weights
-from data_shards.order import UNIT, Order, combinations
+from data_shards.order import UNIT, Draws, Order, combinations, lengths
 from data_shards.permutation import GOLDEN, hashes, mix, permute, shuffle, stream
 from data_shards.shard_order import ShardOrder
 
@@ -179,6 +179,57 @@ def test_weights_at_their_bounds_by_hand() -> None:
     assert rare == pytest.approx([10, 990 / 999], rel=1e-9)
     frequent = weights(np.arange(21)[:, None], np.array([180] + [1] * 20), 1.0)
     assert frequent == pytest.approx([0.1] + [(200 - 18) / 20] * 20, rel=1e-9)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_windows_with_one_draw_or_none(window: int) -> None:
+    """Shards of one tile each, most with a weight below 1."""
+    levels_NA = skewed_levels(300)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
+    order = ShardOrder(levels_NA, np.arange(300), 5, 1.0, window)
+    for number in range(4):
+        count_N = np.bincount(order[np.arange(number * 300, (number + 1) * 300)], minlength=300)
+        assert (count_N >= np.floor(weight_N - 1e-4)).all() and (count_N <= np.ceil(weight_N + 1e-4)).all()
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_passes_that_begin_at_the_beginning_of_the_line(balance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that draws are at the very place where a shard or a combination begins."""
+    monkeypatch.setattr(Draws, "_offset", lambda self, pass_B: np.zeros(len(pass_B), np.int64))
+    levels_NA = skewed_levels(300)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, balance)[combination_N]
+    for order in both_orders(levels_NA, 0, balance):
+        count_N = np.bincount(order[np.arange(300)], minlength=300)
+        assert (count_N >= np.floor(weight_N - 1e-4)).all() and (count_N <= np.ceil(weight_N + 1e-4)).all()
+
+
+def test_shards_have_the_length_of_their_tiles() -> None:
+    shard_N = skewed_shards(300)
+    order = ShardOrder(skewed_levels(300), shard_N, 0, 0.5, window=2)
+    expected = np.bincount(shard_N, lengths(skewed_levels(300), 0.5))
+    assert order._shard_length_S.tolist() == expected[expected > 0].tolist()
+
+
+def test_shards_to_come_begin_with_the_window_of_the_position() -> None:
+    shard_N = np.repeat(np.arange(8), 10) * 3  # numbers with gaps
+    order = ShardOrder(np.zeros((80, 1), np.int8), shard_N, 1, 0.0, window=2)
+    met_P = shard_N[order[np.arange(160)]]
+    for position in (0, 1, 19, 20, 21, 60, 79, 80, 100):
+        window = position // 20
+        expected = [set(met_P[first : first + 20].tolist()) for first in range(window * 20, 80 * (position // 80 + 2), 20) if first < 160]
+        coming = list(order.shards_from(position))
+        assert [set(coming[k : k + 2]) for k in range(0, len(coming), 2)][: len(expected)] == expected
+        assert len(coming) == 8 - 2 * (window % 4) + 8
+
+
+def test_positions_of_any_kind_give_tiles_of_64_bits() -> None:
+    for order in both_orders(skewed_levels(), 0, 0.5):
+        expected = order[np.arange(5, 9)]
+        for positions in ([5, 6, 7, 8], np.arange(5, 9, dtype=np.int32), np.arange(5, 9, dtype=np.uint8)):
+            found = order[positions]
+            assert found.tolist() == expected.tolist() and found.dtype == np.int64
 
 
 def test_splitmix_is_that_of_the_paper() -> None:

@@ -9,8 +9,8 @@ The same seed and sample give the same mutants (operators.py). Each runs in a fo
 packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all
 where coverage saw none that does (lines that run in other processes).
 Results are appended to MODULE.jsonl in --out and kept: a mutant runs
-again when its module has changed, or when it survived and its tests have changed. Survivors that harmless.yaml lists, with a reason, don't
-count.
+again when its module has changed, or when it survived, isn't listed, and its tests have changed. Survivors that harmless.yaml lists, with a
+reason, don't count.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> int:
     harmless = yaml.safe_load((Path(__file__).parent / "harmless.yaml").read_text()) or {}
     scores = []
     for name in wanted:
-        results = _run(name, [f"tests/{file}" for file in table[name]], options)
+        results = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
         scores.append(_score(name, results, [*harmless.get(name, {})]))
     return _print(scores, options.least)
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(module: str, files: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """The results of the module's sample, from the file of results or run now."""
     path = ROOT / (module.replace(".", "/") + ".py")
     drawn = operators.mutants(path.read_text())
@@ -122,7 +122,8 @@ def _run(module: str, files: list[str], options: argparse.Namespace) -> list[dic
     source, tests = _digest([path]), _digest([ROOT / file for file in files])
     record = options.out / f"{module}.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    known = {line["mutant"]: line for line in lines if line["source"] == source and (line["killed"] or line["tests"] == tests)}
+    lines = [line for line in lines if line["source"] == source]
+    known = {line["mutant"]: line for line in lines if line["killed"] or line["tests"] == tests or _is_listed(line["mutant"], harmless)}
     todo = [mutant for mutant in drawn if mutant.label not in known or options.only]
     if options.report or not todo:
         return [known[mutant.label] for mutant in drawn if mutant.label in known]
@@ -245,8 +246,8 @@ def _arguments() -> list[str]:
 
 
 def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
-    """What ``work`` returns in a fork of this process; killed with all that it started once it has used ``limit_s`` of CPU, or three times
-    that and half a minute by the clock. A mutant that ends so was noticed."""
+    """What ``work`` returns in a fork of this process, which is killed with all that it started once it has used ``limit_s`` of CPU, or has
+    waited much longer. A mutant that ends so was noticed."""
     folder = Path(tempfile.mkdtemp(prefix="mutant-"))
     process = os.fork()
     if process == 0:
@@ -261,19 +262,21 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
             (folder / "answer").write_text(json.dumps(work()))
         finally:
             os._exit(0)
-    end = time.monotonic() + 30 + 3 * limit_s
+    waited_s, killed = 0.0, "a crash, or too much time"
     while os.waitpid(process, os.WNOHANG)[0] == 0:
-        if time.monotonic() > end:
+        if waited_s > 60 + 10 * limit_s:
             os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
+            killed = "waiting"
             break
-        time.sleep(0.01)
+        time.sleep(0.02)
+        waited_s += 0.02  # not by the clock, since both may be suspended
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # what it may have left
     output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
     if show:
         print(output)
-    answer = json.loads((folder / "answer").read_text()) if (folder / "answer").exists() else {"killed": True, "by": "time or a crash"}
+    answer = json.loads((folder / "answer").read_text()) if (folder / "answer").exists() else {"killed": True, "by": killed}
     shutil.rmtree(folder, ignore_errors=True)
     return answer | ({"output": output} if "status" in answer or "killed" not in answer else {})
 
@@ -298,8 +301,8 @@ def _print(scores: list[dict[str, Any]], least: float) -> int:
     low = False
     for score in scores:
         judged = score["mutants"] - score["harmless"]
-        share = score["killed"] / judged if judged else float("nan")
-        low = low or not share >= least
+        share = score["killed"] / judged if judged else 1.0
+        low = low or share < least
         print(
             f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |"
         )
