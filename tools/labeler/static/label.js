@@ -2,7 +2,7 @@
 
 const find = (id) => document.getElementById(id);
 const form = find("levels"), image = find("tile"), comment = find("comment"), save = find("save"), skip = find("skip"), undo = find("undo");
-const scales = [...form.querySelectorAll("fieldset.scale")];
+const scales = [...form.querySelectorAll("fieldset.graded")];
 const rater = form.dataset.rater;
 let shown = null; // what the server said of the tile on the page
 let busy = false, seen = false; // seen: the picture is there, so it may be judged
@@ -116,7 +116,7 @@ function answer() {
 
 /** The level of a key, for the attribute with the focus, or the first without a level. */
 function choose(key) {
-  const scale = document.activeElement.closest?.("fieldset.scale") ?? scales.find((one) => !checked(one));
+  const scale = document.activeElement.closest?.("fieldset.graded") ?? scales.find((one) => !checked(one));
   const input = [...(scale?.querySelectorAll("input") ?? [])].find((one) => one.dataset.key === key || (key !== "n" && one.value === key));
   if (!input) return false;
   input.checked = true;
