@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from tools import shard_card, shard_import, shard_remote, shard_tile
+from tools import shard_card, shard_import, shard_remote, shard_tables, shard_tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.index import Header
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shard_tile.add(commands)
     shard_import.add(commands)
+    shard_tables.add(commands)
     shard_card.add(commands)
     return parser
 
