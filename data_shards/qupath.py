@@ -23,13 +23,23 @@ ANNOTATION, DETECTION, POINT, UNKNOWN_KIND = "annotation", "detection", "point",
 # By objectType (0.3 and later), and by the `id` that 0.2 had for it. TMA cores and the image itself say nothing of a tile.
 KINDS = {"annotation": ANNOTATION, "detection": DETECTION, "cell": DETECTION, "tile": DETECTION, "tmacore": None, "root": None}
 OLD_KINDS = {
-    "PathAnnotationObject": ANNOTATION, "PathDetectionObject": DETECTION, "PathCellObject": DETECTION, "PathTileObject": DETECTION,
-    "TMACoreObject": None, "PathRootObject": None,
-}  # fmt: skip
+    "PathAnnotationObject": ANNOTATION,
+    "PathDetectionObject": DETECTION,
+    "PathCellObject": DETECTION,
+    "PathTileObject": DETECTION,
+    "TMACoreObject": None,
+    "PathRootObject": None,
+}
 TABLE_KINDS = {
-    "annotation": ANNOTATION, "detection": DETECTION, "cell": DETECTION, "tile": DETECTION, "tma core": None, "root": None,
-    "root object (image)": None, "image": None,
-}  # fmt: skip
+    "annotation": ANNOTATION,
+    "detection": DETECTION,
+    "cell": DETECTION,
+    "tile": DETECTION,
+    "tma core": None,
+    "root": None,
+    "root object (image)": None,
+    "image": None,
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,9 @@ def _unpacked(path: Path) -> bytes:
             return stream.read()
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.lower().endswith((".geojson", ".json")) and not name.startswith("__MACOSX")]
+            names = [
+                name for name in archive.namelist() if name.lower().endswith((".geojson", ".json")) and not name.startswith("__MACOSX")
+            ]
             if len(names) != 1:
                 raise ValueError(f"has {len(names)} GeoJSON files, expected one")
             return archive.read(names[0])

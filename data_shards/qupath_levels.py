@@ -29,8 +29,13 @@ from data_shards.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, Expor
 ALL = "*"  # as a class: every object
 QUANTILES = "quantiles"
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "mean": statistics.fmean, "median": statistics.median, "min": min, "max": max, "sum": sum, "sd": statistics.pstdev,
-}  # fmt: skip
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "sd": statistics.pstdev,
+}
 KNOWN_KEYS = {"classes", "count", "share", "measurement", "statistic", "class", "objects", "edges", "min_objects"}
 PLACE_COLUMNS = ("file", "slide", "x", "y", "mpp", "size")
 TIE = 1e-9
@@ -88,7 +93,7 @@ class Places:
         for key in (name, os.path.splitext(name)[0]):
             if key in self.boxes:
                 return key
-            if len(found := self.names.get(key, ())) == 1:
+            if len(found := self.names.get(key, [])) == 1:
                 return found[0]
         return None
 
@@ -153,7 +158,9 @@ def _rule(attribute: Attribute, entry: Any) -> Rule:
         raise ValueError(f"objects: {objects!r} is neither detections nor annotations")
     if type(least) is not int or least < (0 if value == "count" else 1):
         raise ValueError(f"min_objects: {least!r} is not a whole number from {0 if value == 'count' else 1} on")
-    return Rule(None, value, str(entry[value]), statistic, str(entry.get("class", ALL)), objects == "annotations", _edges(attribute, entry), least)
+    return Rule(
+        None, value, str(entry[value]), statistic, str(entry.get("class", ALL)), objects == "annotations", _edges(attribute, entry), least
+    )
 
 
 def _class_levels(attribute: Attribute, entry: Mapping[str, Any]) -> dict[frozenset[str], int]:
@@ -174,8 +181,9 @@ def _edges(attribute: Attribute, entry: Mapping[str, Any]) -> tuple[float, ...] 
     edges, needed = entry.get("edges"), len(attribute.assessable) - 1
     if edges == QUANTILES:
         return None
-    numbers = isinstance(edges, list) and all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in edges)
-    if not numbers or len(edges) != needed or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if not isinstance(edges, list) or not all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in edges):
+        edges = []
+    if len(edges) != needed or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
         raise ValueError(f"edges: give {needed} ascending numbers between the {needed + 1} levels, or `{QUANTILES}`")
     return tuple(float(edge) for edge in edges)
 
@@ -267,7 +275,7 @@ def _grid(record: Path, slide_mpp: float | None) -> tuple[tuple[float, float], t
 
 def levels_from(
     exports: Iterable[Exported], places: Places, schema: AttributeSchema, rules: Rules, cover: float = 0.5
-) -> tuple[Imported, list[str]]:  # fmt: skip
+) -> tuple[Imported, list[str]]:
     """Levels of all tiles of the images that were exported.
 
     Args:
@@ -304,8 +312,9 @@ def levels_from(
     rows = [
         {name: entry for name, entry in places.rows[file].items() if name not in schema.names}
         | {name: found.get(name, UNKNOWN) for name in schema.names}
-        for file, found in levels.items() if any(level != UNKNOWN for level in found.values())
-    ]  # fmt: skip
+        for file, found in levels.items()
+        if any(level != UNKNOWN for level in found.values())
+    ]
     columns = (*(name for name in places.columns if name not in schema.names), *schema.names)
     return Imported(columns, rows, bad, len(levels) - len(rows)), notes + _unused(rules, objects)
 
@@ -361,9 +370,7 @@ class _Inside:
                     self.touching[tiles[place].file].append((one, part))
 
 
-def _by_class(
-    rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _Inside, cover: float, bad: list[str]
-) -> dict[str, int]:  # fmt: skip
+def _by_class(rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _Inside, cover: float, bad: list[str]) -> dict[str, int]:
     """The level whose annotations cover most of a tile, at least ``cover`` of it."""
     levels = {}
     for box in boxes:
@@ -404,7 +411,9 @@ def _by_value(rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _I
     edges, notes = rule.edges, []
     if edges is None:
         edges = _quantiles(attribute, list(values.values()))
-        notes.append(f"{attribute.name}: edges [{', '.join(f'{edge:.6g}' for edge in edges)}]; write them into the rules for the next slides")
+        notes.append(
+            f"{attribute.name}: edges [{', '.join(f'{edge:.6g}' for edge in edges)}]; write them into the rules for the next slides"
+        )
     level_of = attribute.assessable
     found = {file: level_of[int(np.searchsorted(edges, value, side="right"))] for file, value in values.items()}
     return {box.file: found.get(box.file, UNKNOWN) for box in boxes}, notes
@@ -432,7 +441,9 @@ def _quantiles(attribute: Attribute, values: Sequence[float]) -> tuple[float, ..
     count = len(attribute.assessable)
     edges = np.quantile(values, np.arange(1, count) / count).tolist() if values else []
     if len(set(edges)) < count - 1 or edges[0] <= min(values):
-        raise ValueError(f"{attribute.name}: too few different values in {len(values):,} tiles for {count} quantiles; give edges in the rules")
+        raise ValueError(
+            f"{attribute.name}: too few different values in {len(values):,} tiles for {count} quantiles; give edges in the rules"
+        )
     return tuple(edges)
 
 
@@ -441,7 +452,9 @@ def _unused(rules: Rules, objects: Mapping[str, list[QuPathObject]]) -> list[str
     if not any(rule.classes is not None for rule in rules.values()):
         return []
     counts = Counter(
-        ": ".join(one.classes) or "(no class)" for found in objects.values() for one in found if one.kind == ANNOTATION
-        and not any(rule.classes is not None and _levels_of(rule, one.classes) for rule in rules.values())
-    )  # fmt: skip
+        ": ".join(one.classes) or "(no class)"
+        for found in objects.values()
+        for one in found
+        if one.kind == ANNOTATION and not any(rule.classes is not None and _levels_of(rule, one.classes) for rule in rules.values())
+    )
     return [f"class {name}: {count:,} annotations, not a level of any attribute" for name, count in sorted(counts.items())]

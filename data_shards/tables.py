@@ -46,7 +46,7 @@ def read_imagefolder(folder: Path, schema: AttributeSchema, columns: Mapping[str
 
 
 def read_table(path: Path, schema: AttributeSchema, columns: Mapping[str, str]) -> Imported:
-    """Read a Parquet table, or one of JSON lines or CSV, with a column ``file`` (or what ``columns`` says); raises as `read_imagefolder`."""
+    """Read a table (Parquet, JSON lines or CSV) with a column ``file`` (or what ``columns`` says); raises as `read_imagefolder`."""
     return _joined([_read(path, ".", schema, {"file": "file"} | dict(columns))])
 
 
@@ -55,8 +55,10 @@ def _read(path: Path, below: str, schema: AttributeSchema, columns: Mapping[str,
     try:
         having, entries = _entries(path)
         if missing := [column for column in names.values() if column not in having]:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(having) or 'nothing'}. "
-                             "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME")  # fmt: skip
+            raise ValueError(
+                f"{path}: no column {', '.join(missing)}; it has {', '.join(having) or 'nothing'}. "
+                "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME"
+            )
         others = [name for name in having if name not in names.values() and name not in names]
         rows: list[Row] = []
         bad: list[str] = []
@@ -67,7 +69,7 @@ def _read(path: Path, below: str, schema: AttributeSchema, columns: Mapping[str,
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
-            rows.append({"file": file} | {name: _text(entry.get(name)) for name in others} | levels)
+            rows.append({"file": file, **{name: _text(entry.get(name)) for name in others}, **levels})
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a readable table: {error}") from error
     return Imported(("file", *others, *schema.names), rows, bad)

@@ -41,27 +41,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     result = parser(
         "Serve a page on which people give tiles their levels, with buttons or keys. Every answer is saved at once, beside the CSV in "
-        "NAME.ratings.jsonl; the same command resumes. Listens on this machine alone, unless --host says otherwise; others then need a token.",
+        "NAME.ratings.jsonl; the same command resumes. Listens on this machine alone, unless --host says otherwise; then asks for a token.",
         EXAMPLES,
     )
     result.add_argument("tiles", metavar="TILES", type=Path, help="folder of the tiles")
     result.add_argument("--out", metavar="FILE", required=True, type=Path, help="CSV of the levels; NAME.agreement.csv goes beside it")
     result.add_argument("--attributes", metavar="FILE", type=Path, help="YAML with your attributes; without it, the five of the paper")
-    result.add_argument("--table", metavar="CSV", type=Path, help="has a column `file` and others to keep in the CSV, such as the slide "
-                        "(TILES/tiles.csv, if there is one)")  # fmt: skip
+    result.add_argument(
+        "--table",
+        metavar="CSV",
+        type=Path,
+        help="has a column `file` and others to keep in the CSV, such as the slide (TILES/tiles.csv, if there is one)",
+    )
     result.add_argument("--seed", metavar="S", type=int, help="of the order of the tiles and of those that are shared (0, or as last time)")
-    result.add_argument("--shared", metavar="X", type=float, help="share of the tiles that every rater is given, 0 to 1 (0, or as last time)")
-    result.add_argument("--disagreement", metavar="N", type=int, help="write -1 where raters are more than N levels apart, instead of the median")
-    result.add_argument("--predictor", metavar="DIR", type=Path, help="folder of a predictor (judge-…) of attributegan-evaluate's cache: most "
-                        "uncertain tiles first; what it reads is shown after each answer")  # fmt: skip
-    result.add_argument("--predictor-size", metavar="PIXELS", type=int, help="tile size that it was trained at, if its folder doesn't say it")
+    result.add_argument(
+        "--shared", metavar="X", type=float, help="share of the tiles that every rater is given, 0 to 1 (0, or as last time)"
+    )
+    result.add_argument(
+        "--disagreement", metavar="N", type=int, help="write -1 where raters are more than N levels apart, instead of the median"
+    )
+    result.add_argument(
+        "--predictor",
+        metavar="DIR",
+        type=Path,
+        help="folder of a predictor (judge-…) of attributegan-evaluate's cache: most "
+        "uncertain tiles first; what it reads is shown after each answer",
+    )
+    result.add_argument(
+        "--predictor-size", metavar="PIXELS", type=int, help="tile size that it was trained at, if its folder doesn't say it"
+    )
     result.add_argument("--random", action="store_true", help="random order, with --predictor too")
     result.add_argument("--cache", metavar="DIR", type=Path, help="for predictions (~/.cache/attributegan/evaluation)")
     result.add_argument("--no-page", action="store_true", help="write the CSVs from the answers and end")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     result.add_argument("--port", type=int, default=7861, help="port to listen on; 0 takes any free one (%(default)s)")
-    result.add_argument("--token-file", metavar="FILE", type=Path,
-                        help="has the token that visitors must give; without it, --host makes a new one")  # fmt: skip
+    result.add_argument(
+        "--token-file", metavar="FILE", type=Path, help="has the token that visitors must give; without it, --host makes a new one"
+    )
     return result
 
 

@@ -85,7 +85,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _columns_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="column for `file` or an attribute, if it has another name")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="column for `file` or an attribute, if it has another name"
+    )
 
 
 def _schema(arguments: argparse.Namespace) -> AttributeSchema:

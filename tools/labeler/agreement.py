@@ -76,8 +76,9 @@ def pairs(schema: AttributeSchema, rated: Mapping[str, Sequence[Rating]]) -> lis
                     table_LL[a, b] += 1
     return [
         Pair(attribute, raters, confusion[raters][column])
-        for column, attribute in enumerate(schema.attributes) for raters in sorted(confusion)
-    ]  # fmt: skip
+        for column, attribute in enumerate(schema.attributes)
+        for raters in sorted(confusion)
+    ]
 
 
 def mean_kappa(found: Sequence[Pair]) -> float | None:

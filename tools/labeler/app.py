@@ -104,9 +104,13 @@ class Labeler:
         static = [Route(f"/static/{path.name}", _file(path)) for path in [LOOK, *sorted((FOLDER / "static").iterdir())]]
         posts = [("/answer", self.answer), ("/skip", self.skip), ("/undo", self.undo), ("/again", self.again)]
         return [
-            Route("/", self.label), Route("/agreement", self.agreement), Route("/image", self.image), Route("/next", self.next),
-            *(Route(path, _from_here(handler), methods=["POST"]) for path, handler in posts), *static,
-        ]  # fmt: skip
+            Route("/", self.label),
+            Route("/agreement", self.agreement),
+            Route("/image", self.image),
+            Route("/next", self.next),
+            *(Route(path, _from_here(handler), methods=["POST"]) for path, handler in posts),
+            *static,
+        ]
 
     async def label(self, request: Request) -> Response:
         """The page of the tiles for a rater; without one, the page that asks who it is."""
@@ -130,14 +134,23 @@ class Labeler:
         pairs_of = {one: [pair for pair in found if pair.attribute == one] for one in self.schema.attributes}
         summary = [
             (one, agreement.mean_kappa(pairs), max((pair.tiles for pair in pairs), default=0), pairs) for one, pairs in pairs_of.items()
-        ]  # fmt: skip
+        ]
         by_rater = {rater: len(self.ratings.state.history.get(rater, ())) for rater in sorted(self.ratings.state.raters.values())}
         both = sum(len(ratings) > 1 for ratings in rated.values())
         rater = request.query_params.get("rater", "")
         return HTMLResponse(
-            self.pages.page("agreement.html", rater=rater, page="agreement", summary=summary, by_rater=by_rater, rated=len(rated), both=both,
-                            shared=len(self.queue.shared), total=len(self.files))
-        )  # fmt: skip
+            self.pages.page(
+                "agreement.html",
+                rater=rater,
+                page="agreement",
+                summary=summary,
+                by_rater=by_rater,
+                rated=len(rated),
+                both=both,
+                shared=len(self.queue.shared),
+                total=len(self.files),
+            )
+        )
 
     async def image(self, request: Request) -> Response:
         """The picture of a tile."""
@@ -194,10 +207,17 @@ class Labeler:
             self.queue.hold(rater, file)
         coming = next((one for one in found if one != file), None)
         return {
-            "file": file, "image": file and _address(file), "coming": coming and _address(coming),
-            "revision": self.ratings.revision(rater, file) if file else 0, "levels": None, "comment": "",
-            "done": progress.done, "left": progress.left, "skipped": progress.skipped, "trouble": self.trouble,
-        }  # fmt: skip
+            "file": file,
+            "image": file and _address(file),
+            "coming": coming and _address(coming),
+            "revision": self.ratings.revision(rater, file) if file else 0,
+            "levels": None,
+            "comment": "",
+            "done": progress.done,
+            "left": progress.left,
+            "skipped": progress.skipped,
+            "trouble": self.trouble,
+        }
 
     def _there(self, rater: str) -> list[str]:
         """The first tiles that are still in the folder, where the next ones were deleted."""

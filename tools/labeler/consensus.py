@@ -1,4 +1,4 @@
-"""One level of each attribute from the answers of several raters, and the CSVs: levels as ``attributegan-shard pack`` takes them, agreement."""
+"""One level of each attribute from several raters' answers, and the CSVs: the levels that ``attributegan-shard pack`` takes; agreement."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OWN_COLUMNS = ("raters", "spread", "comments")
 def consensus(attribute: Attribute, levels: Sequence[int], most_apart: int | None = None) -> int:
     """The level of one attribute: the median of the raters' levels, of two middle ones the lower.
 
-    "Not assessable" where more than half say so. `UNKNOWN` where half of them say so, where nobody gave a level, or where levels lie further
-    apart than ``most_apart``.
+    "Not assessable" where more than half say so. `UNKNOWN` where exactly half do, or where nobody gave a level. With ``most_apart``, also
+    where levels lie further apart than that, or only some raters say "not assessable".
     """
     given = [level for level in levels if level != UNKNOWN]
     on_scale = [level for level in given if level != attribute.not_assessable]
@@ -89,7 +89,9 @@ class Writer:
         rows = []
         for file, ratings in found.items():
             by_attribute = zip(*(rating.levels for rating in ratings), strict=True)
-            levels = [consensus(attribute, given, self.most_apart) for attribute, given in zip(schema.attributes, by_attribute, strict=True)]
+            levels = [
+                consensus(attribute, given, self.most_apart) for attribute, given in zip(schema.attributes, by_attribute, strict=True)
+            ]
             comments = "; ".join(f"{rating.rater}: {rating.comment}" for rating in ratings if rating.comment)
             about = {"raters": len(ratings), "spread": spread(schema, ratings) if len(ratings) > 1 else "", "comments": comments}
             more = self.tiles.row(file)
@@ -112,7 +114,7 @@ class Writer:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest not in self.ratings.state.written.get(path.name, [])[-2:]:
             raise ValueError(
-                f"{path}: was not written by this command, or was changed since; it would be replaced. Move it away, or give another --out; "
+                f"{path}: was not written by this command, or was changed since; it is kept. Move it away, or give another --out; "
                 f"all answers are in {self.ratings.path}"
             )
 
@@ -120,10 +122,17 @@ class Writer:
 def _agreement(schema: AttributeSchema, found: Mapping[str, Sequence[Rating]]) -> tuple[list[str], list[list[Any]]]:
     columns = ["attribute", "rater_1", "rater_2", "tiles", "exact", "quadratic_kappa", "one_not_assessable", "confusion"]
     return columns, [
-        [pair.attribute.name, *pair.raters, pair.tiles, _number(pair.exact), _number(pair.kappa), pair.one_assessable,
-         json.dumps(pair.confusion_LL.tolist())]
+        [
+            pair.attribute.name,
+            *pair.raters,
+            pair.tiles,
+            _number(pair.exact),
+            _number(pair.kappa),
+            pair.one_assessable,
+            json.dumps(pair.confusion_LL.tolist()),
+        ]
         for pair in agreement.pairs(schema, found)
-    ]  # fmt: skip
+    ]
 
 
 def _number(value: float | None) -> str:

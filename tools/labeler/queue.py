@@ -31,7 +31,9 @@ class Queue:
         uncertainty: by file; most uncertain first instead of the random order.
     """
 
-    def __init__(self, files: Sequence[str], ratings: Ratings, seed: int, shared: float, uncertainty: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, files: Sequence[str], ratings: Ratings, seed: int, shared: float, uncertainty: Mapping[str, float] | None = None
+    ) -> None:
         self.ratings = ratings
         self.order = sorted(files, key=lambda file: _uniform(seed, "order", file))
         if uncertainty is not None:

@@ -203,7 +203,7 @@ class Ratings:
             self._apply(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{self.path}: line {number} is damaged ({error}); restore the file from a copy, or remove that line to lose its answer alone"
+                f"{self.path}: line {number} is damaged ({error}); restore the file, or remove that line and lose its answer alone"
             ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
@@ -254,6 +254,8 @@ def _differences(known: AttributeSchema, given: AttributeSchema) -> list[str]:
     if known.names != given.names:
         return [f"those are {', '.join(known.names)}; these are {', '.join(given.names)}"]
     return [
-        f"{one.name} had the levels {', '.join(one.levels)}" + (f" (not assessable: {one.not_assessable})" if one.not_assessable is not None else "")
-        for one, other in zip(known.attributes, given.attributes, strict=True) if one != other
-    ]  # fmt: skip
+        f"{one.name} had the levels {', '.join(one.levels)}"
+        + (f" (not assessable: {one.not_assessable})" if one.not_assessable is not None else "")
+        for one, other in zip(known.attributes, given.attributes, strict=True)
+        if one != other
+    ]
