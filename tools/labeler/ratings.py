@@ -80,7 +80,9 @@ class Ratings:
             raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
     def rater(self, name: str) -> str:
         """The name under which a rater's answers stand: as first written, whatever the case.
