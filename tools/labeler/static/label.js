@@ -1,7 +1,7 @@
 // The label page: shows the tile that the server says, takes its levels by button or key, and moves on once the server has saved them.
 
 const find = (id) => document.getElementById(id);
-const form = find("levels"), image = find("tile"), comment = find("comment"), save = find("save"), skip = find("skip"), undo = find("undo");
+const form = find("levels"), image = find("tile"), comment = find("comment"), save = find("save"), skip = find("skip"), undo = find("undo"), questions = find("questions");
 const scales = [...form.querySelectorAll("fieldset.graded")];
 const rater = form.dataset.rater;
 let shown = null; // what the server said of the tile on the page
@@ -52,10 +52,10 @@ async function show(state, said) {
   find("progress-text").textContent = `${state.done} done, ${state.left} to go${state.skipped ? `, ${state.skipped} of them skipped` : ""}`;
   if (state.last) showLast(state.last);
   const over = !state.file;
-  form.hidden = image.hidden = over;
+  questions.hidden = save.hidden = skip.hidden = image.hidden = over;
   find("end").hidden = !over;
   find("again").hidden = !state.skipped;
-  find("tile-name").textContent = over ? "No tile" : state.file;
+  find("tile-name").textContent = over ? "No more tiles" : state.file;
   if (over) {
     find("end-text").textContent = state.skipped ? `All other tiles are done; ${state.skipped} were skipped.`
       : state.left ? "The tiles that are left are with other raters just now." : "All tiles are done. Thank you.";
@@ -143,8 +143,8 @@ document.addEventListener("keydown", (event) => {
   if (key === "enter" && event.target.matches("body, main")) answer();
   else if (key === "s") skip.click();
   else if (key === "u") undo.click();
-  else if (key === "c" && !form.hidden) comment.focus();
-  else if (form.hidden || busy || !choose(key)) return;
+  else if (key === "c" && !questions.hidden) comment.focus();
+  else if (questions.hidden || busy || !choose(key)) return;
   event.preventDefault();
 });
 
