@@ -548,7 +548,8 @@ def run(*words: object) -> int:
     [
         (["--out", "x.txt"], "--out: x.txt is not named as a CSV"), (["--out", "no/where.csv"], "--out: no is not a folder"),
         (["--shared", "1.5"], "--shared: 1.5 is not from 0 to 1"), (["--disagreement", "-1"], "--disagreement: -1 is below 0"),
-        (["--host", ""], "--host: names no address"), (["--port", "70000"], "--port: 70000"), (["--predictor-size", "2"], "--predictor-size"),
+        (["--host", ""], "--host: names no address"), (["--port", "70000"], "--port: 70000"),
+        (["--predictor-size", "2"], "--predictor-size: 2"),
         (["--table", "none.csv"], "none.csv: not a readable CSV"), (["--predictor", "none"], "--predictor none: no predictor"),
     ],
 )  # fmt: skip

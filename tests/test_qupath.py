@@ -271,7 +271,8 @@ def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
     places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
-        feature(square(0, 0, 90), classification=named("some")), feature(square(10, 0, 90), classification=named("some")),  # overlapping: .225
+        feature(square(0, 0, 90), classification=named("some")),
+        feature(square(10, 0, 90), classification=named("some")),  # overlapping: .225 together
         feature(square(200, 0, 139), classification=named("frequent")),  # .48: too little
         feature(square(400, 0, 200), classification=named("rare")), feature(square(400, 0, 200), classification=named("frequent")),
         feature({"type": "MultiPolygon", "coordinates": [square(0, 200, 100)["coordinates"], square(100, 200, 100)["coordinates"],
@@ -293,7 +294,8 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
     places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10), *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
-        *cells([(200, 50)], named("Tumor", "Positive"), Area=99), *cells([(900, 900)], named("Tumor", "Positive"), Area=1),  # at the edge; outside
+        *cells([(200, 50)], named("Tumor", "Positive"), Area=99),  # at the edge
+        *cells([(900, 900)], named("Tumor", "Positive"), Area=1),  # outside
         feature({"type": "MultiPoint", "coordinates": [[450, 50], [460, 60]]}, "annotation", named("Mitosis")),
     ]  # fmt: skip
     rules = {
@@ -419,19 +421,32 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
     [
         ({}, "has no rules"), ({"grade": {"count": "*"}}, "grade: not an attribute"), ({"mitosis": {}}, "give exactly one of"),
         ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "give exactly one of"), ({"mitosis": {"count": "a"}}, "edges: give 2"),
-        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"), ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
-        ({"mitosis": {"count": "a", "edges": [True, 2]}}, "edges"), ({"mitosis": {"count": "a", "edges": [1, 2], "when": 3}}, "unknown keys when"),
+        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"),
+        ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
+        ({"mitosis": {"count": "a", "edges": [True, 2]}}, "edges"),
+        ({"mitosis": {"count": "a", "edges": [1, 2], "when": 3}}, "unknown keys when"),
         ({"mitosis": {"measurement": "a", "edges": [1, 2], "statistic": "mode"}}, "statistic: 'mode'"),
         ({"mitosis": {"count": "a", "edges": [1, 2], "objects": "cells"}}, "objects: 'cells'"),
         ({"mitosis": {"share": "a", "edges": [1, 2], "min_objects": 0}}, "min_objects: 0"),
         ({"mitosis": {"classes": {"a": "much"}}}, "'much' is not a level"), ({"mitosis": {"classes": {"a": 3}}}, "3 is not a level"),
-        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "nothing else beside it"), ({"mitosis": {"classes": ["a"]}}, "classes: write"),
+        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "nothing else beside it"),
+        ({"mitosis": {"classes": ["a"]}}, "classes: write"),
     ],
 )  # fmt: skip
 def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
         qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA)
     assert what in str(error.value)
+
+
+def test_the_rules_of_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "labels.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    levels = {"tumour": ("absent", "present"), "pleomorphism": ("normal", "mild", "moderate", "severe")}
+    schema = AttributeSchema(tuple(Attribute(name, levels.get(name, ("low", "middle", "high"))) for name in tree))
+    for attribute in schema.attributes:
+        qupath_levels._rule(attribute, tree[attribute.name])
+    assert len(tree) == 4
 
 
 # The command
@@ -458,8 +473,8 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "levels.csv: 4 tiles; 2 without a level" in said.out and "class Fold: 1 annotations" in said.err
     with out.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert rows[0] == {"file": "H7/0_0.png", "slide": "H7", "x": "0", "y": "0", "mpp": "0.5", "size": "100", "tissue": "0.9", "sharpness": "100",
-                       "crowding": "-1", "mitosis": "1", "tumour": "-1", "polarity": "-1"}  # fmt: skip
+    assert rows[0] == {"file": "H7/0_0.png", "slide": "H7", "x": "0", "y": "0", "mpp": "0.5", "size": "100",
+                       "tissue": "0.9", "sharpness": "100", "crowding": "-1", "mitosis": "1", "tumour": "-1", "polarity": "-1"}  # fmt: skip
     pack = ["pack", "--images", table.parent, "--labels", out, "--attributes", attributes, "--group", "slide", "--out", tmp_path / "set"]
     assert run(*pack, "--val-fraction", "0", "--workers", "1") == 0
     assert run(*command[:1], export, write(tmp_path / "H9.geojson", []), *command[2:]) == 2
