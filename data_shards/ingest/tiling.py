@@ -205,10 +205,12 @@ class _Job(NamedTuple):
 
 
 class _Surveyed(NamedTuple):
-    """A slide to cut: whether it says its resolution, how many places it has, and how many of them with tissue."""
+    """A slide to cut: whether it says its resolution, how many places it has, and how many of them with tissue; what `Slide` says of it."""
 
     slide: Path
     says_mpp: bool
+    mpp_XY: tuple[float, float]
+    origin_XY: tuple[int, int]
     places: int
     with_tissue: int
 
@@ -342,7 +344,7 @@ class Tiling:
             return str(error)
         np.save(self.aside / f"{path.stem}.npy", tiles_N3)
         (self.aside / path.stem).mkdir()
-        return _Surveyed(path, slide.says_mpp, places, len(tiles_N3))
+        return _Surveyed(path, slide.says_mpp, slide.mpp_XY, (slide.bounds[0], slide.bounds[1]), places, len(tiles_N3))
 
     def _cut(self, job: _Job) -> list[Row] | str:
         tiles_N3 = np.load(self.aside / f"{job.slide.stem}.npy", mmap_mode="r")[job.first : job.last]
@@ -375,6 +377,7 @@ class Tiling:
             table.writerows(rows)
             count += len(rows)
         record = {"file": found.slide.name, "bytes": found.slide.stat().st_size, "slide_mpp": None if found.says_mpp else self.slide_mpp}
+        record |= {"mpp": found.mpp_XY, "origin": found.origin_XY}  # for programs that count pixels from what was scanned, as QuPath
         record |= {"options": self._recipe, "places": found.places, "with_tissue": found.with_tissue, "tiles": count}
         (folder / TABLE).write_text(text.getvalue(), encoding="utf-8")
         (folder / RECORD).write_text(json.dumps(record, indent=1))
