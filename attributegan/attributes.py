@@ -148,7 +148,7 @@ class Attribute:
         if text in self.levels:
             return self.levels.index(text)
         number = number_in(text.removeprefix(BY_PLACE))
-        if number is not None and number != UNKNOWN:
+        if number is not None and re.fullmatch(rf"{BY_PLACE}?\d+(\.\d+)?", text):
             level = self._level_at(number) if self.numbered and not text.startswith(BY_PLACE) else float(number)
             if level in range(len(self.levels)) or self.assessable[0] <= level <= self.assessable[-1]:
                 return int(level) if level.is_integer() else level

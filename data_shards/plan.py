@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from data_shards import index, permutation
+from data_shards import groups, index, permutation
 from data_shards.labels import Labels
 from data_shards.sources import Source
 from data_shards.splits import hold_out
 
+log = logging.getLogger("attributegan.data")
 TAR_OVERHEAD = 2048  # bytes of a tile beside its image: two headers, the levels, padding
 
 
@@ -84,8 +86,14 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
 
 def _held_out(table: pa.Table, labels: Labels, options: Options) -> np.ndarray:
     levels_NA = np.stack([table[name].to_numpy() for name in labels.schema.names], axis=1)
-    groups = table["group"].combine_chunks().dictionary_encode().indices.to_numpy() if labels.grouped else None
-    return hold_out(levels_NA, groups, options.val_fraction, options.seed)
+    if not labels.grouped:
+        return hold_out(levels_NA, None, options.val_fraction, options.seed)
+    encoded = table["group"].combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if warning := groups.warning(names):
+        log.warning(warning)
+    group_N = groups.inseparable(names)[encoded.indices.to_numpy()]
+    return hold_out(levels_NA, group_N, options.val_fraction, options.seed)
 
 
 def _cut(members_N: np.ndarray, size_N: np.ndarray, options: Options) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_shards import files, format, workers
+from data_shards import files, format, tables, workers
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
 COLUMNS = ("file", "slide", "x", "y", "mpp", "size", "tissue", "sharpness")
@@ -308,8 +308,7 @@ class Tiling:
         """Refuse a folder with tiles cut otherwise, or whose table people have worked in."""
         table = self.out / TABLE
         if table.exists():
-            with table.open(encoding="utf-8-sig", newline="") as stream:
-                mine = [name for name in next(csv.reader(stream), []) if name not in COLUMNS]
+            mine = [name for name in tables.header_of(table) if name not in COLUMNS]
             if mine:
                 raise ValueError(f"{table}: has columns of yours ({', '.join(mine)}) and would be replaced; give it another name first")
         for folder in _folders(self.out):

@@ -130,6 +130,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tars", type=Path, metavar="DIR", help="folder of the tars")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, where theirs can't be written to")
     parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="names of the tars of split `val` (%(default)s)")
     parser.add_argument("--group", default="group", metavar="NAME", help="entry of the .json with the slide or patient (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is there")
@@ -235,10 +236,10 @@ def _index(arguments: argparse.Namespace) -> int:
     from data_shards.scan import index_tars
     from tools.shard_progress import TileProgress
 
-    choices = {name: getattr(arguments, name) for name in ("val", "group", "skip_bad", "overwrite")}
+    choices = {name: getattr(arguments, name) for name in ("val", "group", "out", "skip_bad", "overwrite")}
     with TileProgress() as progress:
         header = index_tars(arguments.tars, _schema(arguments), processes=_processes(arguments), progress=progress, **choices)
-    return _tell(arguments.tars, header)
+    return _tell(arguments.out or arguments.tars, header)
 
 
 def _tell(folder: Path, header: Header) -> int:
