@@ -44,9 +44,13 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _TextLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-def parse(text: str) -> Any:
-    """What ``text`` says; one of `YAML_ERRORS` when it is not YAML, or has a key twice."""
-    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+def parse(text: str, *, as_text: bool = False) -> Any:
+    """What ``text`` says; one of `YAML_ERRORS` when it is not YAML, or has a key twice. Builds plain values alone."""
+    loader = (_TextLoader if as_text else _Loader)(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
 
 
 def read(path: str | Path, *, as_text: bool = False) -> Any:
@@ -59,7 +63,6 @@ def read(path: str | Path, *, as_text: bool = False) -> Any:
         ValueError: not readable, not YAML, or a key twice; names the file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return yaml.load(text, _TextLoader) if as_text else parse(text)  # noqa: S506  # both build plain values alone
+        return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text)
     except (OSError, *YAML_ERRORS) as error:
         raise ValueError(f"{path}: not a readable YAML file: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 # Of macOS, Windows, NAS boxes, network file systems and version control; and texts about a set.
 _FILES = re.compile(
     r"\._.*|\.DS_Store|Thumbs\.db|ehthumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.directory|\.gitattributes|\.gitignore|\.gitkeep"
-    r"|(README|LICEN[CS]E|CHANGELOG|CITATION|NOTICE)([._-]\w+)?(\.(md|txt|rst|html|pdf|cff|bib))?|(md5|sha1|sha256|sha512)sums?(\.txt)?",
+    r"|(README|LICEN[CS]E|CHANGELOG|CITATION|NOTICE)([_-]\w+)?(\.(md|txt|rst|html|pdf|cff|bib))?|(md5|sha1|sha256|sha512)sums?(\.txt)?",
     re.IGNORECASE,
 )
 _FOLDERS = frozenset(("__MACOSX", "@eaDir", ".Spotlight-V100", ".Trashes", ".fseventsd", ".TemporaryItems", ".git", ".cache", "lost+found",

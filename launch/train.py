@@ -135,6 +135,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
     from attributegan.train import train, write_config
     from attributegan.training import Batch, Training
     from attributegan.watch import Watch
+    from data_shards import level_counts
     from data_shards.read import batches
 
     folder = Path(settings.run.dir)
@@ -173,6 +174,8 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             for line in training.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+            for line in level_counts.absent(schema, shards.levels_NA):
+                log.warning(line)
             finished = train(training, open_data, stop)
         except Exception as error:
             if isinstance(error, ValueError) and before and before.state == "finished":

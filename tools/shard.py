@@ -246,7 +246,18 @@ def _tell(folder: Path, header: Header) -> int:
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(summary(folder, header))
+    for line in _absent_levels(folder, header):
+        print(f"  {line}")
     return 0
+
+
+def _absent_levels(folder: Path, header: Header) -> list[str]:
+    import numpy as np
+
+    from data_shards import index, level_counts
+
+    table = index.read_table(folder / index.FILE, header.schema.names)
+    return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))
 
 
 def summary(folder: Path, header: Header) -> str:
@@ -256,7 +267,9 @@ def summary(folder: Path, header: Header) -> str:
         shards = [shard for shard in header.shards if shard.split == split]
         tiles, size = sum(shard.tiles for shard in shards), sum(shard.size for shard in shards)
         lines.append(f"  {split}: {tiles:,} tiles in {len(shards):,} shards, {size / 2**20:,.1f} MiB")
-    return "\n".join(lines + ([f"  {len(header.left_out):,} tiles left out"] if header.left_out else []))
+    passed = sum(line.endswith(": passed over: not a tar") for line in header.left_out)
+    tiles = len(header.left_out) - passed
+    return "\n".join(lines + [f"  {count:,} {what}" for count, what in ((tiles, "tiles left out"), (passed, "files passed over")) if count])
 
 
 if __name__ == "__main__":
