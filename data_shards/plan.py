@@ -74,7 +74,11 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
     index.arrow_schema(labels.schema)
     size_N = source.sizes(labels.table)
     missing = labels.table.filter(pa.array(size_N < 0))
-    bad = labels.bad + [f"{row['where']}: {row['file']}: no such image" for row in missing.select(["where", "file"]).to_pylist()]
+    near = source.near_names(missing["file"].to_pylist())
+    bad = list(labels.bad)
+    for row in missing.select(["where", "file"]).to_pylist():
+        there = f"; there is {near[row['file']]!r}" if row["file"] in near else ""
+        bad.append(f"{row['where']}: {row['file']}: no such image{there}")
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
     shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))

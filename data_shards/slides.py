@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_shards import files, format, tables, workers
+from data_shards import files, format, plain_slides, tables, workers
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
 COLUMNS = ("file", "slide", "x", "y", "mpp", "size", "tissue", "sharpness")
@@ -89,6 +89,8 @@ class Slide:
             raise ValueError(f"{path}: no such file")
         try:
             self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            self._slide = _plain(path, error)
         except openslide.OpenSlideError as error:
             raise ValueError(f"{path}: not a slide that openslide reads: {error}") from error
         self.path, self._error = path, openslide.OpenSlideError
@@ -147,6 +149,15 @@ class Slide:
             opaque.paste(block, mask=block.getchannel("A"))
             image.paste(opaque.reduce(shrink), ((left - starts[0]) // shrink, (top - starts[1]) // shrink))
         return image
+
+
+def _plain(path: Path, error: Exception) -> Any:
+    """An image that is no whole-slide format; ValueError when it is no image either."""
+    try:
+        return plain_slides.open_plain(path)
+    except ValueError as why:
+        unknown = "Unsupported or missing image file" in str(error)
+        raise ValueError(f"{path}: not a slide that openslide reads: {'no format that it knows' if unknown else error}; {why}") from error
 
 
 def _is_scanner_mpp(text: str | float | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from data_shards import format, intact, rgb
+from data_shards import format, intact, near_names, rgb
 from data_shards.labels import Labels, table_of
 
 log = logging.getLogger("attributegan.data")
@@ -37,6 +37,9 @@ class Source(Protocol):
 
     def sizes(self, table: pa.Table) -> np.ndarray:
         """About how many bytes each image will have, int64; -1 for an image that is not there."""
+
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        """For files that are not there, what they are called there, where that can be seen."""
 
     def read(self, row: Mapping[str, Any]) -> Member:
         """The image of one row; ValueError says what is wrong with it."""
@@ -68,6 +71,9 @@ class Folder:
             return os.stat(os.path.join(self.root, file)).st_size
         except (OSError, ValueError):  # ValueError: a name with a null character
             return -1
+
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        return near_names.suggestions(self.root, missing)
 
     def read(self, row: Mapping[str, Any]) -> Member:
         try:
@@ -118,6 +124,9 @@ class Phantoms:
 
     def sizes(self, table: pa.Table) -> np.ndarray:
         return np.full(len(table), 3 * self.size**2, np.int64)
+
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        return {}
 
     def read(self, row: Mapping[str, Any]) -> Member:
         from data_shards import phantom
