@@ -7,6 +7,7 @@ a level is what `attributegan-shard pack` takes from a CSV.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ def check_image(data: bytes) -> tuple[int, int]:
         ValueError: it is none, or not whole; says what is wrong.
     """
     try:
-        intact.check(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, without the name
+            intact.check(data)
         with rgb.opened(data, tuple(format.EXTENSIONS)) as image:
             rgb.check_one_picture(image)
             if image.mode not in ("RGB", "L"):

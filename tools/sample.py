@@ -91,8 +91,10 @@ def _sample(options: argparse.Namespace) -> None:
     _check(options)
     from attributegan.checkpoint import find
     from attributegan.processes import is_main
+    from data_shards.files import require_writable
     from tools.sample_write import to_replace, write_whole
 
+    require_writable(options.out, "--out")
     options.model = find(options.model)  # every process takes the same one
     if not is_main():  # of `accelerate launch`; pictures and words come from the main process
         _make_folder(options.out.parent if options.format == "shards" else options.out)

@@ -92,6 +92,9 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
         help="column of the CSV for `file` or an attribute, if it has another name",
     )
     _skip_bad_option(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help="don't decode each image to see whether it is whole; `attributegan-shard verify` does, too"
+    )
     _common_options(parser, val_fraction=0.2)
     parser.set_defaults(run=_pack)
 
@@ -173,7 +176,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.size is not None and arguments.size < 1:
         raise ValueError(f"--size: {arguments.size} must be above 0")
     labels = read_labels(arguments.labels, _schema(arguments), _columns(arguments.column), arguments.group)
-    return _write(labels, Folder(str(arguments.images), arguments.size), arguments)
+    return _write(labels, Folder(str(arguments.images), arguments.size, arguments.quick), arguments)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
@@ -201,6 +204,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 
 def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int:
+    from data_shards.files import require_writable
     from data_shards.pack import pack
     from data_shards.plan import Options
     from tools.shard_progress import TileProgress
@@ -209,6 +213,7 @@ def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int
     options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
     processes = _processes(arguments)
     choices = {name: getattr(arguments, name, False) for name in ("skip_bad", "overwrite")}
+    require_writable(arguments.out.absolute().parent, "--out")
     try:
         with TileProgress(len(labels.table)) as progress:
             header = pack(labels, source, arguments.out, options, processes=processes, progress=progress, **choices)

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from data_shards import card, index, stores
+    from data_shards import card, files, index, stores
 
     if arguments.sample < 1:
         raise ValueError(f"--sample: {arguments.sample} must be above 0")
@@ -39,6 +39,8 @@ def _card(arguments: argparse.Namespace) -> int:
     if not arguments.out and stores.is_remote(arguments.set):
         raise ValueError("--out: say where to write the page about a remote set")
     out = arguments.out or Path(arguments.set, index.CARD)
+    if arguments.out or out.parent.is_dir():
+        files.require_writable(out.parent, "--out")
     card.write(arguments.set, out, arguments.sample, arguments.seed, shard_remote.cache_of(arguments))
     print(f"{out}: {out.stat().st_size:,} bytes")
     return 0

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from data_shards import importers
+from data_shards.files import require_writable
 
 CAPTIONS_EXAMPLES = """\
 The file is {tile: {"caption": [texts]}}: each text has a sentence for each attribute, in any order, and one for the diagnosis. Captions of
@@ -71,6 +72,7 @@ def _published(arguments: argparse.Namespace) -> int:
 
 def _finish(table: importers.Imported, arguments: argparse.Namespace) -> int:
     """Write what is good, list what is bad."""
+    require_writable(arguments.out.parent, "--out")
     if arguments.images is not None:
         table = importers.with_images(table, arguments.images)
     for line in table.bad:
