@@ -45,7 +45,7 @@ chaos: venv
 	$(BIN)/python tests/chaos/run.py --cases $(CASES) $(SEED:%=--seed %)
 
 fuzz: venv
-	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_fuzz.py
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/integration/test_fuzz.py
 
 licences: venv
 	$(BIN)/python docs/licences.py

@@ -52,7 +52,9 @@ class Attribute:
         if len(set(self.levels)) != len(self.levels):
             raise ValueError(f"attribute {self.name}: level names {list(self.levels)} are not all different")
         if wrong := [level for level in self.levels if level != level.strip() or not level or level.startswith(BY_PLACE)]:
-            raise ValueError(f"attribute {self.name}: level {wrong[0]!r} is empty, has blanks at an end or begins with {BY_PLACE}; rename it")
+            raise ValueError(
+                f"attribute {self.name}: level {wrong[0]!r} is empty, has blanks at an end or begins with {BY_PLACE}; rename it"
+            )
         numbers = [number for level in self.levels if (number := number_in(level)) is not None]
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"attribute {self.name}: two of the level names {list(self.levels)} are the same number")
@@ -153,7 +155,9 @@ class Attribute:
             if level in range(len(self.levels)) or self.assessable[0] <= level <= self.assessable[-1]:
                 return int(level) if level.is_integer() else level
         if self.numbered:
-            raise ValueError(f"{self.name} has the levels {', '.join(self.levels)}, where a number is a name, and others between two numbers")
+            raise ValueError(
+                f"{self.name} has the levels {', '.join(self.levels)}, where a number is a name, and others between two numbers"
+            )
         known = ", ".join(f"{level} ({label})" for level, label in enumerate(self.levels))
         raise ValueError(f"{self.name} has the levels {known}, and others between those from {self.assessable[0]} to {self.assessable[-1]}")
 

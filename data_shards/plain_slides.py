@@ -1,6 +1,6 @@
 """Slides that are no whole-slide format: one large JPEG, PNG or TIFF, OME-TIFF, and Deep Zoom.
 
-Images are decoded whole, once in each process: 3 bytes of memory for a pixel. Owns no resampling; slides.py reads regions.
+Images are decoded whole, once in each process: 3 bytes of memory for a pixel. Owns no resampling; tiling.py reads regions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data_shards import intact, rgb
-from data_shards.format import DECODING_ERRORS
+from data_shards.format.tile import DECODING_ERRORS
 
 LARGEST = 2_200_000_000  # pixels; a section at 0.25 um has up to 2 gigapixels
 DESCRIPTION = 270  # tag of TIFF that has the XML of OME

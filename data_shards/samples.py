@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attributegan.attributes import AttributeSchema
-from data_shards import format, groups, intact, rgb
+from data_shards import groups, intact, rgb
+from data_shards.format import tile
 from data_shards.tables import is_same
 from data_shards.tar_members import Member
 
@@ -59,12 +60,12 @@ def check_image(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, without the name
             intact.check(data)
-        with rgb.opened(data, tuple(format.EXTENSIONS)) as image:
+        with rgb.opened(data, tuple(tile.EXTENSIONS)) as image:
             rgb.check_one_picture(image)
             if image.mode not in ("RGB", "L"):
                 rgb.to_rgb(image)
             return image.size
-    except format.DECODING_ERRORS as error:
+    except tile.DECODING_ERRORS as error:
         raise ValueError(f"not a readable image: {error}") from error
 
 

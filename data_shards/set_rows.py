@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_shards import index
-from data_shards.tars import LocalTars
+from data_shards.format import index
+from data_shards.storage.shard_files import LocalTars
 
 Read = Callable[[int, int, int], bytes]  # number of a shard, length, offset
 
@@ -28,7 +28,9 @@ def problems(path: Path, header: index.Header, folder: Path) -> Iterator[str]:
 
 def groups_apart(table: pa.Table) -> list[dict[str, object]]:
     """Groups that are in more than one split."""
-    found: list[dict[str, object]] = repeated(table.filter(pc.not_equal(table["group"], "")), ["group"], "split", "count_distinct").to_pylist()
+    found: list[dict[str, object]] = repeated(
+        table.filter(pc.not_equal(table["group"], "")), ["group"], "split", "count_distinct"
+    ).to_pylist()
     return found
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_shards import index, litter, sums
+from data_shards import litter
+from data_shards.format import checksums, index
 
-KNOWN = (index.FILE, index.CARD, sums.FILE)
+KNOWN = (index.FILE, index.CARD, checksums.FILE)
 UNPACK = {"gz": "gunzip", "tgz": "gunzip -S .tgz", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
 _TAR = re.compile(r"\.(tar([._-].*)?|tgz|tbz2?|txz|tzst|zip|7z)$", re.IGNORECASE)
 

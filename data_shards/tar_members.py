@@ -72,7 +72,9 @@ def check_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"damaged header at byte {at:,}")
     while block := stream.read(1 << 20):
         if block.count(0) < len(block):
-            raise tarfile.ReadError("goes on behind its end: several tars were joined; unpack it with `tar --ignore-zeros -xf`, and pack again")
+            raise tarfile.ReadError(
+                "goes on behind its end: several tars were joined; unpack it with `tar --ignore-zeros -xf`, and pack again"
+            )
 
 
 def _harm(info: tarfile.TarInfo) -> str:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from attributegan.attributes import AttributeSchema
-from data_shards import format, index, litter, set_rows, sums, workers
-from data_shards.cache import Cache, StoreError
+from data_shards import litter, set_rows, worker_pool
+from data_shards.format import checksums, index, tile
 from data_shards.samples import IMAGES, by_kind, check_image, read_levels
+from data_shards.storage.cache import Cache, StoreError
+from data_shards.storage.shard_files import LocalTars, Tars, open_place
 from data_shards.tar_members import Member, members
-from data_shards.tars import LocalTars, Tars, open_place
 
 
 def verify(
-    place: str | Path, processes: int = 1, progress: workers.Progress = lambda done: None, cache: Cache | None = None
+    place: str | Path, processes: int = 1, progress: worker_pool.Progress = lambda done: None, cache: Cache | None = None
 ) -> Iterator[str]:
     """All problems of the set in a folder or at a URL, a line each, as they are found; none for a set that is clean.
 
@@ -46,12 +47,12 @@ def verify(
         left_out[line.partition(": ")[0]].append(line)
     check = _ShardCheck(place, folder / index.FILE, tars, header.schema, header.image_size)
     jobs = [_Job(number, shard, tuple(left_out[shard.name])) for number, shard in enumerate(header.shards)]
-    for problems in workers.run(check, jobs, processes, progress):
+    for problems in worker_pool.run(check, jobs, processes, progress):
         yield from problems
 
 
 def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
-    known = {index.FILE, index.CARD, sums.FILE} | {shard.name for shard in header.shards}
+    known = {index.FILE, index.CARD, checksums.FILE} | {shard.name for shard in header.shards}
     named = {line.partition(": ")[0].rstrip("/") for line in header.left_out}  # tars without a tile that could be used, and passed over
     for path in sorted(folder.iterdir()):
         if path.name not in known | named and not litter.is_litter(path.name):
@@ -98,7 +99,7 @@ class _ShardCheck:
                 problems += self._walk(stream, {row["offset"]: row for row in rows}, job)
                 if (size := os.fstat(stream.fileno()).st_size) != job.shard.size:
                     problems.append(f"has {size:,} bytes and should have {job.shard.size:,}")
-                elif sums.sha256_of(stream) != job.shard.sha256:
+                elif checksums.sha256_of(stream) != job.shard.sha256:
                     problems.append("its bytes are not those that were packed (SHA-256)")
         except OSError as error:
             problems.append(f"can't be read: {error.strerror or error}")
@@ -111,7 +112,7 @@ class _ShardCheck:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, sample in groupby(members(tar), lambda member: member.key):
-                    workers.count_tiles(1)
+                    worker_pool.count_tiles(1)
                     yield from (f"{key}: {problem}" for problem in self._check_sample(key, list(sample), row_at, job))
         except tarfile.TarError as error:
             yield f"not a readable tar: {error}"
@@ -142,15 +143,15 @@ class _ShardCheck:
     def _check_image(self, image: Member, row: dict[str, Any]) -> Iterator[str]:
         if len(image.data) != row["length"]:
             yield f"the image has {len(image.data):,} bytes in the tar and {row['length']:,} in the index"
-        elif format.checksum(image.data) != row["checksum"]:
+        elif tile.checksum(image.data) != row["checksum"]:
             yield "the image is damaged (checksum)"
         try:
             check_image(image.data)
-            pixels_HWC = format.decode(image.data)
+            pixels_HWC = tile.decode(image.data)
         except ValueError as error:
             yield str(error)
             return
-        except format.DECODING_ERRORS as error:
+        except tile.DECODING_ERRORS as error:
             yield f"not a readable image: {error}"
             return
         if self.image_size and pixels_HWC.shape != (self.image_size, self.image_size, 3):

@@ -1,7 +1,7 @@
 """Check the processes of a cluster before training on it: started as training is, says in words what is wrong and how to mend it.
 
 Owns the order of the checks and their time-outs: nothing here waits without a limit, since what is looked for are things that hang.
-What is looked at is in cluster.py, what counts as wrong in diagnosis.py.
+What is looked at is in facts.py, what counts as wrong in diagnosis.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan import cli
-from launch.bounded import bounded, is_stuck
+from launch.checks.timeout import bounded, is_stuck
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from attributegan.meeting import Meeting
-    from launch.cluster import Facts
+    from attributegan.distributed.rendezvous import Meeting
+    from launch.checks.facts import Facts
 
 MEET_S = 30.0  # for processes to find the meeting point, and to say what they see
 GROUP_S = 30.0  # for a process group to come about
@@ -59,16 +59,16 @@ class Examination:
     """All checks, on this process together with the others."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from launch import cluster
+        from launch.checks import facts
 
         self.arguments = arguments
-        self.facts = cluster.look()
+        self.facts = facts.look()
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.problems: list[str] = []
 
     def run(self) -> list[str]:
         """Look, measure, tell; the same problems on every process."""
-        from attributegan.meeting import Lost, Meeting
+        from attributegan.distributed.rendezvous import Lost, Meeting
 
         if self.world == 1:
             self._tell([self.facts])
@@ -84,8 +84,8 @@ class Examination:
 
     def _together(self, meeting: Meeting, everyone: list[Facts]) -> None:
         """The checks that need others; what one process finds, all of them report."""
-        from attributegan.meeting import Lost
-        from launch import diagnosis, shared_disk
+        from attributegan.distributed.rendezvous import Lost
+        from launch.checks import diagnosis, shared_disk
 
         lines: list[str] = []
         here = [fact.rank for fact in everyone]
@@ -102,7 +102,7 @@ class Examination:
 
     def _measure(self, meeting: Meeting, everyone: list[Facts]) -> list[str]:
         """Lines of the report."""
-        from launch import diagnosis, network
+        from launch.checks import diagnosis, network
 
         limit = GROUP_S + 6 * self.arguments.seconds
         done, problem = bounded(lambda: network.measure(meeting, everyone, self.arguments.seconds, GROUP_S), limit)
@@ -121,7 +121,7 @@ class Examination:
         return [*lines, f"clocks: {largest:.3f} s apart at most"]
 
     def _tell(self, everyone: list[Facts], lines: Sequence[str] = (), is_first: bool = True) -> None:
-        from launch import diagnosis
+        from launch.checks import diagnosis
 
         self.problems += diagnosis.of_launch(everyone, self.world, self.arguments.processes)
         self.problems += diagnosis.of_versions(everyone) + diagnosis.of_gpus(everyone)
@@ -141,7 +141,7 @@ class Examination:
 
 def understood(everyone: Mapping[int, Mapping[str, Any]]) -> list[Facts]:
     """What the processes said, unless one's doctor is so much older or newer that it says other things (ValueError)."""
-    from launch.cluster import Facts
+    from launch.checks.facts import Facts
 
     names = {field.name for field in dataclasses.fields(Facts)}
     for rank, said in everyone.items():
@@ -151,7 +151,7 @@ def understood(everyone: Mapping[int, Mapping[str, Any]]) -> list[Facts]:
 
 
 def _describe(everyone: Sequence[Facts]) -> list[str]:
-    from launch import diagnosis
+    from launch.checks import diagnosis
 
     first = everyone[0]
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())

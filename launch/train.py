@@ -14,17 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config, status
+from attributegan import cli, config
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
+from attributegan.run_dir import status
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from attributegan.runtime import Runtime
-    from attributegan.train import Stop
-    from data_shards.order import Order
-    from data_shards.read import ShardSet
-    from data_shards.shard_order import ShardOrder
-    from launch.watcher import Watcher
+    from attributegan.distributed.runtime import Runtime
+    from attributegan.training.loop import Stop
+    from data_shards.loader.loader import ShardSet
+    from data_shards.sampler.global_order import Order
+    from data_shards.sampler.windowed_order import ShardOrder
+    from launch.evaluator import Watcher
 
 EXAMPLES = """\
   attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
@@ -64,7 +65,7 @@ def _settings(arguments: argparse.Namespace) -> Config:
         return config.load(arguments.config, arguments.overrides)
     except ValueError as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from attributegan.meeting import roll_call
+            from attributegan.distributed.rendezvous import roll_call
 
             roll_call(TELL_S, str(error))
         raise
@@ -83,11 +84,11 @@ def run(settings: Config) -> int:
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from attributegan.report import start_logging
-    from attributegan.runtime import Runtime
-    from attributegan.train import Stop
-    from attributegan.watch import Watch
-    from launch.watcher import Watcher
+    from attributegan.distributed.runtime import Runtime
+    from attributegan.distributed.watchdog import Watch
+    from attributegan.run_dir.reporter import start_logging
+    from attributegan.training.loop import Stop
+    from launch.evaluator import Watcher
 
     runtime = Runtime(settings)
     watcher, code = Watcher(settings), None
@@ -117,7 +118,7 @@ def run(settings: Config) -> int:
 
 def _to_write_down(settings: Config) -> Config:
     """``settings`` as the run folder has them and processes compare them: the address of the shards without what may be a secret."""
-    from data_shards import stores
+    from data_shards.storage import stores
 
     return replace(settings, data=replace(settings.data, shards=stores.shown(settings.data.shards)))
 
@@ -126,18 +127,18 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
     """What all processes of a run must have in common: options, code, data, and the versions that decide on numbers."""
     import torch
 
-    from attributegan import provenance
+    from attributegan.run_dir import code_digest
 
     options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
-    return options | {"code": provenance.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
+    return options | {"code": code_digest.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 
 def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop, watcher: Watcher) -> int:
-    from attributegan.train import train, write_config
-    from attributegan.training import Batch, Training
-    from attributegan.watch import Watch
+    from attributegan.distributed.watchdog import Watch
+    from attributegan.training.loop import train, write_config
+    from attributegan.training.trainer import Batch, Training
     from data_shards import level_counts
-    from data_shards.read import batches
+    from data_shards.loader.loader import batches
 
     folder = Path(settings.run.dir)
 
@@ -172,7 +173,9 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
                 raise ValueError(f"train.images: {settings.train.images:,} is below the {began:,} that the run in {settings.run.dir} has seen; "
                                  "ask for more, or for what it was asked before")  # fmt: skip
             if began and before and before.shards not in ("", shards.fingerprint):
-                log.warning("data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.place, f"{began:,}")
+                log.warning(
+                    "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.place, f"{began:,}"
+                )
             tell(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 write_config(settings)
@@ -201,7 +204,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
 
 
 def _in_words(error: Exception) -> str:
-    from attributegan.watch import is_of_another
+    from attributegan.distributed.watchdog import is_of_another
 
     if is_of_another(error):
         return "another process of the run has ended; its own error, or the launcher's, says why. Start the same command to go on"
@@ -211,7 +214,7 @@ def _in_words(error: Exception) -> str:
 @contextmanager
 def _claimed(settings: Config, runtime: Runtime) -> Iterator[None]:
     """The run folder for this run alone; when it is another's, every process is refused."""
-    from attributegan.claim import Claim
+    from attributegan.run_dir.lock import Claim
 
     claim, refusal = Claim(Path(settings.run.dir), "training"), ""
     if runtime.is_main:
@@ -236,7 +239,7 @@ def _comes_again(error: Exception, took_a_step: bool) -> bool:
     """Divergence from the last checkpoint on does, and memory that doesn't suffice for the first step."""
     from torch import OutOfMemoryError
 
-    from attributegan.training import Diverged
+    from attributegan.training.trainer import Diverged
 
     no_memory = isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
     return isinstance(error, Diverged) or (no_memory and not took_a_step)
@@ -244,8 +247,8 @@ def _comes_again(error: Exception, took_a_step: bool) -> bool:
 
 def open_shards(settings: Config) -> ShardSet:
     """The shards that ``settings`` name, to train on and to evaluate with; ValueError when they can't be used."""
-    from data_shards.cache import Cache
-    from data_shards.read import ShardSet
+    from data_shards.loader.loader import ShardSet
+    from data_shards.storage.cache import Cache
 
     data = settings.data
     cache = Cache.of(data.cache, data.cache_gb)
@@ -255,8 +258,8 @@ def open_shards(settings: Config) -> ShardSet:
 
 
 def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:
-    from data_shards.order import Order
-    from data_shards.shard_order import ShardOrder
+    from data_shards.sampler.global_order import Order
+    from data_shards.sampler.windowed_order import ShardOrder
 
     seed, data = settings.train.seed, settings.data
     window = data.window or (REMOTE_WINDOW if shards.is_remote else 0)
@@ -274,7 +277,7 @@ def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
     name = settings.model.attributes
     schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name)
     if differences := schema.difference(data):
-        from data_shards import stores
+        from data_shards.storage import stores
 
         place = stores.shown(settings.data.shards)
         raise ValueError(f"model.attributes: {name} does not fit the shards in {place}: {'; '.join(differences)}")

@@ -16,6 +16,6 @@ class TrainJob:
         Raises:
             RuntimeError: the run failed; the message names the process whose error was first, with its traceback.
         """
-        from slurm.process import train
+        from slurm.task import train
 
         return train(self.submission, self.index)

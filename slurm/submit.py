@@ -1,6 +1,6 @@
 """``attributegan-submit``: hand a training run, or a sweep of them, to Slurm.
 
-Owns the command line, the checks before anything is submitted, and the folder of a submission. What then runs is job.py and after.py.
+Owns the command line, the checks before anything is submitted, and the folder of a submission. What then runs is job.py and requeue.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attributegan import cli, config, status
+from attributegan import cli, config
 from attributegan.config import Config
-from slurm import cluster as clusters
-from slurm.cluster import ClusterConfig
+from attributegan.run_dir import status
+from slurm import cluster_config as clusters
+from slurm.cluster_config import ClusterConfig
 
 if TYPE_CHECKING:  # imports slowly, and help texts should not
     from submitit.core.core import Job, PicklingExecutor
@@ -100,7 +101,9 @@ def _settled(run: Config, processes: int) -> Config:
                          "(train.accumulation); choose a multiple")  # fmt: skip
     folder = str(Path(run.run.dir).resolve())
     if "%" in folder:
-        raise ValueError(f"run.dir: {folder} has a %, with which Slurm begins patterns such as %j in the names of logs; choose another name")
+        raise ValueError(
+            f"run.dir: {folder} has a %, with which Slurm begins patterns such as %j in the names of logs; choose another name"
+        )
     return dataclasses.replace(run, train=dataclasses.replace(train, processes=processes), run=dataclasses.replace(run.run, dir=folder))
 
 
@@ -114,7 +117,7 @@ def _check_data(runs: Sequence[Config]) -> None:
 
 def _claim(folder: Path, claims: ExitStack) -> None:
     """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
-    from attributegan.claim import Claim, born
+    from attributegan.run_dir.lock import Claim, born
     from launch import squeue
 
     claim = Claim(folder, "submission")
@@ -139,7 +142,7 @@ def _claim(folder: Path, claims: ExitStack) -> None:
 def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
     """A new folder with code, configurations and the plan of what is to be done."""
     from slurm import snapshot
-    from slurm.plan import Plan, Run
+    from slurm.submission import Plan, Run
 
     parent = home / "submissions"
     parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +242,7 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
         *cluster.exports(),
         f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
     ]
-    after = f"{shlex.quote(sys.executable)} -m slurm.after {shlex.quote(str(submission))} $?"
+    after = f"{shlex.quote(sys.executable)} -m slurm.requeue {shlex.quote(str(submission))} $?"
     executor.update_parameters(**cluster.parameters(name, setup, [after]))
     return executor
 

@@ -19,7 +19,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint of an untrained generator; its average is another one."""
-    from untrained import untrained
+    from untrained_run import untrained
 
     folder = tmp_path_factory.mktemp("run")
     untrained(folder, 1234)

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 from shards import pixels_of, rows_of, write_csv
 
-from data_shards import format, index, intact, rgb
-from data_shards.tars import open_place
-from data_shards.tiles import TileFiles, Wanted
+from data_shards import intact, rgb
+from data_shards.format import index, tile
+from data_shards.loader.tile_reader import TileFiles, Wanted
+from data_shards.storage.shard_files import open_place
 from tools.shard import main
 
 GRADE = "grade: [low, mid, high]\n"
@@ -199,7 +200,7 @@ def test_old_sets_with_such_files_are_read_right() -> None:
     for image, wanted_HWC in ((rgba(), on_white(RGB_HWC, ALPHA_HW)), (Image.fromarray(DEEP_HW), (DEEP_HW / 257)[..., None])):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        assert np.abs(format.decode(buffer.getvalue(), SIZE) - wanted_HWC).max() <= 1
+        assert np.abs(tile.decode(buffer.getvalue(), SIZE) - wanted_HWC).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
@@ -259,7 +260,9 @@ def test_half_of_the_pixels_in_good_chunks(tmp_path: Path, capsys: pytest.Captur
     assert "the PNG is cut off" in refusal(tmp_path, "t.png", capsys)
 
 
-def test_verify_names_a_half_image_of_an_old_set(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_names_a_half_image_of_an_old_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t.jpg").write_bytes(HALVES["cut and ended"](saved("jpg")))
     with monkeypatch.context() as patched:
         patched.setattr(intact, "check", lambda data: None)  # as it was packed before

@@ -187,7 +187,11 @@ def test_notes_of_several_lines_are_no_broken_rows(tmp_path: Path) -> None:
 
 # Groups
 
-SPELLINGS = [["7", "7.0", " 7 ", "7.", "7.00"], ["slide a", "slide  a", " slide a"], [unicodedata.normalize(form, "Zürich") for form in ("NFC", "NFD")]]
+SPELLINGS = [
+    ["7", "7.0", " 7 ", "7.", "7.00"],
+    ["slide a", "slide  a", " slide a"],
+    [unicodedata.normalize(form, "Zürich") for form in ("NFC", "NFD")],
+]
 NEAR = [["S1", "s1"], ["07", "7"], ["a_1", "a-1", "a 1"], ["7", "7.svs"], ["7.10", "7.1"], ["S01", "S1"], ["ＡＢ", "ab"]]
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from shards import pixels_of, rows_of
 
-from data_shards import index
-from data_shards.read import ShardSet
+from data_shards.format import index
+from data_shards.loader.loader import ShardSet
 from tools.shard import main
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,9 @@ def clean(folder: Path) -> dict[str, int]:
     return {row["key"]: row["grade"] for row in rows_of(folder)}
 
 
-@pytest.mark.parametrize(("level", "wanted"), [(1, 1), (2.0, 2), ("2", 2), ("2.0", 2), ("mid", 1), (None, -1), (-1, -1), ("-1", -1), (" high ", 2)])
+@pytest.mark.parametrize(
+    ("level", "wanted"), [(1, 1), (2.0, 2), ("2", 2), ("2.0", 2), ("mid", 1), (None, -1), (-1, -1), ("-1", -1), (" high ", 2)]
+)
 def test_json_and_cls_have_levels_as_tables_do(tmp_path: Path, level: object, wanted: int) -> None:
     folder = tmp_path / "tars"
     members = sample(0, level) + sample(1, 0)
@@ -122,7 +124,13 @@ def test_members_apart_and_in_two_folders(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_systems_leave_behind_is_passed_over_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    litter = [("._s0.png", b"Mac OS X"), (".DS_Store", b"\0\0"), ("__MACOSX/._s0.json", b"Mac"), ("Thumbs.db", b""), ("README.md", b"# tiles")]
+    litter = [
+        ("._s0.png", b"Mac OS X"),
+        (".DS_Store", b"\0\0"),
+        ("__MACOSX/._s0.json", b"Mac"),
+        ("Thumbs.db", b""),
+        ("README.md", b"# tiles"),
+    ]
     members = [(f"./{name}", data) for name, data in [*litter[:1], *sample(0), *litter[1:], *sample(1)]]
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", members)
@@ -143,7 +151,9 @@ def test_no_tar_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     (folder / name).write_bytes(gzip.compress((folder / "b").read_bytes()) if "z" in name else (folder / "b").read_bytes())
     (folder / "b").unlink()
     for more in ((), ("--skip-bad",)):
-        assert f"1 tars would be left out; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(folder, capsys, *more)
+        assert f"1 tars would be left out; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(
+            folder, capsys, *more
+        )
 
 
 def test_other_files_are_named_and_the_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +266,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
         if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # noqa: S108  # where pytest makes them
             path.chmod(0o755)
     command = [*AS_SOMEBODY, shutil.which("python3") or "python3", "-c",
-               "import sys; from pathlib import Path\nfrom data_shards.scan import _writable\n"
+               "import sys; from pathlib import Path\nfrom data_shards.packing.index_tars import _writable\n"
                "try:\n  with _writable(Path(sys.argv[1])): pass\nexcept ValueError as error: print(error); sys.exit(2)", str(folder)]  # fmt: skip
     if subprocess.run([*AS_SOMEBODY, "test", "-r", str(folder / "a.tar")], check=False).returncode:
         pytest.skip("the folder of tests can't be seen by others")
@@ -278,7 +288,7 @@ def test_a_folder_that_is_no_folder_for_the_index(tmp_path: Path, capsys: pytest
 
 def test_pixels_of_an_index_are_those_of_pack(tmp_path: Path) -> None:
     """A tar of others with a transparent PNG trains on white, as one that pack stored."""
-    from data_shards.tiles import TileFiles, Wanted
+    from data_shards.loader.tile_reader import TileFiles, Wanted
 
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(buffer, "PNG")

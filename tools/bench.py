@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools import bench_data, bench_explore, bench_scaling, bench_train
+from tools.benchmarks import data, explore, scaling, train
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
@@ -73,10 +73,10 @@ def in_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    from data_shards import workers
+    from data_shards import worker_pool
 
     return {
-        "cores": workers.available(),
+        "cores": worker_pool.available(),
         "processor": platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -89,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of every side (%(default)s)")
     common.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
-    bench_data.add(commands, common)
-    bench_train.add(commands, common)
-    bench_scaling.add(commands)
-    bench_explore.add(commands, common)
+    data.add(commands, common)
+    train.add(commands, common)
+    scaling.add(commands)
+    explore.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:

@@ -1,6 +1,6 @@
 """``attributegan-evaluate``: a report on a trained model, with what real tiles score and what chance scores beside it.
 
-Owns the command line and the order of the work. Numbers are `attributegan.evaluation`'s, the page is `tools.evaluate_page`'s.
+Owns the command line and the order of the work. Numbers are `attributegan.evaluation`'s, the page is `tools.evaluation.report`'s.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.cli import exit_status, parser
-from launch.watcher import SHARDS
-from tools import shard_remote
+from launch.evaluator import SHARDS
+from tools import options as options_module
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from attributegan.checkpoint import Loaded
-    from attributegan.evaluation.real import Real
-    from attributegan.evaluation.result import Row
-    from attributegan.processes import Processes
+    from attributegan.checkpoint.store import Loaded
+    from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.reference import Real
+    from attributegan.evaluation.scores import Row
 
 EXAMPLES = """\
   attributegan-evaluate runs/first --shards shards --out report
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` (the process's arguments by default), evaluate, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["compare"]:
-        from tools import evaluate_compare
+        from tools.evaluation import compare
 
-        return evaluate_compare.main(arguments[1:])
+        return compare.main(arguments[1:])
     if arguments[:1] == ["watch"]:
-        from tools import evaluate_watch
+        from tools.evaluation import watch
 
-        return evaluate_watch.main(arguments[1:])
+        return watch.main(arguments[1:])
     options = _parser().parse_args(arguments)
     return exit_status(lambda: evaluate(options))
 
@@ -68,7 +68,7 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--shards", metavar="DIR", required=SHARDS not in os.environ, default=os.environ.get(SHARDS),
                         help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
                         f"in a command line, may stand in the variable {SHARDS}")  # fmt: skip
-    shard_remote.add(result, "shards-cache")
+    options_module.add(result, "shards-cache")
     result.add_argument("--assessable-only", action="store_true", help='leave out tiles with an attribute that is "not assessable"')
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
     result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
@@ -94,10 +94,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
         ValueError: a model, data or feature network that can't be used, or can't be used together.
     """
     check(options)
-    from attributegan.checkpoint import load_for_sampling
-    from attributegan.evaluation.real import Cache
-    from attributegan.processes import Processes
-    from data_shards.files import require_writable
+    from attributegan.checkpoint.store import load_for_sampling
+    from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.reference import Cache
+    from attributegan.utils.files import require_writable
 
     require_writable(options.out, "--out")
     require_writable(Cache.at(options.cache).folder, "--cache")
@@ -142,38 +142,38 @@ class Evaluation:
 
     def __init__(self, options: argparse.Namespace, models: dict[str, Loaded], processes: Processes) -> None:
         from attributegan.metrics import features
-        from tools import evaluate_data
+        from tools.evaluation import data
 
         self.options, self.models, self.processes = options, models, processes
         first = next(iter(models.values()))
-        self.data = evaluate_data.open_data(options, first)
+        self.data = data.open_data(options, first)
         for name, loaded in models.items():
-            evaluate_data.check_model(name, loaded, first, self.data)
+            data.check_model(name, loaded, first, self.data)
         self.features = features.load(options.features, options.feature_size).to(processes.device)
         self.progress = _Progress(processes.is_main)
 
     def run(self) -> dict[str, Any] | None:
-        from attributegan.evaluation import generated, real, result
+        from attributegan.evaluation import reference, samples, scores
 
         options, processes = self.options, self.processes
-        cache = real.Cache.at(options.cache)
-        known = real.study(
+        cache = reference.Cache.at(options.cache)
+        known = reference.study(
             self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
             kind=options.judge, seed=options.seed, progress=self.progress,
         )  # fmt: skip
-        plan = generated.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
+        plan = samples.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
         equal = min(len(self.data.train), len(self.data.held_out), options.count)
-        rows = [result.ceiling(known, equal, self.data.measure)] if known else []
+        rows = [scores.ceiling(known, equal, self.data.measure)] if known else []
         made = {}
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
-            tiles = generated.make(
+            tiles = samples.make(
                 loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, options.batch,
                 partial(self._tell, name),
             )  # fmt: skip
             if known and tiles:
                 made[name] = tiles
-                rows += result.generator(known, plan, tiles, name, equal, self.data.measure)
+                rows += scores.generator(known, plan, tiles, name, equal, self.data.measure)
         self.progress.close()
         if known is None:
             return None
@@ -185,14 +185,14 @@ class Evaluation:
         self.progress(f"{name}: {what}", done, total)
 
     def _summary(self, known: Real, rows: Sequence[Row], equal: int) -> dict[str, Any]:
-        from attributegan.evaluation import result
+        from attributegan.evaluation import scores
 
         options = self.options
         return {
-            "format": result.FORMAT,
+            "format": scores.FORMAT,
             "features": self.features.identity,
             "data": {"shards": self.data.place, "identity": [known.train.identity, known.held_out.identity],
-                     "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **result.data_notes(known)},
+                     "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
                         | {"equal": equal},
             "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
@@ -202,22 +202,22 @@ class Evaluation:
 
     def _write(self, known: Real, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
         """The JSON last: its presence says that the report is whole."""
-        from data_shards.files import whole_file
-        from tools import evaluate_page, evaluate_pictures
+        from attributegan.utils.files import whole_file
+        from tools.evaluation import figures, report
 
         out = self.options.out
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--out {out}: can't be made: {error}") from error
-        pictures = evaluate_pictures.take(self.models, known, rows, made, [self.options.model, *self.options.baseline])
+        pictures = figures.take(self.models, known, rows, made, [self.options.model, *self.options.baseline])
         with whole_file(out / PAGE) as stream:
-            stream.write(evaluate_page.page(summary, pictures).encode())
+            stream.write(report.page(summary, pictures).encode())
         main_images = next(iter(self.models.values())).images
-        evaluate_page.write_board(out / "tensorboard", main_images, summary)
+        report.write_board(out / "tensorboard", main_images, summary)
         with whole_file(out / RESULT) as stream:
             stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
-        print(evaluate_page.as_text(summary))
+        print(report.as_text(summary))
         print(f"\n{out / PAGE}")
 
 

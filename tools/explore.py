@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
-from tools import shard_remote
+from tools import options as options_module
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.attributes import AttributeSchema
-    from attributegan.evaluation.real import Split
+    from attributegan.evaluation.reference import Split
 
 EXAMPLES = """\
   attributegan-explore runs/first                                       then open the address that it prints
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("model", metavar="RUN|CHECKPOINT|EXPORT", type=Path,
                         help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator")  # fmt: skip
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
-    shard_remote.add(result, "shards-cache")
+    options_module.add(result, "shards-cache")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
     result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation whose "
                         "judge is wanted (%(default)s)")  # fmt: skip
@@ -66,29 +66,29 @@ def _explore(options: argparse.Namespace) -> None:
         raise ValueError(f"--port: {options.port} is not from 0 to 65535")
     given = _token(options.token_file) if options.token_file else ""
     try:
-        from tools.explorer import guard, model, reading, server
+        from tools.explorer import auth, model, predictions, server
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
-    token = given if given or guard.is_loopback(options.host) else secrets.token_urlsafe(24)
+    token = given if given or auth.is_loopback(options.host) else secrets.token_urlsafe(24)
     with server.listen(options.host, options.port) as listening:
         shown = model.load(options.model, options.raw)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(options, schema, size) if options.shards else None
         if tiles is not None:
             print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
-        reader = reading.open_reader(schema, tiles, options.judge, options.cache, _tell)
+        reader = predictions.open_reader(schema, tiles, options.judge, options.cache, _tell)
         port = listening.getsockname()[1]
         app = server.application(server.Explorer(shown, reader), options.host, token, port)
-        address = f"http://{guard.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+        address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
         print(f"{shown.name}: {address}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
 
 
 def _real_tiles(options: argparse.Namespace, schema: AttributeSchema, size: int) -> Split:
     """The tiles that an evaluation with the same options learns from."""
-    from tools.evaluate_data import open_split
+    from tools.evaluation.data import open_split
 
-    cache = shard_remote.cache_of(options)
+    cache = options_module.cache_of(options)
     shards, _, split = open_split(options.shards, options.train, size, options.most, options.assessable_only, cache, "--train")
     if differences := schema.difference(shards.schema):
         raise ValueError(f"--shards {shards.place}: does not fit the model: {'; '.join(differences)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from attributegan.cli import exit_status, parser
 
 if TYPE_CHECKING:
-    from attributegan.export.card import CardFacts
+    from attributegan.export.model_card import CardFacts
 
 EXAMPLES = """\
   attributegan-export import-published pretrained_model.pt --out runs/published
@@ -91,7 +91,7 @@ def _import_published(options: argparse.Namespace) -> None:
 
 def _export_generator(options: argparse.Namespace) -> None:
     from attributegan.export import export_generator
-    from attributegan.export.card import CardFacts
+    from attributegan.export.model_card import CardFacts
 
     facts = CardFacts(options.data, _metrics(options.metrics) if options.metrics else {}, options.licence)
     export_generator(options.model, options.out, facts, raw=options.raw)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from attributegan import cli, status
-from attributegan.claim import STALE_S, silence_s
-from attributegan.status import Status
+from attributegan import cli
+from attributegan.run_dir import status
+from attributegan.run_dir.lock import STALE_S, silence_s
+from attributegan.run_dir.status import Status
 from launch import squeue
 
 EXAMPLES = """\
@@ -77,7 +78,7 @@ def state_of(folder: Path, now: Status, jobs: Mapping[str, str]) -> str:
 
 def _ended_here(folder: Path) -> bool:
     """Whether the run's process was one of this machine and is gone."""
-    from attributegan.claim import Claim, holder
+    from attributegan.run_dir.lock import Claim, holder
 
     held = holder(folder)
     return held is not None and held.is_gone(Claim(folder, "training").me) is True

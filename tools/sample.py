@@ -1,6 +1,6 @@
 """``attributegan-sample``: tiles, attribute sweeps, grids, films and projections from a trained model.
 
-Owns the command line. What is drawn is `attributegan.sample`'s, files are `tools.sample_write`'s.
+Owns the command line. What is drawn is `attributegan.sampling.grids`'s, files are `tools.sampling.writer`'s.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from attributegan.cli import exit_status, parser
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     import numpy as np
 
-    from attributegan.checkpoint import Loaded
-    from tools.sample_write import Recipe
+    from attributegan.checkpoint.store import Loaded
+    from tools.sampling.writer import Recipe
 
 EXAMPLES = """\
   attributegan-sample runs/first --out tiles --count 64                                    levels drawn evenly
@@ -89,10 +89,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     _check(options)
-    from attributegan.checkpoint import find
-    from attributegan.processes import is_main
-    from data_shards.files import require_writable
-    from tools.sample_write import to_replace, write_whole
+    from attributegan.checkpoint.store import find
+    from attributegan.distributed.process_group import is_main
+    from attributegan.utils.files import require_writable
+    from tools.sampling.writer import to_replace, write_whole
 
     require_writable(options.out, "--out")
     options.model = find(options.model)  # every process takes the same one
@@ -112,7 +112,7 @@ def _sample(options: argparse.Namespace) -> None:
         path.unlink()
     if not options.project:
         if options.workers > 1:
-            from attributegan.processes import launch
+            from attributegan.distributed.process_group import launch
 
             launch(make_tiles, (options,), options.workers)
         else:
@@ -133,8 +133,8 @@ def _make_folder(folder: Path) -> None:
 def _load(options: argparse.Namespace) -> Loaded:
     import torch
 
-    from attributegan.checkpoint import load_for_sampling
-    from attributegan.sample import ready
+    from attributegan.checkpoint.store import load_for_sampling
+    from attributegan.sampling.grids import ready
 
     loaded = load_for_sampling(options.model, ema=not options.raw)
     ready(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
@@ -143,8 +143,8 @@ def _load(options: argparse.Namespace) -> Loaded:
 
 def make_tiles(options: argparse.Namespace) -> None:
     """This process's share of the tiles; every process of the launch calls."""
-    from attributegan.processes import Processes
-    from tools import sample_write
+    from attributegan.distributed.process_group import Processes
+    from tools.sampling import writer
 
     processes = Processes()
     try:
@@ -153,19 +153,19 @@ def make_tiles(options: argparse.Namespace) -> None:
         recipe = _recipe(loaded, options)
         if options.format == "shards":
             digest = (options.model / "manifest.json").read_text() + str(options.raw)
-            sample_write.write_shards(recipe, options.out, options.count, options.shard_count, options.overwrite, digest, processes)
+            writer.write_shards(recipe, options.out, options.count, options.shard_count, options.overwrite, digest, processes)
         else:
-            sample_write.write_files(recipe, options.out, options.count, options.format, processes)
+            writer.write_files(recipe, options.out, options.count, options.format, processes)
     finally:
         processes.end()
 
 
 def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
-    from tools.sample_write import Recipe
+    from tools.sampling.writer import Recipe
 
     real_NA = None
     if options.levels_from:
-        from data_shards.read import ShardSet
+        from data_shards.loader.loader import ShardSet
 
         shards = ShardSet.open(options.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
@@ -179,8 +179,8 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
 
 def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     """The pictures asked for, by file name."""
-    from attributegan import sample
-    from tools.sample_write import encoded, film
+    from attributegan.sampling import grids
+    from tools.sampling.writer import encoded, film
 
     generator, schema = loaded.generator, loaded.schema
     given = schema.parse(options.levels)
@@ -194,19 +194,19 @@ def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     else:
         latents_BL = _recipe(loaded, options).latents(shown)
     if options.sweep:
-        grid = sample.sweep_grid(generator, schema, latents_BL, sample.middle_levels(schema, given), options.batch)
+        grid = grids.sweep_grid(generator, schema, latents_BL, grids.middle_levels(schema, given), options.batch)
         found["sweep.png"] = encoded(grid)
     if options.pair:
         rows, columns = options.pair
-        grid = sample.pair_grid(generator, schema, latents_BL[:1], rows, columns, sample.middle_levels(schema, given), options.batch)
+        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, grids.middle_levels(schema, given), options.batch)
         found["pair.png"] = encoded(grid)
     if options.interpolate:
         start, end = (
-            sample.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
+            grids.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
         )  # fmt: skip
-        found["interpolation.png"] = encoded(sample.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
+        found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
         if options.movie:
-            pictures = sample.frames(generator, schema, latents_BL, start, end, batch=options.batch)
+            pictures = grids.frames(generator, schema, latents_BL, start, end, batch=options.batch)
             found[f"interpolation.{options.movie}"] = film(pictures, options.movie)
     return found
 
@@ -220,10 +220,10 @@ def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str
     import numpy as np
     from tqdm import tqdm
 
-    from attributegan.project import project
+    from attributegan.sampling.projector import project
     from data_shards import intact, rgb
-    from data_shards.format import DECODING_ERRORS, fit
-    from tools.sample_write import encoded
+    from data_shards.format.tile import DECODING_ERRORS, fit
+    from tools.sampling.writer import encoded
 
     size = loaded.config.model.image_size
     try:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from tools import shard_card, shard_import, shard_remote, shard_tile
+from tools import options as options_module
+from tools.shards import card, import_labels, tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from data_shards.index import Header
-    from data_shards.labels import Labels
-    from data_shards.sources import Source
+    from data_shards.format.index import Header
+    from data_shards.packing.labels import Labels
+    from data_shards.packing.sources import Source
 
 EXAMPLES = """\
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
@@ -47,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     _index_options(
         commands.add_parser("index", help="make a set of WebDataset tars that others packed", formatter_class=_HELP, epilog=INDEX_EXAMPLES)
     )
-    shard_tile.add(commands)
-    shard_import.add(commands)
-    shard_card.add(commands)
+    tile.add(commands)
+    import_labels.add(commands)
+    card.add(commands)
     return parser
 
 
@@ -127,13 +128,15 @@ def _common_options(parser: argparse.ArgumentParser, val_fraction: float) -> Non
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", metavar="DIR", help="folder or URL of the set")
     _workers_option(parser)
-    shard_remote.add(parser)
+    options_module.add(parser)
     parser.set_defaults(run=_verify)
 
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tars", type=Path, metavar="DIR", help="folder of the tars")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, where theirs can't be written to")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, where theirs can't be written to"
+    )
     parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="names of the tars of split `val` (%(default)s)")
     parser.add_argument("--group", default="group", metavar="NAME", help="entry of the .json with the slide or patient (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is there")
@@ -160,16 +163,16 @@ def _schema(arguments: argparse.Namespace) -> AttributeSchema:
 
 
 def _processes(arguments: argparse.Namespace) -> int:
-    from data_shards import workers
+    from data_shards import worker_pool
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers: {arguments.workers} must be above 0")
-    return arguments.workers or workers.available()
+    return arguments.workers or worker_pool.available()
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from data_shards.labels import read_labels
-    from data_shards.sources import Folder
+    from data_shards.packing.labels import read_labels
+    from data_shards.packing.sources import Folder
 
     if not arguments.images.is_dir():
         raise ValueError(f"--images: {arguments.images} is no folder")
@@ -188,8 +191,8 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
 
 def _phantom(arguments: argparse.Namespace) -> int:
     from attributegan.attributes import PUBLISHED
-    from data_shards.labels import read_labels
-    from data_shards.sources import Phantoms, phantom_labels
+    from data_shards.packing.labels import read_labels
+    from data_shards.packing.sources import Phantoms, phantom_labels
 
     if arguments.count < 1:
         raise ValueError(f"--count: {arguments.count} must be above 0")
@@ -204,10 +207,10 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 
 def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int:
-    from data_shards.files import require_writable
-    from data_shards.pack import pack
-    from data_shards.plan import Options
-    from tools.shard_progress import TileProgress
+    from attributegan.utils.files import require_writable
+    from data_shards.packing.packer import pack
+    from data_shards.packing.plan import Options
+    from tools.progress import TileProgress
 
     shard_bytes = int(arguments.shard_size * 2**20)
     options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
@@ -224,22 +227,22 @@ def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int
 
 def _verify(arguments: argparse.Namespace) -> int:
     from data_shards.verify import verify
-    from tools.shard_progress import TileProgress
+    from tools.progress import TileProgress
 
     processes, problems = _processes(arguments), 0
     with TileProgress() as progress:
-        for problem in verify(arguments.set, processes, progress, shard_remote.cache_of(arguments)):
+        for problem in verify(arguments.set, processes, progress, options_module.cache_of(arguments)):
             problems += 1
             progress.print(problem)
-    from data_shards.stores import shown
+    from data_shards.storage.stores import shown
 
     print(f"{shown(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
     return 1 if problems else 0
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from data_shards.scan import index_tars
-    from tools.shard_progress import TileProgress
+    from data_shards.packing.index_tars import index_tars
+    from tools.progress import TileProgress
 
     choices = {name: getattr(arguments, name) for name in ("val", "group", "out", "skip_bad", "overwrite")}
     with TileProgress() as progress:
@@ -259,7 +262,8 @@ def _tell(folder: Path, header: Header) -> int:
 def _absent_levels(folder: Path, header: Header) -> list[str]:
     import numpy as np
 
-    from data_shards import index, level_counts
+    from data_shards import level_counts
+    from data_shards.format import index
 
     table = index.read_table(folder / index.FILE, header.schema.names)
     return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))

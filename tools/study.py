@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.cli import exit_status, parser
-from data_shards import stores
-from data_shards.files import whole_file
-from tools.evaluate_page import OBEYS_LITTLE
+from attributegan.utils.files import whole_file
+from data_shards.storage import stores
+from tools.evaluation.report import OBEYS_LITTLE
 
 EXAMPLES = """\
   attributegan-study configs/studies/recipes.yaml --out study                                  all of them, 40,000 images each

@@ -1,10 +1,10 @@
-"""Whether there are enough real tiles to judge image quality and memorisation by; the rule of attributes is in real.py."""
+"""Whether there are enough real tiles to judge image quality and memorisation by; the rule of attributes is in reference.py."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from attributegan.evaluation.real import MIN_TRAIN, Real
+from attributegan.evaluation.reference import MIN_TRAIN, Real
 from attributegan.metrics import quality
 from attributegan.metrics.quality import NEIGHBOURS, Memory
 

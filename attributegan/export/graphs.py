@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from attributegan.checkpoint import Loaded, load_for_sampling
+from attributegan.checkpoint.store import Loaded, load_for_sampling
 from attributegan.export.aside import aside, check_file
-from attributegan.sample import latents_for, levels_for
+from attributegan.sampling.grids import latents_for, levels_for
 
 TOLERANCE = 1e-4  # largest difference from the network's own images, as a share of their largest value where that is above 1
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attributegan import config as config_module
 from attributegan.attributes import AttributeSchema
-from attributegan.checkpoint import Loaded, load_for_sampling
+from attributegan.checkpoint.store import Loaded, load_for_sampling
 from attributegan.config import ModelConfig
 from attributegan.export.aside import aside, check_new_folder
-from attributegan.export.card import CardFacts, model_card
+from attributegan.export.model_card import CardFacts, model_card
 from attributegan.models import Generator
 
 WEIGHTS = "model.safetensors"

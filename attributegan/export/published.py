@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from attributegan import checkpoint_writer
 from attributegan.attributes import PUBLISHED
+from attributegan.checkpoint import writer
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
 from attributegan.export.aside import aside, check_new_folder
 from attributegan.models import published
@@ -33,7 +33,7 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
     config = _recipe(model.config, out)
     averaged = model.generator if generator == "raw" else model.generator_ema
     with aside(out) as folder:
-        checkpoint_writer.save(
+        writer.save(
             folder / "checkpoints",
             0,
             generator=model.generator.state_dict(),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
-from attributegan.collectives import gather, summed, world_size
+from attributegan.utils.collectives import gather, summed, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):

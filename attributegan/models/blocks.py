@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from attributegan.attributes import AttributeSchema
 from attributegan.models.batchnorm import discarded_statistics
-from attributegan.models.doubling import NearestDoubling, blur
 from attributegan.models.precision import HALVES, full_precision
+from attributegan.models.resample import NearestDoubling, blur
 
 HEAD_WIDTH = 64  # channels of an attention head
 

@@ -15,7 +15,7 @@ from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
 from attributegan.models.blocks import Excitation, LevelPlaces, Stages, attention_block, gate, initialise, label_columns, normalise
-from attributegan.models.doubling import BlurredDoubling
+from attributegan.models.resample import BlurredDoubling
 
 IMAGE_CHANNELS = 3
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide

@@ -20,9 +20,9 @@ from modes import LIMIT_S, Mode, Started, processes
 
 STARTS = 5  # at most, the disturbed one among them
 SETTINGS = {  # waiting times, so that a case ends soon
-    "attributegan.watch.SILENCE_S": 15.0,
-    "data_shards.stores.STALL_S": 1.0,
-    "data_shards.cache.BACKOFF_S": 0.05,
+    "attributegan.distributed.watchdog.SILENCE_S": 15.0,
+    "data_shards.storage.stores.STALL_S": 1.0,
+    "data_shards.storage.cache.BACKOFF_S": 0.05,
 }
 
 

@@ -263,7 +263,7 @@ def _own_shards(scene: Scene) -> dict[str, str]:
 
 def _damage_shard(scene: Scene) -> None:
     """One tile of every shard is overwritten, in place, while training reads."""
-    from data_shards import index
+    from data_shards.format import index
 
     scene.wait_moment()
     rows = index.read_table(Path(scene.shards) / index.FILE).to_pylist()

@@ -25,7 +25,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parents[2])]
 import case as cases  # noqa: E402
 import faults  # noqa: E402
 import slurm_cluster  # noqa: E402

@@ -16,7 +16,7 @@ import torch
 from modes import TOKEN, every_mode, processes
 from runs import ROOT
 
-from attributegan import checkpoint_writer
+from attributegan.checkpoint import writer
 
 RUNNER = Path(__file__).parent / "run.py"
 SAMPLE = {
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_cases_and_all_faults_and_modes_come() -> N
 
 
 def write(run: Path, images: int, value: float = 1.0) -> Path:
-    return checkpoint_writer.save(run / "checkpoints", images, state={}, generator={"w": torch.full((4,), value)})
+    return writer.save(run / "checkpoints", images, state={}, generator={"w": torch.full((4,), value)})
 
 
 def test_other_weights_are_seen(tmp_path: Path) -> None:

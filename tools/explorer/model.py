@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from attributegan import checkpoint
+from attributegan.checkpoint import store
 from attributegan.export import AttributeGenerator
-from attributegan.export.card import CardFacts
 from attributegan.export.hub import WEIGHTS, data_of
+from attributegan.export.model_card import CardFacts
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def load(path: Path, raw: bool = False) -> Model:
         readme = path / "README.md"
         card = ModelCard(readme.read_text(encoding="utf-8")).text if readme.is_file() else "This model has no card."
         return Model(generator, path.resolve().name, identity, None, card)
-    found = checkpoint.find(path)
-    loaded = checkpoint.load_for_sampling(found, ema=not raw)
+    found = store.find(path)
+    loaded = store.load_for_sampling(found, ema=not raw)
     generator = AttributeGenerator.of(loaded)
-    identity = hashlib.sha256((found / checkpoint.MANIFEST).read_bytes() + bytes(raw)).hexdigest()[:12]
+    identity = hashlib.sha256((found / store.MANIFEST).read_bytes() + bytes(raw)).hexdigest()[:12]
     card = generator.generate_model_card(CardFacts(data_of(loaded))).text
     folder = found.resolve().parent
     return Model(generator, folder.parent.name if folder.name == "checkpoints" else found.name, identity, loaded.images, card)

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from attributegan.attributes import Attribute, AttributeSchema
 from tools.explorer.drawing import NOTICE
 from tools.explorer.model import Model
-from tools.explorer.reading import Reader
+from tools.explorer.predictions import Reader
 from tools.explorer.state import LARGEST_SEED, TRUNCATION, State, middle, sizes
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined)

@@ -21,11 +21,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tools.explorer import quiz
+from tools.explorer.auth import guarded
 from tools.explorer.drawing import Painter, png
-from tools.explorer.guard import guarded
 from tools.explorer.model import Model
 from tools.explorer.page import Pages, title
-from tools.explorer.reading import Reader
+from tools.explorer.predictions import Reader
 from tools.explorer.state import LARGEST_SEED, State, query_of, read
 
 STATIC = Path(__file__).parent / "static"

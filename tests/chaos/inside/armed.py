@@ -97,7 +97,7 @@ def _in_write(training: ModuleType) -> None:
 
 def _not_finite(training: ModuleType) -> None:
     """NaN in a loss, a gradient or a weight; the first two at every step from the moment on, while this start lasts."""
-    from attributegan.engine import Engine
+    from attributegan.distributed.engine import Engine
 
     struck = False
 
@@ -156,7 +156,7 @@ def _no_memory(training: ModuleType) -> None:
     import multiprocessing
     import resource
 
-    from data_shards.tiles import TileFiles
+    from data_shards.loader.tile_reader import TileFiles
 
     plain = TileFiles.read
     reads = 0

@@ -1,6 +1,6 @@
 """Lets a chaos case into the training processes that it starts: Python imports this file before all else where PYTHONPATH leads here.
 
-Waits until a training imports `attributegan.training`, then arms what the variable CHAOS says. Does nothing in any other process.
+Waits until a training imports `attributegan.training.trainer`, then arms what the variable CHAOS says. Does nothing in any other process.
 """
 
 import importlib.abc
@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 
-MODULE = "attributegan.training"
+MODULE = "attributegan.training.trainer"
 
 
 class _Arming(importlib.abc.MetaPathFinder):

@@ -1,0 +1,199 @@
+"""A network sharded by DeepSpeed ZeRO: the only file that imports deepspeed.
+
+Stages 1 to 3 of ZeRO (Rajbhandari et al., SC 2020) hold fp32 master weights and moments in shards; stage 3 shards the weights as well.
+DeepSpeed works in fp32 in every precision: bf16 and fp16 are autocast in the forward pass and our own loss scale, as they are under
+DistributedDataParallel, so that all modes train the same network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
+
+import deepspeed
+from deepspeed.utils import logger, safe_get_local_fp32_param, safe_get_local_optimizer_state, safe_set_local_fp32_param
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from attributegan.distributed.deepspeed_config import Network
+from attributegan.distributed.engine import Engine, Read, optimizer
+from attributegan.distributed.sharding import Piece, Table
+from attributegan.models.generator import Seed
+
+if TYPE_CHECKING:
+    from attributegan.distributed.runtime import Runtime
+
+BUCKET = 500_000_000  # elements; DeepSpeed's own default, which is cut to what a network needs
+
+
+class Zero(Engine):
+    """A network under `deepspeed.initialize`, with a torch optimizer."""
+
+    sharded = True
+
+    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, network: Network) -> None:
+        super().__init__(runtime, module)
+        self.stage = network.stage
+        self.buffers = dict(module.named_buffers())
+        logger.setLevel(logging.ERROR)  # of steps that are skipped we tell ourselves
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # of names that DeepSpeed calls
+        # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
+        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+        vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
+        if runtime.config.train.channels_last:
+            _use_channels_last(module)
+        if not dist.is_initialized():  # one process
+            os.environ.setdefault("LOCAL_RANK", "0")
+            dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        tuned = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
+        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=tuned, config=_fitted(network.deepspeed, self.parameters.values()), dist_init_required=False
+        )
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.wrapped.set_gradient_accumulation_boundary(last)
+        if self.loss_scale.enabled:
+            self.optimizer.override_loss_scale(self.loss_scale.value)
+        return contextlib.nullcontext()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss, scale_wrt_gas=False)
+
+    def _step(self) -> tuple[Tensor, bool]:
+        self.wrapped.step()
+        taken = bool(self.wrapped.was_step_applied())
+        norm = self.wrapped.get_global_grad_norm() if taken else float("inf")
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.runtime.device), taken
+
+    def parts(self) -> dict[str, Tensor]:
+        return {name: self._live(p) for name, p in self.module.named_parameters()} | self._saved_buffers()
+
+    def weights(self) -> Table:
+        table = Table.replicated(self._saved_buffers(), self.share)
+        for name, p in self.module.named_parameters():
+            first = self.share.bounds(self._numel(name))[0]
+            table.add(name, p.dtype, self.shapes[name], [Piece(name, first, self._live(p).detach())])
+        return table
+
+    def moments(self) -> Table:
+        states = list(self._base_state.values())
+        steps = {f"{name}.step": torch.as_tensor(states[0]["step"]) for name in self.parameters} if states and "step" in states[0] else {}
+        table = Table.replicated(steps, self.share)
+        for name in self.parameters:
+            for key in states[0].keys() - {"step"} if states else ():
+                pieces = [Piece(f"{name}.{key}", piece.start, piece.values_N) for piece, _ in self._fragments(name, key)]
+                table.add(f"{name}.{key}", torch.float32, self.shapes[name], pieces)
+        return table
+
+    @torch.no_grad()
+    def load_weights(self, read: Read) -> None:
+        for name, buffer in self._saved_buffers().items():
+            buffer.copy_(read(name))
+        p: Any  # a parameter with what DeepSpeed hangs on it
+        for name, p in self.module.named_parameters():
+            whole_N = read(name).reshape(-1).to(p.device)
+            if self.stage < 3:
+                p.data.copy_(whole_N.view(p.shape))
+                for piece, master_N in self._fragments(name, None):
+                    master_N.copy_(whole_N[piece.start : piece.start + len(master_N)])
+                continue
+            padded_N = self._padded(whole_N, p)
+            p.ds_tensor.data.copy_(padded_N)
+            safe_set_local_fp32_param(p, padded_N)
+            if p.data.numel() == len(whole_N):  # below the persistence threshold: kept whole as well
+                p.data.copy_(whole_N.view(p.shape))
+
+    @torch.no_grad()
+    def load_moments(self, names: frozenset[str], read: Read) -> None:
+        if not names:
+            return
+        keys = {name.rpartition(".")[2] for name in names}
+        step = next(name for name in self.parameters if f"{name}.step" in names) if "step" in keys else ""
+        for flat in self._flats():
+            self._base_state[flat] = {key: read(f"{step}.step").clone() if key == "step" else torch.zeros_like(flat) for key in keys}
+        if self.stage < 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, p in self.parameters.items():
+            for key in {key for key in keys - {"step"} if f"{name}.{key}" in names}:  # others were not trained before: zeros
+                whole_N = read(f"{name}.{key}").reshape(-1).to(self.runtime.device)
+                for piece, moment_N in self._fragments(name, key):
+                    values_N = whole_N if self.stage < 3 else self._padded(whole_N, p)
+                    start = piece.start if self.stage < 3 else 0
+                    moment_N.copy_(values_N[start : start + len(moment_N)])
+
+    @property
+    def _base_state(self) -> dict[Tensor, dict[str, Any]]:
+        return self.optimizer.optimizer.state
+
+    def _flats(self) -> Sequence[Tensor]:
+        """The flat master weights that the torch optimizer works on."""
+        return self.optimizer.fp32_partitioned_groups_flat if self.stage == 3 else self.optimizer.single_partition_of_fp32_groups
+
+    def _numel(self, name: str) -> int:
+        return torch.Size(self.shapes[name]).numel()
+
+    def _live(self, p: Any) -> Tensor:
+        """This process's even share of a parameter."""
+        if self.stage < 3:
+            return self.share.of(p.detach())
+        first, end = self.share.bounds(p.ds_numel)
+        return p.ds_tensor.detach()[: end - first]
+
+    def _saved_buffers(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.buffers}
+
+    def _fragments(self, name: str, key: str | None) -> Iterator[tuple[Piece, Tensor]]:
+        """Where this process's master weights (no ``key``) or moments of a parameter lie: what to save of them, and all there is to set."""
+        p: Any = self.parameters.get(name)
+        if p is None:
+            return
+        if self.stage == 3:
+            local_N = safe_get_local_fp32_param(p) if key is None else safe_get_local_optimizer_state(p, key)
+            first, end = self.share.bounds(self._numel(name))
+            yield Piece(name, first, local_N[: end - first]), local_N
+        elif (fragment := p._hp_mapping) is not None:
+            values_N = fragment.get_hp_fragment(key)
+            yield Piece(name, fragment.lp_fragment_address.start, values_N), values_N
+
+    def _padded(self, whole_N: Tensor, p: Any) -> Tensor:
+        """This process's share of a parameter with the padding that ZeRO-3 has."""
+        padded_N = torch.zeros(p.ds_tensor.numel(), dtype=torch.float32, device=whole_N.device)
+        part_N = self.share.of(whole_N)
+        padded_N[: len(part_N)] = part_N
+        return padded_N
+
+
+def _use_channels_last(module: nn.Module) -> None:
+    """Give every convolution its weights channels-last, as they lie without DeepSpeed, whose flat buffers are row-major."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | Seed):
+            child.forward = partial(_forward, child)  # type: ignore[method-assign]
+
+
+def _forward(conv: nn.Conv2d | Seed, x_BCHW: Tensor) -> Tensor:
+    weight = conv.weight.to(memory_format=torch.channels_last)  # `contiguous` would leave 1 x 1 kernels as they are
+    return conv.spread(x_BCHW, weight) if isinstance(conv, Seed) else conv._conv_forward(x_BCHW, weight, conv.bias)
+
+
+def _fitted(tree: dict[str, Any], parameters: Any) -> dict[str, Any]:
+    """Buckets no larger than the network, where the file does not say."""
+    numel = sum(p.numel() for p in parameters)
+    zero = dict(tree["zero_optimization"])
+    for key in ("reduce_bucket_size", "allgather_bucket_size"):
+        if zero.get(key, "auto") == "auto":
+            zero[key] = min(BUCKET, numel + numel % 2)  # DeepSpeed wants it even
+    if zero["stage"] == 3:
+        for key, value in (("stage3_prefetch_bucket_size", 0), ("stage3_param_persistence_threshold", 0)):
+            if zero.get(key, "auto") == "auto":
+                zero[key] = value
+    return tree | {"zero_optimization": zero}

@@ -1,0 +1,213 @@
+"""One network in training: synchronised gradients, loss scaling, optimizer, skipped steps, and its part of a checkpoint.
+
+`Engine` is what the phases are written against; `DataParallel` keeps the whole network on every process, `DeepSpeedEngine` shards it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attributegan.config import OptimConfig
+from attributegan.distributed.adam import Adam
+from attributegan.distributed.sharding import Share, Table
+
+if TYPE_CHECKING:
+    from attributegan.distributed.runtime import Runtime
+
+Read = Callable[[str], Tensor]  # a tensor of a checkpoint's file by its name, whole
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018) by the rule of torch's GradScaler.
+
+    Halved when a step was not finite, doubled after `GROWTH_INTERVAL` steps in a row that were. Always 1 when off.
+    """
+
+    INITIAL, GROWTH_INTERVAL = 2.0**16, 2000
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.value, self.good_steps = self.INITIAL if enabled else 1.0, 0
+
+    def update(self, taken: bool) -> None:
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if taken else 0
+        if not taken:
+            self.value /= 2
+        elif self.good_steps == self.GROWTH_INTERVAL:
+            self.value, self.good_steps = self.value * 2, 0
+
+    def state(self) -> dict[str, float]:
+        return {"enabled": self.enabled, "value": self.value, "good_steps": self.good_steps}
+
+    def load(self, state: dict[str, float]) -> None:
+        """Go on from `state`; that of a scale that was off says nothing to one that is on."""
+        if self.enabled and state.get("enabled"):
+            self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
+
+
+class Engine(ABC):
+    """One network in training: ``engine(...)`` runs it for itself, ``engine.local(...)`` for gradients that are not its parameters'."""
+
+    wrapped: Any  # what `engine(...)` runs
+    sharded = False  # whether `parts` are even shares of the parameters
+
+    def __init__(self, runtime: Runtime, module: nn.Module) -> None:
+        self.runtime = runtime
+        self.module = module
+        self.share = Share(runtime.rank, runtime.world)
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self.loss_scale = LossScale(runtime.config.train.precision == "fp16")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.runtime.autocast():
+            return self.wrapped(*args, **kwargs)
+
+    def local(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain network under the same precision: for the other network's phase and for penalties on inputs."""
+        with self.runtime.autocast():
+            return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Gradients pass through the network, none are kept for it."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self.parameters.values():
+                parameter.requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients. A loss that is not finite becomes NaN gradients, which the reduction shows to every rank."""
+        sentinel = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+        self._backward(loss * sentinel)
+
+    def step(self) -> tuple[Tensor, bool]:
+        """Update the parameters and clear the gradients.
+
+        Returns:
+            the gradient norm before clipping, and whether the step was taken: it is skipped, on every process alike, when the
+            norm is not finite.
+        """
+        norm, taken = self._step()
+        self.loss_scale.update(taken)
+        return norm, taken
+
+    @abstractmethod
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Forward and backward of one micro-batch; gradients are complete over the processes after the last one."""
+
+    @abstractmethod
+    def _backward(self, loss: Tensor) -> None: ...
+
+    @abstractmethod
+    def _step(self) -> tuple[Tensor, bool]: ...
+
+    @abstractmethod
+    def parts(self) -> dict[str, Tensor]:
+        """What an average of the network on this process follows, by name: live tensors, whole ones or (sharded) even shares."""
+
+    @abstractmethod
+    def weights(self) -> Table:
+        """Parameters and buffers."""
+
+    @abstractmethod
+    def moments(self) -> Table:
+        """The optimizer's state as ``{parameter}.{moment}``: the same names in every mode, so that any mode can read them."""
+
+    @abstractmethod
+    def load_weights(self, read: Read) -> None: ...
+
+    @abstractmethod
+    def load_moments(self, names: frozenset[str], read: Read) -> None:
+        """The inverse of `moments`, of which ``names`` are there."""
+
+
+class DataParallel(Engine):
+    """The whole network and its optimizer on every process, gradients reduced by DistributedDataParallel."""
+
+    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, compile: bool) -> None:
+        super().__init__(runtime, module)
+        if compile:
+            module.compile()
+        self.wrapped = _data_parallel(module, runtime.device) if runtime.world > 1 else module
+        self.clip = runtime.config.optim.grad_clip
+        self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.wrapped.no_sync()
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss * self.loss_scale.value).backward()
+
+    def _step(self) -> tuple[Tensor, bool]:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.loss_scale.enabled:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        taken = bool(torch.isfinite(norm))
+        if taken and self.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
+        if taken:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, taken
+
+    def parts(self) -> dict[str, Tensor]:
+        return self.module.state_dict()
+
+    def weights(self) -> Table:
+        return Table.replicated(self.module.state_dict(), self.share)
+
+    def moments(self) -> Table:
+        state = self.optimizer.state
+        tensors = {f"{name}.{key}": torch.as_tensor(value) for name, p in self.parameters.items()
+                   for key, value in state.get(p, {}).items() if value is not None}  # fmt: skip
+        return Table.replicated(tensors, self.share)
+
+    def load_weights(self, read: Read) -> None:
+        self.module.load_state_dict({name: read(name) for name in self.module.state_dict()})
+
+    def load_moments(self, names: frozenset[str], read: Read) -> None:
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name in names:
+            parameter, _, key = name.rpartition(".")
+            value, like = read(name), self.parameters[parameter]
+            if value.shape == like.shape:  # fused optimizers take all tensors as they lie in memory
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            by_parameter.setdefault(parameter, {})[key] = value
+        packed = self.optimizer.state_dict()
+        packed["state"] = {index: by_parameter[name] for index, name in enumerate(self.parameters) if name in by_parameter}
+        self.optimizer.load_state_dict(packed)
+
+
+def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names."""
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate)
+    return Adam(parameters, learning_rate, (config.betas[0], config.betas[1]))
+
+
+def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    with warnings.catch_warnings():  # the option has another name from torch 2.13 on
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*broadcast_buffers.*")
+        return DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are equal on all ranks by construction: batch norm is synchronised, weights are equal
+            gradient_as_bucket_view=True,
+        )

@@ -1,0 +1,210 @@
+"""Processes, devices and precision: the only file that imports accelerate.
+
+A `Runtime` knows who this process is among how many, and gives each network the engine of its mode. The phases and the loop are written
+against these and don't know in which mode they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from attributegan.cli import ForNow
+from attributegan.config import Config
+from attributegan.distributed import deepspeed_config, launcher
+from attributegan.distributed.engine import DataParallel, Engine
+from attributegan.distributed.rendezvous import roll_call
+from attributegan.utils.allocator import keep_freed_memory
+from attributegan.utils.collectives import gather
+
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
+ASK_S = 1.0
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runtime:
+    """This process among the processes of the run.
+
+    Raises:
+        ValueError: the number of processes is not the one asked for, or does not divide the batch.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        on_cpu = not torch.cuda.is_available()
+        self.environ = dict(os.environ)  # as the launcher left it
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
+        handlers = []
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
+            self.meeting = roll_call(config.train.timeout_s)  # kept, since rank 0 may have the store of all
+            timeout = datetime.timedelta(seconds=config.train.timeout_s)
+            handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.is_main = self.rank == 0
+        self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        if on_cpu:
+            keep_freed_memory()
+        else:
+            torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = config.train.tf32
+        self.sharding = self.together(self._check)
+        self.token: str = self.from_main(secrets.token_hex(4))  # a word that this start alone has
+
+    def _check(self) -> dict[str, deepspeed_config.Network]:
+        """How the networks are sharded; ValueError when this start can't be what was asked for."""
+        train = self.config.train
+        if train.processes not in (0, self.world):
+            raise ValueError(
+                f"train.processes: {train.processes} were asked for, the launcher gave {self.world}; "
+                "see `Many processes` in the README for launch commands that start them all"
+            )
+        if not train.processes and (why := launcher.alone(self.environ)):
+            raise ValueError(f"{why} (or train.processes={self.world}, if that is what you want)")
+        if train.batch % (train.accumulation * self.world):
+            raise ValueError(
+                f"train.batch: {train.batch} does not divide into {self.world} processes x {train.accumulation} micro-batches "
+                "(train.accumulation); choose a multiple"
+            )
+        return deepspeed_config.settings(self.config, self.environ, self.world)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The mixed-precision context of forward passes; losses are computed outside of it, in full precision."""
+        dtype = AUTOCAST.get(self.config.train.precision)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+    def place(self, module: M, network: str) -> M:
+        """Move a network to this device, in the precision and layout that training uses."""
+        module = module.to(self.device, self.dtype)
+        if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; maps are channels-last all the same
+            return module
+        return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def engine(self, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
+        """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
+        if not self.sharding[network].stage:
+            return DataParallel(self, module, learning_rate, compile)
+        from attributegan.distributed.deepspeed_engine import Zero
+
+        return Zero(self, module, learning_rate, self.sharding[network])
+
+    def images(self, images_BCHW: Tensor) -> Tensor:
+        """uint8 tiles -> this device, [-1, 1], in the layout that training uses."""
+        images = images_BCHW.to(self.device, non_blocking=True).to(self.dtype) / 127.5 - 1
+        return images.contiguous(memory_format=self.memory_format)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any process; every process must ask."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over the processes; every process must ask, with the same keys."""
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        if self.world > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes, in rank order, with gradients through the gather."""
+        if self.world == 1:
+            return tensor
+        return gather(tensor).flatten(0, 1)
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's ``value`` (JSON-like), on every process."""
+        return self.everyone(value)[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What ``work()`` (JSON-like) gives on the main process, on every process; every process must call.
+
+        The others ask again and again, so that it may take longer than ``train.timeout_s`` lets a collective wait.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work if self.is_main else lambda: None)
+            while not self.from_main(bool(futures.wait([working], ASK_S).done)):
+                pass
+            return self.from_main(working.result())
+
+    def everyone(self, value: T) -> list[T]:
+        """The ``value`` (JSON-like) of every process, in rank order, on every process."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """``work()``, on every process; a ValueError on any of them is raised on all, so that none waits for one that has gone.
+
+        Raises:
+            ValueError: from ``work``; names the processes, when they are several.
+            ForNow: the same, when every ValueError was one for now.
+        """
+        result, problem, may_pass = None, "", True
+        try:
+            result = work()
+        except ValueError as error:
+            problem, may_pass = str(error) or type(error).__name__, isinstance(error, ForNow)
+        answers = self.everyone((problem, may_pass))
+        problems = [of_rank for of_rank, _ in answers]
+        if any(problems):
+            told = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.everyone(socket.gethostname()))
+            raise (ForNow if all(may_pass for _, may_pass in answers) else ValueError)(told)
+        return result  # type: ignore[return-value]
+
+    def check_same(self, **facts: str) -> None:
+        """Refuse to train where processes differ in anything they must have in common.
+
+        Args:
+            facts: what must be the same on every process, by its name in messages.
+
+        Raises:
+            ValueError: on every process; names the fact and the processes.
+        """
+        everyone, hosts = self.everyone(facts), self.everyone(socket.gethostname())
+        lines = []
+        for name, value in everyone[0].items():
+            others = [rank for rank, of_rank in enumerate(everyone) if of_rank[name] != value]
+            if others:
+                lines.append(f"{name}: rank 0 ({hosts[0]}) has {value}; "
+                             + ", ".join(f"rank {rank} ({hosts[rank]}) has {everyone[rank][name]}" for rank in others))  # fmt: skip
+        if lines:
+            raise ValueError("processes differ; start all of them with the same code, configuration and data:\n  " + "\n  ".join(lines))
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def end(self) -> None:
+        """Leave the process group; the last call of a process."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _by_rank(problems: list[str], hosts: list[str]) -> str:
+    return "\n".join(
+        f"rank {rank} ({host}): {problem or 'no problem'}" for rank, (problem, host) in enumerate(zip(problems, hosts, strict=True))
+    )

@@ -1,0 +1,100 @@
+"""The model card: what a generator is, makes and was trained on, as the README.md that the Hugging Face hub shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import yaml
+
+from attributegan.attributes import Attribute, AttributeSchema
+
+# The last two are how the hub knows which library loads the folder.
+TAGS = ["histopathology", "gan", "conditional-image-generation", "pytorch_model_hub_mixin", "model_hub_mixin"]
+
+_TEXT = """\
+---
+{header}---
+
+# AttributeGAN generator, {size} px
+
+Makes H&E tiles of {size} x {size} px to order: one level for each of {count} attributes, and a latent vector that sets all the rest.
+The network is AttributeGAN (Ye et al., *Multi-attribute controllable generative model for histopathology image synthesis*,
+MICCAI 2021, [arXiv 2111.06398](https://arxiv.org/abs/2111.06398)).
+
+**The tiles are synthetic. They show no patient and are not for diagnosis.**
+
+## Attributes
+
+`levels` has a column for each attribute, in this order. Between two levels that can be judged, one in between can be asked for as a float.
+
+| column | attribute | levels |
+|---|---|---|
+{attributes}
+
+## Use
+
+```python
+import torch
+from attributegan.export import AttributeGenerator
+from attributegan.sampling.grids import generate, latents_for
+
+generator = AttributeGenerator.from_pretrained("PATH_OR_HUB_ID")
+latents = latents_for(seed=0, indices=range(4), latent_dim=generator.latent_dim)
+levels = torch.tensor([{example}]).expand(4, -1)
+tiles = generate(generator, latents, levels)  # uint8, (4, {size}, {size}, 3)
+```
+
+## Training data
+
+{data}
+
+## Metrics
+
+{metrics}
+
+## Intended use and limits
+
+For research and teaching: to study models of tissue, to try out analysis software, to add to training data.
+Not for diagnosis or any other clinical decision, and not to be shown as tissue of a patient.
+The generator knows what its training tiles had: expect no stain, scanner, organ or level that they lacked, and measure that
+the level asked for is the level seen before relying on it.
+
+## Licence
+
+{licence}
+"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells beyond the network itself; what isn't known is said to be so."""
+
+    data: str = ""  # training data, in words
+    metrics: Mapping[str, float | str] = field(default_factory=dict)
+    licence: str = ""  # identifier of the hub, such as cc-by-4.0
+
+
+def model_card(schema: AttributeSchema, image_size: int, facts: CardFacts) -> str:
+    """The card as Markdown, with the YAML header that the hub reads."""
+    header = {"library_name": "attributegan", "tags": TAGS} | ({"license": facts.licence} if facts.licence else {})
+    return _TEXT.format(
+        header=yaml.safe_dump(header, sort_keys=False),
+        size=image_size,
+        count=len(schema.attributes),
+        attributes="\n".join(f"| {k} | `{attribute.name}` | {_levels(attribute)} |" for k, attribute in enumerate(schema.attributes)),
+        example=[attribute.assessable[-1] for attribute in schema.attributes],
+        data=facts.data or "Not recorded.",
+        metrics=_table(facts.metrics) if facts.metrics else "None are recorded.",
+        licence=facts.licence
+        or "None is given yet. Who shares this model chooses one; the terms of the training tiles may limit the choice.",
+    )
+
+
+def _levels(attribute: Attribute) -> str:
+    mark = {attribute.not_assessable: " (can't be judged)"}
+    return ", ".join(f"{level} {name}{mark.get(level, '')}" for level, name in enumerate(attribute.levels))
+
+
+def _table(metrics: Mapping[str, float | str]) -> str:
+    return "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in metrics.items())])

@@ -1,0 +1,125 @@
+"""What a run tells: progress for people, scalars and grids for TensorBoard, one JSON line of metrics at a time.
+
+Owns the files of the run folder that are for reading: train.log, metrics.jsonl, grids/, tensorboard/; status.json is status.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from attributegan.run_dir import status
+
+log = logging.getLogger("attributegan")
+
+
+def start_logging(folder: Path, is_main: bool) -> None:
+    """Lines to stdout and train.log from the main process; only warnings, to stderr, from the others."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout if is_main else sys.stderr)]
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / "train.log"))
+    for handler in handlers:
+        handler.setLevel(logging.INFO if is_main else logging.WARNING)
+    logging.getLogger("attributegan").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+
+
+class Reporter:
+    """The main process's view of the run; on other processes every call does nothing.
+
+    Args:
+        folder: the run folder.
+        images: images seen before this start; older entries stay, entries beyond are dropped, since they will come again.
+        total: length of the run in images.
+    """
+
+    def __init__(self, folder: Path, images: int, total: int, is_main: bool) -> None:
+        self.folder, self.total, self.is_main = folder, total, is_main
+        self.started, self.first = time.monotonic(), images
+        self.bar: tqdm | None = None
+        if not is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        for half_written in [*folder.glob(".writing-*"), *folder.glob("grids/.writing-*")]:  # by a start that was killed
+            half_written.unlink()
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
+        _drop_lines_after(folder / "metrics.jsonl", images)
+        self.metrics = (folder / "metrics.jsonl").open("a")
+        if sys.stdout.isatty():
+            self.bar = tqdm(total=total, initial=images, unit="img", unit_scale=True, dynamic_ncols=True)
+
+    def progress(self, images: int) -> None:
+        if self.bar is not None:
+            self.bar.update(images - self.bar.n)
+
+    def scalars(self, images: int, values: dict[str, float]) -> None:
+        """One line of progress, one of JSON, the curves and the status."""
+        if not self.is_main:
+            return
+        rate = (images - self.first) / max(time.monotonic() - self.started, 1e-9)
+        values = values | {"images_per_second": rate}
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images)
+        self.metrics.write(json.dumps({"images": images, **values}) + "\n")
+        self.metrics.flush()
+        status.update(self.folder, images=images, images_per_second=rate, losses=_losses(values))
+        left = timedelta(seconds=round((self.total - images) / max(rate, 1e-9)))
+        shown = "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in ("real_score", "fake_score") if name in values)
+        line = f"{images:,} of {self.total:,} images ({images / self.total:.0%})  {rate:.1f} img/s  {left} left  {shown}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(shown)
+        else:
+            log.info(line)
+
+    def grid(self, images: int, name: str, image_HWC: np.ndarray) -> None:
+        """Write ``grids/{name}-{images}.png`` and show it in TensorBoard."""
+        if not self.is_main:
+            return
+        path = self.folder / "grids" / f"{name}-{images:012d}.png"
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_name(f".writing-{path.name}")
+        Image.fromarray(image_HWC).save(aside, format="PNG")
+        os.replace(aside, path)
+        self.board.add_image(name, image_HWC, images, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.is_main:
+            self.metrics.close()
+            self.board.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _losses(values: dict[str, float]) -> dict[str, float]:
+    """What each network is trained to lower, its adversarial terms together."""
+    return {
+        network: sum(value for name, value in values.items() if name.startswith(f"{network}/adversarial"))
+        for network in ("discriminator", "generator")
+    }
+
+
+def _drop_lines_after(path: Path, images: int) -> None:
+    """Keep the whole lines up to ``images``: what a killed run wrote beyond its last checkpoint comes again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["images"] <= images:
+                kept.append(line)
+        except (ValueError, KeyError):  # the line that a kill cut short
+            continue
+    aside = path.with_name(f".writing-{path.name}")
+    aside.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(aside, path)

@@ -1,0 +1,1 @@
+"""Latents and levels into tiles."""

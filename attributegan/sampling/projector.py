@@ -1,0 +1,75 @@
+"""The latent whose tile is nearest to a given one: a search by gradient through the generator.
+
+What a model can't make, it can't find: the distance that is left says how far the tile is from what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attributegan.attributes import AttributeSchema
+from attributegan.sampling import grids
+
+STARTS = 128  # latents and levels tried before the gradient takes over
+RATE = 0.05
+PRIOR = 1e-3  # weight of the squared latent: keeps it where the generator was trained
+SCALES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Projection:
+    latent_1L: Tensor
+    levels_1A: Tensor
+    tile_HWC: np.ndarray  # uint8, what the generator makes of them
+    distance: float  # mean absolute difference over the scales, on 0 to 1
+    start: float  # the same for the best of the tiles tried first
+
+
+def project(generator: nn.Module, schema: AttributeSchema, tile_HWC: np.ndarray, latent_dim: int, given: Mapping[str, float] | None = None,
+            steps: int = 300, seed: int = 0, progress: Callable[[int], None] = lambda step: None) -> Projection:  # fmt: skip
+    """Search for a tile.
+
+    Args:
+        tile_HWC: uint8, in the size that the generator makes.
+        given: levels by name; the others are those of the best start.
+        steps: of Adam (Kingma and Ba, ICLR 2015) on the latent.
+    """
+    weight = next(generator.parameters())
+    target_1CHW = torch.from_numpy(np.array(tile_HWC)).to(weight.device).permute(2, 0, 1)[None].to(weight) / 127.5 - 1
+    latents_BL = grids.latents_for(seed, range(STARTS), latent_dim)
+    levels_BA = grids.levels_for(schema, seed, range(STARTS), given).to(weight.device)
+    with torch.no_grad():
+        found = [_distance(generator(latents_BL[k : k + 1].to(weight), levels_BA[k : k + 1]), target_1CHW).item() for k in range(STARTS)]
+    best = int(np.argmin(found))
+    latent_1L, levels_1A = latents_BL[best : best + 1].to(weight).clone().requires_grad_(True), levels_BA[best : best + 1]
+    kept = (found[best], latent_1L.detach().clone())
+    optimizer = torch.optim.Adam([latent_1L], lr=RATE)
+    frozen = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        for step in range(steps):
+            distance = _distance(generator(latent_1L, levels_1A), target_1CHW)
+            if distance.item() < kept[0]:
+                kept = (distance.item(), latent_1L.detach().clone())
+            optimizer.zero_grad()
+            (distance + PRIOR * latent_1L.square().mean()).backward()
+            optimizer.step()
+            progress(step + 1)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    tile = grids.generate(generator, kept[1], levels_1A)[0]
+    return Projection(kept[1].cpu(), levels_1A.cpu(), tile, kept[0], found[best])
+
+
+def _distance(a_1CHW: Tensor, b_1CHW: Tensor) -> Tensor:
+    """Mean absolute difference at several scales: coarse ones pull where fine ones see only noise."""
+    apart_1CHW = (a_1CHW - b_1CHW) / 2
+    return torch.stack([F.avg_pool2d(apart_1CHW, scale).abs().mean() for scale in SCALES]).mean()

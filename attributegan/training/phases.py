@@ -1,0 +1,214 @@
+"""The two phases of a training step: the discriminator's and the generator's. Each is the whole recipe of its network.
+
+Networks, losses and processes are elsewhere; here they meet. Losses are those of AttributeGAN (Ye et al., MICCAI 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attributegan.config import Config
+from attributegan.distributed.engine import Engine
+from attributegan.distributed.runtime import Runtime
+from attributegan.models import DiscriminatorOutput
+from attributegan.training import augment, losses
+from attributegan.training.random_draws import Draws
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process works on at a time."""
+
+    images_BCHW: Tensor  # real tiles, [-1, 1]
+    levels_BA: Tensor
+    assessable_BA: Tensor  # which of the levels are known, and points of their scales
+    draws: Draws
+
+
+def discriminator_phase(
+    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch], penalise: bool
+) -> tuple[dict[str, Tensor], bool]:
+    """Teach the discriminator to tell real tiles from generated ones with the same levels.
+
+    Args:
+        penalise: whether the gradient penalties are due in this step.
+
+    Returns:
+        the loss terms (means over the micro-batches of this process), and whether the step was taken.
+    """
+    weights, terms = config.loss, _Terms(len(batches))
+    for k, batch in enumerate(batches):
+        with discriminator.micro_batch(last=k == len(batches) - 1):
+            with torch.no_grad():
+                fakes = generator(batch.draws.latents_discriminator_BL, batch.levels_BA)
+            fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
+            reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
+            answer = discriminator(
+                torch.cat([reals, fakes]),
+                batch.levels_BA.repeat(2, 1),
+                batch.draws.quadrant,
+                embed=weights.contrastive > 0,
+                reconstruct=weights.reconstruction > 0,
+                learn_levels=weights.auxiliary > 0,
+                first=len(reals),
+            )
+            loss = torch.zeros((), device=runtime.device)
+            for head, answers in _heads(answer).items():
+                loss = loss + terms.add(f"discriminator/adversarial{head}", _tell_apart(config, *answers.chunk(2)))
+            if weights.auxiliary:
+                told = losses.auxiliary_discriminator(answer.levels, batch.levels_BA)
+                loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)
+            if weights.contrastive:
+                contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, batch.levels_BA)
+                loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
+            if weights.reconstruction:
+                loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", answer.reconstruction_loss)
+            if penalise:
+                for name, (gamma, penalty) in _penalties(config, discriminator, reals, fakes, batch.levels_BA).items():
+                    loss = loss + weights.r1_every * gamma / 2 * terms.add(f"discriminator/{name}", penalty)
+            discriminator.backward(loss / len(batches))
+            for name, logits in zip(("real_score", "fake_score"), answer.logits.float().chunk(2), strict=True):
+                terms.add(name, -logits.mean())
+    norm, taken = discriminator.step()
+    return terms.means | {"discriminator/gradient_norm": norm}, taken
+
+
+def generator_phase(
+    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch]
+) -> tuple[dict[str, Tensor], bool]:
+    """Teach the generator to make tiles that the discriminator takes for real ones of the levels asked for.
+
+    Returns: as `discriminator_phase`.
+    """
+    weights, terms = config.loss, _Terms(len(batches))
+    kinds_of_pairs = (weights.diversity > 0) + (weights.residual > 0)  # a step has pairs of one kind, whose term counts for both
+    paired, moves = kinds_of_pairs > 0, weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].draws.moves)
+    with discriminator.frozen():
+        for k, batch in enumerate(batches):
+            with generator.micro_batch(last=k == len(batches) - 1):
+                latents_BL, levels_BA = _asked_for(batch, paired, moves)
+                plain = generator(latents_BL, levels_BA)
+                fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
+                answer = discriminator.local(
+                    fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
+                )
+                against = _answers_to_real(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
+                loss = torch.zeros((), device=runtime.device)
+                for head, fake_answer in _heads(answer).items():
+                    loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
+                if weights.auxiliary:
+                    told = losses.auxiliary_generator(answer.levels, levels_BA)
+                    loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
+                if weights.control:
+                    loss = loss + weights.control * terms.add("generator/control", losses.control(answer.levels, levels_BA))
+                if moves:
+                    changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + kinds_of_pairs * weights.residual * terms.add("generator/residual", changed)
+                elif weights.diversity:
+                    alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + kinds_of_pairs * weights.diversity * terms.add("generator/diversity", alike)
+                if weights.contrastive:
+                    contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, levels_BA)
+                    loss = loss + weights.contrastive * terms.add("generator/contrastive", contrast)
+                generator.backward(loss / len(batches))
+        norm, taken = generator.step()
+    return terms.means | {"generator/gradient_norm": norm}, taken
+
+
+def _heads(answer: DiscriminatorOutput) -> dict[str, Tensor]:
+    """The answers of each head, by what its terms are called after."""
+    return {"": answer.logits} | ({} if answer.logits_32 is None else {"_32": answer.logits_32})
+
+
+def _tell_apart(config: Config, real: Tensor, fake: Tensor) -> Tensor:
+    return losses.relativistic(real, fake) if config.loss.adversarial == "relativistic" else losses.hinge_discriminator(real, fake)
+
+
+def _convince(fake: Tensor, real: Tensor | None) -> Tensor:
+    return losses.hinge_generator(fake) if real is None else losses.relativistic(fake, real)
+
+
+def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch, paired: bool) -> dict[str, Tensor]:
+    """What the generator's tiles have to beat, by head: the answer to a real tile of the same levels, for a tile with a moved attribute
+    of the same levels but for that one. Nothing here is the generator's."""
+    rows = slice(None, None, 2 if paired else 1)  # of a pair the first one's
+    with torch.no_grad():
+        reals = augment.apply(batch.images_BCHW[rows], batch.draws.augment_real_BP[rows], config.augment)
+        answers = _heads(discriminator.local(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
+    return {head: answer.repeat_interleave(2, dim=0) for head, answer in answers.items()} if paired else answers
+
+
+def _asked_for(batch: MicroBatch, paired: bool, moves: bool) -> tuple[Tensor, Tensor]:
+    """Latents and levels of the generator's tiles: those of the real ones, or in pairs, each with the levels of the first's real one.
+
+    Args:
+        moves: tiles of a pair have one latent, and the second has one attribute at the level of its own real tile, drawn from those that
+            are assessable in both and differ; where none is, they are the same tile. Otherwise they have two latents.
+    """
+    latents_BL, levels_BA = batch.draws.latents_generator_BL, batch.levels_BA
+    if not paired:
+        return latents_BL, levels_BA
+    first_BA = _in_pairs(levels_BA)
+    if not moves:
+        return latents_BL, first_BA
+    can_move_BA = batch.assessable_BA & _in_pairs(batch.assessable_BA) & (levels_BA != first_BA)
+    number_B1 = (batch.draws.moved_B[:, None] * can_move_BA.sum(dim=1, keepdim=True)).long()
+    moved_BA = can_move_BA & (can_move_BA.cumsum(dim=1) == number_B1 + 1)
+    return _in_pairs(latents_BL), torch.where(moved_BA, levels_BA, first_BA)
+
+
+def _in_pairs(rows: Tensor) -> Tensor:
+    """Every other row twice: rows 2k and 2k + 1 are both row 2k."""
+    return rows[0::2].repeat_interleave(2, dim=0)
+
+
+def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours of the global batch of real tiles."""
+    apart = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
+    return runtime.gather(apart).mean()
+
+
+def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_BE: Tensor, levels_BA: Tensor) -> Tensor:
+    """2C loss of this process's tiles against the tiles of all processes."""
+    loss = losses.contrastive_by_attribute if config.loss.contrastive_over == "attribute" else losses.contrastive_2c
+    return loss(
+        embedding_BE,
+        proxy_BE,
+        levels_BA,
+        temperature=config.loss.temperature,
+        all_embeddings_NE=runtime.gather(embedding_BE),
+        all_levels_NA=runtime.gather(levels_BA),
+        first=runtime.rank * len(levels_BA),
+    )
+
+
+def _penalties(
+    config: Config, discriminator: Engine, reals_BCHW: Tensor, fakes_BCHW: Tensor, levels_BA: Tensor
+) -> dict[str, tuple[float, Tensor]]:
+    """The gradient penalties that are on, of all heads: gamma and mean by name. Both in one pass, which halves what a pass costs beside.
+
+    Through the plain network, since sharded engines can't differentiate twice.
+    """
+    wanted = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
+    wanted = {name: (gamma, images) for name, (gamma, images) in wanted.items() if gamma}
+    images = torch.cat([images for _, images in wanted.values()]).detach().requires_grad_(True)
+    answer = discriminator.local(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
+    scores_B = sum(head.float().mean(1) for head in (answer.logits, answer.logits_32) if head is not None)
+    means = losses.gradient_penalty(scores_B, images).view(len(wanted), -1).mean(1)
+    return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(wanted.items(), means, strict=True)}
+
+
+class _Terms:
+    """Means of loss terms over the micro-batches of a phase, kept on the device."""
+
+    def __init__(self, micro_batches: int) -> None:
+        self.micro_batches = micro_batches
+        self.means: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> Tensor:
+        self.means[name] = self.means.get(name, 0) + value.detach() / self.micro_batches
+        return value

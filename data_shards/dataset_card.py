@@ -1,0 +1,293 @@
+"""The card of a shard set: what is in it, counted, measured and shown.
+
+Owns the numbers and the choice of tiles. Their look is in html_page.py.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
+from attributegan.utils.files import whole_file
+from attributegan.utils.html_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
+from data_shards import level_counts
+from data_shards.format import checksums, index
+from data_shards.loader.loader import ShardSet
+from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.storage import stores
+from data_shards.storage.cache import Cache
+from data_shards.storage.shard_files import open_place
+
+THUMB = 112  # pixels
+MOST_PICTURES = 100
+NOT_KNOWN = "not known"
+MOST_ROWS = 50  # of tables that grow with the set
+COMBINATIONS = 10  # most and least frequent
+UNKNOWN_SIZE = 256  # pixels at which tiles of different sizes are measured
+PAGES = {".html": to_html, ".htm": to_html, ".md": to_markdown}
+
+
+def write(place: str | Path, out: Path, sample: int = 200, seed: int = 0, cache: Cache | None = None) -> None:
+    """Write the card of the set in a folder or at a URL to ``out``, as HTML or Markdown by its suffix.
+
+    Args:
+        sample: tiles of each split on which the stain is measured.
+        cache: through which the shards of a remote set are read.
+
+    Raises:
+        ValueError: no such set, another suffix, or a folder that can't be written to.
+    """
+    if out.suffix.lower() not in PAGES:
+        raise ValueError(f"--out: {out} ends neither in .html nor in .md")
+    name, folder, header, _ = open_place(place, cache)
+    splits = {split: ShardSet.open(place, split, cache=cache) for split in header.splits}
+    rng = np.random.default_rng(seed)
+    sections = [
+        _overview(folder, splits, header),
+        _contact_sheet(splits, rng),
+        _levels(splits, header.schema),
+        _combinations(splits, header.schema),
+        _co_occurrence(splits, header.schema),
+        _groups(folder, header),
+        _stain(splits, sample, rng),
+        _files(folder, header),
+    ]
+    lead = f"{sum(map(len, splits.values())):,} tiles with the attributes {', '.join(header.schema.names)}."
+    page = PAGES[out.suffix.lower()](f"Shard set: {name if stores.is_remote(str(place)) else folder.resolve().name}", lead, sections)
+    try:
+        with whole_file(out) as stream:
+            stream.write(page.encode())
+    except OSError as error:
+        raise ValueError(f"--out: {out} can't be written ({error.strerror})") from error
+
+
+Splits = Mapping[str, ShardSet]
+
+
+def _overview(folder: Path, splits: Splits, header: index.Header) -> Section:
+    rows: list[Sequence[Cell]] = []
+    for split, shards in splits.items():
+        tars = [shard for shard in header.shards if shard.split == split]
+        rows.append([split, len(shards), len(tars), sum(tar.size for tar in tars) / 2**20, int(shards.rows.length_N.mean())])
+    size = f"Squares of {header.image_size} pixels" if header.image_size else "Tiles of different sizes or not square"
+    left = f" {len(header.left_out):,} tiles could not be packed; they are named at the end." if header.left_out else ""
+    text = f"{size}, in WebDataset tars with an index.{left}"
+    return Section("Overview", text, [Table(["split", "tiles", "shards", "MiB", "mean bytes of an image"], rows)])
+
+
+def _contact_sheet(splits: Splits, rng: np.random.Generator) -> Section:
+    """One tile for each level of each attribute, drawn from all splits."""
+    schema = next(iter(splits.values())).schema
+    most = max(schema.num_levels)
+    places = list(itertools.product(range(len(schema.names)), range(most)))
+    pictures = {(a, level): _example(splits, a, level, rng) for a, level in places[:MOST_PICTURES] if level < schema.num_levels[a]}
+    rows: list[Sequence[Cell]] = []
+    for a, attribute in enumerate(schema.attributes):
+        rows.append([attribute.name, *(attribute.levels[level] if level < len(attribute.levels) else "" for level in range(most))])
+        rows.append(["", *(pictures.get((a, level)) or ("no tile" if level < len(attribute.levels) else "") for level in range(most))])
+    return Section("Contact sheet", "A tile drawn at random for each level of each attribute.",
+                   [Table(["", *(f"level {level}" for level in range(most))], rows)])  # fmt: skip
+
+
+def _example(splits: Splits, attribute: int, level: int, rng: np.random.Generator) -> Picture | None:
+    """A tile of this level; another one when that is damaged."""
+    for split, shards in splits.items():
+        tile_N = np.flatnonzero(shards.levels_NA[:, attribute] == level)
+        for tile, pixels_HWC in _pixels(shards, rng.permutation(tile_N)[:3], THUMB):
+            if isinstance(pixels_HWC, np.ndarray):
+                buffer = io.BytesIO()
+                Image.fromarray(pixels_HWC).save(buffer, format="JPEG", quality=85)
+                about = shards.schema.attributes[attribute]
+                return Picture(buffer.getvalue(), f"{about.name}: {about.levels[level]} ({split}, {shards.shard_of(tile)})")
+    return None
+
+
+def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Each tile with its pixels, (size, size, 3) uint8, or with what is wrong with it."""
+    files = TileFiles(shards.tars, size)
+    rows = shards.rows
+    for tile in tiles.tolist():
+        shard, offset, length, checksum = (int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N))
+        try:
+            yield tile, files.read(Wanted(shard, offset, length, checksum, turn=0))
+        except Damaged as error:
+            yield tile, str(error)
+
+
+def _levels(splits: Splits, schema: AttributeSchema) -> Section:
+    counts = {split: _counts(shards.levels_NA, schema) for split, shards in splits.items()}
+    tables = [_level_table(a, attribute, counts) for a, attribute in enumerate(schema.attributes)]
+    absent = level_counts.absent(schema, np.concatenate([shards.levels_NA for shards in splits.values()]))
+    text = "Tiles of each level, and their share of the split." + "".join(f" {line[0].upper()}{line[1:]}." for line in absent)
+    return Section("Attributes and levels", text, tables)
+
+
+def _counts(levels_NA: np.ndarray, schema: AttributeSchema) -> list[np.ndarray]:
+    """Tiles of every level of every attribute, and last those of which it is not known."""
+    return [np.bincount(_last_if_unknown(levels_N, count), minlength=count + 1)
+            for levels_N, count in zip(levels_NA.T, schema.num_levels, strict=True)]  # fmt: skip
+
+
+def _last_if_unknown(levels_N: np.ndarray, count: int) -> np.ndarray:
+    """``count``, one above the highest level, in the place of `UNKNOWN`."""
+    return np.where(levels_N == UNKNOWN, count, levels_N).astype(np.int64)
+
+
+def _level_table(a: int, attribute: Attribute, counts: Mapping[str, list[np.ndarray]]) -> Table:
+    rows: list[Sequence[Cell]] = []
+    shown = attribute.levels + ((NOT_KNOWN,) if any(of_split[a][-1] for of_split in counts.values()) else ())
+    for level, name in enumerate(shown):
+        number = level if level < len(attribute.levels) else UNKNOWN
+        row: list[Cell] = [number, name + (" (not assessable)" if level == attribute.not_assessable else "")]
+        for of_split in counts.values():
+            share = of_split[a][level] / of_split[a].sum()
+            row += [Tinted(int(of_split[a][level]), share), f"{share:.1%}"]
+        rows.append(row)
+    header = ["level", "name", *itertools.chain.from_iterable((split, "share") for split in counts)]
+    return Table(header, rows, title=attribute.name)
+
+
+def _combinations(splits: Splits, schema: AttributeSchema) -> Section:
+    sizes = tuple(count + 1 for count in schema.num_levels)  # with "not known"
+    names = [(*attribute.levels, NOT_KNOWN) for attribute in schema.attributes]
+    code_S = [
+        np.ravel_multi_index(tuple(map(_last_if_unknown, shards.levels_NA.T, schema.num_levels)), sizes) for shards in splits.values()
+    ]
+    code_C, inverse_N = np.unique(np.concatenate(code_S), return_inverse=True)
+    split_N = np.repeat(np.arange(len(code_S)), [len(code) for code in code_S])
+    counts_CS = np.bincount(inverse_N * len(code_S) + split_N, minlength=len(code_C) * len(code_S)).reshape(len(code_C), len(code_S))
+    by_count_C = np.argsort(-counts_CS.sum(axis=1), kind="stable")
+    levels_CA = np.stack(np.unravel_index(code_C, sizes), axis=1)
+
+    def table(title: str, chosen: np.ndarray) -> Table:
+        rows: list[Sequence[Cell]] = [
+            [*(of_attribute[level] for of_attribute, level in zip(names, levels_CA[c], strict=True)), *counts_CS[c].tolist()]
+            for c in chosen
+        ]
+        return Table([*schema.names, *splits], rows, title=title)
+
+    only_once = int((counts_CS.sum(axis=1) == 1).sum())
+    text = f"{len(code_C):,} of {math.prod(schema.num_levels):,} possible combinations of levels are there; {only_once:,} have one tile."
+    tables = [table("most frequent", by_count_C[:COMBINATIONS])]
+    if rest := by_count_C[COMBINATIONS:][::-1][:COMBINATIONS].tolist():
+        tables.append(table("least frequent", np.array(rest)))
+    return Section("Combinations", text, tables)
+
+
+def _co_occurrence(splits: Splits, schema: AttributeSchema) -> Section:
+    """Level against level, for every pair of attributes, over all splits."""
+    blocks = _blocks(splits, schema)
+    rows: list[Sequence[Cell]] = []
+    for a, attribute in enumerate(schema.attributes):
+        for level, name in enumerate(attribute.levels):
+            row: list[Cell] = [attribute.name if level == 0 else "", f"{level} {name}"]
+            for b in range(len(schema.names)):
+                counts_K = blocks[a, b][level]
+                row += [Tinted(count, count / max(1, counts_K.sum())) for count in counts_K.tolist()]
+            rows.append(row)
+    header = ["attribute", "level", *(str(level) for count in schema.num_levels for level in range(count))]
+    spans = [("", 2), *zip(schema.names, schema.num_levels, strict=True)]
+    text = "Tiles with the level of the row and that of the column, in all splits; the darker, the larger the share of the row's level."
+    return Section("Co-occurrence", text, [Table(header, rows, spans)])
+
+
+def _blocks(splits: Splits, schema: AttributeSchema) -> dict[tuple[int, int], np.ndarray]:
+    blocks = {}
+    for (a, rows), (b, columns) in itertools.product(enumerate(schema.num_levels), repeat=2):
+        known = (shards.levels_NA[(shards.levels_NA[:, [a, b]] != UNKNOWN).all(axis=1)].astype(np.int64) for shards in splits.values())
+        pairs = (np.bincount(levels_NA[:, a] * columns + levels_NA[:, b], minlength=rows * columns) for levels_NA in known)
+        blocks[a, b] = sum(pairs, np.zeros(rows * columns, np.int64)).reshape(rows, columns)
+    return blocks
+
+
+def _groups(folder: Path, header: index.Header) -> Section:
+    table = index.read_table(folder / index.FILE, columns=["group", "split"])
+    counts: dict[str, dict[str, int]] = {}
+    for row in table.group_by(["group", "split"]).aggregate([([], "count_all")]).to_pylist():
+        counts.setdefault(row["group"], {})[row["split"]] = row["count_all"]
+    ungrouped = sum(counts.pop("", {}).values())
+    none = f" {ungrouped:,} tiles have no group." if ungrouped else ""
+    if not counts:
+        return Section("Groups", f"No groups, such as slides or patients.{none}")
+    tiles = sorted(sum(of_split.values()) for of_split in counts.values())
+    both = [group for group, of_split in counts.items() if len(of_split) > 1]
+    apart = f"{len(both):,} groups are in more than one split: {', '.join(sorted(both)[:5])}." if both else "No group is in two splits."
+    text = f"{len(tiles):,} groups of {tiles[0]:,} to {tiles[-1]:,} tiles, median {int(np.median(tiles)):,}. {apart}{none}"
+    largest = sorted(counts, key=lambda group: (-sum(counts[group].values()), group))
+    rows: list[Sequence[Cell]] = [[group, *(counts[group].get(split, 0) for split in header.splits)] for group in largest[:MOST_ROWS]]
+    title = f"the {MOST_ROWS} largest" if len(largest) > MOST_ROWS else "all"
+    return Section("Groups", text, [Table(["group", *header.splits], rows, title=title)])
+
+
+def _stain(splits: Splits, sample: int, rng: np.random.Generator) -> Section:
+    tables, damaged = [], 0
+    for split, shards in splits.items():
+        chosen = np.sort(rng.choice(len(shards), min(sample, len(shards)), replace=False))
+        measured = _Stain()
+        for _, pixels_HWC in _pixels(shards, chosen, shards.image_size or UNKNOWN_SIZE):
+            if isinstance(pixels_HWC, np.ndarray):
+                measured.add(pixels_HWC)
+            else:
+                damaged += 1
+        if measured.tiles:
+            tables.append(measured.table(f"{split}, {measured.tiles:,} tiles"))
+    text = (
+        "Pixels of tiles drawn at random. Intensity is 0 to 255. Optical density is -log10 of the intensity over 255, "
+        "with 0 taken as 1 (Ruifrok and Johnston 2001). The last column is how far the means of single tiles spread."
+    )
+    found = f" {damaged:,} tiles drawn are damaged; attributegan-shard verify names all." if damaged else ""
+    return Section("Stain", text + found, tables)
+
+
+@dataclass
+class _Stain:
+    """Mean and spread of pixels, tile by tile, so that memory does not grow. Axis C is R, G, B and their optical densities."""
+
+    tiles: int = 0
+    pixels: int = 0
+
+    def __post_init__(self) -> None:
+        self.sum_C, self.squares_C, self.mean_squares_C, self.means_C = (np.zeros(6) for _ in range(4))
+
+    def add(self, pixels_HWC: np.ndarray) -> None:
+        counts_CV = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels_HWC, 2, 0)])
+        value_V = np.arange(256.0)
+        density_V = -np.log10(np.maximum(value_V, 1) / 255)
+        sum_C = np.concatenate([counts_CV @ value_V, counts_CV @ density_V])
+        mean_C = sum_C / counts_CV[0].sum()
+        self.tiles += 1
+        self.pixels += int(counts_CV[0].sum())
+        self.sum_C += sum_C
+        self.squares_C += np.concatenate([counts_CV @ value_V**2, counts_CV @ density_V**2])
+        self.means_C += mean_C
+        self.mean_squares_C += mean_C**2
+
+    def table(self, title: str) -> Table:
+        mean_C = self.sum_C / self.pixels
+        sd_C = np.sqrt(np.maximum(0, self.squares_C / self.pixels - mean_C**2))
+        between_C = np.sqrt(np.maximum(0, self.mean_squares_C / self.tiles - (self.means_C / self.tiles) ** 2))
+        names = [f"{kind}, {channel}" for kind in ("intensity", "optical density") for channel in ("red", "green", "blue")]
+        rows: list[Sequence[Cell]] = [[name, *map(float, numbers)] for name, *numbers in zip(names, mean_C, sd_C, between_C, strict=True)]
+        return Table(["channel", "mean", "sd of pixels", "sd of tiles' means"], rows, title=title)
+
+
+def _files(folder: Path, header: index.Header) -> Section:
+    rows: list[Sequence[Cell]] = [
+        [shard.name, shard.split, shard.tiles, shard.size, Code(shard.sha256)] for shard in header.shards[:MOST_ROWS]
+    ]
+    path = folder / index.FILE
+    rows.append([index.FILE, "", "", path.stat().st_size, Code(checksums.sha256_of(path))])
+    more = len(header.shards) - MOST_ROWS
+    text = f"Checksums are SHA-256; sha256sum --check {checksums.FILE} compares them all." + (f" {more:,} more shards." if more > 0 else "")
+    tables = [Table(["file", "split", "tiles", "bytes", "SHA-256"], rows)]
+    if header.left_out:
+        tables.append(Table(["tile and reason"], [[line] for line in header.left_out[:MOST_ROWS]], title="left out"))
+    return Section("Files", text, tables)

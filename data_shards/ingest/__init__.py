@@ -1,0 +1,1 @@
+"""Sources of others into tiles and labels: slides, captions, tables."""

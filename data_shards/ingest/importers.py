@@ -1,0 +1,194 @@
+"""Levels that others wrote, as the CSV that `attributegan-shard pack` takes: the published table, and the data set's captions.
+
+Owns the two file forms, the names of tiles (slide, image file) and the CSV that is written. What a caption says is in captions.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from attributegan.attributes import PUBLISHED
+from attributegan.utils.files import whole_file
+from data_shards import tables
+from data_shards.ingest.captions import DIAGNOSES, DIAGNOSIS, read_tile
+
+PUBLISHED_PREFIX = "/data/AttributeGAN/data/Images/"
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"))
+
+Row = dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A table that was read.
+
+    Args:
+        columns: ``file``, ``slide``, the five attributes, and what else the file told of each tile.
+        bad: what is wrong with the tiles that are not in ``rows``, a line each.
+        left_out: tiles that were not asked for.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    bad: list[str]
+    left_out: int = 0
+
+
+def read_captions(path: Path) -> Imported:
+    """Read ``{tile: {"caption": [texts], …}}``; ``file`` is the tile's name, which has no extension.
+
+    Raises:
+        ValueError: not such a file. Single captions that give no levels are in the result instead.
+    """
+    rows: list[Row] = []
+    bad: list[str] = []
+    for tile, entry in _tiles(path, bad):
+        texts = entry.get("caption") if isinstance(entry, dict) else None
+        if not (tile.strip() and isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+            bad.append(f"{path.name}: {tile!r}: has no list of captions; write {{tile: {{caption: [texts]}}}}")
+            continue
+        levels, problems = read_tile(tile, texts)
+        bad += [f"{path.name}: {problem}" for problem in problems]
+        if not problems:
+            diagnosis = DIAGNOSES[levels[DIAGNOSIS]] if DIAGNOSIS in levels else ""
+            rows.append({"file": tile, "slide": slide_of(tile), **{name: levels[name] for name in PUBLISHED.names}, DIAGNOSIS: diagnosis})
+    return Imported(("file", "slide", *PUBLISHED.names, DIAGNOSIS), rows, bad)
+
+
+def _tiles(path: Path, bad: list[str]) -> Iterator[tuple[str, Any]]:
+    """The entries of the captions' file; names that stand there twice go to ``bad``, since one of the two would be lost."""
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable JSON file: {error}") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise ValueError(f"{path}: has no tiles; write {{tile: {{caption: [texts]}}}}")
+    entries: dict[str, list[Any]] = defaultdict(list)
+    for tile, entry in pairs:
+        entries[tile].append(dict(entry) if isinstance(entry, _Pairs) else entry)
+    bad += [f"{path.name}: {tile}: stands there {len(found)} times" for tile, found in entries.items() if len(found) > 1]
+    yield from ((tile, found[0]) for tile, found in entries.items() if len(found) == 1)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written, with repeated names."""
+
+
+def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: bool = False) -> Imported:
+    """Read the published table: ``path``, ``{attribute}_level`` for each attribute, ``freq_id`` and ``cl_labels``.
+
+    Args:
+        prefix: beginning of every ``path``, taken off to give ``file``.
+        without_rare: leave out the tiles with ``freq_id`` 1, as the published training does.
+
+    Raises:
+        ValueError: not such a file. Single bad rows are in the result instead.
+    """
+    rows: dict[str, Row] = {}
+    bad: list[str] = []
+    for where, entries in _csv_rows(path, ["path", *(f"{name}_level" for name in PUBLISHED.names), "freq_id", "cl_labels"]):
+        try:
+            if "problem" in entries:
+                raise ValueError(entries["problem"])
+            row = _published_row(entries, prefix)
+            if row["file"] in rows:
+                raise ValueError(f"{row['file']} stands there twice")
+        except ValueError as error:
+            bad.append(f"{where}: {error}")
+            continue
+        rows[str(row["file"])] = row
+    kept = [row for row in rows.values() if not (without_rare and row["freq_id"])]
+    return Imported(("file", "slide", *PUBLISHED.names, "freq_id", "cl_labels"), kept, bad, len(rows) - len(kept))
+
+
+def _csv_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    hint = "This is not the published table; `attributegan-shard pack --labels` takes other tables"
+    for row in tables.rows(path, wanted, hint):
+        yield row.where, dict(zip(wanted, row.wanted, strict=True)) | ({"problem": row.problem} if row.problem else {})
+
+
+def _published_row(entries: dict[str, str], prefix: str) -> Row:
+    file = entries["path"].removeprefix(prefix)
+    if not entries["path"].startswith(prefix) or not file or file.startswith("/") or ".." in PurePosixPath(file).parts:
+        raise ValueError(f"path {entries['path']!r} is no file below {prefix!r}; give what it begins with as --prefix")
+    levels = {name: _integer(entries, f"{name}_level") for name in PUBLISHED.names}
+    if wrong := PUBLISHED.check(list(levels.values())):
+        raise ValueError(f"{file}: {wrong}")
+    rare, combination = _integer(entries, "freq_id"), _integer(entries, "cl_labels")
+    if rare not in (0, 1):
+        raise ValueError(f"{file}: freq_id is {rare}, neither 0 nor 1")
+    return {"file": file, "slide": slide_of(PurePosixPath(file).stem), **levels, "freq_id": rare, "cl_labels": combination}
+
+
+def _integer(entries: dict[str, str], column: str) -> int:
+    text = entries[column]
+    if not re.fullmatch(r"\d+(\.0*)?", text, re.ASCII):
+        raise ValueError(f"{entries['path']}: {column} is {text!r}, no whole number")
+    return int(text.split(".")[0])
+
+
+def slide_of(tile: str) -> str:
+    """The slide that a tile's name tells: ``H7_19_2`` -> ``H7``, ``1_00061_sub0_009`` -> ``1_00061``; "" where it tells none."""
+    if found := re.match(r"(\d+_\d+)_sub\d+_", tile):
+        return found[1]
+    first, separator, _ = tile.partition("_")
+    return first if separator else ""
+
+
+def with_images(table: Imported, folder: Path) -> Imported:
+    """Only the tiles with an image in ``folder`` or below, under the name that it has there, whatever its extension.
+
+    Raises:
+        ValueError: no such folder, or no tile of the table in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images: {folder} is no folder")
+    found: dict[str, list[str]] = defaultdict(list)
+    for at, _, names in os.walk(folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGES:
+                found[os.path.splitext(name)[0]].append(Path(at, name).relative_to(folder).as_posix())
+    rows, bad, without = [], list(table.bad), 0
+    for row in table.rows:
+        files = sorted(found.get(_stem(str(row["file"])), ()))
+        if len(files) == 1:
+            rows.append(row | {"file": files[0]})
+        elif files:
+            bad.append(f"{row['file']}: {folder} has {len(files)} images of that name: {', '.join(files[:3])}")
+        else:
+            without += 1
+    if not rows and not bad:
+        raise ValueError(f"--images: {folder} has no image of any tile of the table")
+    return replace(table, rows=rows, bad=bad, left_out=table.left_out + without)
+
+
+def _stem(file: str) -> str:
+    name = PurePosixPath(file).name
+    return os.path.splitext(name)[0] if os.path.splitext(name)[1].lower() in IMAGES else name
+
+
+def with_suffix(table: Imported, suffix: str) -> Imported:
+    """Tiles as image files: each name with ``suffix``."""
+    return replace(table, rows=[row | {"file": f"{row['file']}{suffix}"} for row in table.rows])
+
+
+def write(table: Imported, path: Path) -> None:
+    """Write the table as a CSV that is whole or not there."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, table.columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.rows)
+    try:
+        with whole_file(path) as stream:
+            stream.write(text.getvalue().encode())
+    except OSError as error:
+        raise ValueError(f"--out: {path} can't be written ({error.strerror})") from error

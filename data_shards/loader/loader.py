@@ -1,0 +1,428 @@
+"""Tiles out of a shard set, batch by batch, from any position of the order on.
+
+Owns opening a set, the worker processes and what happens to damaged tiles. Which tile comes when is in global_order.py, what a shard is
+made of in tile.py and index.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from attributegan.attributes import UNKNOWN, AttributeSchema
+from data_shards import worker_pool as processes
+from data_shards.format import index
+from data_shards.format import tile as tile_format
+from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.sampler import permutation
+from data_shards.sampler.windowed_order import ShardOrder
+from data_shards.storage.cache import Cache, StoreError
+from data_shards.storage.prefetch import Ahead
+from data_shards.storage.shard_files import LocalTars, RemoteTars, Tars, open_place
+
+log = logging.getLogger("attributegan.data")
+
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+AHEAD = 4  # micro-batches that each worker has ready or in work
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split of a shard set, opened for reading.
+
+    Args:
+        place: folder or URL of the set, for messages.
+        folder: of its index, on this machine.
+    """
+
+    place: str
+    folder: Path
+    header: index.Header
+    rows: index.Rows
+    tars: Tars
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        split: str = "train",
+        assessable_only: bool = False,
+        cache: Cache | None = None,
+        known: Sequence[str] = (),
+        split_option: str = "data.split",
+    ) -> ShardSet:
+        """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
+
+        Args:
+            assessable_only: leave out tiles on which any attribute is "not assessable".
+            cache: for the files of a remote set; the default is that of `Cache.of`.
+            known: names of attributes; the levels of all others count as not known. Without any, all levels are as they are.
+            split_option: where the split was chosen, for messages.
+
+        Raises:
+            ValueError: no such set, split or attribute, or a shard that is missing or has another size than the index says.
+        """
+        if not str(path):
+            raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
+        place, folder, header, tars = open_place(path, cache)
+        if split not in header.splits:
+            raise ValueError(f"{split_option}: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
+        if isinstance(tars, LocalTars):
+            _check_shards(folder, [shard for shard in header.shards if shard.split == split])
+        rows = index.read_rows(folder / index.FILE, header, split)
+        if assessable_only:
+            rows = rows.where(assessable(rows.levels_NA, header.schema, place))
+        return cls(place, folder, header, _knowing(rows, header.schema, known) if known else rows, tars)
+
+    def __len__(self) -> int:
+        return len(self.levels_NA)
+
+    @property
+    def schema(self) -> AttributeSchema:
+        return self.header.schema
+
+    @property
+    def levels_NA(self) -> np.ndarray:
+        """int8, one row a tile."""
+        return self.rows.levels_NA
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels of the stored tiles, when all are squares of one size."""
+        return self.header.image_size
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all that the set holds."""
+        listed = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.header.shards)
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.tars, RemoteTars)
+
+    def name(self, tile: int) -> str:
+        """``shard: key`` of a tile."""
+        shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
+        rows = index.read_shard(self.folder / index.FILE, shard)
+        return f"{self.place}/{shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
+
+    def shard_of(self, tile: int) -> str:
+        return self.header.shards[self.rows.shard_N[tile]].name
+
+
+def assessable(levels_NA: np.ndarray, schema: AttributeSchema, place: str) -> np.ndarray:
+    """Which tiles have no attribute that is "not assessable", bool [N]; ValueError when none has."""
+    keep_N = np.ones(len(levels_NA), bool)
+    for attribute, levels_N in zip(schema.attributes, levels_NA.T, strict=True):
+        if attribute.not_assessable is not None:
+            keep_N &= levels_N != attribute.not_assessable
+    if not keep_N.any():
+        raise ValueError(f"data.assessable_only: no tile of {place} has all its attributes assessable; use false")
+    return keep_N
+
+
+def _knowing(rows: index.Rows, schema: AttributeSchema, known: Sequence[str]) -> index.Rows:
+    if unknown := set(known) - set(schema.names):
+        raise ValueError(f"data.known: {', '.join(sorted(unknown))}: the shards have the attributes {', '.join(schema.names)}")
+    levels_NA = rows.levels_NA.copy()
+    levels_NA[:, [name not in known for name in schema.names]] = UNKNOWN
+    return replace(rows, levels_NA=levels_NA)
+
+
+def _check_shards(folder: Path, shards: list[index.Shard]) -> None:
+    for shard in shards:
+        try:
+            size = (folder / shard.name).stat().st_size
+        except OSError as error:
+            raise ValueError(f"{folder / shard.name}: a shard of the set can't be read ({error.strerror}); copy the set again") from error
+        if size != shard.size:
+            raise ValueError(f"{folder / shard.name}: has {size:,} bytes and should have {shard.size:,}; copy the set again")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process."""
+
+    images_BCHW: Tensor  # uint8 RGB, channels last in memory
+    levels_BA: Tensor  # int64
+    cursor: int  # global position of the micro-batch's first image
+
+
+def batches(
+    shards: ShardSet,
+    order: TileOrder,
+    *,
+    start: int,
+    batch: int,
+    micro_batches: int,
+    rank: int,
+    world: int,
+    workers: int,
+    flips: bool,
+    image_size: int,
+    crop: float = 1.0,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """The micro-batches of process ``rank`` from global position ``start`` on, without end.
+
+    With b = batch / (micro_batches * world), micro-batch m of a step that starts at position c is the global positions
+    c + m * (batch / micro_batches) + rank * b + [0, b). Starting costs the same at any position. The batches depend neither on
+    ``workers`` nor on how often reading was started.
+
+    Args:
+        start: images seen before.
+        batch: global batch, a multiple of ``micro_batches * world``.
+        workers: processes that read and decode; 0 does it here.
+        flips: turn and mirror each tile in one of the 8 ways, drawn for (seed, position).
+        image_size: pixels; tiles of another size are cropped to a centred square and resized.
+        crop: share of a tile's shorter side; below 1, a square of that size is taken, at a place drawn for (seed, position).
+
+    Raises:
+        ValueError: too many tiles are damaged, or a store does not give a shard; names the shard. Or a cache that is too small.
+    """
+    assert batch % (micro_batches * world) == 0 and 0 <= rank < world
+    _check_room(shards, order)
+    share = batch // (micro_batches * world)
+    requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
+    tiles = TileFiles(shards.tars, image_size)
+    repairs = _Repairs(requests, tiles)
+    answers = _started(tiles, requests, workers, pin_memory)
+    ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
+    try:
+        for request, images_BHWC, damage, failure in _heard(answers) if workers else answers:
+            if failure:
+                raise failure
+            tile_B = repairs.mend(request, images_BHWC, damage)
+            levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
+            if ahead:
+                ahead.position = request.first
+            yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
+    finally:  # workers don't hear the signal with which Python ends children at its exit, so an error would hang there
+        if ahead:
+            ahead.close()
+        if workers:
+            answers._shutdown_workers()  # type: ignore[attr-defined]
+            _remove_segments([worker.pid for worker in answers._workers])  # type: ignore[attr-defined]
+
+
+def _heard(answers: Iterator[_Answer]) -> Iterator[_Answer]:
+    """What the workers answer.
+
+    Raises:
+        RuntimeError: one was killed while it handed over a batch, which torch does not notice.
+    """
+    try:
+        yield from answers
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        if "in DataLoader worker" in str(error):  # where it was raised, and no pipe is broken
+            raise
+        raise RuntimeError("a DataLoader worker ended while it handed over a batch; was it killed, for want of memory?") from error
+
+
+def _check_room(shards: ShardSet, order: TileOrder) -> None:
+    """Refuse to fetch shards again and again, because they make room for one another while all are being read."""
+    if not isinstance(shards.tars, RemoteTars):
+        return
+    number_S = np.unique(shards.rows.shard_N)
+    size_S = np.sort([shards.header.shards[number].size for number in number_S])
+    open_at_once = order.window if isinstance(order, ShardOrder) else len(size_S)
+    needed, limit = size_S[-open_at_once:].sum() / 1e9, shards.tars.cache.limit / 1e9
+    if needed > limit:
+        raise ValueError(f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.place} that are "
+                         f"read at the same time, {needed:.3g} GB; give twice that, or a smaller data.window")  # fmt: skip
+
+
+def _ahead(shards: ShardSet, order: TileOrder, start: int) -> Ahead | None:
+    """What fetches a remote set's shards before they are read; an order without windows doesn't tell which come next."""
+    if isinstance(shards.tars, RemoteTars) and isinstance(order, ShardOrder):
+        return Ahead(shards.tars, order.shards_from, start)
+    return None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a worker needs for one micro-batch; small, so that workers know nothing of the index."""
+
+    first: int  # position of the first tile
+    tile_B: np.ndarray
+    wanted: list[Wanted]
+
+
+class TileOrder(Protocol):
+    """`order.Order` or `shard_order.ShardOrder`."""
+
+    seed: int
+
+    def __getitem__(self, positions_B: np.ndarray) -> np.ndarray:
+        """The tile at each position."""
+
+
+class _Requests:
+    """The requests of one process, from a position on, without end."""
+
+    def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool, crop: float) -> None:
+        self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
+        self.first, self.step, self.share = first, step, share
+        self._turns = permutation.stream(order.seed, "turns of the tiles")
+        self._crops = permutation.stream(order.seed, "crops of the tiles")
+
+    def __iter__(self) -> Iterator[_Request]:
+        first = self.first
+        while True:
+            position_B = np.arange(first, first + self.share)
+            tile_B = self.order[position_B]
+            yield _Request(first, tile_B, self.wanted(tile_B, position_B))
+            first += self.step
+
+    def wanted(self, tile_B: np.ndarray, position_B: np.ndarray) -> list[Wanted]:
+        """How to get ``tile_B`` when they stand at ``position_B``."""
+        rows = self.shards.rows
+        turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
+        columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
+        crops = self._crops_at(position_B)
+        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
+
+    def _crops_at(self, position_B: np.ndarray) -> list[tile_format.Crop | None]:
+        if self.crop == 1:
+            return [None] * len(position_B)
+        hash_B = permutation.hashes(self._crops, position_B)
+        across_B, down_B = (hash_B >> np.uint64(32)) / 2.0**32, (hash_B & np.uint64(0xFFFFFFFF)) / 2.0**32
+        return [tile_format.Crop(self.crop, *at) for at in zip(across_B.tolist(), down_B.tolist(), strict=True)]
+
+
+_Answer = tuple[_Request, Tensor, dict[int, str], StoreError | None]
+
+
+class _Reader:
+    """The data set that the DataLoader's workers hold: requests in, pixels out."""
+
+    def __init__(self, tiles: TileFiles) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        """The request, images_BHWC, what is wrong with tiles that could not be read, by place in the batch, and what stops all."""
+        try:
+            return self._answer(request)
+        except MemoryError:
+            if get_worker_info() is not None:  # to hand the error on takes memory too; without it the training would wait for ever
+                os.write(2, b"error: a process that reads tiles gets no memory; use fewer data.workers, or give the job more memory\n")
+                os._exit(1)
+            raise
+
+    def _answer(self, request: _Request) -> _Answer:
+        images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
+        damage: dict[int, str] = {}
+        for place, wanted in enumerate(request.wanted):
+            try:
+                images_BHWC[place] = self.tiles.read(wanted)
+            except Damaged as error:
+                damage[place] = str(error)
+            except StoreError as error:
+                return request, torch.from_numpy(images_BHWC), damage, error
+        return request, torch.from_numpy(images_BHWC), damage, None
+
+
+def _as_it_is(answer: _Answer) -> _Answer:
+    return answer
+
+
+def _end_with_parent(worker: int) -> None:
+    processes.end_with_parent()
+
+
+def _started(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+    try:
+        return _start(tiles, requests, workers, pin_memory)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError("data.workers: the reading processes find no room in /dev/shm; give it more (containers: --shm-size), or read "
+                         "without them, with data.workers=0") from error  # fmt: skip
+
+
+def _remove_segments(workers: Sequence[int]) -> None:
+    """Remove the shared memory that torch leaves under its name when a worker dies while it makes it."""
+    for worker in workers:
+        for path in Path("/dev/shm").glob(f"torch_{worker}_*"):  # noqa: S108  # by the names of our own processes
+            path.unlink(missing_ok=True)
+
+
+def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+    loader: DataLoader[_Answer] = DataLoader(
+        _Reader(tiles),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        pin_memory=pin_memory,
+        worker_init_fn=_end_with_parent,
+        multiprocessing_context=processes.START_METHOD if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed; not from the generator of the training
+    )
+    # Ctrl-C, a launcher's SIGTERM and Slurm's signals go to the workers as well. Born with all blocked, they stay for the last
+    # step and the checkpoint; they end with the loader or with their parent.
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Repairs:
+    """Puts the next tile of the order in the place of a damaged one, and stops a run whose shards are not worth training on.
+
+    The replacement depends on the position alone, so processes of any number agree on it.
+    """
+
+    def __init__(self, requests: _Requests, tiles: TileFiles) -> None:
+        self.requests, self.tiles = requests, tiles
+        self.damaged: set[int] = set()
+        self.most = max(10, len(requests.shards) // 1000)
+
+    def mend(self, request: _Request, images_BHWC: Tensor, damage: dict[int, str]) -> np.ndarray:
+        """Fill the damaged places of ``images_BHWC``; the tiles that the batch then has, tile_B."""
+        tile_B = request.tile_B.copy()
+        for place, what in damage.items():
+            self._note(int(tile_B[place]), what)
+            tile_B[place], pixels_HWC = self._next(request.first + place)
+            images_BHWC[place].numpy()[...] = pixels_HWC
+        return tile_B
+
+    def _next(self, position: int) -> tuple[int, np.ndarray]:
+        for later in range(position + 1, position + 1000):
+            tile_B = self.requests.order[np.array([later])]
+            try:
+                return int(tile_B[0]), self.tiles.read(self.requests.wanted(tile_B, np.array([position]))[0])
+            except Damaged as error:
+                self._note(int(tile_B[0]), str(error))
+        raise self._too_many(int(tile_B[0]))
+
+    def _note(self, tile: int, what: str) -> None:
+        if tile in self.damaged:
+            return
+        self.damaged.add(tile)
+        log.warning("%s: damaged (%s); the next tile takes its place (%d so far)", self.requests.shards.name(tile), what, len(self.damaged))
+        if len(self.damaged) > self.most:
+            raise self._too_many(tile)
+
+    def _too_many(self, tile: int) -> ValueError:
+        shards = self.requests.shards
+        return ValueError(f"{shards.place}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
+                          f"in this shard; find all with `attributegan-shard verify {shards.place}` and replace them")  # fmt: skip

@@ -1,0 +1,124 @@
+"""What a pack will write, known before anything is written: the tiles in order, the split of each, the shards.
+
+Pure: depends on labels, image sizes and options alone, so that a stopped pack can go on and any number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_shards import groups
+from data_shards.format import index
+from data_shards.packing.labels import Labels
+from data_shards.packing.sources import Source
+from data_shards.packing.splits import hold_out
+from data_shards.sampler import permutation
+
+log = logging.getLogger("attributegan.data")
+TAR_OVERHEAD = 2048  # bytes of a tile beside its image: two headers, the levels, padding
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tiles are divided over splits and shards.
+
+    Args:
+        val_fraction: share of the tiles held out, in [0, 1).
+        seed: of the split and of the order in the shards.
+        shard_bytes, shard_count: a shard ends before it would have more bytes (about) or tiles.
+    """
+
+    val_fraction: float = 0.2
+    seed: int = 0
+    shard_bytes: int = 256 << 20
+    shard_count: int = 1_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction: {self.val_fraction} is not from 0 to below 1")
+        if self.shard_bytes < 1 or self.shard_count < 1:
+            raise ValueError("--shard-size and --shard-count: must be above 0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to write."""
+
+    name: str
+    split: str
+    row_T: np.ndarray  # rows of `Plan.table`
+
+
+@dataclass(frozen=True)
+class Plan:
+    table: pa.Table
+    jobs: list[Job]
+    bad: list[str]
+    fingerprint: str
+
+    def rows(self, job: Job) -> list[dict[str, Any]]:
+        return self.table.take(pa.array(job.row_T)).to_pylist()
+
+
+def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
+    """Leave out missing images, split by group, shuffle, cut into shards.
+
+    Raises:
+        ValueError: no tile is left, or they can't be split.
+    """
+    index.arrow_schema(labels.schema)
+    size_N = source.sizes(labels.table)
+    missing = labels.table.filter(pa.array(size_N < 0))
+    near = source.near_names(missing["file"].to_pylist())
+    bad = list(labels.bad)
+    for row in missing.select(["where", "file"]).to_pylist():
+        there = f"; there is {near[row['file']]!r}" if row["file"] in near else ""
+        bad.append(f"{row['where']}: {row['file']}: no such image{there}")
+    table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
+    held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
+    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))
+    jobs = []
+    for split, members_N in (("train", shuffled_N[~held_out_N[shuffled_N]]), ("val", shuffled_N[held_out_N[shuffled_N]])):
+        jobs += [Job(f"{split}-{number:06d}.tar", split, rows) for number, rows in enumerate(_cut(members_N, size_N, options))]
+    return Plan(table, jobs, bad, _fingerprint(labels, source, options, table, size_N))
+
+
+def _held_out(table: pa.Table, labels: Labels, options: Options) -> np.ndarray:
+    levels_NA = np.stack([table[name].to_numpy() for name in labels.schema.names], axis=1)
+    if not labels.grouped:
+        return hold_out(levels_NA, None, options.val_fraction, options.seed)
+    encoded = table["group"].combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if warning := groups.warning(names):
+        log.warning(warning)
+    group_N = groups.inseparable(names)[encoded.indices.to_numpy()]
+    return hold_out(levels_NA, group_N, options.val_fraction, options.seed)
+
+
+def _cut(members_N: np.ndarray, size_N: np.ndarray, options: Options) -> list[np.ndarray]:
+    """Runs of tiles that are within the limits of a shard; every shard has at least one tile."""
+    end_N = np.cumsum(size_N[members_N] + TAR_OVERHEAD)
+    shards, first = [], 0
+    while first < len(members_N):
+        limit = (end_N[first - 1] if first else 0) + options.shard_bytes
+        after = min(int(np.searchsorted(end_N, limit, side="right")), first + options.shard_count)
+        after = max(after, first + 1)
+        shards.append(members_N[first:after])
+        first = after
+    return shards
+
+
+def _fingerprint(labels: Labels, source: Source, options: Options, table: pa.Table, size_N: np.ndarray) -> str:
+    tree = [index.VERSION, labels.schema.to_dict(), source.recipe, asdict(options), labels.grouped]
+    digest = hashlib.sha256(json.dumps(tree).encode())
+    digest.update(size_N.tobytes())
+    for batch in table.combine_chunks().to_batches(max_chunksize=1 << 16):
+        digest.update(json.dumps(batch.to_pydict(), ensure_ascii=False).encode())
+    return digest.hexdigest()

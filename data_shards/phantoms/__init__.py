@@ -1,0 +1,1 @@
+"""Drawn tiles with known attributes."""

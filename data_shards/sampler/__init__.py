@@ -1,0 +1,1 @@
+"""Which tile comes when."""

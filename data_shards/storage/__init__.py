@@ -1,0 +1,1 @@
+"""Where shards are: local folders, stores, the cache between."""

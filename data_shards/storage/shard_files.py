@@ -1,0 +1,80 @@
+"""The tars of a set, wherever they are: in its folder, or in a cache that is filled from a store."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from data_shards.format import checksums, index
+from data_shards.storage import stores
+from data_shards.storage.cache import Cache
+
+OPEN_FILES = 128
+
+
+class Tars(Protocol):
+    """Travels to worker processes, before anything is read."""
+
+    def read(self, number: int, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, of the shard with this number."""
+
+    def open(self, number: int) -> BinaryIO:
+        """A shard, from its beginning."""
+
+
+class LocalTars:
+    """Tars in a folder, kept open for reading at any place."""
+
+    def __init__(self, folder: Path, shards: tuple[index.Shard, ...]) -> None:
+        self.paths = [folder / shard.name for shard in shards]
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, number: int, length: int, offset: int) -> bytes:
+        return os.pread(self._descriptor(number), length, offset)
+
+    def open(self, number: int) -> BinaryIO:
+        return self.paths[number].open("rb")
+
+    def _descriptor(self, number: int) -> int:
+        if number not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[number] = os.open(self.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+class RemoteTars:
+    """Tars of a store. None is kept open, so that those that make room in the cache do so at once."""
+
+    def __init__(self, place: str, shards: tuple[index.Shard, ...], cache: Cache) -> None:
+        self.place, self.shards, self.cache = place, shards, cache
+
+    def read(self, number: int, length: int, offset: int) -> bytes:
+        with self.open(number) as stream:
+            return os.pread(stream.fileno(), length, offset)
+
+    def open(self, number: int) -> BinaryIO:
+        return self.cache.open(self.place, self.shards[number])
+
+
+def open_place(path: str | Path, cache: Cache | None = None) -> tuple[str, Path, index.Header, Tars]:
+    """A set in a folder or at a URL: its place in words, the folder of its index, that index's header, and its tars.
+
+    Raises:
+        ValueError: no such set.
+    """
+    if not stores.is_remote(str(path)):
+        folder = Path(path)
+        header = checksums.check_index(folder)
+        return str(folder), folder, header, LocalTars(folder, header.shards)
+    cache = cache or Cache.of()
+    folder = cache.index_of(str(path))
+    header = checksums.check_index(folder)
+    return stores.shown(str(path)), folder, header, RemoteTars(str(path), header.shards, cache)

@@ -1,0 +1,1 @@
+"""What the doctor measures and how it judges it."""

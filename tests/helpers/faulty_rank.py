@@ -1,0 +1,39 @@
+"""One of two processes that watch each other, in tests: rank 1 comes to grief as told, rank 0 waits for it in a collective.
+
+watched.py {raise|kill|hang|stuck|end}
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+from attributegan.distributed import watchdog
+
+watchdog.PERIOD_S, watchdog.SILENCE_S, watchdog.STORE_S, watchdog.GRACE_S = 0.1, 3.0, 1.0, 0.5
+logging.basicConfig(format="%(message)s")
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    with watchdog.Watch(rank, 2, "token", stopped=lambda: False) as watching:
+        if rank == 1:
+            time.sleep(0.5)
+            match sys.argv[1]:
+                case "raise":
+                    raise KeyError("a tile")
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "stuck":  # the network is cut: requests to the store never return
+                    watching._store = SimpleNamespace(set=lambda *_: time.sleep(1000))
+                    time.sleep(1000)
+                case "hang":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+        dist.all_reduce(torch.ones(1))
+        if rank == 0:
+            time.sleep(4)  # longer than a process may be silent: one that has ended well is not missed

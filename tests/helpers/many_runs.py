@@ -1,0 +1,133 @@
+"""Several runs in one start of the processes, since starting takes longer than a small run; the target of ``accelerate launch`` in tests.
+
+    many_runs.py JOBS.json      a list of {"config", "overrides", "spoil", "save_again", "facts"}; see `Job`
+
+Every run is the one that users start (`launch.train.run`); what a job changes about it is said in `Job`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import unittest.mock
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import launch.train
+from attributegan import config
+from attributegan.distributed.engine import DataParallel, Engine
+from attributegan.distributed.runtime import Runtime
+from attributegan.training import losses
+from attributegan.training.trainer import Training
+from attributegan.utils import collectives
+
+
+@dataclass(frozen=True)
+class Job:
+    config: str
+    overrides: list[str]
+    spoil: str = ""  # what is broken on purpose: a name of SPOILS
+    save_again: str = ""  # folder for a second checkpoint, of what was loaded
+    facts: str = ""  # file for facts about the state at the end
+
+
+SPOILS = {
+    "unfrozen discriminator": lambda: unittest.mock.patch.object(Engine, "frozen", contextlib.nullcontext),
+    "unsynchronised batch norm": lambda: unittest.mock.patch("attributegan.models.batchnorm.world_size", lambda: 1),
+    "ungathered contrastive loss": lambda: unittest.mock.patch("attributegan.training.phases._contrastive", _own_contrastive),
+}
+
+
+def main(path: str) -> None:
+    launcher = dict(os.environ)
+    end, kept = Runtime.end, Training.step
+    Runtime.end = lambda self: None  # the processes go on to the next run
+    for tree in json.loads(Path(path).read_text()):
+        job = Job(**tree)
+        os.environ.update({name: value for name, value in launcher.items() if name.startswith("ACCELERATE_")})
+        with SPOILS[job.spoil]() if job.spoil else contextlib.nullcontext(), _noted(job):
+            try:
+                launch.train.run(config.load(job.config, job.overrides))
+            except (RuntimeError, AssertionError) as error:
+                if not job.spoil:
+                    raise
+                print(f"{job.spoil}: {type(error).__name__}: {error}")
+    Training.step = kept
+    if dist.is_initialized():
+        end(None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _noted(job: Job) -> Iterator[None]:
+    """Write what the job asks for, from inside of its run."""
+    resume, saved = Training.resume, Training.saved
+
+    def resume_and_save(self: Training) -> bool:
+        found = resume(self)
+        if job.save_again:
+            self.writer.folder = Path(job.save_again)
+            self.writer.folder.mkdir(exist_ok=True)
+            self.save()
+            self.writer.wait()
+            self.runtime.wait()
+            self.writer.folder = self.folder
+        return found
+
+    def saved_and_noted(self: Training) -> None:
+        saved(self)
+        if job.facts:
+            facts = self.runtime.everyone(_facts(self))
+            if self.runtime.is_main:
+                Path(job.facts).write_text(json.dumps(facts))
+
+    with unittest.mock.patch.object(Training, "resume", resume_and_save), unittest.mock.patch.object(Training, "saved", saved_and_noted):
+        yield
+
+
+def _facts(training: Training) -> dict[str, Any]:
+    """Hashes of what this process has whole, and the bytes of its optimizers with their master weights, from the tensors."""
+    with training.ema.whole() as averaged:
+        whole = {"ema": averaged.state_dict()} | {
+            name: engine.module.state_dict()
+            for name, engine in (("generator", training.generator), ("discriminator", training.discriminator))
+            if training.runtime.sharding[name].stage < 3
+        }
+        hashes = {name: _hash(state) for name, state in whole.items()}
+    engines = {"generator": training.generator, "discriminator": training.discriminator}
+    return {
+        "hashes": hashes,
+        "optimizer_bytes": {name: _bytes(engine) for name, engine in engines.items()},
+        "offloaded": {
+            name: bool(not isinstance(engine, DataParallel) and engine.wrapped.zero_cpu_offload()) for name, engine in engines.items()
+        },
+    }
+
+
+def _hash(state: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in state.values())).hexdigest()
+
+
+def _bytes(engine: Engine) -> int:
+    if isinstance(engine, DataParallel):
+        states, masters = engine.optimizer.state.values(), []
+    else:
+        states, masters = engine._base_state.values(), list(engine._flats())  # type: ignore[attr-defined]
+    moments = [value for state in states for value in state.values() if torch.is_tensor(value) and value.numel() > 1]
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*moments, *masters])
+
+
+def _own_contrastive(settings: Any, runtime: Any, embedding: torch.Tensor, proxy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    assert collectives  # the loss of this process's images alone
+    return losses.contrastive_2c(embedding, proxy, levels, temperature=settings.loss.temperature)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,155 @@
+"""Start training as users do, in real processes, and compare what came out."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "model": {
+        "image_size": 32,
+        "latent_dim": 16,
+        "fmap_max": 16,
+        "fmap_inverse_coef": 6,
+        "attention_heads": 1,
+        "generator_attention": [16],
+        "discriminator_attention": [16],
+        "label_columns": "levels",
+        "proxy": "level",
+    },
+    "loss": {"r1_gamma": 0.1},
+    "optim": {"generator_lr": 1e-3, "discriminator_lr": 1e-3, "ema_half_life": 50},
+    "data": {"workers": 1},
+    "train": {"images": 80, "batch": 8},
+    "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep": 0},
+}
+
+CONTROL = (  # overrides of the above: every term that is not on there, and levels that are not known
+    "model.conditioning=projection", "model.generator_modulation=true", "model.generator_levels=places", "model.auxiliary_heads=true",
+    "loss.adversarial=relativistic",
+    "loss.auxiliary=1", "loss.control=1", "loss.diversity=1", "loss.residual=1", "loss.r2_gamma=0.1", "loss.contrastive_over=attribute",
+    "data.known=[cell_crowding, mitosis, pleomorphism]",
+)  # fmt: skip
+
+MODES = ("one", "cpu", "zero1", "zero2", "zero3")  # one process, or a file of configs/accelerate
+SCRIPT = str(ROOT / "launch" / "train.py")
+
+
+def launcher(mode: str, processes: int, *arguments: str) -> list[str]:
+    """What stands before the script: python, or ``accelerate launch`` with one of the files that ship."""
+    if mode == "one":
+        return [sys.executable]
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    file = str(ROOT / "configs" / "accelerate" / f"{mode}.yaml")
+    return [*accelerate, "--config_file", file, "--num_processes", str(processes), *(arguments or ("--main_process_port", "0"))]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def write_config(run: Path) -> Path:
+    config = run.with_name(f"{run.name}.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(TINY))
+    return config
+
+
+def start(shards: Path, run: Path, *overrides: str, processes: int = 1, mode: str = "") -> subprocess.Popen:
+    """Start training in a process group of its own; output goes to ``{run}.out``."""
+    before = launcher(mode or ("cpu" if processes > 1 else "one"), processes)
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
+    return begin([*before, SCRIPT, *options, *overrides], run)
+
+
+def begin(arguments: list[str], run: Path, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
+    """A command in a process group of its own; output goes to ``{run}.out``."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(cwd)} | environment
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_name(f"{run.name}.out").open("ab") as output:
+        return subprocess.Popen(arguments, cwd=cwd, env=variables, stdout=output, stderr=output, start_new_session=True)
+
+
+def output(run: Path) -> str:
+    return run.with_name(f"{run.name}.out").read_text()
+
+
+def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[str, torch.Tensor]:
+    """Train to the end and return every tensor of the last checkpoint, as ``{file}/{name}``."""
+    process = start(shards, run, *overrides, processes=processes)
+    assert process.wait(timeout=240) == 0, output(run)
+    return tensors(run)
+
+
+def tensors(run: Path, images: int | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of the checkpoint at ``images``, or the last one."""
+    last = max((run / "checkpoints").glob(f"images-{images:012d}" if images else "images-*"))
+    return tensors_in(last)
+
+
+def tensors_in(last: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.stem}/{name}": tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
+    """Wait until the run has logged ``images`` images."""
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'"images": {images},' in metrics.read_text():
+            return
+        assert process.poll() is None, output(run)
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not reach {images} images: {output(run)}")
+
+
+def process_of(rank: int, launched: subprocess.Popen) -> int:
+    """The id of the process that trains as ``rank`` under a launcher; waits until there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == launched.pid and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    return int(folder.name)
+            except OSError:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def kill(process: subprocess.Popen, number: signal.Signals) -> int:
+    """Send a signal to the whole process group and wait for its end."""
+    os.killpg(process.pid, number)
+    return process.wait(timeout=120)
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not bit-identical."""
+    assert a.keys() == b.keys() and a
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def largest_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over the networks (weights, buffers), the largest norm of the difference over the norm.
+
+    By network, not by tensor: the gradient of a bias before a batch norm is zero but for rounding, which has no relative error.
+    """
+    assert a.keys() == b.keys() and a
+
+    def norm(tensors: list[torch.Tensor]) -> float:
+        return torch.cat([tensor.double().flatten() for tensor in tensors]).norm().item()
+
+    networks = {name.split("/")[0] for name in a if "optimizer" not in name}
+    names = {network: [name for name in a if name.startswith(f"{network}/")] for network in networks}
+    return max(norm([a[n] - b[n] for n in of]) / norm([a[n] for n in of]) for of in names.values())

@@ -1,0 +1,139 @@
+"""Starts that can't be right end soon, on every node, with the processes and the reason named. Real launches, as two nodes.
+
+The time limits are those of a busy machine; none of these ends by a time-out of its own (those are train.timeout_s, ten minutes).
+"""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from nodes import LOOPBACK, copy_of_code, launch
+from runs import ROOT, SCRIPT, begin, free_port, kill, launcher, output, process_of, write_config
+
+from attributegan.distributed import launcher as launcher_module
+from attributegan.distributed.rendezvous import Lost, roll_call
+
+NODES = (LOOPBACK, LOOPBACK)
+LIMIT_S = 90
+
+
+def refused(folder: Path, mode: str, *options: list[str], **places: object) -> list[str]:
+    """Outputs of two nodes that start with ``options``, which both must refuse."""
+    config = str(write_config(folder / "run"))
+    commands = [[SCRIPT, "--config", config, f"run.dir={folder}/run", *of_node] for of_node in options]
+    started = launch(NODES, mode, folder / "run", *commands, **places)
+    for process in started:
+        assert process.wait(timeout=LIMIT_S) != 0
+    assert not list(folder.glob("run/checkpoints/*"))
+    return [output(folder / f"run-{node}") for node in range(2)]
+
+
+def test_other_options_code_and_data(shards: Path, tmp_path: Path) -> None:
+    """One start that differs in all: a seed, how a network is sharded, a file of the code, and what a relative path leads to."""
+    from tools.shard import main
+
+    first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
+    with (second / "attributegan" / "training" / "phases.py").open("a") as file:
+        file.write("# changed\n")
+    (first / "tiles").symlink_to(shards)
+    assert main(["phantom", "--count", "24", "--size", "32", "--out", str(second / "tiles"), "--workers", "1"]) == 0
+    sharded = f"deepspeed.generator={ROOT}/configs/deepspeed/zero2.json"
+    options = [["data.shards=tiles", "train.seed=1"], ["data.shards=tiles", "train.seed=2", sharded]]
+    for said in refused(tmp_path, "multinode_ddp", *options, cwds=(first, second)):
+        assert f"train.seed: rank 0 ({socket.gethostname()}) has 1; rank 1 ({socket.gethostname()}) has 2" in said
+        assert "code: rank 0" in said and "data.shards (index): rank 0" in said and "sharding of the generator: rank 0" in said
+        assert "train.batch: rank" not in said and "sharding of the discriminator" not in said  # nothing of what is equal
+
+
+def test_data_that_one_node_does_not_have(shards: Path, tmp_path: Path) -> None:
+    for said in refused(tmp_path, "multinode_zero2", [f"data.shards={shards}"], [f"data.shards={tmp_path}/none"]):
+        assert f"rank 0 ({socket.gethostname()}): no problem" in said
+        assert f"rank 1 ({socket.gethostname()}): {tmp_path}/none" in said
+
+
+def test_options_that_one_node_can_not_read(shards: Path, tmp_path: Path) -> None:
+    """It never comes to a process group, for which the other would wait."""
+    for said in refused(tmp_path, "multinode_ddp", [f"data.shards={shards}"], [f"data.shards={shards}", "train.sed=1"]):
+        assert f"rank 1 ({socket.gethostname()}): " in said and "train.sed: unknown option" in said
+        assert "rank 0 (" not in said.split("not all processes can start")[1].split("Traceback")[0]
+
+
+def test_options_that_the_nodes_can_not_run_with(shards: Path, tmp_path: Path) -> None:
+    for said in refused(
+        tmp_path, "multinode_ddp", [f"data.shards={shards}", "train.batch=9"], [f"data.shards={shards}", "train.processes=3"]
+    ):
+        assert f"rank 0 ({socket.gethostname()}): train.batch: 9 does not divide into 2 processes" in said
+        assert f"rank 1 ({socket.gethostname()}): train.processes: 3 were asked for, the launcher gave 2" in said
+
+
+def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
+    """Commands that start single processes and would end well, each with its own network."""
+    run = tmp_path / "run"
+    accelerate = [*launcher("cpu", 2)[:4], "--cpu", "--num_processes", "2"]
+    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
+    process = begin([*accelerate, *command], run)
+    assert process.wait(timeout=LIMIT_S) != 0
+    assert "asked for several processes and started single ones" in output(run)
+    assert not run.exists()
+
+
+def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path) -> None:
+    """As Slurm starts them: rank 0 has the store of the process group, also when it is rank 0 that can't start."""
+
+    def start(name: str, *of_first: str) -> list[int]:
+        meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        run = tmp_path / name
+        command = [sys.executable, SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.images=16"]
+        started = [
+            begin(
+                [*command, *(of_first if rank == 0 else ())], tmp_path / f"{name}-{rank}", **meeting, RANK=str(rank), LOCAL_RANK=str(rank)
+            )
+            for rank in range(2)
+        ]
+        return [process.wait(timeout=LIMIT_S) for process in started]
+
+    assert start("good") == [0, 0]
+    assert start("bad", "train.sed=1") == [2, 2]
+    for rank in range(2):
+        assert f"rank 0 ({socket.gethostname()}): " in output(tmp_path / f"bad-{rank}")
+        assert "train.sed: unknown option" in output(tmp_path / f"bad-{rank}")
+
+
+def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Lost, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
+        roll_call(1.0)
+
+
+def test_bare_srun_is_seen() -> None:
+    """``srun python launch/train.py``: as many single runs as tasks. Under a launcher, or as one task of a batch script, all is well."""
+    assert "srun started 2 processes" in launcher_module.alone({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
+    assert launcher_module.alone({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}) == "" == launcher_module.alone({"SLURM_NTASKS": "2"})
+
+
+def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
+    """Here while it opens the data; the other one waits for no time-out of a collective."""
+    first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
+    for folder in (first, second):
+        watch = folder / "attributegan" / "distributed" / "watchdog.py"
+        assert "\nSILENCE_S = 20.0" in watch.read_text()
+        watch.write_text(watch.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
+    read = second / "data_shards" / "loader" / "loader.py"
+    assert read.read_text().count("if not str(path):") == 1
+    stops = "import os, signal\n        os.kill(os.getpid(), signal.SIGSTOP)\n        if not str(path):"
+    read.write_text(read.read_text().replace("if not str(path):", stops))
+    run = tmp_path / "run"
+    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
+    waiting, hanging = launch(NODES, "multinode_ddp", run, command, cwds=(first, second))
+    try:
+        assert waiting.wait(timeout=LIMIT_S) != 0
+        assert "rank 1 (" in output(tmp_path / "run-0") and "has given no sign of life for 5 s" in output(tmp_path / "run-0")
+    finally:
+        os.kill(process_of(1, hanging), signal.SIGKILL)
+        kill(hanging, signal.SIGKILL)
+        if waiting.poll() is None:
+            kill(waiting, signal.SIGKILL)

@@ -1,0 +1,337 @@
+"""Training as a user starts it: interrupted and resumed, on one process and several, refused, diverging."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    CONTROL,
+    ROOT,
+    SCRIPT,
+    TINY,
+    begin,
+    differing,
+    free_port,
+    kill,
+    largest_relative_difference,
+    launcher,
+    output,
+    process_of,
+    start,
+    tensors,
+    train,
+    wait_for,
+    write_config,
+)
+from safetensors.torch import load_file, save_file
+
+from attributegan.attributes import PUBLISHED
+from attributegan.checkpoint import store
+from attributegan.checkpoint.store import load_for_sampling
+from attributegan.config import Config, from_dict
+from attributegan.run_dir import status
+from attributegan.sampling import grids
+from attributegan.training import trainer
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The final tensors of a run that nothing interrupts, by number of processes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("how", "at"), [(signal.SIGKILL, 8), (signal.SIGKILL, 40), (signal.SIGTERM, 24), (signal.SIGINT, 56)])
+def test_interrupted_run_ends_with_the_same_bits(
+    shards: Path, tmp_path: Path, undisturbed, processes: int, how: signal.Signals, at: int
+) -> None:
+    run = tmp_path / "run"
+    process = start(shards, run, processes=processes)
+    wait_for(run, at, process)
+    assert kill(process, how) != 0
+    if how is not signal.SIGKILL:
+        stopped_at = json.loads((store.find(run) / "state.json").read_text())["images"]
+        assert stopped_at >= at, output(run)
+        assert "stopped and saved" in output(run)
+    assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
+    images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert images == list(range(8, 81, 8))
+
+
+def test_run_with_every_term_goes_on_with_the_same_bits(shards: Path, tmp_path: Path) -> None:
+    whole = train(shards, tmp_path / "whole", *CONTROL, "train.images=32")
+    train(shards, tmp_path / "parts", *CONTROL, "train.images=16")
+    assert differing(train(shards, tmp_path / "parts", *CONTROL, "train.images=32"), whole) == []
+
+
+@pytest.mark.parametrize(("rank", "at"), [(0, 24), (1, 40), (1, 0)])
+def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
+    shards: Path, tmp_path: Path, undisturbed, rank: int, at: int
+) -> None:
+    """``at`` 0: as soon as there is a process."""
+    run = tmp_path / "run"
+    process = start(shards, run, processes=2)
+    if at:
+        wait_for(run, at, process)
+    os.kill(process_of(rank, process), signal.SIGKILL)
+    assert process.wait(timeout=30) != 0
+    first_failure = output(run).partition("Root Cause")[2]
+    assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
+    assert differing(train(shards, run, processes=2), undisturbed[2]) == []
+
+
+def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path: Path) -> None:
+    """Two launches are two nodes; all processes of one are killed at once, its launcher too."""
+    nodes, port = [], str(free_port())
+    for node in range(2):
+        where = ["--num_machines", "2", "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        run = tmp_path / "run" if node == 0 else tmp_path / "other"
+        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.processes=2"]
+        nodes.append(begin([*launcher("cpu", 2, *where), SCRIPT, *options, "train.images=8000"], run))
+    wait_for(tmp_path / "run", 24, nodes[0])
+    worker = process_of(1, nodes[1])
+    kill(nodes[1], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    assert nodes[0].wait(timeout=45) != 0
+    assert f"rank 1 ({socket.gethostname()}, process {worker}) has given no sign of life" in output(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bar"),
+    [
+        (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
+        (("train.precision=fp64",), 1e-10),
+        (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+        (("train.precision=fp64", *CONTROL), 1e-10),
+    ],
+)
+def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
+    """10 steps, gradient penalty and contrastive loss on."""
+    one, two = (train(shards, tmp_path / f"run{n}", *overrides, processes=n) for n in (1, 2))
+    assert largest_relative_difference(one, two) < bar
+
+
+def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:
+    """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
+    still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
+    whole = train(shards, tmp_path / "whole", *still)
+    halves = train(shards, tmp_path / "halves", *still, "train.accumulation=2")
+    names = [name for name in whole if name.startswith("discriminator/")]
+    # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
+    reached = [name for name in names if "decoder" in name]
+    assert reached
+    assert largest_relative_difference({n: whole[n] for n in reached}, {n: halves[n] for n in reached}) < 1e-12
+
+
+def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = train(shards, run, "train.images=16")
+    assert differing(train(shards, run, "train.images=16"), first) == []
+    assert differing(train(shards, run, "train.images=24"), train(shards, tmp_path / "other", "train.images=24")) == []
+
+
+def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_path: Path) -> None:
+    train(shards, tmp_path / "run", "train.images=16", "data.known=[mitosis]", "model.generator_modulation=true")
+    for ema in (True, False):
+        model = load_for_sampling(tmp_path / "run", ema=ema)
+        latents_BL = grids.latents_for(0, [0], model.config.model.latent_dim)
+        tiles = [grids.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
+        assert (tiles[0] == tiles[1]).all() and (tiles[0] != tiles[2]).any()
+
+
+MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["train.batch=7", "train.accumulation=2"], "train.batch: 7 does not divide"),
+        (["train.processes=3"], "train.processes: 3 were asked for, the launcher gave 1"),
+        (["data.shards=nowhere"], "nowhere"),
+        (["model.attributes=SCHEMA"], "necrosis"),
+        (["data.split=absent"], "absent"),
+        (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
+        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
+        (["loss.residual=1", "train.batch=6", "train.accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
+    ],
+)
+def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
+    (tmp_path / "schema.yaml").write_text("necrosis: [absent, present]\n")
+    overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
+    run = tmp_path / "run"
+    assert start(shards, run, *overrides).wait(timeout=120) == 2
+    assert named in output(run) and "Traceback" not in output(run)
+
+
+def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=8")
+    assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=120) == 2
+    assert "model.proxy was 'level', is 'published'" in output(run)
+    assert status.read(run).state == "finished"  # a start that is refused makes nothing of it
+
+
+def test_what_is_changed_in_mid_run_is_told(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=8")
+    train(shards, run, "train.images=16", "train.seed=3")
+    assert "from here on train.seed is 3, it was 0" in output(run) and output(run).count("from here on") == 1
+
+
+def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None:
+    now = Config().to_dict()
+    before = {section: dict(values) for section, values in now.items()}
+    del before["loss"]["residual"]
+    assert trainer._changed(before, now) == []
+    now["loss"]["residual"] = 1.0
+    now["train"]["images"] += 8  # which is no change of what is learnt
+    assert trainer._changed(before, now) == ["loss.residual is 1.0, it was 0.0"]
+
+
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path, tmp_path: Path, undisturbed) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=48")
+    newest = max((run / "checkpoints").glob("images-*"))
+    (newest / "generator.safetensors").write_bytes(b"")
+    assert differing(train(shards, run), undisturbed[1]) == []
+    assert f"passing over a damaged checkpoint: {newest / 'generator.safetensors'}" in output(run)
+
+
+def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    good = train(shards, run, "train.images=16")
+    process = start(shards, run, "train.max_nonfinite=3", "optim.discriminator_lr=1e38", "optim.name=sgd")
+    assert process.wait(timeout=120) not in (0, 2)
+    assert "3 steps in a row had a loss or gradient that is not finite" in output(run)
+    assert differing(tensors(run), good) == []
+
+
+def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None:
+    """bf16, activation checkpointing and torch.compile each end at finite weights; checkpointing at the same ones."""
+    short = ("train.images=16",)
+    plain = train(shards, tmp_path / "plain", *short)
+    recomputed = train(shards, tmp_path / "recomputed", *short, "train.activation_checkpointing=true")
+    assert largest_relative_difference(plain, recomputed) < 1e-5
+    assert largest_relative_difference(plain, train(shards, tmp_path / "window", *short, "data.window=2")) > 1e-3
+    for option in (
+        "data.assessable_only=true",
+        "train.precision=bf16",
+        "train.precision=fp16",
+        "train.channels_last=false",
+        "train.compile=true",
+    ):
+        trained = train(shards, tmp_path / option, *short, option)
+        assert all(tensor.isfinite().all() for tensor in trained.values())
+
+
+def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=16", "run.grid_every=8")
+    assert {path.name for path in (run / "grids").iterdir()} == {"attributes-000000000008.png", "attributes-000000000016.png"}
+    assert list((run / "tensorboard").glob("events.*"))
+    assert "img/s" in (run / "train.log").read_text()
+    assert "images: 16" in (run / "config.yaml").read_text()
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["images"] == 16 and line["discriminator/r1"] > 0
+    assert all(json.loads((run / "status.json").read_text())["losses"].values())
+
+
+def test_penalties_of_some_steps_are_in_every_line(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and len({line["discriminator/r1"] for line in lines}) == 1
+    assert all(json.loads((run / "status.json").read_text())["losses"].values())
+
+
+def test_a_checkpoint_of_another_version_of_a_network_is_refused_by_name(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch.train import main
+
+    control = ("model.auxiliary_heads=true", "loss.auxiliary=1", "data.workers=0")
+    train(shards, tmp_path, "train.images=8", *control)
+    found = store.find(tmp_path)
+    path, manifest = found / "discriminator.safetensors", json.loads((found / "manifest.json").read_text())
+    tensors = load_file(path)
+    del tensors["auxiliary.logits.averaged_bias"]
+    save_file(tensors, path)
+    manifest[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (found / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    options = ["--config", str(write_config(tmp_path)), f"data.shards={shards}", f"run.dir={tmp_path}", "train.images=16", *control]
+    assert main(options) == 2
+    said = "".join(capsys.readouterr())
+    assert "written by a version whose discriminator was another one: it has no auxiliary.logits.averaged_bias" in said
+
+
+def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) -> None:
+    control = {"model": TINY["model"] | {"auxiliary_heads": True}, "loss": {"auxiliary": 1}}
+    config, schema = from_dict(TINY | control), PUBLISHED
+    saved = {"model": config.to_dict()["model"]}
+    del saved["model"]["generator_levels"]
+    trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
+    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "places"}})
+    with pytest.raises(ValueError, match="model.generator_levels was 'columns', is 'places'"):
+        trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: Path, path: Path) -> None:
+    """Narrowed to 32 px and a few channels, one step each."""
+    from launch.train import main
+
+    narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7", "model.attention_heads=1"]
+    short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
+    assert main(["--config", str(path), *narrow, *short]) == 0
+    assert store.find(tmp_path / "run").name == "images-000000000004"
+
+
+def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(shards, run, "run.trace=2")
+    (trace,) = (run / "tensorboard").glob("*.pt.trace.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"ProfilerStep#3", "ProfilerStep#4"} <= names and not {"ProfilerStep#2", "ProfilerStep#5"} & names
+    assert "aten::convolution_backward" in names
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator", "ema"])
+def test_weights_that_are_not_finite_replace_no_good_ones(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], network: str
+) -> None:
+    from attributegan.training.trainer import Training
+    from launch.train import main
+
+    step = Training.step
+
+    def step_and_spoil(self: Training, batches: object) -> dict:
+        terms = step(self, batches)
+        if self.images == 16:
+            state = self.ema.average if network == "ema" else getattr(self, network).module.state_dict()
+            weight = next(iter(state.values()))
+            weight[(0,) * weight.dim()] = float("nan")
+        return terms
+
+    monkeypatch.setattr(Training, "step", step_and_spoil)
+    run = tmp_path / "run"
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "run.save_every=8", "data.workers=0"]
+    assert main([*options, "train.images=24"]) == 3
+    assert "weights at 16 images are not finite" in capsys.readouterr().err
+    assert store.find(run).name == "images-000000000008"
+
+
+def test_start_removes_what_a_kill_left_half_written(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "grids").mkdir(parents=True)
+    left = [run / ".writing-status.json-host-1", run / ".writing-metrics.jsonl", run / "grids" / ".writing-attributes-000000000008.png"]
+    for path in left:
+        path.write_text("half")
+    train(shards, run, "train.images=8")
+    assert not [path for path in left if path.exists()]

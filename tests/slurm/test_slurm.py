@@ -1,0 +1,337 @@
+"""Training under a real Slurm of two nodes: submitted, stopped, killed, its nodes lost; and what `attributegan-runs` says of it."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+import yaml
+from runs import ROOT, TINY, differing, tensors, train
+from slurm_cluster import NODES, Cluster
+
+CLUSTER = {
+    "nodes": 2,
+    "cpus_per_task": 2,
+    "memory": "2G",
+    "time": "01:00:00",
+    "signal_s": 60,
+    "environment": {"OMP_NUM_THREADS": 1},
+}
+IMAGES = 240
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    if reason := slurm_cluster.missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the tests of Slurm must run here: {reason}")
+        pytest.skip(reason)
+    with slurm_cluster.running() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: Cluster) -> Iterator[None]:
+    """Each test begins and ends with an empty cluster."""
+    yield
+    cluster.run("scancel", "--user=root", check=False)
+    cluster.wait_until(lambda: not cluster.run("squeue", "-h"), 60, "empty queue")
+    cluster.wait_until(lambda: not cluster.job_processes(), 10, f"end of {cluster.job_processes()}")
+
+
+@pytest.fixture(scope="module")
+def one_host(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbs, by two processes of one host, with a checkpoint at every step."""
+    run = tmp_path_factory.mktemp("one_host") / "run"
+    train(shards, run, f"train.images={IMAGES}", "run.save_every=8", processes=2)
+    return run
+
+
+class Job:
+    """A run as it is submitted and watched by a user."""
+
+    def __init__(self, cluster: Cluster, shards: Path, run: Path, *overrides: str, root: Path = ROOT, **settings: object) -> None:
+        self.cluster, self.run, self.root = cluster, run, root
+        self.files = run.with_name(f"{run.name}-train.yaml"), run.with_name(f"{run.name}-cluster.yaml")
+        for path, content in zip(self.files, (TINY, CLUSTER | settings), strict=True):
+            path.write_text(yaml.safe_dump(content))
+        self.arguments = [
+            "--config",
+            str(self.files[0]),
+            "--cluster",
+            str(self.files[1]),
+            f"data.shards={shards}",
+            f"run.dir={run}",
+            *overrides,
+        ]
+
+    def command(self, module: str, *arguments: str) -> list[str]:
+        path = f"PYTHONPATH={self.root}"  # the code that is tried, wherever another one is installed
+        return self.cluster.command("env", path, "PYTHONSAFEPATH=1", sys.executable, "-m", module, *arguments)
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = self.command("slurm.submit", *self.arguments, *arguments)
+        return subprocess.run(command, env=self.cluster.environment, cwd=self.root, capture_output=True, text=True, timeout=120)
+
+    def submitted(self, *arguments: str) -> "Job":
+        done = self.submit(*arguments)
+        assert done.returncode == 0, done.stderr
+        self.id = self.status()["job"]
+        return self
+
+    def status(self) -> dict:
+        return json.loads((self.run / "status.json").read_text())
+
+    def listed(self, run: Path | None = None) -> str:
+        """The line of `attributegan-runs` for the run."""
+        command = self.command("tools.runs", str(run or self.run))
+        shown = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, timeout=60)
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout.splitlines()[1]
+
+    def state(self) -> str:
+        return self.listed().split()[1]
+
+    def images(self) -> int:
+        """At the last step that the run has told of."""
+        path = self.run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1])["images"] if lines else 0
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} in {seconds} s: {self.story()}"
+            time.sleep(0.1)
+
+    def wait_images(self, images: int) -> None:
+        self.wait(lambda: self.images() >= images and self.status()["state"] == "running", 120, f"{images} images")
+
+    def wait_start(self, restarts: int) -> None:
+        """Until the job runs and has been started again so often; Slurm may do it more often than it has to."""
+        self.wait(lambda: self.status()["requeues"] >= restarts and self.status()["state"] == "running", 120, f"start after {restarts}")
+
+    def wait_end(self, *states: str) -> None:
+        self.wait(lambda: self.cluster.job(self.id)["JobState"] in states, 150, " or ".join(states))
+
+    def story(self) -> str:
+        logs = [path.read_text(errors="replace")[-3000:] for path in sorted(self.run.glob("submissions/*/*log*"))]
+        return "\n".join([self.cluster.run("scontrol", "show", "job", check=False)[-3000:], *logs, str(self.run / "status.json")])
+
+    def training(self, rank: int, module: str = "launch/train.py") -> int:
+        """The process that trains as ``rank``, or the one that started it."""
+        found = []
+        for pid in self.cluster.processes(list(NODES)[rank]):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            if (
+                "python" in line[0]
+                and any(part.endswith(module) for part in line)
+                and module not in Path(f"/proc/{parent}/cmdline").read_text()
+            ):
+                found.append(pid)
+        assert len(found) == 1, found
+        return found[0]
+
+
+def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path) -> None:
+    """Side by side; the submission is interrupted when Slurm has the job, and the plain script is told to stop once."""
+    job = Job(cluster, shards, tmp_path / "run", "train.images=80")
+    submission = subprocess.Popen(job.command("slurm.submit", *job.arguments), env=cluster.environment, cwd=ROOT, start_new_session=True)
+    job.wait(lambda: cluster.run("squeue", "-h"), 60, "job in the queue")
+    os.killpg(submission.pid, signal.SIGINT)
+    submission.wait(timeout=60)
+    job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "word of the job")
+    assert job.state() in ("queued", "running")
+    again = job.submit()
+    assert again.returncode == 2 and "job 1 already" in again.stderr or "in use by" in again.stderr
+
+    plain = Job(cluster, shards, tmp_path / "plain", "train.images=80", "run.save_every=1000")
+    arguments = [argument for argument in plain.arguments if argument not in ("--cluster", str(plain.files[1]))]
+    paths = f"PYTHONPATH={ROOT}", f"PATH={Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    options = ["--cpus-per-task=2", "--mem=2G", f"--output={tmp_path}/plain.out", f"--chdir={ROOT}"]
+    cluster.run("env", "OMP_NUM_THREADS=1", *paths, "sbatch", *options, str(ROOT / "configs/slurm/plain.sbatch"), *arguments)
+    job.id, plain.id = sorted(cluster.run("squeue", "-h", "-o", "%i").split())
+    plain.wait(lambda: plain.images() >= 24, 120, "24 images")
+    assert job.state() in ("running", "finished") and "node[1-2]" in job.listed()
+    assert plain.state() == "running"
+    cluster.run("scancel", "--signal=USR2", plain.id)
+    for one in (job, plain):
+        one.wait_end("COMPLETED")
+        assert one.state() == "finished" and "80 of 80" in one.listed(), one.story()
+        assert differing(tensors(one.run), tensors(one_host, 80)) == []
+    assert cluster.job(plain.id)["Restarts"] == "1" and cluster.job(job.id)["Restarts"] == "0"
+
+
+def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undisturbed_run(
+    cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path
+) -> None:
+    job = Job(cluster, shards, tmp_path / "run", f"train.images={IMAGES}", "run.save_every=64").submitted()
+    seed = int(os.environ.get("SLURM_TEST_SEED", time.time_ns() % 10**6))
+    print(f"SLURM_TEST_SEED={seed}", flush=True)
+    steps = sorted(random.Random(seed).sample(range(1, IMAGES // 8 - 2), 7))
+    told = [_user_signal, _preempted, _time_limit, _user_signal, _user_signal]
+    silent = [_requeued, _node_lost]
+    ways = random.Random(seed).sample(told + silent, 7)
+    for step, way in zip(steps, ways, strict=True):
+        job.wait_images(8 * step)
+        before = job.status()["requeues"]
+        print(f"{way.__name__} at {job.images()} images", flush=True)
+        assert "running" in job.listed()
+        way(job)
+        job.wait_start(before + 1)
+    job.wait_end("COMPLETED")
+    assert job.state() == "finished" and int(cluster.job(job.id)["Restarts"]) >= 7
+    assert differing(tensors(job.run), tensors(one_host, IMAGES)) == []
+    images = [json.loads(line)["images"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+    assert images == list(range(8, IMAGES + 1, 8))
+    turns = (job.run / "train.log").read_text().split("tiles, 2 processes")
+    saved = [re.search(r"stopped and saved at (\d+) images", turn) for turn in turns]
+    lost = [
+        turn
+        for stop, turn in zip(saved, turns, strict=True)
+        if stop and f"going on from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
+    ]
+    assert len([stop for stop in saved if stop]) >= len(told) and not lost, "told to stop, not a step is lost"
+
+
+def _user_signal(job: Job) -> None:
+    job.cluster.run("scancel", "--signal=USR2", job.id)
+    job.wait(lambda: job.state() == "queued", 60, "requeue")
+
+
+def _preempted(job: Job) -> None:
+    """Another job of higher priority needs the nodes."""
+    job.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.wait(lambda: "urgent" not in job.cluster.run("squeue", "-h", "-o", "%P"), 120, "end of the urgent job")
+
+
+def _time_limit(job: Job) -> None:
+    """Slurm's signal comes up to a minute early: within half a minute when the limit is two minutes away. Training waits for it."""
+    ran_s = time.time() - int(job.cluster.run("date", "+%s", "-d", job.cluster.job(job.id)["StartTime"]))
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={ran_s // 60 + 2:.0f}")
+    pids = [job.training(rank) for rank in (0, 1)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    job.wait(lambda: any(map(_told, pids)), 60, "signal before the time limit")
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # Slurm may have sent it before
+            os.kill(pid, signal.SIGCONT)
+    job.wait(lambda: job.status()["state"] == "queued", 60, "requeue")
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
+
+
+def _told(pid: int) -> bool:
+    """Whether SIGUSR2 waits for a stopped process, or it has heard it and gone."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except OSError:
+        return True
+    return bool(int(lines["ShdPnd"], 16) >> (signal.SIGUSR2 - 1) & 1)
+
+
+def _requeued(job: Job) -> None:
+    job.cluster.run("scontrol", "requeue", job.id)
+
+
+def _node_lost(job: Job) -> None:
+    job.cluster.fail("node2")
+    job.wait(lambda: job.state() == "queued", 60, "word of the lost node")
+    job.cluster.heal("node2")
+
+
+def test_killed_processes_end_the_job_and_it_starts_again_once(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    job = Job(cluster, shards, tmp_path / "run", "train.images=4000", "run.save_every=4000", max_requeues=1).submitted()
+    job.wait_images(16)
+    os.kill(job.training(1), signal.SIGKILL)
+    killed = time.monotonic()
+    job.wait(lambda: not cluster.job_processes(), 15, "end of all processes")
+    took = time.monotonic() - killed
+    job.wait(lambda: job.state() == "queued", 15, "requeue")
+    assert "rank 1 of 2, on node2, was killed by signal 9 (SIGKILL)" in job.status()["error"]
+
+    job.wait_start(1)
+    job.wait_images(16)
+    os.kill(job.training(0, module="submitit.core._submit"), signal.SIGKILL)
+    killed = time.monotonic()
+    job.wait(lambda: not cluster.job_processes(), 15, "end of all processes")
+    print(f"ended in {took:.1f} s and {time.monotonic() - killed:.1f} s")
+    job.wait_end("FAILED")
+    assert job.state() == "failed" and "rank 0 of 2, on node1" in job.status()["error"]
+
+    job.submitted()  # a person tries again, Slurm takes the nodes back before anything could start, and the person thinks better of it
+    job.wait(lambda: cluster.job(job.id)["JobState"] == "RUNNING", 60, "start")
+    _user_signal(job)
+    job.wait_start(1)
+    job.wait_images(8)
+    cluster.run("scancel", job.id)
+    job.wait_end("CANCELLED")
+    job.wait(lambda: job.state() == "stopped", 15, "stopped run")
+
+
+def test_code_is_that_of_the_submission_and_the_culprit_is_named(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """A mistake that one rank runs into is still in the job when the checkout has been mended, and when the job starts again."""
+    checkout = tmp_path / "checkout"
+    for package in ("attributegan", "data_shards", "launch", "slurm", "tools"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "as it was"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    loop = checkout / "attributegan" / "training" / "trainer.py"
+    mended = loop.read_text()
+    start = "        self.images += self.config.train.batch\n"
+    assert start in mended
+    loop.write_text(
+        mended.replace(start, f'{start}        if self.runtime.rank == 1 and self.images == 24:\n            raise KeyError("planted")\n')
+    )
+    job = Job(cluster, shards, tmp_path / "run", "train.images=80", "run.save_every=1000", root=checkout, max_requeues=1).submitted()
+    loop.write_text(mended)
+
+    job.wait_end("FAILED")
+    assert cluster.job(job.id)["Restarts"] == "1" and job.state() == "failed"
+    error = job.status()["error"]
+    assert error.startswith("rank 1 of 2, on node2, ended with status 1:\nTraceback") and "KeyError: 'planted'" in error
+    submission = job.run / "submissions" / "0001"
+    assert "KeyError: 'planted'" in (submission / f"{job.id}_0_log.err").read_text(), "the log of the job names it too"
+    result = Job.command(job, "pickletools", str(submission / f"{job.id}_0_result.pkl"))
+    assert "planted" in subprocess.run(result, env=cluster.environment, capture_output=True, text=True).stdout, "and so does submitit"
+    assert "+            raise KeyError" in (submission / "changes.diff").read_text()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True).stdout
+    assert (submission / "commit.txt").read_text() == head
+    assert "torch==" in (submission / "environment.txt").read_text()
+
+
+def test_array_of_four(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Two of the runs diverge, which would come again and is not tried again."""
+    (tmp_path / "sweep.yaml").write_text("optim.discriminator_lr: [1.0e-3, 1.0e+38]\ntrain.seed: [0, 1]\n")
+    options = ["optim.name=sgd", "train.max_nonfinite=2", "train.images=32"]
+    job = Job(cluster, shards, tmp_path / "sweep", *options, nodes=1)
+    done = job.submit("--array", str(tmp_path / "sweep.yaml"))
+    assert done.returncode == 0, done.stderr
+    runs = [tmp_path / "sweep" / f"discriminator_lr={rate},seed={seed}" for rate in ("0.001", "1e+38") for seed in (0, 1)]
+    assert all(str(run) in done.stdout for run in runs)
+    assert {job.listed(run).split()[1] for run in runs} <= {"queued", "running"}
+    job.wait(lambda: not cluster.run("squeue", "-h"), 150, "end of the array")
+    assert [job.listed(run).split()[1] for run in runs] == ["finished", "finished", "failed", "failed"]
+    for task, run in enumerate(runs):
+        now = json.loads((run / "status.json").read_text())
+        assert now["job"] == f"1_{task}" or now["job"].endswith(f"_{task}")
+        assert now["requeues"] == 0 and ("Diverged" in now["error"]) == (task > 1)
+    assert differing(tensors(runs[0]), tensors(runs[1])) != []
+
+
+def test_another_number_of_processes_is_refused_for_good(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    job = Job(cluster, shards, tmp_path / "run", srun=["--ntasks=1", "--nodes=1"]).submitted()
+    job.wait_end("FAILED")
+    assert cluster.job(job.id)["Restarts"] == "0" and cluster.job(job.id)["ExitCode"] == "2:0"
+    assert "2 training processes were asked for, the job has 1" in job.status()["error"] and job.state() == "failed"

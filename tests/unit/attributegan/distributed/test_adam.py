@@ -1,0 +1,62 @@
+"""`attributegan.distributed.adam`: torch's Adam, to the bit the same however the weights are cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attributegan.distributed.adam import Adam
+
+NUMEL = 1003
+LEARNING_RATE, BETAS = 1e-3, (0.5, 0.9)
+
+
+def trained(kind: type[torch.optim.Optimizer], cuts: list[int], dtype: torch.dtype = torch.float32, **options: object) -> dict[str, Tensor]:
+    """Weights and moments after five steps of weights in one piece, or cut."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(NUMEL, generator=generator).to(dtype)
+    pieces = [nn.Parameter(part.clone()) for part in weights.tensor_split(cuts)]
+    optimizer = kind(pieces, lr=LEARNING_RATE, betas=BETAS, **options)  # type: ignore[call-arg]
+    for step in range(5):
+        gradient = (torch.randn(NUMEL, generator=generator) * 10.0 ** (step - 2)).to(dtype)
+        for piece, part in zip(pieces, gradient.tensor_split(cuts), strict=True):
+            piece.grad = part.clone()
+        optimizer.step()
+    found = {key: torch.cat([optimizer.state[piece][key] for piece in pieces]) for key in ("exp_avg", "exp_avg_sq")}
+    return found | {"weights": torch.cat([piece.detach() for piece in pieces])}
+
+
+@pytest.mark.parametrize("cuts", [[7], [16, 500], [3, 5, 499, 1000]])
+def test_numbers_do_not_depend_on_where_weights_are_cut(cuts: list[int]) -> None:
+    whole, cut = trained(Adam, []), trained(Adam, cuts)
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_it_is_adam(dtype: torch.dtype, tolerance: float) -> None:
+    found, expected = trained(Adam, [7, 500], dtype), trained(torch.optim.Adam, [7, 500], dtype)
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], atol=tolerance, rtol=tolerance)
+
+
+def test_weights_and_gradients_may_lie_differently() -> None:
+    generator = torch.Generator().manual_seed(2)
+    start, gradient = (torch.randn(5, 3, 3, 3, generator=generator) for _ in range(2))
+    results = []
+    for weights_format in (torch.contiguous_format, torch.channels_last):
+        for gradient_format in (torch.contiguous_format, torch.channels_last):
+            weights = nn.Parameter(start.clone(memory_format=weights_format))
+            weights.grad = gradient.clone(memory_format=gradient_format)
+            Adam([weights], LEARNING_RATE, BETAS).step()
+            results.append(weights.detach().contiguous())
+    assert all(torch.equal(result, results[0]) for result in results) and not torch.equal(results[0], start)
+
+
+def test_weights_without_a_gradient_stay() -> None:
+    with_one, without = nn.Parameter(torch.ones(20)), nn.Parameter(torch.ones(20))
+    with_one.grad = torch.ones(20)
+    optimizer = Adam([with_one, without], LEARNING_RATE, BETAS)
+    optimizer.step()
+    assert torch.equal(without, torch.ones(20)) and without not in optimizer.state
+    assert int(optimizer.state[with_one]["step"]) == 1

@@ -1,0 +1,73 @@
+"""Processes that watch each other: the fault of one is named by the others, and ends them within seconds."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import ROOT, free_port
+
+
+@pytest.fixture
+def pair():
+    """Start both processes; stop what is left of them."""
+    started: list[subprocess.Popen] = []
+
+    def start(how: str) -> list[subprocess.Popen]:
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+        for rank in range(2):
+            environment = os.environ | common | {"RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            arguments = [sys.executable, str(ROOT / "tests" / "helpers" / "faulty_rank.py"), how]
+            started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+        return started
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", "failed: KeyError: 'a tile'; ending"),
+        ("kill", "has given no sign of life for 3 s; ending"),
+        ("hang", "has given no sign of life for 3 s; ending"),
+    ],
+)
+def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: str) -> None:
+    waiting, faulty = pair(how)
+    _, told = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert f"rank 1 ({socket.gethostname()}, process {faulty.pid}) {said}" in told
+    if how == "raise":
+        assert faulty.wait(timeout=10) == 1
+
+
+def test_process_that_the_store_leaves_without_an_answer_ends_by_itself(pair) -> None:
+    waiting, cut_off = pair("stuck")
+    _, told = cut_off.communicate(timeout=60)
+    assert cut_off.returncode == 1 and "the store of the process group (rank 0's node, or its launcher) has not answered for 4 s" in told
+    assert waiting.wait(timeout=30) == 1
+
+
+def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "slow_main_process.py")]
+    started = [subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=150) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_process_that_ends_well_is_not_missed(pair) -> None:
+    started = time.monotonic()
+    assert [process.wait(timeout=60) for process in pair("end")] == [0, 0]
+    assert time.monotonic() - started > 4

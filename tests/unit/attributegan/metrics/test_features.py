@@ -1,0 +1,130 @@
+"""Feature networks: the default, those by configuration, and how tiles are resized for them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attributegan.metrics import features
+
+
+class Means(nn.Module):
+    """The mean of every channel, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return torch.cat([images_BCHW.mean(dim=(2, 3)) * self.factor, images_BCHW.mean(dim=(2, 3))], dim=1)
+
+
+def means() -> nn.Module:
+    return Means()
+
+
+def plain_means() -> features.Features:
+    return features.Features("means", "1", 16, Means(), mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def nothing() -> int:
+    return 3
+
+
+def tiles(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_vectors_of_a_function_are_normalised_and_averaged() -> None:
+    found = features.load("tests.unit.attributegan.metrics.test_features:plain_means")
+    x = tiles(5)
+    vectors = found(x)
+    assert vectors.shape == (5, 6) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[:, :3], x.mean(axis=(1, 2)) / 255, atol=0.01)
+
+
+def test_a_plain_module_gets_imagenet_normalisation_and_a_version_by_its_weights() -> None:
+    found = features.load("tests.unit.attributegan.metrics.test_features:means", size=8)
+    expected = (tiles(3).mean(axis=(1, 2)) / 255 - features.IMAGENET[0]) / features.IMAGENET[1]
+    np.testing.assert_allclose(found(tiles(3))[:, :3], expected, atol=0.05)
+    assert found.identity["size"] == 8 and found.version.startswith("weights ")
+    changed = Means()
+    changed.factor.data *= 2
+    assert features._weights(changed) not in found.version and features._weights(Means()) in found.version
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_and_exported_files(tmp_path: Path) -> None:
+    torch.jit.trace(Means(), torch.ones(2, 3, 8, 8)).save(tmp_path / "means.pt")
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Means(), (torch.ones(2, 3, 16, 16),), dynamic_shapes={"images_BCHW": {0: batch}})
+    torch.export.save(program, tmp_path / "means.pt2")
+    expected = features.load("tests.unit.attributegan.metrics.test_features:means", size=16)(tiles(3))
+    for name in ("means.pt", "means.pt2"):
+        found = features.load(str(tmp_path / name), size=16)
+        np.testing.assert_allclose(found(tiles(3)), expected, atol=1e-6)
+        assert found.name == name and found.version.startswith("sha256 ")
+
+
+def test_local_hub_folder(tmp_path: Path) -> None:
+    (tmp_path / "hubconf.py").write_text("import torch\ndef pool():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(4))\n")
+    vectors = features.load(f"hub:{tmp_path}:pool", size=8)(tiles(2))
+    assert vectors.shape == (2, 3)  # a map (B, 3, 2, 2), averaged
+
+
+def test_resizing_is_antialiased() -> None:
+    """A fine checkerboard becomes grey; without antialiasing it would stay black and white, or become one of them."""
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    small = features.resized(np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8), 16)
+    assert small.shape == (1, 3, 16, 16) and abs(small - 127.5).max() < 20
+
+
+def test_tiles_of_the_right_size_are_left_alone() -> None:
+    np.testing.assert_array_equal(features.resized(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
+
+
+def test_function_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_encoders.py").write_text("import torch\ndef make():\n    return torch.nn.AdaptiveAvgPool2d(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert features.load("my_encoders:make", size=8)(tiles(2)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such file, and not one of the forms"),
+        ("timm:some_model", "No module named 'timm'; install"),
+        ("tests.unit.attributegan.metrics.test_features:absent", "has no function absent"),
+        ("tests.unit.attributegan.metrics.test_features:nothing", "returned int"),
+        ("no_such_module_here:make", "install what it needs"),
+        ("hub:entry", "write hub:OWNER/REPO:ENTRY"),
+        ("README.md", "neither a TorchScript file nor"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match=message if "timm" not in name else "timm"):
+        features.load(name)
+
+
+def test_output_that_is_no_vector_is_refused() -> None:
+    odd = features.Features("odd", "1", 8, lambda images: images.mean())
+    with pytest.raises(ValueError, match="expected a vector"):
+        odd(tiles(2))
+
+
+def test_default_network_is_offline_and_tells_textures_apart() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="in the extra `eval`")
+    found = features.load(size=64)
+    noise, smooth = tiles(4, 64), np.full((4, 64, 64, 3), 128, np.uint8)
+    vectors = found(np.concatenate([noise, smooth]))
+    assert vectors.shape == (8, 1280) and np.isfinite(vectors).all()
+    within = np.linalg.norm(vectors[:4] - vectors[:4].mean(axis=0), axis=1).mean()
+    assert np.linalg.norm(vectors[:4].mean(axis=0) - vectors[4]) > 1.5 * within
+    assert found.identity == features.load(size=64).identity and "0.1.0" in found.version
+    np.testing.assert_allclose(found(noise[:1])[0], vectors[0], atol=1e-4)  # a tile's vector is its own

@@ -1,0 +1,113 @@
+"""The configuration tree: filling, overrides, refusals, and every file that ships."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attributegan.config import Config, dump, from_dict, load
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("optim: {generator_lr: 1e-3}\ntrain: {batch: 8}\n")
+    config = load(path, ["train.batch=16", "optim.betas=[0.0, 0.99]", "train.images=1e6", "data.shards=/a b/c"])
+    assert config.optim.generator_lr == 1e-3 and config.optim.discriminator_lr == Config().optim.discriminator_lr
+    assert config.train.batch == 16 and config.train.images == 1_000_000
+    assert config.optim.betas == (0.0, 0.99) and config.data.shards == "/a b/c"
+
+
+def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
+    config = from_dict({"model": {"image_size": 128}, "augment": {"policy": []}})
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"modle": {}}, "modle: unknown option"),
+        ({"model": {"size": 64}}, "model.size: unknown option"),
+        ({"model": [1]}, "model: expected a mapping"),
+        ({"model": {"image_size": 100}}, "model.image_size: 100"),
+        ({"model": {"latent_dim": 256}}, "model.latent_dim: 256 must equal"),
+        ({"model": {"label_columns": "all"}}, "model.label_columns: 'all' is not one of padded, levels"),
+        ({"model": {"generator_attention": 32}}, "model.generator_attention: expected a list"),
+        ({"train": {"batch": "many"}}, "train.batch: expected a whole number"),
+        ({"train": {"batch": 1.5}}, "train.batch: expected a whole number"),
+        ({"train": {"batch": True}}, "train.batch: expected a whole number"),
+        ({"train": {"batch": 9, "accumulation": 2}}, "train.batch: 9 does not divide"),
+        ({"train": {"channels_last": 1}}, "train.channels_last: expected true or false"),
+        ({"optim": {"generator_lr": float("nan")}}, "optim.generator_lr: nan is not a finite number"),
+        ({"optim": {"betas": [0.5]}}, "optim.betas"),
+        ({"augment": {"policy": ["zoom"]}}, "augment.policy: unknown"),
+        ({"run": {"save_every": 0}}, "run.save_every"),
+        ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 goes with a loss.r1_gamma above 0"),
+        ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 with model.auxiliary_heads=false"),
+        ({"model": {"auxiliary_heads": True}, "loss": {"auxiliary": -1}}, "loss.auxiliary: -1.0 is negative"),
+        ({"loss": {"control": 1}}, "loss.control: 1.0 goes with a loss.auxiliary above 0"),
+        ({"loss": {"diversity": -1}}, "loss.diversity: -1.0 is negative"),
+        ({"loss": {"residual": -1}}, "loss.residual: -1.0 is negative"),
+        ({"loss": {"contrastive": 0, "temperature": 0.5}}, "loss.temperature: 0.5 goes with a loss.contrastive above 0"),
+        ({"augment": {"policy": [], "probability": 0.5}}, "augment.probability: 0.5 goes with an augment.policy"),
+    ],
+)
+def test_bad_options_are_named(tree: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named.replace("(", r"\(")):
+        from_dict(tree)
+
+
+@pytest.mark.parametrize("override", ["train.batch", "batch=4", "train.=4", ".batch=4", "train.batch=[1"])
+def test_malformed_override_is_named(override: str) -> None:
+    with pytest.raises(ValueError, match="train.batch|section.key=value|batch"):
+        load(CONFIGS / "train" / "small.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.images=8", "train.batch=0"], "'train.batch=0': train.batch: 0 must be above 0"),
+        (["train.batch=0", "train.batch=many"], "'train.batch=many': train.batch: expected a whole number"),
+        (["modle.size=64"], "'modle.size=64': modle: unknown option"),
+        (["model.size=64"], "'model.size=64': model.size: unknown option"),
+        (["train.accumulation=5"], "small.yaml with overrides: train.batch: 8 does not divide into train.accumulation=5"),
+        ([], "small.yaml: run.keep: -1 is negative"),
+    ],
+)
+def test_what_is_wrong_is_the_override_or_the_file(overrides: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("train: {batch: 8}\n" + ("" if overrides else "run: {keep: -1}\n"))
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path / "small.yaml", overrides)
+    assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(said)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.name)
+def test_configurations_that_ship_are_valid(path: Path) -> None:
+    assert load(path) != Config() or path.name == "published.yaml"
+
+
+def test_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match="bad.yaml"):
+        load(path)
+    with pytest.raises(ValueError, match="missing.yaml"):
+        load(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_files_are_ones_that_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    tree = yaml.safe_load(path.read_text())
+    assert load_config_from_file(str(path)).num_processes == tree["num_processes"]
+
+
+def test_readme_lists_every_option_with_its_default() -> None:
+    readme = (CONFIGS.parent / "README.md").read_text()
+    for section, options in Config().to_dict().items():
+        for name, default in options.items():
+            shown = str(default).lower() if isinstance(default, bool) else str(default).replace("'", "")
+            assert f"| `{section}.{name}` | {f'`{shown}`' if shown else ''} |" in readme

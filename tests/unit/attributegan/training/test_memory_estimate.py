@@ -1,0 +1,53 @@
+"""The memory report, and how tensors are shared out."""
+
+import pytest
+import torch
+from torch import nn
+
+from attributegan.distributed.sharding import Share, Table
+from attributegan.training import memory_estimate
+
+
+def test_whole_network_takes_what_its_tensors_take() -> None:
+    """Weights, gradients, both moments and an average, from a network that has taken a step."""
+    network = nn.Linear(30, 20)
+    adam = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 30)).sum().backward()
+    adam.step()
+    tensors = [*network.parameters(), *(p.grad for p in network.parameters())]
+    tensors += [value for state in adam.state.values() for value in state.values() if value.numel() > 1]
+    average = [p.clone() for p in network.parameters()]
+    need = memory_estimate.need(620, stage=0, world=4, moments=2, averaged=True)
+    assert need.total == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *average])
+
+
+def test_stages_share_out_more_and_more() -> None:
+    needs = [memory_estimate.need(1000, stage, world=4, moments=2, averaged=True) for stage in range(4)]
+    assert [need.weights for need in needs] == [4000, 4000, 4000, 1000]
+    assert [need.gradients for need in needs] == [4000, 4000, 1000, 1000]
+    assert [need.optimizer for need in needs] == [8000, 3000, 3000, 3000]
+    assert [need.average for need in needs] == [4000, 1000, 1000, 1000]
+
+
+def test_report_names_each_network_its_stage_and_the_others() -> None:
+    generator, discriminator = memory_estimate.lines(
+        {"generator": 2**20, "discriminator": 2**20}, {"generator": 3, "discriminator": 0}, 2, 2
+    )
+    assert "memory of the generator" in generator and "ZeRO stage 3" in generator and "stage 0 20.0 MiB" in generator
+    assert "ZeRO stage 0" in discriminator and "average 0.0 MiB" in discriminator and "stage 2 12.0 MiB" in discriminator
+    assert "stage 1" not in memory_estimate.lines({"generator": 10}, {"generator": 0}, 1, 2)[0]  # one process has nobody to share with
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (4, 6), (3, 3, 2, 2)])
+def test_shares_are_disjoint_and_complete(world: int, shape: tuple[int, ...]) -> None:
+    whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    if whole.ndim == 4:
+        whole = whole.contiguous(memory_format=torch.channels_last)  # the share is of row-major order all the same
+    tables = [Table.replicated({"w": whole}, Share(rank, world)) for rank in range(world)]
+    joined = torch.full((whole.numel(),), float("nan"))
+    for piece in (piece for table in tables for piece in table.pieces):
+        part = joined[piece.start : piece.start + len(piece.values_N)]
+        assert part.isnan().all()
+        part.copy_(piece.values_N)
+    assert torch.equal(joined.view(shape), whole)

@@ -1,0 +1,155 @@
+"""The order of tiles: exact, balanced, the same everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_shards.sampler.balance import LEAST, MOST, weights
+from data_shards.sampler.global_order import Order, combinations
+from data_shards.sampler.permutation import hashes, permute, stream
+from data_shards.sampler.windowed_order import ShardOrder
+
+
+def skewed_levels(count: int = 2000) -> np.ndarray:
+    """Three attributes whose levels differ in frequency by 1 to 20."""
+    rng = np.random.default_rng(0)
+    chances = ((0.05, 0.65, 0.3), (0.9, 0.1), (0.1, 0.2, 0.3, 0.4))
+    return np.stack([rng.choice(len(chance), count, p=chance) for chance in chances], axis=1).astype(np.int8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 65537])
+def test_permute_is_a_permutation_for_every_key(size: int) -> None:
+    for key in (0, 1, 2**64 - 1):
+        assert np.array_equal(np.sort(permute(np.arange(size), size, np.full(size, key, np.uint64))), np.arange(size))
+
+
+def test_permute_sends_every_place_everywhere_equally_often() -> None:
+    size, keys = 7, 21_000
+    counts = np.zeros((size, size))
+    key_K = hashes(stream(0, "test"), np.arange(keys))
+    for place in range(size):
+        counts[place] = np.bincount(permute(np.full(keys, place), size, key_K), minlength=size)
+    chi_squared = ((counts - keys / size) ** 2 / (keys / size)).sum()
+    assert chi_squared < 80  # 36 degrees of freedom: exceeded with probability 4e-5
+
+
+def test_without_balance_every_pass_has_every_tile_once() -> None:
+    levels_NA = skewed_levels(333)
+    order = Order(levels_NA, seed=3, balance=0)
+    passes = order[np.arange(5 * 333)].reshape(5, 333)
+    by_shards = ShardOrder(levels_NA, skewed_shards(333), 3, 0, window=2)[np.arange(5 * 333)].reshape(5, 333)
+    assert len({tuple(tiles_N) for tiles_N in by_shards}) == 5
+    for tiles_N in [*passes, *by_shards]:
+        assert np.array_equal(np.sort(tiles_N), np.arange(333))
+    assert len({tuple(tiles_N) for tiles_N in passes}) == 5
+    # Neighbours in a pass are not neighbours in the set: |difference| has a mean of N / 3.
+    assert abs(np.abs(np.diff(passes, axis=1)).mean() - 111) < 12
+
+
+def skewed_shards(count: int = 2000) -> np.ndarray:
+    """13 shards of different sizes, their tiles not next to each other."""
+    return np.random.default_rng(1).choice(13, count, p=np.arange(1, 14) / 91)
+
+
+def both_orders(levels_NA: np.ndarray, seed: int, balance: float) -> list[Order | ShardOrder]:
+    return [Order(levels_NA, seed, balance), ShardOrder(levels_NA, skewed_shards(len(levels_NA)), seed, balance, window=3)]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
+def test_any_position_can_be_asked_for_alone(balance: float) -> None:
+    levels_NA = skewed_levels()
+    position_B = np.arange(10**9, 10**9 + 3000)
+    for kind in (0, 1):
+        together = both_orders(levels_NA, 0, balance)[kind][position_B]
+        for start in range(0, 3000, 500):
+            assert both_orders(levels_NA, 0, balance)[kind][position_B[start : start + 1]] == together[start]
+        assert (both_orders(levels_NA, 1, balance)[kind][position_B] != together).any()
+
+
+@pytest.mark.parametrize("balance", [0.3, 1.0])
+def test_a_tile_comes_floor_or_ceil_of_its_weight_and_takes_even_turns(balance: float) -> None:
+    levels_NA = skewed_levels()
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, balance)[combination_N]
+    passes = 30
+    for order in both_orders(levels_NA, 0, balance):
+        tile_PN = order[np.arange(passes * len(levels_NA))].reshape(passes, -1)
+        count_PN = np.stack([np.bincount(tile_N, minlength=len(levels_NA)) for tile_N in tile_PN])
+        assert (count_PN >= np.floor(weight_N - 1e-4)).all() and (count_PN <= np.ceil(weight_N + 1e-4)).all()
+        if isinstance(order, Order):
+            assert np.abs(count_PN.sum(axis=0) - passes * weight_N).max() < 3  # far below the 1.6 * sqrt(30) of independent draws
+
+
+def test_full_balance_makes_every_attribute_uniform() -> None:
+    levels_NA = skewed_levels()
+    tile_N = Order(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
+    for levels_N in levels_NA.T:
+        share_L = np.bincount(levels_N[tile_N]) / len(tile_N)
+        assert np.abs(share_L - 1 / len(share_L)).max() < 0.003
+
+
+@pytest.mark.parametrize(("balance", "window"), [(0.0, 1), (0.0, 4), (1.0, 4), (0.0, 99)])
+def test_few_shards_are_open_at_a_time_and_their_tiles_are_mixed(balance: float, window: int) -> None:
+    shard_N = skewed_shards()
+    order = ShardOrder(skewed_levels(), shard_N, 0, balance, window)
+    shard_P = shard_N[order[np.arange(3 * len(order), 4 * len(order))]]
+    first = {shard: int(np.flatnonzero(shard_P == shard)[0]) for shard in range(13)}
+    last = {shard: int(np.flatnonzero(shard_P == shard)[-1]) for shard in range(13)}
+    opened = [sum(first[shard] <= place <= last[shard] for shard in range(13)) for place in range(len(order))]
+    assert max(opened) <= min(window, 13)
+    if window > 1:
+        assert np.mean(np.diff(shard_P) != 0) > 0.5
+
+
+def test_half_balance_is_between() -> None:
+    levels_UA, _, counts_U = combinations(skewed_levels())
+    weight_U = weights(levels_UA, counts_U, 0.5)
+    before_L, after_L = np.bincount(levels_UA[:, 1], counts_U), np.bincount(levels_UA[:, 1], counts_U * weight_U)
+    assert after_L[0] / after_L[1] == pytest.approx((before_L[0] / before_L[1]) ** 0.5, rel=1e-3)
+
+
+def test_one_tile_of_a_level_is_not_the_half_of_a_pass() -> None:
+    levels_NA = np.zeros((4000, 2), np.int8)
+    levels_NA[17, 0] = 1
+    levels_NA[:100, 1] = 1
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
+    assert weight_N.max() <= MOST and weight_N.min() >= LEAST and weight_N.mean() == pytest.approx(1)
+    assert weight_N[17] == pytest.approx(MOST)
+
+
+def test_contradictory_targets_leave_every_tile_in_the_order() -> None:
+    """Levels that only come together can't be balanced against each other."""
+    levels_NA = np.array([[0, 0, 0]] * 900 + [[1, 1, 0]] * 90 + [[1, 1, 1]] * 10, np.int8)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
+    assert weight_N.min() >= LEAST and weight_N.max() <= MOST and weight_N.mean() == pytest.approx(1)
+    order = Order(levels_NA, 0, 1.0)
+    assert set(order[np.arange(10 * len(order))].tolist()) == set(range(1000))
+
+
+def test_more_combinations_than_64_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.balance"):
+        Order(np.full((2, 64), 2, np.int8), 0, 1.0)
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """A run that was started with an older version goes on with the same tiles: this test must not be edited."""
+    number_N = np.arange(100)
+    levels_NA = np.stack([number_N % 7 == 0, number_N % 5], axis=1).astype(np.int8)
+    assert Order(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
+    assert Order(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
+
+
+def test_levels_that_are_not_known_do_not_count_in_the_balance() -> None:
+    """Tiles without a level keep their share; the others' levels come equally often."""
+    levels_NA = skewed_levels()
+    unknown_N = np.random.default_rng(0).random(len(levels_NA)) < 0.25
+    levels_NA[unknown_N, 1] = -1
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    assert (levels_UA[combination_N] == levels_NA).all()
+    tile_N = Order(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
+    share_L = np.bincount(levels_NA[tile_N, 1] + 1) / len(tile_N)
+    assert share_L[0] == pytest.approx(unknown_N.mean(), abs=0.01)
+    assert np.abs(share_L[1:] - (1 - share_L[0]) / (len(share_L) - 1)).max() < 0.01

@@ -1,0 +1,371 @@
+"""The whole evaluation: a generator that obeys scores near the ceiling, one that ignores its labels near the floor; rules; the report."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_features import Pooled
+from shards import levels_of, make_set, number_of
+from shards import rows_of as rows_of_set
+from stores import web
+from torch import Tensor, nn
+from untrained_run import untrained
+
+from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
+from attributegan.checkpoint import store
+from attributegan.distributed.process_group import Processes
+from attributegan.evaluation import reference, samples
+from attributegan.evaluation import scores as scores_module
+from attributegan.metrics import features, predictor
+from attributegan.sampling import grids
+from data_shards.phantoms import measure, render
+from tools import evaluate
+from tools.evaluation import compare
+from tools.evaluation import report as report_module
+from tools.shard import main as shard_main
+
+ROOT = Path(__file__).parents[3]
+SIZE, TRAIN, HELD_OUT = 64, 800, 240
+
+
+class Renderer(nn.Module):
+    """The phantoms themselves as a generator: a tile's latent says which scene, its levels are obeyed by construction."""
+
+    def __init__(self, obeys: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.obeys = obeys
+
+    def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
+        tiles = []
+        for latent_L, level_A in zip(latents_BL, levels_BA, strict=True):
+            index = int.from_bytes(hashlib.sha256(latent_L.numpy().tobytes()).digest()[:4], "little")
+            levels = level_A.round().int().tolist() if self.obeys else render.draw_levels(1, index)[0]
+            tiles.append(torch.from_numpy(render.render(levels, SIZE, 99, index)))
+        return torch.stack(tiles).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def split(count: int, seed: int) -> reference.Split:
+    levels = render.draw_levels(count, seed).astype(np.int64)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.stack([render.render(levels[row], SIZE, seed, row) for row in rows.tolist()])
+
+    return reference.Split(levels, np.arange(count) // 20, read, f"phantoms {seed} {count}")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> reference.Real:
+    """Phantoms, with a judge trained for seconds."""
+    cache = reference.Cache(tmp_path_factory.mktemp("cache"))
+    network = features.Features("pooled", "1", SIZE, Pooled())
+    found = reference.study(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
+    assert found is not None
+    return found
+
+
+def rows_of(known: reference.Real, obeys: bool) -> dict[str, dict]:
+    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
+    network = features.Features("pooled", "1", SIZE, Pooled())
+    made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
+    assert made is not None
+    rows = [scores_module.ceiling(known, 160, measure.measure)]
+    rows += scores_module.generator(known, plan, made, "model", 160, measure.measure)
+    return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
+
+
+def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> None:
+    rows = rows_of(known, obeys=True)
+    ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
+    assert known.judged == [0, 1, 2, 3, 4]
+    assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
+    assert abs(floor["obeys"]) < 0.15
+    for name in PUBLISHED.names:
+        assert model["control"][name]["spearman"][0] > 0.8 and model["measured"][name] > 0.6, name
+        assert abs(floor["control"][name]["spearman"][0]) < 0.4, name
+        assert model["monotone"][name] > 0.85, name
+        assert model["paths"][name]["order"] > 0.86, name  # levels in between are rounded: of two levels sqrt(3/4) at most
+        low, high = model["control"][name]["accuracy"][1:]
+        assert low <= model["control"][name]["accuracy"][0] <= high
+    leak = np.array(model["leak"]["matrix"])
+    assert np.diag(leak).min() > 0.6 and model["leak"]["mean"] < 0.15
+    assert model["quality"]["kid"][1] < 0.02 and model["quality"]["fid"][0] < 4 * ceiling["quality"]["fid"][0] + 0.1
+    assert 0.7 < model["memory"]["ratio"] < 1.3 and model["memory"]["nearer"] < 0.1
+    crowding = [rows[kind]["level_kid"]["cell_crowding"]["4"][0] for kind in ("generator", "floor")]
+    assert crowding[0] < crowding[1]
+
+
+def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.Real) -> None:
+    model = rows_of(known, obeys=True)["generator"]
+    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
+    rows_APSK = plan.path_rows().reshape(5, 12, samples.POINTS, 6)
+    apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
+    for a, name in enumerate(PUBLISHED.names):
+        low, high = (
+            grids.generate(Renderer(True), grids.latents_for(0, range(12), 8), torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float)
+            for end in (0, -1)
+        )
+        assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
+    (table,) = report_module.ways([model])
+    for name, *cells in table.rows:
+        path = model["paths"][name]
+        assert [cell.text for cell in cells] == [
+            f"{value:.2f}" for value in (model["monotone"][name], path["order"], path["length"], path["largest"], path["changed"])
+        ]
+    assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
+
+
+def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.Real) -> None:
+    model = rows_of(known, obeys=False)["generator"]
+    assert abs(model["obeys"]) < 0.15
+    assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
+    assert all(value == 0.5 for value in model["monotone"].values())
+    assert all(path["order"] == 0 and path["changed"] == 0 for path in model["paths"].values())
+    assert report_module._leak(model).small == "obeys too little"
+    assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
+
+
+def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.Real) -> None:
+    """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
+    rng = np.random.default_rng(0)
+    schema = AttributeSchema(
+        (Attribute("many", ("unclear", "a", "b", "c"), 0), Attribute("one", ("a", "b")), Attribute("noise", ("a", "b")))
+    )
+    train, held_out = np.ones((200, 3), int), np.ones((100, 3), int)
+    for levels in (train, held_out):
+        levels[:, 0] = rng.integers(0, 3, len(levels))
+        levels[:3, 0] = 3
+        levels[:, 2] = rng.integers(0, 2, len(levels))
+    said = np.stack([held_out[:, 0] + 0.1 * rng.standard_normal(100), np.ones(100), rng.random(100)], axis=1)
+    exam = reference.Exam(held_out, said, np.arange(100) // 10, crossed=False)
+    found = [reference._verdict(schema, a, train[:, a], exam) for a in range(3)]
+    (many, scores), (one, none), (noise, _) = found
+    assert many.judged and many.levels == (1, 2) and scores["accuracy"].value > 0.95
+    assert not one.judged and not none and "level 0: 0/0" in one.why
+    assert not noise.judged and "can't order real tiles of unseen slides" in noise.why
+
+
+def test_intervals_are_over_slides_where_there_are_some() -> None:
+    """Ten slides on which the judge is off by the same on all tiles: a wide interval, which tile by tile would be narrow."""
+    levels = np.random.default_rng(0).integers(1, 5, (400, 1))
+    slides = np.arange(400) // 40
+    said = levels + 1.5 * np.random.default_rng(1).standard_normal(10)[slides][:, None]
+    schema = AttributeSchema((PUBLISHED.attributes[0],))
+    wide, narrow = (
+        reference._verdict(schema, 0, levels[:, 0], reference.Exam(levels, said, group, False))[1]["mae"] for group in (slides, slides // 5)
+    )
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
+    """Training tiles join the exam; a judge that had seen their slide would remember it."""
+    network = features.Features("pooled", "1", SIZE, Pooled())
+    found = reference.study(PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), kind="features")
+    assert found and found.exam.crossed and found.exam.predicted_NA.shape == (140, 5) and len(np.unique(found.exam.group_N)) == 7
+    train = found.train
+    seen = found.judge.predict(train.thumbs(), found.train_ND)
+    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.exam.predicted_NA[40:])]
+    assert apart[0] > apart[1] + 0.1
+    note = scores_module.data_notes(found)
+    assert note["exam"] == {"tiles": 140, "groups": 7, "crossed": True}
+
+
+def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, network = reference.Cache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
+    first = reference.study(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
+    monkeypatch.setattr(predictor, "fit_head", None)  # would fail
+    uses = []
+    counting = features.Features("pooled", "1", SIZE, lambda images: uses.append(len(images)) or Pooled()(images))
+    again = reference.study(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    assert first and again and not uses
+    np.testing.assert_array_equal(first.exam.predicted_NA, again.exam.predicted_NA)
+    monkeypatch.undo()
+    other = reference.study(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    assert other and sum(uses) == 61
+
+
+def test_auto_takes_the_judge_that_reads_left_out_groups_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colour features say little of polarity; with enough tiles a CNN is tried beside them and its choice is noted."""
+    monkeypatch.setattr(reference, "CNN_TILES", 200)
+    network = features.Features("pooled", "1", SIZE, Pooled())
+    for count, kinds in ((240, {"features", "cnn"}), (100, set())):
+        found = reference.study(PUBLISHED, split(count, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), steps=60)
+        assert found and set(found.note.get("choice", {})) == kinds
+        if kinds:
+            assert found.note["kind"] == max(kinds, key=found.note["choice"].__getitem__)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "<shards>"  # a name to escape
+    assert shard_main(["phantom", "--count", "240", "--size", "32", "--val-fraction", "0.3", "--out", str(folder), "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with an untrained generator."""
+    folder = tmp_path_factory.mktemp("runs") / "untrained"
+    untrained(folder, 1234)
+    lines = [{"images": images, "real_score": images / 10, "skipped": None} for images in (100, 200)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 30')
+    return folder
+
+
+def arguments(run: Path, shards: Path, out: Path) -> list[str]:
+    return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
+            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(run: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reports") / "one"
+    assert evaluate.main(arguments(run, shards, out)) == 0
+    return out
+
+
+def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    assert "<script" not in text and 'src="http' not in text and "default-src 'none'" in text
+    assert "<shards>" not in text and "&lt;shards&gt;" in text
+    for part in (
+        "KID x 1000",
+        "real held-out tiles",
+        "untrained, shuffled labels",
+        "What can be judged",
+        "Over training",
+        "Measured on the pixels",
+    ):
+        assert part in text, part
+    assert text.count("data:image/png;base64,") >= 4 and "data:image/svg+xml" in text
+    found = json.loads((report / "result.json").read_text())
+    assert found["features"]["name"] == "tests.helpers.fake_features:pooled" and found["features"]["size"] == 32
+    assert found["models"]["untrained"]["images"] == 1234 and found["data"]["groups_apart"] is True
+    assert [row["kind"] for row in found["rows"]] == ["ceiling", "generator", "floor"]
+    assert any((report / "tensorboard").iterdir())
+
+
+def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml",
+               "--num_processes", "2", "--main_process_port", "0", "tools/evaluate.py"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (report, tmp_path))
+    pairs = list(zip(numbers(one["rows"]), numbers(two["rows"]), strict=True))
+    assert len(pairs) > 200 and len({value for value, _ in pairs}) > 100
+    assert max(abs(a - b) for a, b in pairs) < 1e-4
+
+
+def numbers(tree: object) -> list[float]:
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    if isinstance(tree, list):
+        return [number for value in tree for number in numbers(value)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "comparison.html"
+    assert compare.main([str(report), str(report / "result.json"), "--out", str(out)]) == 0
+    assert "Not comparable" not in out.read_text() and out.read_text().count("untrained") >= 2
+    other = json.loads((report / "result.json").read_text())
+    other["features"]["size"] = 64
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text(json.dumps(other))
+    assert compare.main([str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
+    assert "Not comparable" in out.read_text() and "other features" in capsys.readouterr().err
+    assert compare.main([str(report), str(tmp_path), "--out", str(out)]) == 2
+    assert "no result of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--count", "3"], "--count: 3 must be at least 16"),
+        (["--held-out", "train"], "--held-out: train is the training split too"),
+        (["--held-out", "test"], "has no tiles in split 'test'; it has train, val"),
+        (["--train", "test"], "--train: "),
+        (["--features", "nothing-here"], "--features 'nothing-here': no such file"),
+        (["--baseline", "RUN"], "--baseline: the same model twice"),
+        (["--shards", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_refused(
+    changed: list[str], message: str, run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run) if word == "RUN" else word for word in changed]
+    assert evaluate.main([*arguments(run, shards, tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
+    """Pixels and groups stay with the levels of their tiles, and what is known of other tiles is not taken for theirs."""
+    from tools.evaluation import data as data_module
+
+    place = make_set(tmp_path, 70, val_fraction=0.3)
+    model = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(image_size=16)))
+    identities = set()
+    for words in ([], ["--assessable-only"]):
+        options = evaluate._parser().parse_args(["run", "--shards", str(place), "--out", "o", *words])
+        data = data_module.open_data(options, model)  # type: ignore[arg-type]
+        for name, part in (("train", data.train), ("val", data.held_out)):
+            expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
+            pixels_NHWC = part.read(np.arange(len(part))).astype(int)
+            numbers_N = pixels_NHWC[:, 0, 0, 0] + 256 * pixels_NHWC[:, 0, 0, 1]
+            assert sorted(numbers_N.tolist()) == sorted(expected)
+            assert [tuple(levels_A) for levels_A in part.levels_NA.tolist()] == [levels_of(number) for number in numbers_N.tolist()]
+            assert np.array_equal(part.group_N[:, None] == part.group_N, numbers_N[:, None] // 5 == numbers_N // 5)
+            identities.add(part.identity)
+    assert len(identities) == 4
+
+
+def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> None:
+    from tools.evaluation import data as data_module
+
+    loaded = store.load_for_sampling(run)
+    schema = AttributeSchema((Attribute("grade", ("low", "high")),))
+    data = data_module.Data("shards", schema, split(4, 0), split(4, 1), None, None)
+    with pytest.raises(ValueError, match="does not fit the shards: the model has the attributes cell_crowding"):
+        data_module.check_model("untrained", loaded, loaded, data)
+
+
+def test_help_is_there_at_once() -> None:
+    code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_options_are_those_of_the_parser() -> None:
+    options = evaluate._parser().parse_args(["run", "--shards", "s", "--out", "o"])
+    assert isinstance(options, argparse.Namespace) and options.held_out == "val" and options.features == features.DEFAULT
+
+
+def test_models_are_called_by_their_run(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
+    assert evaluate.names_of(paths) == ["run", "b", "b at 12,000"]
+    assert evaluate.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+
+
+def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as from the folder; the address is told without its secret."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with web(shards) as site:
+        assert evaluate.main([*arguments(run, shards, tmp_path / "out"), "--shards", f"{site.url}?signature=hush"]) == 0
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (report, tmp_path / "out"))
+    assert numbers(one["rows"]) == pytest.approx(numbers(other["rows"]), abs=1e-6)
+    assert one["data"]["identity"] == other["data"]["identity"]
+    for name in ("result.json", "report.html"):
+        assert "hush" not in (tmp_path / "out" / name).read_text()

@@ -1,0 +1,1 @@
+"""What attributegan-bench measures."""

@@ -1,0 +1,134 @@
+"""The pictures of a report: sweeps, generated tiles beside their nearest training tiles, curves over training."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from attributegan.checkpoint.store import Loaded
+from attributegan.evaluation.reference import Real, thumbs
+from attributegan.evaluation.scores import Row
+from attributegan.metrics.quality import nearest
+from attributegan.sampling import grids
+from attributegan.utils.html_page import Picture
+
+NEIGHBOURS = 8  # generated tiles shown, those nearest to a training tile
+TILES = 32  # of a contact sheet
+SHOWN = 64  # pixels of a tile in a strip, at most
+CURVES = ("real_score", "fake_score", "discriminator/contrastive", "generator/contrastive", "discriminator/gradient_norm",
+          "generator/gradient_norm", "evaluation/kid", "evaluation/obeys")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """By the name of a model."""
+
+    sheets: dict[str, Picture]
+    sweeps: dict[str, Picture]
+    neighbours: dict[str, Picture]
+    curves: list[Picture]
+
+
+def take(models: Mapping[str, Loaded], known: Real, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]) -> Pictures:
+    """All pictures; the rows in the order of the models."""
+    sheets = {"real training tiles": png(sheet(thumbs(known.train.read(np.arange(min(TILES, len(known.train)))))), "real training tiles")}
+    sweeps, neighbours = {}, {}
+    memories = {row.numbers["name"]: row.memory for row in rows if row.memory}
+    for name, loaded in models.items():
+        sheets[name] = png(sheet(made[name].tiles[:TILES]), f"tiles of {name}")
+        latents_BL = grids.latents_for(0, range(2), loaded.config.model.latent_dim)
+        sweeps[name] = png(grids.sweep_grid(loaded.generator, known.schema, latents_BL), f"sweeps of {name}")
+        closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
+        columns = [made[name].tiles[closest], thumbs(known.train.read(memories[name].nearest_N[closest]))]
+        usual_N, distance_N = nearest(known.held_out_ND, known.train_ND)
+        held = np.argsort(distance_N, kind="stable")[:NEIGHBOURS]
+        columns += [known.thumbs[held], thumbs(known.train.read(usual_N[held]))]
+        neighbours[name] = png(strip(columns), f"nearest training tiles of {name}")
+    return Pictures(sheets, sweeps, neighbours, curves(paths))
+
+
+def png(image_HWC: np.ndarray, alt: str) -> Picture:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, format="PNG", optimize=True)
+    return Picture(buffer.getvalue(), alt, "png")
+
+
+def sheet(tiles_NHWC: np.ndarray, columns: int = 16) -> np.ndarray:
+    """Tiles row by row."""
+    rows = [tiles_NHWC[first : first + columns] for first in range(0, len(tiles_NHWC), columns)]
+    return strip([np.concatenate([row, np.full_like(row[:1].repeat(columns - len(row), axis=0), 255)]) for row in rows])
+
+
+def strip(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of tiles on white, scaled down when they are large."""
+    size = min(SHOWN, rows[0].shape[1])
+    pitch = size + 2
+    page = Image.new("RGB", (max(map(len, rows)) * pitch, len(rows) * pitch), "white")
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            page.paste(Image.fromarray(tile).resize((size, size), Image.Resampling.LANCZOS), (column * pitch, row * pitch))
+    return np.asarray(page)
+
+
+def curves(paths: Sequence[str | Path]) -> list[Picture]:
+    """A small chart for each of the known numbers of the runs' metrics.jsonl, and of evaluations along the way."""
+    runs = {Path(path).resolve().name: series_of(Path(path)) for path in paths if Path(path).is_dir()}
+    found = []
+    for key in CURVES:
+        series = {run: of_run[key] for run, of_run in runs.items() if len(of_run.get(key, [])) > 1}
+        if series:
+            found.append(Picture(chart(key, series), f"{key} over images", "svg+xml"))
+    return found
+
+
+def series_of(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """Finite numbers of a run over images; {} when the folder is no run's."""
+    from tools.evaluation import watch
+
+    found: dict[str, list[tuple[float, float]]] = {}
+    sources = {"": watch.lines(run, "metrics.jsonl"), "evaluation/": watch.comparable(watch.lines(run))}
+    for prefix, entries in sources.items():
+        for entry in entries:
+            for key, value in entry.items():
+                if isinstance(value, int | float) and math.isfinite(value) and key != "images":
+                    found.setdefault(prefix + key, []).append((float(entry["images"]), float(value)))
+    return found
+
+
+COLOURS = ("#5b2a6e", "#c2571a", "#1a7f6b", "#9a1750")
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 170, 46, 22, 34
+
+
+def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """Lines over images, as SVG."""
+    points = [point for line in series.values() for point in line]
+    xs, ys = zip(*points, strict=True)
+    low, high, last = min(ys), max(ys), max(xs)
+    span = (high - low) or 1.0
+
+    def place(x: float, y: float) -> str:
+        return f"{LEFT + x / last * (WIDTH - LEFT - 10):.1f},{TOP + (1 - (y - low) / span) * (HEIGHT - TOP - BOTTOM):.1f}"
+
+    lines, names = [], []
+    for number, (name, line) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(place(x, y) for x, y in line)}"/>')
+        names.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="10">'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+        f'<text x="6" y="14" font-size="11" font-weight="600">{html.escape(title)}</text>'
+        f'<text x="6" y="27">{"".join(names)}</text>'
+        f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{last:,.0f} images</text>'
+        f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 10}" fill="none" stroke="#999"/>{"".join(lines)}</svg>'
+    ).encode()

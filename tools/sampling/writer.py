@@ -1,0 +1,212 @@
+"""Where sampled tiles go: image files with a table, or a shard set; the work divided over the processes of the launch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attributegan.checkpoint.store import Loaded
+from attributegan.distributed.process_group import Processes
+from attributegan.sampling import grids
+
+if TYPE_CHECKING:
+    from data_shards.packing.sources import Member
+
+FORMATS = {"png": {"compress_level": 4}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95, "method": 4}}
+EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+TABLE = "samples.csv"
+PICTURES = ("sweep.png", "pair.png", "interpolation.png", "interpolation.gif", "interpolation.mp4", "projection.png", "projection.json")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What tile k is: a function of k, whatever the batch and the number of processes."""
+
+    loaded: Loaded
+    seed: int
+    given: Mapping[str, float]
+    real_NA: np.ndarray | None  # levels of real tiles to draw from; None: uniform over the assessable
+    truncation: float | None
+    batch: int
+    bf16: bool
+
+    def levels(self, indices: range) -> torch.Tensor:
+        schema = self.loaded.schema
+        if self.real_NA is None:
+            return grids.levels_for(schema, self.seed, indices, self.given)
+        return grids.levels_like(
+            self.real_NA, self.seed, indices, {schema.names.index(name): level for name, level in self.given.items()}
+        )  # fmt: skip
+
+    def latents(self, indices: range) -> torch.Tensor:
+        latents_BL = grids.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
+        return latents_BL if self.truncation is None else grids.truncated(latents_BL, self.truncation)
+
+    def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
+        levels_BA = self.levels(indices)
+        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.bf16), levels_BA.numpy()
+
+    def fingerprint(self, count: int, model: str) -> str:
+        """Of the whole set."""
+        drawn = "" if self.real_NA is None else hashlib.sha256(np.ascontiguousarray(self.real_NA).tobytes()).hexdigest()
+        parts = [model, self.seed, sorted(self.given.items()), drawn, self.truncation, self.batch, self.bf16, count]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def to_replace(out: Path, overwrite: bool) -> list[Path]:
+    """The files of an earlier sampling in ``out`` that was stopped, or is to be overwritten: no folder is to have the tiles of two.
+
+    Raises:
+        ValueError: something else is there too, or a sampling that must stay.
+    """
+    if not out.is_dir():
+        return []
+    tiles = [file for table in (TABLE, _aside(TABLE)) for file in _listed(out / table)]
+    ours = {out / name for of_one in [*tiles, *PICTURES, TABLE] for name in (of_one, _aside(of_one))}
+    there = set(out.iterdir())
+    if others := sorted(there - ours):
+        raise ValueError(f"--out {out}: has files that are of no sampling, such as {others[0].name}; choose another folder")
+    if not overwrite and any((out / name).exists() for name in (TABLE, *PICTURES)):
+        raise ValueError(f"--out {out}: has an earlier sampling; choose another folder, or replace it with --overwrite")
+    return sorted(there, key=lambda path: TABLE in path.name)  # the lists last, so that a removal that is stopped can be gone on with
+
+
+def _listed(table: Path) -> list[str]:
+    """The tiles in a table of `write_files`; none when it is not one."""
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8", errors="replace") as file:
+        first, *rows = list(csv.reader(file)) or [[]]
+    return [row[0] for row in rows if row] if [*first[:1], *first[-1:]] == ["file", "seed"] else []
+
+
+def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Processes) -> None:
+    """Image files and samples.csv, which takes its name last: it says that its tiles are there."""
+    chunks = [range(first, min(first + recipe.batch, count)) for first in range(0, count, recipe.batch)]
+    if processes.is_main:
+        with (out / _aside(TABLE)).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", *recipe.loaded.schema.names, "seed"])
+            for chunk in chunks:
+                rows = zip(chunk, recipe.levels(chunk).tolist(), strict=True)
+                writer.writerows([file_name(k, kind), *recipe.loaded.schema.written(row).values(), recipe.seed] for k, row in rows)
+    processes.wait()
+    for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
+        for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
+            _put(out / file_name(index, kind), encoded(tile_HWC, kind))
+    processes.wait()
+    if processes.is_main:
+        os.sync()  # tiles and table, once for all
+        os.replace(out / _aside(TABLE), out / TABLE)
+
+
+def file_name(index: int, kind: str) -> str:
+    return f"{index:06d}.{EXTENSIONS[kind]}"
+
+
+def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwrite: bool, model: str, processes: Processes) -> None:
+    """A shard set that training and classifiers read at once: tiles as PNG, their levels, one split."""
+    from data_shards.packing import shard_writer
+
+    fingerprint = recipe.fingerprint(count, f"{model} {shard_count}")
+    if not processes.from_main(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
+        return
+
+    def tiles(wanted: range) -> Iterator[tuple[Mapping[str, Any], Member]]:
+        for first in range(wanted.start, wanted.stop, recipe.batch):
+            chunk = range(first, min(first + recipe.batch, wanted.stop))
+            for index, tile_HWC, level_A in zip(chunk, *recipe.tiles(chunk), strict=True):
+                yield _row(recipe, index, level_A), _member(tile_HWC)
+
+    shards = len(shard_writer.names(count, shard_count))
+    for number in _bar(range(processes.rank, shards, processes.world), processes, "shard"):
+        shard_writer.write(out, recipe.loaded.schema, fingerprint, count, shard_count, tiles, number)
+    processes.wait()
+    if processes.is_main:
+        shard_writer.end(out, fingerprint, count, shard_count)
+
+
+def _row(recipe: Recipe, index: int, level_A: np.ndarray) -> dict[str, Any]:
+    levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))  # as the index has them
+    return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", "more": "", **levels}
+
+
+def _member(tile_HWC: np.ndarray) -> Member:
+    from data_shards.format.tile import encode_png
+    from data_shards.packing.sources import Member
+
+    return Member(encode_png(tile_HWC), "png", tile_HWC.shape[1], tile_HWC.shape[0])
+
+
+def _bar(items: Any, processes: Processes, unit: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, unit=unit, disable=None if processes.is_main else True, file=sys.stderr)
+
+
+def encoded(image_HWC: np.ndarray, kind: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, format=kind.upper(), **FORMATS[kind])
+    return buffer.getvalue()
+
+
+def _aside(name: str) -> str:
+    return f".writing-{name}"
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write aside, then rename: under its name a file is whole."""
+    aside = path.with_name(_aside(path.name))
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The same, and on the disk."""
+    aside = path.with_name(_aside(path.name))
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def film(frames_FHWC: np.ndarray, kind: str, per_second: int = 12) -> bytes:
+    """A GIF, or with imageio-ffmpeg an MP4.
+
+    Raises:
+        ValueError: MP4 without the package that makes it.
+    """
+    if kind == "gif":
+        buffer = io.BytesIO()
+        pictures = [Image.fromarray(frame).quantize(128) for frame in frames_FHWC]
+        pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 // per_second, loop=0)
+        return buffer.getvalue()
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ValueError("--movie mp4: needs imageio-ffmpeg; pip install 'attributegan[movie]', or use --movie gif") from error
+    import tempfile
+
+    height, width = (length + length % 2 for length in frames_FHWC.shape[1:3])  # the codec wants even sides
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=per_second, macro_block_size=2, output_params=["-crf", "16"])
+        writer.send(None)
+        for frame in frames_FHWC:
+            padded = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")
+            writer.send(np.ascontiguousarray(padded))
+        writer.close()
+        return path.read_bytes()
