@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from attributegan.utils import files
-from data_shards import worker_pool
+from data_shards import plain_slides, tables, worker_pool
 from data_shards.format import tile as tile_format
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
@@ -91,6 +91,8 @@ class Slide:
             raise ValueError(f"{path}: no such file")
         try:
             self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            self._slide = _plain(path, error)
         except openslide.OpenSlideError as error:
             raise ValueError(f"{path}: not a slide that openslide reads: {error}") from error
         self.path, self._error = path, openslide.OpenSlideError
@@ -149,6 +151,15 @@ class Slide:
             opaque.paste(block, mask=block.getchannel("A"))
             image.paste(opaque.reduce(shrink), ((left - starts[0]) // shrink, (top - starts[1]) // shrink))
         return image
+
+
+def _plain(path: Path, error: Exception) -> Any:
+    """An image that is no whole-slide format; ValueError when it is no image either."""
+    try:
+        return plain_slides.open_plain(path)
+    except ValueError as why:
+        unknown = "Unsupported or missing image file" in str(error)
+        raise ValueError(f"{path}: not a slide that openslide reads: {'no format that it knows' if unknown else error}; {why}") from error
 
 
 def _is_scanner_mpp(text: str | float | None) -> bool:
@@ -312,8 +323,7 @@ class Tiling:
         """Refuse a folder with tiles cut otherwise, or whose table people have worked in."""
         table = self.out / TABLE
         if table.exists():
-            with table.open(encoding="utf-8-sig", newline="") as stream:
-                mine = [name for name in next(csv.reader(stream), []) if name not in COLUMNS]
+            mine = [name for name in tables.header_of(table) if name not in COLUMNS]
             if mine:
                 raise ValueError(f"{table}: has columns of yours ({', '.join(mine)}) and would be replaced; give it another name first")
         for folder in _folders(self.out):
