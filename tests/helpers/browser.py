@@ -44,11 +44,8 @@ class Served:
 def served(model: Path, *options: str, module: str = "tools.explore") -> Iterator[Served]:
     """The command of a module, as users start it, on a free port."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-<<<<<<< HEAD:tests/helpers/browser.py
-    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", "--precision", "fp32", *options]
-=======
-    command = [sys.executable, "-m", module, str(model), "--port", "0", *options]
->>>>>>> h27b:tests/browser.py
+    precision = ["--precision", "fp32"] if module == "tools.explore" else []
+    command = [sys.executable, "-m", module, str(model), "--port", "0", *precision, *options]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
