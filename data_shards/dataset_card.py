@@ -18,10 +18,10 @@ from PIL import Image
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 from attributegan.utils.files import whole_file
 from attributegan.utils.html_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
-from data_shards import level_counts
 from data_shards.format import checksums, index
 from data_shards.loader.loader import ShardSet
 from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.packing import level_counts
 from data_shards.storage import stores
 from data_shards.storage.cache import Cache
 from data_shards.storage.shard_files import open_place

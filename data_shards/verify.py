@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from attributegan.attributes import AttributeSchema
-from data_shards import litter, set_rows, worker_pool
-from data_shards.format import checksums, index, tile
-from data_shards.samples import IMAGES, by_kind, check_image, read_levels
+from data_shards import worker_pool
+from data_shards.format import checksums, index, litter, tile
+from data_shards.format.samples import IMAGES, by_kind, check_image, read_levels
+from data_shards.format.tar_members import Member, members
+from data_shards.packing import set_rows
 from data_shards.storage.cache import Cache, StoreError
 from data_shards.storage.shard_files import LocalTars, Tars, open_place
-from data_shards.tar_members import Member, members
 
 
 def verify(

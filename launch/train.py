@@ -139,8 +139,8 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
     from attributegan.distributed.watchdog import Watch
     from attributegan.training.loop import train
     from attributegan.training.trainer import Batch, Training
-    from data_shards import level_counts
     from data_shards.loader.loader import batches
+    from data_shards.packing import level_counts
 
     folder = Path(settings.run.dir)
 

@@ -224,7 +224,7 @@ def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str
     from tqdm import tqdm
 
     from attributegan.sampling.projector import project
-    from data_shards import intact, rgb
+    from data_shards.format import intact, rgb
     from data_shards.format.tile import DECODING_ERRORS, fit
     from tools.sampling.writer import encoded
 

@@ -263,8 +263,8 @@ def _tell(folder: Path, header: Header) -> int:
 def _absent_levels(folder: Path, header: Header) -> list[str]:
     import numpy as np
 
-    from data_shards import level_counts
     from data_shards.format import index
+    from data_shards.packing import level_counts
 
     table = index.read_table(folder / index.FILE, header.schema.names)
     return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))

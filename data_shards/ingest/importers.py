@@ -18,7 +18,7 @@ from typing import Any
 
 from attributegan.attributes import PUBLISHED
 from attributegan.utils.files import whole_file
-from data_shards import tables
+from data_shards.format import tables
 from data_shards.ingest.captions import DIAGNOSES, DIAGNOSIS, read_tile
 
 PUBLISHED_PREFIX = "/data/AttributeGAN/data/Images/"

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from data_shards.files import whole_file
-from data_shards.importers import IMAGES, Imported, Row
-from data_shards.labels import Labels
+from attributegan.utils.files import whole_file
+from data_shards.ingest.importers import IMAGES, Imported, Row
+from data_shards.packing.labels import Labels
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an ImageFolder, at its top and in its folders
 FILE_NAME = "file_name"

@@ -24,8 +24,10 @@ import numpy as np
 from PIL import Image
 
 from attributegan.utils import files
-from data_shards import plain_slides, tables, worker_pool
+from data_shards import worker_pool
+from data_shards.format import tables
 from data_shards.format import tile as tile_format
+from data_shards.ingest import plain_slides
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
 COLUMNS = ("file", "slide", "x", "y", "mpp", "size", "tissue", "sharpness")

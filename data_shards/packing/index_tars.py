@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from attributegan.attributes import AttributeSchema
-from data_shards import groups, litter, samples, set_rows, tar_folder, worker_pool
-from data_shards.format import checksums, index, tile
-from data_shards.samples import read_levels as read_levels
-from data_shards.tar_members import Member, members
+from data_shards import worker_pool
+from data_shards.format import checksums, groups, index, litter, samples, tile
+from data_shards.format.samples import read_levels as read_levels
+from data_shards.format.tar_members import Member, members
+from data_shards.packing import set_rows, tar_folder
 
 log = logging.getLogger("attributegan.data")
 MOST_LINES = 200  # of what is wrong, in one message

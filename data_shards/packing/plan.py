@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_shards import groups
-from data_shards.format import index
+from data_shards.format import groups, index
 from data_shards.packing.labels import Labels
 from data_shards.packing.sources import Source
 from data_shards.packing.splits import hold_out

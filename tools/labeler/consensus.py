@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from data_shards.files import whole_file
+from attributegan.utils.files import whole_file
 from tools.labeler import agreement
 from tools.labeler.ratings import Rating, Ratings
 from tools.labeler.tiles import Tiles

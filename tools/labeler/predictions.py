@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from attributegan.attributes import AttributeSchema
-from attributegan.evaluation import real
+from attributegan.evaluation import reference
 from attributegan.metrics import features, predictor
-from data_shards import format
+from data_shards.format import tile
 from tools.labeler.tiles import Tiles
 
 CHUNK = 32  # tiles at a time
@@ -35,7 +35,7 @@ class Predictions:
 
 
 def predict(
-    folder: Path, schema: AttributeSchema, tiles: Tiles, size: int | None, cache: real.Cache, progress: Callable[[int, int], None]
+    folder: Path, schema: AttributeSchema, tiles: Tiles, size: int | None, cache: reference.Cache, progress: Callable[[int, int], None]
 ) -> Predictions:
     """Predictions of all tiles, from the cache or into it; unreadable tiles have none.
 
@@ -91,7 +91,7 @@ def _predict(judge: predictor.Judge, network: features.Features | None, root: Pa
     result_NA = np.full((len(files), len(judge.schema.names) + 1), np.nan)
     if tiles:
         tiles_NHWC = np.stack(tiles)
-        small = real.thumbs(tiles_NHWC)
+        small = reference.thumbs(tiles_NHWC)
         seen_ND = None if network is None else network(tiles_NHWC)
         result_NA[rows_N, :-1] = judge.predict(small, seen_ND)
         result_NA[rows_N, -1] = _uncertainty(judge, small, seen_ND)
@@ -101,8 +101,8 @@ def _predict(judge: predictor.Judge, network: features.Features | None, root: Pa
 def _tile(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            return np.asarray(format.fit(image.convert("RGB"), size))
-    except format.DECODING_ERRORS as error:
+            return np.asarray(tile.fit(image.convert("RGB"), size))
+    except tile.DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
 
 

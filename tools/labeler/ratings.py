@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.attributes import AttributeSchema
-from data_shards.files import fsync_folder
+from attributegan.utils.files import fsync_folder
 
 FORMAT = 1
 LONGEST_NAME, LONGEST_COMMENT = 60, 2000  # characters

@@ -14,8 +14,8 @@ import pytest
 from shards import TWO
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards import index
-from data_shards.index import Header, Shard
+from data_shards.format import index
+from data_shards.format.index import Header, Shard
 
 SHARDS = (Shard("a.tar", "train", 1000, 3, "0" * 64), Shard("b.tar", "val", 0, 0, "1" * 64), Shard("c.tar", "train", 500, 2, "a" * 64))
 HEADER = Header(TWO, SHARDS, 16, "print", ("x.png: bad",))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attributegan import augment, losses, phases
 from attributegan.config import AugmentConfig, Config, LossConfig, ModelConfig
 from attributegan.models import DiscriminatorOutput
-from attributegan.randomness import Draws
+from attributegan.training import augment, losses, phases
+from attributegan.training.random_draws import Draws
 
 BATCH, LEVELS = 4, 5
 EVERYTHING: dict[str, Any] = {

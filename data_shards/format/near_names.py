@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from data_shards.litter import is_litter
+from data_shards.format.litter import is_litter
 
 MOST_FILES = 5_000_000  # looked at, so that a wrong folder costs no hours
 

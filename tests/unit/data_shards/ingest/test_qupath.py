@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards import qupath, qupath_levels
-from data_shards.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
+from data_shards.ingest import qupath, qupath_levels
+from data_shards.ingest.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
 from tools import shard
 
 pytest.importorskip("shapely", reason="needs the extra `qupath`")
@@ -440,7 +440,7 @@ def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
 
 
 def test_the_rules_of_the_documentation() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "labels.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[4] / "docs" / "labels.md").read_text(encoding="utf-8")
     tree = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     levels = {"tumour": ("absent", "present"), "pleomorphism": ("normal", "mild", "moderate", "severe")}
     schema = AttributeSchema(tuple(Attribute(name, levels.get(name, ("low", "middle", "high"))) for name in tree))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_shards import intact, rgb
+from data_shards.format import intact, rgb
 from data_shards.format.tile import DECODING_ERRORS
 
 LARGEST = 2_200_000_000  # pixels; a section at 0.25 um has up to 2 gigapixels
@@ -135,7 +135,7 @@ class _DeepZoom:
             self.tile, self.overlap, self.suffix = int(tree.attrib["TileSize"]), int(tree.attrib["Overlap"]), tree.attrib["Format"]
         except (OSError, ElementTree.ParseError, StopIteration, KeyError, ValueError) as error:
             raise ValueError(f"not a Deep Zoom image: {error}") from error
-        if not (0 < self.tile and 0 <= self.overlap and 0 < self.width * self.height and self.suffix.isalnum()):
+        if not (self.tile > 0 and self.overlap >= 0 and self.width * self.height > 0 and self.suffix.isalnum()):
             raise ValueError("not a Deep Zoom image: sizes that can't be")
         self.folder, self.properties = path.with_name(f"{path.stem}_files"), dict[str, str]()
         self.highest = math.ceil(math.log2(max(self.width, self.height, 1)))

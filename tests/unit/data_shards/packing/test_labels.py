@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from shards import TWO, write_csv
 
-from data_shards import labels
-from data_shards.labels import read_labels
+from data_shards.packing import labels
+from data_shards.packing.labels import read_labels
 
 
 def read(folder: Path, text: str, **options: Any) -> labels.Labels:

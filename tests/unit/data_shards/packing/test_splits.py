@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_shards import permutation, splits
-from data_shards.splits import hold_out
+from data_shards.packing import splits
+from data_shards.packing.splits import hold_out
+from data_shards.sampler import permutation
 
 
 def levels_of(count: int, seed: int = 0) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attributegan.ema import Ema
-from attributegan.shares import Share, Table
+from attributegan.distributed.sharding import Share, Table
+from attributegan.training.ema import Ema
 
 
 def network(value: float) -> nn.Module:

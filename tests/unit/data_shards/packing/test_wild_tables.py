@@ -14,7 +14,8 @@ from shards import pixels_of, rows_of
 from attributegan import strict_yaml
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.config import load
-from data_shards import groups, level_counts
+from data_shards.format import groups
+from data_shards.packing import level_counts
 from tools.shard import main
 
 GRADE = "grade: [low, mid, high]\n"

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attributegan.adam import Adam
 from attributegan.config import Config, OptimConfig
-from attributegan.engine import DataParallel, optimizer
-from attributegan.engine import LossScale as Scale
-from attributegan.shares import Table
+from attributegan.distributed.adam import Adam
+from attributegan.distributed.engine import DataParallel, optimizer
+from attributegan.distributed.engine import LossScale as Scale
+from attributegan.distributed.sharding import Table
 
 START = torch.tensor([[3.0, -4.0]])
 

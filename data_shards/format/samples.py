@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attributegan.attributes import AttributeSchema
-from data_shards import groups, intact, rgb
-from data_shards.format import tile
-from data_shards.tables import is_same
-from data_shards.tar_members import Member
+from data_shards.format import groups, intact, rgb, tile
+from data_shards.format.tables import is_same
+from data_shards.format.tar_members import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from data_shards.litter import is_litter
+from data_shards.format.litter import is_litter
 
 LONGEST_NAME = 4096
 

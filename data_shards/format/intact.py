@@ -10,7 +10,7 @@ import zlib
 import simplejpeg
 from PIL import Image
 
-from data_shards.rgb import opened
+from data_shards.format.rgb import opened
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types

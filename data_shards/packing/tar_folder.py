@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_shards import litter
-from data_shards.format import checksums, index
+from data_shards.format import checksums, index, litter
 
 KNOWN = (index.FILE, index.CARD, checksums.FILE)
 UNPACK = {"gz": "gunzip", "tgz": "gunzip -S .tgz", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from attributegan import status
 from attributegan.cli import BAD_INPUT, COMES_AGAIN
-from slurm import after, endings
-from slurm.endings import Ending
-from slurm.plan import Plan, Run
+from attributegan.run_dir import status
+from slurm import exit_records, requeue
+from slurm.exit_records import Ending
+from slurm.submission import Plan, Run
 
 STOPPED = 128 + signal.SIGTERM
 
@@ -48,16 +48,16 @@ def test_ending_says_who_where_and_how() -> None:
 
 
 def test_endings_are_read_in_the_order_of_ranks(tmp_path: Path) -> None:
-    where = endings.folder(tmp_path, "45_3", 2)
-    assert where == tmp_path / "endings" / "45_3-2" and endings.read(where) == []
+    where = exit_records.folder(tmp_path, "45_3", 2)
+    assert where == tmp_path / "endings" / "45_3-2" and exit_records.read(where) == []
     where.mkdir(parents=True)
     several = [ended(rank, rank, when=rank, words="é") for rank in (100, 0, 20, 3)]
     for one in several:
-        endings.write(where, one)
-    assert endings.read(where) == sorted(several, key=lambda one: one.rank)
+        exit_records.write(where, one)
+    assert exit_records.read(where) == sorted(several, key=lambda one: one.rank)
     assert sorted(path.name for path in where.iterdir()) == [f"rank-{rank:05d}.json" for rank in (0, 3, 20, 100)]
-    endings.write(where, ended(3, None))
-    assert endings.read(where)[1] == ended(3, None)
+    exit_records.write(where, ended(3, None))
+    assert exit_records.read(where)[1] == ended(3, None)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_endings_are_read_in_the_order_of_ranks(tmp_path: Path) -> None:
     ],
 )
 def test_whose_error_was_first(several: list[Ending], rank: int | None) -> None:
-    first = endings.culprit(several)
+    first = exit_records.culprit(several)
     assert (first.rank if first else None) == rank
 
 
@@ -85,8 +85,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key, value in {"ARRAY_JOB_ID": "45", "ARRAY_TASK_ID": "1", "RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(after, "time", SimpleNamespace(sleep=lambda s: (tmp_path / "slept").open("a").write(f"{s:g} ")))
-    monkeypatch.setattr(after.signal, "signal", lambda number, handler: (tmp_path / "ignored").open("a").write(f"{int(number)} "))
+    monkeypatch.setattr(requeue, "time", SimpleNamespace(sleep=lambda s: (tmp_path / "slept").open("a").write(f"{s:g} ")))
+    monkeypatch.setattr(requeue.signal, "signal", lambda number, handler: (tmp_path / "ignored").open("a").write(f"{int(number)} "))
     scontrol(tmp_path, "JobState=RUNNING Restarts=1")
     return tmp_path
 
@@ -104,12 +104,12 @@ if [ "$(grep -c requeue {folder}/asked)" -le {requeues} ]; then echo "no control
 
 def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[Ending], srun: int) -> tuple[int, str]:
     """The exit status, and the state of the run."""
-    where = endings.folder(job, "45_1", 1)
+    where = exit_records.folder(job, "45_1", 1)
     where.mkdir(parents=True, exist_ok=True)
     for one in several:
-        endings.write(where, one)
-    monkeypatch.setattr(after.sys, "argv", ["after", str(job), str(srun)])
-    code = after.main()
+        exit_records.write(where, one)
+    monkeypatch.setattr(requeue.sys, "argv", ["after", str(job), str(srun)])
+    code = requeue.main()
     assert status.read(job / "one").state == "running", "the other run of the array"
     return code, status.read(job / "two").state
 
@@ -162,8 +162,8 @@ def test_job_whose_fate_was_decided(job: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_job_without_a_status_is_left_without_one(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol(job, "JobState=CANCELLED Restarts=1")
     (job / "two" / status.FILE).unlink()
-    monkeypatch.setattr(after.sys, "argv", ["after", str(job), "9"])
-    assert after.main() == 9 and status.read(job / "two") is None
+    monkeypatch.setattr(requeue.sys, "argv", ["after", str(job), "9"])
+    assert requeue.main() == 9 and status.read(job / "two") is None
 
 
 @pytest.mark.parametrize(("refusals", "slept", "state"), [(0, "", "queued"), (2, "1 2 ", "queued"), (5, "1 2 4 8 16 ", "failed")])
@@ -189,26 +189,26 @@ def test_scontrol_that_does_not_answer_has_failed(monkeypatch: pytest.MonkeyPatc
         assert timeout == 60 and options == {"capture_output": True, "text": True}
         raise subprocess.TimeoutExpired("scontrol", timeout)
 
-    monkeypatch.setattr(after.subprocess, "run", run)
-    answer = after._scontrol("show")
+    monkeypatch.setattr(requeue.subprocess, "run", run)
+    answer = requeue._scontrol("show")
     assert answer.returncode == 1 and "timed out" in answer.stderr
 
 
 def test_errors_are_counted_from_one_again_after_a_new_checkpoint(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fail = [ended(0, 1, 1, "KeyError")]
-    assert after.conclude(job, 1, fail, 1) == "requeue"
+    assert requeue.conclude(job, 1, fail, 1) == "requeue"
     assert "error: rank 0 of 4, on node0, ended with status 1:\nKeyError\nstarting again, 1 of at most 2" in capsys.readouterr().err
     assert status.read(job / "two").state == "queued" and status.read(job / "two").error.startswith("rank 0 of 4")
-    assert after.conclude(job, 1, fail, 1) == "requeue" and "starting again, 2 of at most 2" in capsys.readouterr().err
+    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "starting again, 2 of at most 2" in capsys.readouterr().err
     (job / "two" / "checkpoints" / "images-000000000008").mkdir()
-    assert after.conclude(job, 1, fail, 1) == "requeue" and "starting again, 1 of at most 2" in capsys.readouterr().err
+    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "starting again, 1 of at most 2" in capsys.readouterr().err
     (job / "two" / "checkpoints" / "images-000000000004").mkdir()  # no newer one
-    assert [after.conclude(job, 1, fail, 1) for _ in range(2)] == ["requeue", "end"]
+    assert [requeue.conclude(job, 1, fail, 1) for _ in range(2)] == ["requeue", "end"]
     assert status.read(job / "two").state == "failed" and status.read(job / "two").error.startswith("rank 0 of 4")
 
 
 def test_start_that_no_process_took_part_in_names_the_log(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert after.conclude(job, 1, [], 5) == "requeue"
+    assert requeue.conclude(job, 1, [], 5) == "requeue"
     assert f"srun ended with status 5 before any training process began; see the log in {job}" in capsys.readouterr().err
-    assert after.conclude(job, 1, [], 0) == "end"
-    assert after.conclude(job, 1, [ended(0, 0)], 5) == "requeue"
+    assert requeue.conclude(job, 1, [], 0) == "end"
+    assert requeue.conclude(job, 1, [ended(0, 0)], 5) == "requeue"

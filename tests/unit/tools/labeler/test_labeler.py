@@ -25,9 +25,9 @@ from runs import ROOT
 from shards import TWO, pixels_of
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.evaluation import real
+from attributegan.evaluation import reference
 from attributegan.metrics import predictor
-from data_shards.labels import read_labels
+from data_shards.packing.labels import read_labels
 from tools import label, shard
 from tools.labeler import agreement, tiles
 from tools.labeler.app import KEYS, choices
@@ -419,7 +419,7 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     levels = np.array([[1, 0], [2, 1], [1, 1], [2, 0], [1, 0]])
     judge = predictor.fit_cnn(pixels, levels, TWO, steps=2)
     predictor.Kept(tmp_path / "judge").save(judge, {"training_tiles": 5})
-    found, cache, calls = tiles.find_tiles(folder), real.Cache.at(tmp_path / "cache"), []
+    found, cache, calls = tiles.find_tiles(folder), reference.Cache.at(tmp_path / "cache"), []
     with pytest.raises(ValueError, match="doesn't say the size of its tiles"):
         predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: None)
     predictor.Kept(tmp_path / "judge").save(judge, {"training_tiles": 5, "tile_size": 16})

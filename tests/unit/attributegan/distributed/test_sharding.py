@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attributegan.shares import Piece, Share, Table
+from attributegan.distributed.sharding import Piece, Share, Table
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attributegan.config import AugmentConfig, Config
-from attributegan.randomness import Draws, generator_for
+from attributegan.training.random_draws import Draws, generator_for
 
 CONFIG = dataclasses.replace(
     Config(), train=dataclasses.replace(Config().train, batch=12, seed=5), augment=AugmentConfig(policy=("color",))

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 from shards import pixels_of, rows_of, write_csv
 
-from data_shards import intact, rgb
-from data_shards.format import index, tile
+from data_shards.format import index, intact, rgb, tile
 from data_shards.loader.tile_reader import TileFiles, Wanted
 from data_shards.storage.shard_files import open_place
 from tools.shard import main

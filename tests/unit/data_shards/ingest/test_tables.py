@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 from shards import TWO, write_csv
 
-from data_shards import tables
-from data_shards.labels import read_labels
+from data_shards.ingest import tables
+from data_shards.packing.labels import read_labels
 from tools import shard
 
 GRADE = TWO.attributes[0]  # none (not assessable), low, high
