@@ -12,38 +12,38 @@ import sys
 import traceback
 from collections.abc import Callable
 
-BAD_INPUT, COMES_AGAIN = 2, 3
+BAD_INPUT, PERMANENT_ERROR = 2, 3
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
-class ForNow(Exception):
+class TransientError(Exception):
     """Nobody's mistake, and another start may go well; told in words, status 1."""
 
 
-class ComesAgain(RuntimeError):
+class PermanentError(RuntimeError):
     """Starting again as before would end in the same error; the cause says which."""
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Run ``work``; a ValueError is the user's (its message goes to stderr, status 2) or `ForNow`; others are ours and raise."""
+    """Run ``work``; a ValueError is the user's (its message goes to stderr, status 2) or `TransientError`; others are ours and raise."""
     try:
         work()
-    except ForNow as error:
+    except TransientError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except ComesAgain as error:
+    except PermanentError as error:
         traceback.print_exception(error.__cause__ or error)
-        return COMES_AGAIN
+        return PERMANENT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def keep_others_from_writing() -> None:
+def restrict_umask() -> None:
     """Whatever the umask is: what this process and its children make can't be written by everyone."""
     os.umask(os.umask(0o022) | 0o002)
 

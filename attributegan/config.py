@@ -147,14 +147,14 @@ class DataConfig:
     cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
-    window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
+    shuffle_window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
-    known: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
+    attributes: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
-        _require(self.window >= 0, f"data.window: {self.window} is negative")
+        _require(self.shuffle_window >= 0, f"data.window: {self.shuffle_window} is negative")
         _require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
@@ -163,12 +163,12 @@ class DataConfig:
 class TrainConfig:
     images: int = 3_200_000  # length of the run, in real images shown
     batch: int = 64  # global batch: over all processes and all micro-batches of a step
-    accumulation: int = 1  # micro-batches of a step
+    grad_accumulation: int = 1  # micro-batches of a step
     seed: int = 0  # of the weights, the order of tiles, latents and augmentation
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = (
         "auto"  # auto: bf16 where native, else fp32 (CPU), fp16 (GPU); fp64: checks
     )
-    processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
+    world_size: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
     timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
     tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it
     channels_last: bool = True  # memory layout of images and feature maps
@@ -180,10 +180,10 @@ class TrainConfig:
         for name in ("images", "batch", "accumulation", "timeout_s", "max_nonfinite"):
             _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
         _require(
-            self.batch % self.accumulation == 0,
-            f"train.batch: {self.batch} does not divide into train.accumulation={self.accumulation} micro-batches",
+            self.batch % self.grad_accumulation == 0,
+            f"train.batch: {self.batch} does not divide into train.accumulation={self.grad_accumulation} micro-batches",
         )
-        _require(self.processes >= 0, f"train.processes: {self.processes} is negative")
+        _require(self.world_size >= 0, f"train.processes: {self.world_size} is negative")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class RunConfig:
     log_every: int = 1_000  # images between lines of progress and metrics
     grid_every: int = 10_000  # images between attribute grids
     save_every: int = 10_000  # images between checkpoints
-    keep: int = 3  # newest checkpoints that stay; 0 keeps all
+    keep_last: int = 3  # newest checkpoints that stay; 0 keeps all
     trace: int = 0  # steps to trace with torch.profiler, from the fourth of each start on, for TensorBoard's profiler page
     scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
 

@@ -142,14 +142,14 @@ def _serve(options: argparse.Namespace, tiles: Tiles, answers: Ratings, writer: 
 
 
 def _predictions(options: argparse.Namespace, tiles: Tiles, schema: AttributeSchema) -> Predictions:
-    from attributegan.evaluation.reference import Cache
+    from attributegan.evaluation.reference import FeatureCache
     from tools.labeler.predictions import predict
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\rpredictions: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    return predict(options.predictor, schema, tiles, options.predictor_size, Cache.at(options.cache), progress)
+    return predict(options.predictor, schema, tiles, options.predictor_size, FeatureCache.at(options.cache), progress)
 
 
 def _summary(writer: Writer, out: Path) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_shards.format import index
-from data_shards.storage.shard_files import LocalTars
+from data_shards.storage.shard_files import LocalShardFiles
 
 Read = Callable[[int, int, int], bytes]  # number of a shard, length, offset
 
@@ -23,7 +23,7 @@ def problems(path: Path, header: index.Header, folder: Path) -> Iterator[str]:
         yield f"key {row['key']} is in {' and '.join(of_key[:3])}; give the samples of each tar names of their own"
     for row in groups_apart(table):
         yield f"group {row['group']} is in {row['split_count_distinct']} splits; choose the tars of --val by group, or hold out none (--val '')"
-    yield from (f"{line}; leave one of them" for line in same_images(table, header, LocalTars(folder, header.shards).read))
+    yield from (f"{line}; leave one of them" for line in same_images(table, header, LocalShardFiles(folder, header.shards).read))
 
 
 def groups_apart(table: pa.Table) -> list[dict[str, object]]:

@@ -248,7 +248,7 @@ def test_predictions_come_after_the_answer(browser: Browser, work: Path) -> None
     pixels = np.stack([pixels_of(number, 64) for number in range(COUNT)])
     levels = np.array([[1 + number % 2, number % 2] for number in range(COUNT)])
     judge = predictor.fit_cnn(pixels, levels, TWO, steps=2)
-    predictor.Kept(work / "judge").save(judge, {"training_tiles": COUNT, "tile_size": 64})
+    predictor.PredictorCache(work / "judge").save(judge, {"training_tiles": COUNT, "tile_size": 64})
     with serving(work, "--predictor", str(work / "judge"), "--cache", str(work / "cache")) as at:
         page = opened(browser, at, "Ann")
         bodies: list[str] = []

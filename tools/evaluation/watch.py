@@ -120,7 +120,7 @@ def _evaluate(checkpoint: Path, options: argparse.Namespace) -> None:
     try:
         _link(checkpoint, held)
         checkpoints.verify(held)
-    except (OSError, checkpoints.Damaged) as error:
+    except (OSError, checkpoints.CheckpointCorrupted) as error:
         log.warning("%s can't be evaluated, passed over: %s", checkpoint, error)
         _note(options.run, {"images": images, "error": str(error)})
         shutil.rmtree(held, ignore_errors=True)
@@ -174,13 +174,13 @@ def _keep_best(held: Path, run: Path, by: str) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for every file of a checkpoint, which takes no space; a copy where the file system has none."""
-    aside = target.with_name(f".linking-{target.name}")
-    for folder in (aside, target):
+    tmp_path = target.with_name(f".linking-{target.name}")
+    for folder in (tmp_path, target):
         shutil.rmtree(folder, ignore_errors=True)
-    aside.mkdir(parents=True)
+    tmp_path.mkdir(parents=True)
     for path in source.iterdir():
         try:
-            os.link(path, aside / path.name)
+            os.link(path, tmp_path / path.name)
         except OSError:
-            shutil.copy2(path, aside / path.name)
-    os.replace(aside, target)
+            shutil.copy2(path, tmp_path / path.name)
+    os.replace(tmp_path, target)

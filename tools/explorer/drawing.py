@@ -25,7 +25,7 @@ class Painter:
 
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self.model, self.precision = model, precision
-        self.generator = grids.ready(model.generator, "cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = grids.prepare_for_inference(model.generator, "cuda" if torch.cuda.is_available() else "cpu")
         self._kept = functools.lru_cache(KEPT)(self._draw)
 
     def tile(self, state: State) -> np.ndarray:
@@ -40,9 +40,9 @@ class Painter:
         start_BL, end_BL = (
             grids.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed)
         )  # fmt: skip
-        latents_BL = grids.mixed(start_BL, end_BL, state.mix) if state.mix else start_BL
+        latents_BL = grids.slerp(start_BL, end_BL, state.mix) if state.mix else start_BL
         if state.truncation is not None:
-            latents_BL = grids.truncated(latents_BL, state.truncation)
+            latents_BL = grids.truncate_latents(latents_BL, state.truncation)
         whole = all(level == int(level) for level in state.levels)
         levels_BA = torch.tensor([state.levels], dtype=torch.int64 if whole else torch.float32)
         return grids.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]

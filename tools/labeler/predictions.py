@@ -35,7 +35,12 @@ class Predictions:
 
 
 def predict(
-    folder: Path, schema: AttributeSchema, tiles: Tiles, size: int | None, cache: reference.Cache, progress: Callable[[int, int], None]
+    folder: Path,
+    schema: AttributeSchema,
+    tiles: Tiles,
+    size: int | None,
+    cache: reference.FeatureCache,
+    progress: Callable[[int, int], None],
 ) -> Predictions:
     """Predictions of all tiles, from the cache or into it; unreadable tiles have none.
 
@@ -64,8 +69,8 @@ def predict(
     return Predictions({file: row[:-1] for file, row in known}, {file: row[-1] for file, row in known})
 
 
-def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.Judge, int]:
-    found = predictor.Kept(folder).load(schema)
+def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.AttributePredictor, int]:
+    found = predictor.PredictorCache(folder).load(schema)
     if found is None:
         raise ValueError(
             f"--predictor {folder}: no predictor of these attributes; give a judge-… folder of attributegan-evaluate's cache "
@@ -78,7 +83,9 @@ def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[pred
     return judge, size
 
 
-def _predict(judge: predictor.Judge, network: features.Features | None, root: Path, files: tuple[str, ...], size: int) -> np.ndarray:
+def _predict(
+    judge: predictor.AttributePredictor, network: features.Features | None, root: Path, files: tuple[str, ...], size: int
+) -> np.ndarray:
     """(N, A + 1) float64: levels and uncertainty; NaN for tiles that can't be read."""
     tiles: list[np.ndarray] = []
     rows_N = []
@@ -107,7 +114,7 @@ def _tile(path: Path, size: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _uncertainty(judge: predictor.Judge, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
+def _uncertainty(judge: predictor.AttributePredictor, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
     """Mean entropy of the binary answers, each attribute counting alike; (N,)."""
     logits_NK = judge.eval()(*judge.inputs(tiles_NHWC, features_ND, next(judge.parameters()).device)).double()
     p_NK = logits_NK.sigmoid().clamp(1e-12, 1 - 1e-12)

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from attributegan.cli import BAD_INPUT, COMES_AGAIN
+from attributegan.cli import BAD_INPUT, PERMANENT_ERROR
 from attributegan.run_dir import status
 from slurm import exit_records, requeue
-from slurm.exit_records import Ending
+from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
 
 STOPPED = 128 + signal.SIGTERM
 
 
-def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> Ending:
-    return Ending(rank, 4, f"node{rank}", code, when, words)
+def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRecord:
+    return ExitRecord(rank, 4, f"node{rank}", code, when, words)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> Ending
         (0, False, False, False),
         (1, False, True, False),
         (BAD_INPUT, False, True, True),
-        (COMES_AGAIN, False, True, True),
+        (PERMANENT_ERROR, False, True, True),
         (STOPPED, True, False, False),
         (-signal.SIGTERM, True, False, False),
         (-signal.SIGKILL, False, True, False),
@@ -70,8 +70,8 @@ def test_endings_are_read_in_the_order_of_ranks(tmp_path: Path) -> None:
         ([], None),
     ],
 )
-def test_whose_error_was_first(several: list[Ending], rank: int | None) -> None:
-    first = exit_records.culprit(several)
+def test_whose_error_was_first(several: list[ExitRecord], rank: int | None) -> None:
+    first = exit_records.first_failure(several)
     assert (first.rank if first else None) == rank
 
 
@@ -102,7 +102,7 @@ if [ "$(grep -c requeue {folder}/asked)" -le {requeues} ]; then echo "no control
     (folder / "scontrol").chmod(0o755)
 
 
-def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[Ending], srun: int) -> tuple[int, str]:
+def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[ExitRecord], srun: int) -> tuple[int, str]:
     """The exit status, and the state of the run."""
     where = exit_records.folder(job, "45_1", 1)
     where.mkdir(parents=True, exist_ok=True)

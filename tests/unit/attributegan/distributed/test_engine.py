@@ -15,7 +15,7 @@ from attributegan.config import Config, OptimConfig
 from attributegan.distributed.adam import Adam
 from attributegan.distributed.engine import DataParallel, optimizer
 from attributegan.distributed.engine import LossScale as Scale
-from attributegan.distributed.sharding import Table
+from attributegan.distributed.sharding import ShardedStateDict
 
 START = torch.tensor([[3.0, -4.0]])
 
@@ -119,7 +119,7 @@ def test_weights_without_a_gradient_do_not_hinder_a_step() -> None:
 def test_network_runs_in_the_precision_of_the_run_and_frozen_keeps_no_gradients() -> None:
     engine = engine_of()
     x = torch.ones(1, 2, requires_grad=True)
-    assert engine(x).dtype == engine.local(x).dtype == torch.bfloat16
+    assert engine(x).dtype == engine.unwrapped(x).dtype == torch.bfloat16
     with engine.frozen():
         assert not engine.module.weight.requires_grad
         engine(x).sum().backward()
@@ -133,10 +133,10 @@ def test_optimizers() -> None:
     assert type(optimizer(OptimConfig(), parameters, 0.25)) is Adam
 
 
-def whole(table: Table) -> dict[str, Tensor]:
+def whole(table: ShardedStateDict) -> dict[str, Tensor]:
     """The tensors of the only process's table."""
-    assert {piece.start for piece in table.pieces} <= {0}
-    return {piece.name: piece.values_N.clone().view(table.shapes[piece.name][1]) for piece in table.pieces}
+    assert {part.start for part in table.slices} <= {0}
+    return {part.name: part.values_N.clone().view(table.shapes[part.name][1]) for part in table.slices}
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
@@ -155,18 +155,18 @@ def test_state_is_given_back_as_it_was(name: str) -> None:
 
     first, second = convolution(0), convolution(1)
     train(first, 3)
-    weights, moments = whole(first.weights()), whole(first.moments())
-    assert weights.keys() == first.module.state_dict().keys() == first.parts().keys()
+    weights, moments = whole(first.model_state()), whole(first.optimizer_state())
+    assert weights.keys() == first.module.state_dict().keys() == first.local_state().keys()
     trained = [n for n, p in first.module.named_parameters() if p.requires_grad]
     kinds = ("step", "exp_avg", "exp_avg_sq") if name == "adam" else ()
     assert moments.keys() == {f"{n}.{kind}" for n in trained for kind in kinds}
-    second.load_weights(weights.__getitem__)
-    second.load_moments(frozenset(moments), moments.__getitem__)
+    second.load_model_state(weights.__getitem__)
+    second.load_optimizer_state(frozenset(moments), moments.__getitem__)
     for engine in (first, second):
         train(engine, 2)
     for n, tensor in first.module.state_dict().items():
         assert torch.equal(second.module.state_dict()[n], tensor), n
-    assert all(torch.equal(tensor, whole(second.moments())[n]) for n, tensor in whole(first.moments()).items())
+    assert all(torch.equal(tensor, whole(second.optimizer_state())[n]) for n, tensor in whole(first.optimizer_state()).items())
 
 
 @contextlib.contextmanager

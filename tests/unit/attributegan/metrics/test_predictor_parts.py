@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from attributegan.attributes import Attribute, AttributeSchema
 from attributegan.metrics import predictor
-from attributegan.metrics.predictor import Cnn, Head, Kept
+from attributegan.metrics.predictor import Cnn, Head, PredictorCache
 
 TWO = AttributeSchema((Attribute("grade", ("unclear", "low", "mid", "high"), 0), Attribute("tone", ("dark", "light", "unclear"), 2)))
 
@@ -24,7 +24,7 @@ def tiles_of(count: int, size: int = 16) -> np.ndarray:
 
 def test_expected_level_is_the_lowest_plus_the_chances_of_being_above_each() -> None:
     logits = torch.tensor([[0.0, -100.0, 1.0], [100.0, 100.0, -100.0]], dtype=torch.float64)
-    found = predictor.Judge(TWO)._expected(logits)
+    found = predictor.AttributePredictor(TWO)._expected(logits)
     assert found.tolist() == [pytest.approx([1.5, expit(1.0)]), pytest.approx([3, 0])]
 
 
@@ -180,22 +180,22 @@ def test_mean_spearman_is_over_the_attributes_that_vary() -> None:
 
 def test_tiles_are_spoiled_within_the_bounds_that_are_told() -> None:
     rng = torch.Generator().manual_seed(0)
-    grey = predictor._spoiled(torch.full((4000, 3, 6, 6), 0.5), rng)
+    grey = predictor._corrupted(torch.full((4000, 3, 6, 6), 0.5), rng)
     level_BC, noise_B = grey.mean((2, 3)) - 0.5, grey.std((2, 3)).mean(1)
     assert float(level_BC.std()) == pytest.approx(0.15 / 12**0.5, rel=0.05) and abs(float(level_BC.mean())) < 0.003
     assert (
         0 <= float(noise_B.min()) < 0.002 and 0.07 < float(noise_B.max()) < 0.11 and float(noise_B.mean()) == pytest.approx(0.04, rel=0.08)
     )
-    light = predictor._spoiled(torch.full((4000, 3, 6, 6), 0.8), rng).mean((2, 3)) - 0.8
+    light = predictor._corrupted(torch.full((4000, 3, 6, 6), 0.8), rng).mean((2, 3)) - 0.8
     assert float(light.std()) == pytest.approx(((0.3 * 0.3) ** 2 / 12 + 0.15**2 / 12) ** 0.5, rel=0.05) and abs(float(light.mean())) < 0.003
     board = (torch.arange(12)[:, None] + torch.arange(12)) % 2 * 0.4 + 0.3
-    spoiled = predictor._spoiled(board.expand(4000, 3, 12, 12), rng)
+    spoiled = predictor._corrupted(board.expand(4000, 3, 12, 12), rng)
     contrast_B = (spoiled * (board - 0.5).sign()).mean((1, 2, 3)) / 0.2
     # Half of them keep their contrast, the others lose up to 70 % of eight or nine tenths of it.
     assert float((contrast_B < 0.86).float().mean()) == pytest.approx(0.4, abs=0.05)
     assert 0.25 < float(contrast_B.min()) < 0.4 and float(contrast_B.median()) > 0.86
     assert spoiled.is_contiguous(memory_format=torch.channels_last)
-    assert predictor._spoiled(torch.ones(50, 3, 4, 4), rng).max() == 1 and predictor._spoiled(torch.zeros(50, 3, 4, 4), rng).min() == 0
+    assert predictor._corrupted(torch.ones(50, 3, 4, 4), rng).max() == 1 and predictor._corrupted(torch.zeros(50, 3, 4, 4), rng).min() == 0
 
 
 def test_progress_is_told_and_few_tiles_are_enough() -> None:
@@ -210,7 +210,7 @@ def test_judges_are_kept_with_their_kind_and_note(tmp_path: Path) -> None:
     with torch.no_grad():
         head.weight_AD.normal_()
     for judge, kind, width in ((head, "features", 7), (cnn, "cnn", 0)):
-        kept = Kept(tmp_path / "deep" / kind)
+        kept = PredictorCache(tmp_path / "deep" / kind)
         kept.save(judge, {"score": 0.5})
         kept.save(judge, {"score": 0.75})
         loaded, note = kept.load(TWO) or pytest.fail("not there")
@@ -219,6 +219,6 @@ def test_judges_are_kept_with_their_kind_and_note(tmp_path: Path) -> None:
     tree = json.loads((tmp_path / "deep" / "cnn" / "judge.json").read_text())
     del tree["attributes"]
     (tmp_path / "deep" / "cnn" / "judge.json").write_text(json.dumps(tree))  # as older versions wrote it
-    assert Kept(tmp_path / "deep" / "cnn").load(TWO) is not None
+    assert PredictorCache(tmp_path / "deep" / "cnn").load(TWO) is not None
     (tmp_path / "deep" / "cnn" / "judge.safetensors").write_bytes(b"no")
-    assert Kept(tmp_path / "deep" / "cnn").load(TWO) is None
+    assert PredictorCache(tmp_path / "deep" / "cnn").load(TWO) is None

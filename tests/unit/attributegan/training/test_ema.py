@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attributegan.distributed.sharding import Share, Table
+from attributegan.distributed.sharding import EvenShard, ShardedStateDict
 from attributegan.training.ema import Ema
 
 
@@ -22,7 +22,7 @@ def network(value: float) -> nn.Module:
     return module
 
 
-class Joined(Share):
+class Joined(EvenShard):
     """A share of two whose other process's average is at hand."""
 
     averages: list[Ema] = []
@@ -32,15 +32,15 @@ class Joined(Share):
         return torch.cat([ema.average[name] for ema in self.averages])
 
 
-def engine_of(module: nn.Module, share: Share | None = None) -> SimpleNamespace:
-    share = share or Share(0, 1)
+def engine_of(module: nn.Module, share: EvenShard | None = None) -> SimpleNamespace:
+    share = share or EvenShard(0, 1)
     sharded = share.world > 1
     parameters = dict(module.named_parameters())
 
     def parts() -> dict[str, Tensor]:
-        return {name: share.of(tensor) if sharded and name in parameters else tensor for name, tensor in module.state_dict().items()}
+        return {name: share.local(tensor) if sharded and name in parameters else tensor for name, tensor in module.state_dict().items()}
 
-    return SimpleNamespace(parts=parts, share=share, sharded=sharded, module=module)
+    return SimpleNamespace(local_state=parts, share=share, sharded=sharded, module=module)
 
 
 def test_average_starts_as_the_network_and_moves_by_images() -> None:
@@ -108,22 +108,22 @@ def test_shares_are_averaged_like_the_whole(shares: tuple[nn.Module, list[Ema]])
         assert [p.numel() for p in ema._module.parameters()] == [0, 0, 0]
 
 
-def joined(tables: list[Table]) -> dict[str, Tensor]:
+def joined(tables: list[ShardedStateDict]) -> dict[str, Tensor]:
     found = {name: torch.full(shape, float("nan")).flatten() for name, (_, shape) in tables[0].shapes.items()}
-    for piece in (piece for table in tables for piece in table.pieces):
-        assert found[piece.name][piece.start : piece.start + len(piece.values_N)].isnan().all(), "every element once"
-        found[piece.name][piece.start : piece.start + len(piece.values_N)] = piece.values_N
+    for part in (part for table in tables for part in table.slices):
+        assert found[part.name][part.start : part.start + len(part.values_N)].isnan().all(), "every element once"
+        found[part.name][part.start : part.start + len(part.values_N)] = part.values_N
     return {name: tensor.view(tables[0].shapes[name][1]) for name, tensor in found.items()}
 
 
 def test_state_of_shares_is_the_whole_and_is_read_back(shares: tuple[nn.Module, list[Ema]]) -> None:
     _, averages = shares
-    found, expected = joined([ema.weights() for ema in averages]), network(1).state_dict()
+    found, expected = joined([ema.model_state() for ema in averages]), network(1).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert averages[0].weights().shapes["1.num_batches_tracked"] == (torch.int64, ())
+    assert averages[0].model_state().shapes["1.num_batches_tracked"] == (torch.int64, ())
     other = network(2).state_dict()
     for ema in averages:
-        ema.load_weights(other.__getitem__)
-    found = joined([ema.weights() for ema in averages])
+        ema.load_model_state(other.__getitem__)
+    found = joined([ema.model_state() for ema in averages])
     assert all(torch.equal(found[name], tensor) for name, tensor in other.items())

@@ -13,7 +13,7 @@ from torch import Tensor
 from attributegan.config import AugmentConfig, Config, LossConfig, ModelConfig
 from attributegan.models import DiscriminatorOutput
 from attributegan.training import augment, losses, phases
-from attributegan.training.random_draws import Draws
+from attributegan.training.random_draws import StepNoise
 
 BATCH, LEVELS = 4, 5
 EVERYTHING: dict[str, Any] = {
@@ -22,7 +22,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def answer_to(images: Tensor, levels: Tensor, quadrant: int, first: int | None) -> DiscriminatorOutput:
-    """What `Judge` says when it is asked for everything."""
+    """What `AttributePredictor` says when it is asked for everything."""
     mean, square = images.mean(dim=(1, 2, 3)), images.square().mean(dim=(1, 2, 3))
     return DiscriminatorOutput(
         logits=torch.stack([3 * mean + levels[:, 0], square - levels[:, 1]], dim=1),
@@ -44,13 +44,13 @@ class Judge:
         self.is_frozen, self.frozen_calls = False, []
 
     def __call__(self, images: Tensor, levels: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True,
-                 learn_levels: bool = False, tell_levels: bool = False, first: int | None = None) -> DiscriminatorOutput:  # fmt: skip
-        self.calls.append({"embed": embed, "reconstruct": reconstruct, "learn": learn_levels, "tell": tell_levels, "n": len(images)})
+                 train_levels: bool = False, predict_levels: bool = False, first: int | None = None) -> DiscriminatorOutput:  # fmt: skip
+        self.calls.append({"embed": embed, "reconstruct": reconstruct, "learn": train_levels, "tell": predict_levels, "n": len(images)})
         self.frozen_calls.append(self.is_frozen)
         answer = answer_to(images, levels, quadrant, first)
         answer = answer if embed else answer._replace(embedding=None, proxy=None)
         answer = answer if reconstruct else answer._replace(reconstruction_loss=None)
-        return answer if learn_levels or tell_levels else answer._replace(levels=None)
+        return answer if train_levels or predict_levels else answer._replace(levels=None)
 
     def local(self, *inputs: Any, **options: Any) -> DiscriminatorOutput:
         return self(*inputs, **options)
@@ -106,7 +106,7 @@ def two_batches(config: Config) -> list[phases.MicroBatch]:
     for k in range(2):
         levels = torch.randint(1, LEVELS, (BATCH, 2), generator=generator)
         images = torch.rand(BATCH, 3, 2, 2, generator=generator) * 2 - 1
-        draws = dataclasses.replace(Draws.for_step(config, images=k, dtype=torch.float32), quadrant=k + 1)
+        draws = dataclasses.replace(StepNoise.for_step(config, images=k, dtype=torch.float32), quadrant=k + 1)
         batches.append(phases.MicroBatch(images, levels, torch.ones_like(levels, dtype=torch.bool), draws))
     return batches
 

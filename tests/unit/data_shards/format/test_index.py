@@ -186,7 +186,7 @@ def test_rows_at_the_edge(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_index_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not there; .* is no shard set"):
+    with pytest.raises(ValueError, match="not there; .* is not a shard set"):
         index.read_header(tmp_path / "i")
     (tmp_path / "i").write_bytes(b"PAR1 no")
     for read in (

@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from shards import pixels_of, rows_of, write_csv
 
 from data_shards.format import index, intact, rgb, tile
-from data_shards.loader.tile_reader import TileFiles, Wanted
-from data_shards.storage.shard_files import open_place
+from data_shards.loader.tile_reader import TileReader, TileRequest
+from data_shards.storage.shard_files import open_location
 from tools.shard import main
 
 GRADE = "grade: [low, mid, high]\n"
@@ -36,8 +36,8 @@ def trained_on(folder: Path, name: str, *more: str) -> np.ndarray:
     assert main(["pack", *paths, *common, *more]) == 0
     assert main(["verify", str(folder / "set"), "--workers", "1"]) == 0
     [row] = rows_of(folder / "set")
-    _, _, header, tars = open_place(folder / "set")
-    return TileFiles(tars, header.image_size or SIZE).read(Wanted(0, row["offset"], row["length"], row["checksum"], 0))
+    _, _, header, tars = open_location(folder / "set")
+    return TileReader(tars, header.image_size or SIZE).read(TileRequest(0, row["offset"], row["length"], row["checksum"], 0))
 
 
 def refusal(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -88,8 +88,8 @@ def test_levels_between_numbers_lie_between_their_names() -> None:
 
 def test_the_level_that_is_not_assessable_may_be_named() -> None:
     read = AttributeSchema.from_dict
-    for value, place in (("unclear", 0), (0, 0), ("0", 0)):
-        assert read({"a": {"levels": ["unclear", "low", "high"], "not_assessable": value}}).attributes[0].not_assessable == place
+    for value, location in (("unclear", 0), (0, 0), ("0", 0)):
+        assert read({"a": {"levels": ["unclear", "low", "high"], "not_assessable": value}}).attributes[0].not_assessable == location
     assert read({"a": {"levels": ["1", "2", "9"], "not_assessable": 9}}).attributes[0].not_assessable == 2
     with pytest.raises(ValueError, match="'#0' for the level named 1, '#1' for 2"):
         read({"a": {"levels": ["1", "2"], "not_assessable": 1}})

@@ -288,7 +288,7 @@ def test_a_folder_that_is_no_folder_for_the_index(tmp_path: Path, capsys: pytest
 
 def test_pixels_of_an_index_are_those_of_pack(tmp_path: Path) -> None:
     """A tar of others with a transparent PNG trains on white, as one that pack stored."""
-    from data_shards.loader.tile_reader import TileFiles, Wanted
+    from data_shards.loader.tile_reader import TileReader, TileRequest
 
     buffer = io.BytesIO()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(buffer, "PNG")
@@ -297,5 +297,5 @@ def test_pixels_of_an_index_are_those_of_pack(tmp_path: Path) -> None:
     clean(tmp_path / "tars")
     shards = ShardSet.open(tmp_path / "tars")
     [row] = rows_of(tmp_path / "tars")
-    pixels_HWC = TileFiles(shards.tars, 8).read(Wanted(0, row["offset"], row["length"], row["checksum"], 0))
+    pixels_HWC = TileReader(shards.tars, 8).read(TileRequest(0, row["offset"], row["length"], row["checksum"], 0))
     assert np.array_equal(pixels_HWC, np.full((8, 8, 3), 255))

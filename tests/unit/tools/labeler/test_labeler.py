@@ -417,16 +417,16 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     (folder / "t9.png").write_bytes(b"no image")
     pixels = np.stack([pixels_of(number) for number in range(5)])
     levels = np.array([[1, 0], [2, 1], [1, 1], [2, 0], [1, 0]])
-    judge = predictor.fit_cnn(pixels, levels, TWO, steps=2)
-    predictor.Kept(tmp_path / "judge").save(judge, {"training_tiles": 5})
-    found, cache, calls = tiles.find_tiles(folder), reference.Cache.at(tmp_path / "cache"), []
+    attribute_predictor = predictor.fit_cnn(pixels, levels, TWO, steps=2)
+    predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5})
+    found, cache, calls = tiles.find_tiles(folder), reference.FeatureCache.at(tmp_path / "cache"), []
     with pytest.raises(ValueError, match="doesn't say the size of its tiles"):
         predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: None)
-    predictor.Kept(tmp_path / "judge").save(judge, {"training_tiles": 5, "tile_size": 16})
+    predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5, "tile_size": 16})
     first = predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: calls.append(done))
     again = predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: calls.append(done))
     assert first == again and calls == [6] and set(first.levels) == set(found.files) - {"t9.png"}
-    assert first.levels["t0.png"] == pytest.approx(judge.predict(pixels[:1])[0].tolist(), abs=1e-6)
+    assert first.levels["t0.png"] == pytest.approx(attribute_predictor.predict(pixels[:1])[0].tolist(), abs=1e-6)
     assert all(0 <= value <= 1 for value in first.uncertainty.values())
     with pytest.raises(ValueError, match="no predictor of these attributes"):
         predict(tmp_path / "judge", PUBLISHED, found, None, cache, lambda done, total: None)
