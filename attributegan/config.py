@@ -7,6 +7,7 @@ take no time. What an option does is in the module that reads it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,21 @@ import yaml
 from attributegan.attributes import YAML_ERRORS
 
 T = TypeVar("T")
+log = logging.getLogger("attributegan")
+
+# Names of earlier versions, which old checkpoints and configurations have; still read in this version.
+RENAMED_OPTIONS = {
+    "data.known": "data.attributes",
+    "data.window": "data.shuffle_window",
+    "train.accumulation": "train.grad_accumulation",
+    "train.processes": "train.world_size",
+    "run.keep": "run.keep_last",
+}
+RENAMED_VALUES = {
+    "model.generator_levels": {"columns": "onehot", "places": "ordinal"},
+    "loss.contrastive_over": {"tile": "label"},
+    "evaluate.best": {"obeys": "control_score"},
+}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -40,7 +56,7 @@ class ModelConfig:
     generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
     discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
     attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
-    generator_levels: Literal["columns", "places"] = "columns"  # a column for each level, or the place of each attribute on its scale
+    generator_levels: Literal["onehot", "ordinal"] = "onehot"  # a column for each level, or the place of each attribute on its scale
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
     auxiliary_heads: bool = False  # heads of the discriminator that tell levels, and real from generated, for each attribute
@@ -75,7 +91,7 @@ class LossConfig:
 
     adversarial: Literal["hinge", "relativistic"] = "hinge"  # each answer for itself, or that of a real tile against a generated one's
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
-    contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
+    contrastive_over: Literal["label", "attribute"] = "label"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
     auxiliary: float = 0.0  # heads learn levels, and real from generated (discriminator); tiles pass for real ones of theirs (generator)
     control: float = 0.0  # the levels alone of generated tiles, as the auxiliary heads read them (generator)
@@ -89,13 +105,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("contrastive", "auxiliary", "control", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
-        _require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} goes with a loss.auxiliary above 0")
-        _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
+        _require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} requires loss.auxiliary > 0")
+        _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} requires loss.r1_gamma > 0")
         _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
         _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
-        for name, default in (("contrastive_over", "tile"), ("temperature", 1.0)):
+        for name, default in (("contrastive_over", "label"), ("temperature", 1.0)):
             value = getattr(self, name)
-            _require(self.contrastive > 0 or value == default, f"loss.{name}: {value} goes with a loss.contrastive above 0")
+            _require(self.contrastive > 0 or value == default, f"loss.{name}: {value} requires loss.contrastive > 0")
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ class AugmentConfig:
         _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
         _require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
         _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
-        _require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} goes with an augment.policy")
+        _require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} requires augment.policy")
 
 
 @dataclass(frozen=True)
@@ -145,14 +161,14 @@ class DataConfig:
     cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
-    window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
+    shuffle_window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
-    known: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
+    attributes: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
-        _require(self.window >= 0, f"data.window: {self.window} is negative")
+        _require(self.shuffle_window >= 0, f"data.shuffle_window: {self.shuffle_window} is negative")
         _require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
         _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
@@ -161,10 +177,10 @@ class DataConfig:
 class TrainConfig:
     images: int = 3_200_000  # length of the run, in real images shown
     batch: int = 64  # global batch: over all processes and all micro-batches of a step
-    accumulation: int = 1  # micro-batches of a step
+    grad_accumulation: int = 1  # micro-batches of a step
     seed: int = 0  # of the weights, the order of tiles, latents and augmentation
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # fp32, bf16 or fp16 (autocast), or fp64 for checks of exactness
-    processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
+    world_size: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
     timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
     tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it
     channels_last: bool = True  # memory layout of images and feature maps
@@ -173,13 +189,13 @@ class TrainConfig:
     max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "accumulation", "timeout_s", "max_nonfinite"):
+        for name in ("images", "batch", "grad_accumulation", "timeout_s", "max_nonfinite"):
             _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
         _require(
-            self.batch % self.accumulation == 0,
-            f"train.batch: {self.batch} does not divide into train.accumulation={self.accumulation} micro-batches",
+            self.batch % self.grad_accumulation == 0,
+            f"train.batch: {self.batch} does not divide into train.grad_accumulation={self.grad_accumulation} micro-batches",
         )
-        _require(self.processes >= 0, f"train.processes: {self.processes} is negative")
+        _require(self.world_size >= 0, f"train.world_size: {self.world_size} is negative")
 
 
 @dataclass(frozen=True)
@@ -199,14 +215,14 @@ class RunConfig:
     log_every: int = 1_000  # images between lines of progress and metrics
     grid_every: int = 10_000  # images between attribute grids
     save_every: int = 10_000  # images between checkpoints
-    keep: int = 3  # newest checkpoints that stay; 0 keeps all
+    keep_last: int = 3  # newest checkpoints that stay; 0 keeps all
     trace: int = 0  # steps to trace with torch.profiler, from the fourth of each start on, for TensorBoard's profiler page
     scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
 
     def __post_init__(self) -> None:
         for name in ("log_every", "grid_every", "save_every"):
             _require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
-        for name in ("keep", "trace"):
+        for name in ("keep_last", "trace"):
             _require(getattr(self, name) >= 0, f"run.{name}: {getattr(self, name)} is negative")
         _require(bool(self.dir), "run.dir: is empty; name the folder of the run")
 
@@ -217,7 +233,7 @@ class EvaluateConfig:
 
     every: int = 0  # images between evaluations, at least; 0 for none
     split: str = "val"  # held-out split of the shards
-    best: Literal["kid", "obeys"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
+    best: Literal["kid", "control_score"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
     count: int = 1_024  # tiles generated for image quality
     sweeps: int = 64  # latents of which every attribute is moved
     features: str = "efficientnet-lite0"  # what sees the tiles; see attributegan-evaluate --help
@@ -273,10 +289,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ValueError: see `from_dict`; names the override when that is what is wrong.
     """
-    tree, given = read_yaml(path), {}
+    tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
-        section, dot, key = dotted.strip().partition(".")
+        section, dot, key = _current_option(dotted.strip(), repr(override)).partition(".")
         _require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
         try:
             parsed = yaml.safe_load(value)
@@ -292,6 +308,35 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         option = str(error).partition(":")[0]
         where = repr(given[option]) if option in given else f"{path} with overrides" if given else str(path)
         raise ValueError(f"{where}: {error}") from None
+
+
+def with_current_names(tree: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
+    """Sections of options with the names and values of earlier versions replaced by those of this one; logs what it replaced.
+
+    Raises:
+        ValueError: an option is given by both its names.
+    """
+    return {section: _renamed(branch, f"{section}.", where) if isinstance(branch, Mapping) else branch for section, branch in tree.items()}
+
+
+def _renamed(branch: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in branch.items():
+        option = _current_option(f"{prefix}{key}", where)
+        name = option.removeprefix(prefix)
+        _require(name == key or name not in branch, f"{prefix}{key}: is now {option}, which is given too; leave the old name out")
+        values = RENAMED_VALUES.get(option, {})
+        if isinstance(value, str) and value in values:
+            log.warning("%s: %s=%s is now %s; the old value is read in this version only", where, option, value, values[value])
+            value = values[value]
+        result[name] = value
+    return result
+
+
+def _current_option(option: str, where: str) -> str:
+    if option in RENAMED_OPTIONS:
+        log.warning("%s: %s is now %s; the old name is read in this version only", where, option, RENAMED_OPTIONS[option])
+    return RENAMED_OPTIONS.get(option, option)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -312,6 +357,7 @@ def dump(config: Config) -> str:
 
 def _fill(cls: type[T], tree: Any, prefix: str) -> T:
     _require(isinstance(tree, Mapping), f"{prefix.rstrip('.') or 'top level'}: expected a mapping of options, got {tree!r}")
+    tree = _renamed(tree, prefix, "configuration")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in tree:

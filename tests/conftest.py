@@ -19,10 +19,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint of an untrained generator; its average is another one."""
-    from untrained_run import untrained
+    from untrained_run import untrained_run
 
     folder = tmp_path_factory.mktemp("run")
-    untrained(folder, 1234)
+    untrained_run(folder, 1234)
     return folder
 
 

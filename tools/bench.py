@@ -42,16 +42,16 @@ class Result:
 
     name: str
     unit: str
-    sides: dict[str, list[float]]
+    contenders: dict[str, list[float]]
     against: list[tuple[str, str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, list[float]]:
         """One side over another, turn by turn."""
-        return {f"{a} / {b}": [x / y for x, y in zip(self.sides[a], self.sides[b], strict=True)] for a, b in self.against}
+        return {f"{a} / {b}": [x / y for x, y in zip(self.contenders[a], self.contenders[b], strict=True)] for a, b in self.against}
 
     def lines(self) -> list[str]:
-        rows = [_line(side, values, self.unit) for side, values in self.sides.items()]
+        rows = [_line(contender, values, self.unit) for contender, values in self.contenders.items()]
         return [self.name, *rows, *(_line(name, values, "") for name, values in self.ratios().items()),
                 *(f"  {name}: {value}" for name, value in self.facts.items())]  # fmt: skip
 
@@ -60,12 +60,12 @@ def _line(name: str, values: Sequence[float], unit: str) -> str:
     return f"  {name:32s} {statistics.median(values):12,.4g} {unit}  ({min(values):,.4g} to {max(values):,.4g})"
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Run every side once to warm up and then ``repeats`` times, one after the other; each gives its own value."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
+    values: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
-        for name, side in sides.items():
-            value = side()
+        for name, contender in contenders.items():
+            value = contender()
             if turn:
                 values[name].append(value)
     return values

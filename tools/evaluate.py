@@ -21,7 +21,7 @@ from tools import options as options_module
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.checkpoint.store import Loaded
     from attributegan.distributed.process_group import Processes
-    from attributegan.evaluation.reference import Real
+    from attributegan.evaluation.reference import ReferenceSet
     from attributegan.evaluation.scores import Row
 
 EXAMPLES = """\
@@ -74,16 +74,16 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
     result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
     result.add_argument("--sweeps", metavar="N", type=int, default=64, help="latents to move every attribute of (%(default)s)")
-    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
+    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
     result.add_argument("--features", metavar="NETWORK", default="efficientnet-lite0",
                         help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
                         "file, or MODULE:FUNCTION")  # fmt: skip
     result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
-    result.add_argument("--judge", choices=("auto", "cnn", "features"), default="auto",
+    result.add_argument("--predictor", choices=("auto", "cnn", "features"), default="auto",
                         help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
-    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
 
 
@@ -98,12 +98,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     from attributegan.distributed.process_group import Processes
 
     paths = [options.model, *options.baseline]
-    models = {name: load_for_sampling(path, ema=not options.raw) for name, path in zip(names_of(paths), paths, strict=True)}
+    models = {name: load_for_sampling(path, ema=not options.no_ema) for name, path in zip(names_of(paths), paths, strict=True)}
     processes = Processes()
     try:
         return Evaluation(options, models, processes).run()
     finally:
-        processes.end()
+        processes.shutdown()
 
 
 def check(options: argparse.Namespace) -> None:
@@ -152,14 +152,14 @@ class Evaluation:
         from attributegan.evaluation import reference, samples, scores
 
         options, processes = self.options, self.processes
-        cache = reference.Cache.at(options.cache)
-        known = reference.study(
+        cache = reference.FeatureCache.at(options.cache)
+        known = reference.analyze_reference(
             self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
-            kind=options.judge, seed=options.seed, progress=self.progress,
+            kind=options.predictor, seed=options.seed, progress=self.progress,
         )  # fmt: skip
         plan = samples.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
         equal = min(len(self.data.train), len(self.data.held_out), options.count)
-        rows = [scores.ceiling(known, equal, self.data.measure)] if known else []
+        rows = [scores.real_data_row(known, equal, self.data.measure)] if known else []
         made = {}
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
@@ -180,14 +180,14 @@ class Evaluation:
     def _tell(self, name: str, what: str, done: int, total: int) -> None:
         self.progress(f"{name}: {what}", done, total)
 
-    def _summary(self, known: Real, rows: Sequence[Row], equal: int) -> dict[str, Any]:
+    def _summary(self, known: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
         from attributegan.evaluation import scores
 
         options = self.options
         return {
             "format": scores.FORMAT,
             "features": self.features.identity,
-            "data": {"shards": self.data.place, "identity": [known.train.identity, known.held_out.identity],
+            "data": {"shards": self.data.location, "identity": [known.train.identity, known.held_out.identity],
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
                         | {"equal": equal},
@@ -196,9 +196,9 @@ class Evaluation:
             "rows": [row.numbers for row in rows],
         }  # fmt: skip
 
-    def _write(self, known: Real, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
+    def _write(self, known: ReferenceSet, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
         """The JSON last: its presence says that the report is whole."""
-        from attributegan.utils.files import whole_file
+        from attributegan.utils.files import atomic_write
         from tools.evaluation import figures, report
 
         out = self.options.out
@@ -207,11 +207,11 @@ class Evaluation:
         except OSError as error:
             raise ValueError(f"--out {out}: can't be made: {error}") from error
         pictures = figures.take(self.models, known, rows, made, [self.options.model, *self.options.baseline])
-        with whole_file(out / PAGE) as stream:
+        with atomic_write(out / PAGE) as stream:
             stream.write(report.page(summary, pictures).encode())
         main_images = next(iter(self.models.values())).images
         report.write_board(out / "tensorboard", main_images, summary)
-        with whole_file(out / RESULT) as stream:
+        with atomic_write(out / RESULT) as stream:
             stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
         print(report.as_text(summary))
         print(f"\n{out / PAGE}")

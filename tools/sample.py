@@ -28,7 +28,7 @@ EXAMPLES = """\
   attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     a row for each attribute; all pairs of two
   attributegan-sample runs/first --out tiles --count 2 --interpolate pleomorphism=1 pleomorphism=4 --movie gif
   attributegan-sample runs/first --out found --project tile.png --sweep                    the tile's latent, moved
-  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --raw         an older state, not averaged
+  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --no-ema         an older state, not averaged
   attributegan-shard pack --images tiles --labels tiles/samples.csv --out shards           the tiles as training data"""
 
 LATENTS_IN_GRID = 4  # grids show the latents of the first tiles, at most this many
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles made at a time (default: %(default)s)")
     result.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it")
     result.add_argument("--workers", metavar="N", type=int, default=1, help="processes that make tiles (default: %(default)s)")
-    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
     return result
 
 
@@ -89,11 +89,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     _check(options)
-    from attributegan.checkpoint.store import find
+    from attributegan.checkpoint.store import resolve
     from attributegan.distributed.process_group import is_main
     from tools.sampling.writer import to_replace, write_whole
 
-    options.model = find(options.model)  # every process takes the same one
+    options.model = resolve(options.model)  # every process takes the same one
     if not is_main():  # of `accelerate launch`; pictures and words come from the main process
         _make_folder(options.out.parent if options.format == "shards" else options.out)
         return None if options.project else make_tiles(options)
@@ -132,10 +132,10 @@ def _load(options: argparse.Namespace) -> Loaded:
     import torch
 
     from attributegan.checkpoint.store import load_for_sampling
-    from attributegan.sampling.grids import ready
+    from attributegan.sampling.grids import prepare_for_inference
 
-    loaded = load_for_sampling(options.model, ema=not options.raw)
-    ready(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_for_sampling(options.model, ema=not options.no_ema)
+    prepare_for_inference(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 
 
@@ -150,12 +150,12 @@ def make_tiles(options: argparse.Namespace) -> None:
         loaded.generator.to(processes.device)
         recipe = _recipe(loaded, options)
         if options.format == "shards":
-            digest = (options.model / "manifest.json").read_text() + str(options.raw)
+            digest = (options.model / "manifest.json").read_text() + str(options.no_ema)
             writer.write_shards(recipe, options.out, options.count, options.shard_count, options.overwrite, digest, processes)
         else:
             writer.write_files(recipe, options.out, options.count, options.format, processes)
     finally:
-        processes.end()
+        processes.shutdown()
 
 
 def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:

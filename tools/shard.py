@@ -226,9 +226,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         for problem in verify(arguments.set, processes, progress, options_module.cache_of(arguments)):
             problems += 1
             progress.print(problem)
-    from data_shards.storage.stores import shown
+    from data_shards.storage.stores import redact
 
-    print(f"{shown(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
+    print(f"{redact(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
     return 1 if problems else 0
 
 

@@ -27,12 +27,12 @@ GRACE_S = 3.0  # in which a process that has heard of another's end may still en
 _LOST = ("gloo", "NCCL", "Connection", "connection", "peer", "Timed out", "store")  # in messages of collectives that lost a process
 
 
-def is_of_another(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether ``error`` looks like that of a collective which lost a process."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
 
 
-class Watch:
+class Watchdog:
     """A context in which this process and the others watch each other; entering it is a collective.
 
     Args:
@@ -51,7 +51,7 @@ class Watch:
         # A request to a store behind a cut network can wait for ever, whatever its limit says.
         self._guard = threading.Thread(target=self._guard_store, name="watch of the store", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         if self.world > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             tcp = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_S))
@@ -83,7 +83,7 @@ class Watch:
 
     def _is_of_another(self, error: BaseException) -> bool:
         """Whether ``error`` only shows that another process is gone: waits until it is known which, or known to be none."""
-        if not is_of_another(error):
+        if not is_peer_failure(error):
             return bool(self.trouble)
         until = time.monotonic() + SILENCE_S + STORE_S + 2 * PERIOD_S
         while not self.trouble and not self.stopped() and time.monotonic() < until:

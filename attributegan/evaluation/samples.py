@@ -14,7 +14,7 @@ from torch import nn
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.distributed.process_group import Processes
-from attributegan.evaluation.reference import CHUNK, Progress, Real, thumbs
+from attributegan.evaluation.reference import CHUNK, Progress, ReferenceSet, thumbs
 from attributegan.metrics.features import Features
 from attributegan.sampling import grids
 
@@ -23,20 +23,20 @@ PATHS = 16  # latents of each
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What is made; the same on every process, and for every generator that is compared."""
 
     schema: AttributeSchema
     levels_NA: np.ndarray  # of the tiles like the real ones: their joint distribution
     starts_SA: np.ndarray  # what a sweep keeps of the attributes that it does not move
-    ways: dict[int, tuple[int, ...]]  # levels that each judged attribute is moved through
+    sweep_levels: dict[int, tuple[int, ...]]  # levels that each judged attribute is moved through
     seed: int
     needs_features: bool  # of the sweeps too
 
     def sweep_rows(self) -> np.ndarray:
         """Levels of all sweep tiles: attribute by attribute, latent by latent, level by level; a last column with the latent."""
         rows = []
-        for a, levels in self.ways.items():
+        for a, levels in self.sweep_levels.items():
             for latent, start_A in enumerate(self.starts_SA):
                 rows += [(*start_A[:a], level, *start_A[a + 1 :], latent) for level in levels]
         return np.array(rows, np.int64).reshape(len(rows), len(self.schema.names) + 1)
@@ -51,7 +51,7 @@ class Plan:
         return np.array(rows, np.float64)
 
 
-def make_plan(real: Real | None, schema: AttributeSchema, processes: Processes, count: int, sweeps: int, seed: int) -> Plan:
+def make_plan(real: ReferenceSet | None, schema: AttributeSchema, processes: Processes, count: int, sweeps: int, seed: int) -> SamplingPlan:
     """Decided by the main process, which knows the real tiles."""
     plan = None
     if real is not None:
@@ -62,15 +62,15 @@ def make_plan(real: Real | None, schema: AttributeSchema, processes: Processes, 
         starts_SA = np.where(
             (starts_SA == unclear_A) | (starts_SA == UNKNOWN), middle_A, starts_SA
         )  # a sweep needs a point of the scale to start from
-        ways = {a: real.verdicts[a].levels for a in real.judged}
-        plan = Plan(schema, levels_NA, starts_SA, ways, seed, needs_features=real.judge_needs_features)
-    found = processes.from_main(plan)
+        sweep_levels = {a: real.assessments[a].levels for a in real.assessed_columns}
+        plan = SamplingPlan(schema, levels_NA, starts_SA, sweep_levels, seed, needs_features=real.predictor_needs_features)
+    found = processes.broadcast_object(plan)
     assert found is not None
     return found
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedSet:
     """Tiles of one generator, on the main process."""
 
     tiles: np.ndarray  # like the real ones, in the size that the judge sees
@@ -82,9 +82,9 @@ class Made:
 
 
 def make(
-    generator: nn.Module, latent_dim: int, plan: Plan, features: Features, processes: Processes, batch: int,
+    generator: nn.Module, latent_dim: int, plan: SamplingPlan, features: Features, processes: Processes, batch: int,
     progress: Progress = lambda what, done, total: None,
-) -> Made | None:  # fmt: skip
+) -> GeneratedSet | None:  # fmt: skip
     """Generate everything; None on all processes but the main one. Every process must call."""
     work = _Work(generator, latent_dim, plan, features, processes, batch, progress)
     rows = np.concatenate([plan.levels_NA, np.arange(len(plan.levels_NA))[:, None]], axis=1)
@@ -94,14 +94,14 @@ def make(
     if not processes.is_main:
         return None
     points = paths[1].reshape(len(plan.schema.names), min(PATHS, len(plan.starts_SA)), POINTS, -1)
-    return Made(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
+    return GeneratedSet(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
 
 
 @dataclass(frozen=True)
 class _Work:
     generator: nn.Module
     latent_dim: int
-    plan: Plan
+    plan: SamplingPlan
     features: Features
     processes: Processes
     batch: int

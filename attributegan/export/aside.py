@@ -26,7 +26,7 @@ def check_file(out: Path, suffix: str) -> None:
 
 
 @contextlib.contextmanager
-def aside(out: Path) -> Iterator[Path]:
+def atomic_path(out: Path) -> Iterator[Path]:
     """A path for a file or folder that becomes ``out`` when the block ends; when it fails, what stood still stands.
 
     Raises:

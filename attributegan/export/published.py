@@ -8,7 +8,7 @@ from typing import Literal
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import writer
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
-from attributegan.export.aside import aside, check_new_folder
+from attributegan.export.aside import atomic_path, check_new_folder
 from attributegan.models import published
 
 
@@ -32,7 +32,7 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
     model = published.load(source)
     config = _recipe(model.config, out)
     averaged = model.generator if generator == "raw" else model.generator_ema
-    with aside(out) as folder:
+    with atomic_path(out) as folder:
         writer.save(
             folder / "checkpoints",
             0,

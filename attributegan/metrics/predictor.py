@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
-from attributegan.training.random_draws import generator_for
+from attributegan.training.random_draws import rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2
@@ -33,7 +33,7 @@ MOST_WEIGHT = 10.0  # of a rare level's tiles
 PREDICT_BATCH = 64
 
 
-class Judge(nn.Module):
+class AttributePredictor(nn.Module):
     """``forward`` gives the logits of "above level k", for each attribute and each assessable level but the highest."""
 
     def __init__(self, schema: AttributeSchema) -> None:
@@ -69,7 +69,7 @@ class Judge(nn.Module):
         return torch.stack(columns, dim=1)
 
 
-class Cnn(Judge):
+class Cnn(AttributePredictor):
     """Residual blocks with max pooling, then mean and maximum over the map, and how parallel the edges are; a linear head on these."""
 
     kind = "cnn"
@@ -108,7 +108,7 @@ class _Block(nn.Module):
         return self.skip(x_BCHW) + self.residual(x_BCHW)
 
 
-class Head(Judge):
+class Head(AttributePredictor):
     """Proportional odds on standardised features (McCullagh 1980): one direction an attribute, a threshold a level."""
 
     kind = "features"
@@ -172,18 +172,18 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     On a CPU the same tiles and seed give the same weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for(seed, "weights of the judge").initial_seed())
+        torch.manual_seed(rng_for(seed, "weights of the judge").initial_seed())
         network = Cnn(schema).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=CNN_RATE, weight_decay=CNN_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CNN_RATE, total_steps=steps)
     targets_NK, weights_NK = (torch.from_numpy(array).float() for array in _targets(levels_NA, schema))
     network.train()
     for step in range(steps):
-        rng = generator_for(seed, "tiles for the judge", step)
+        rng = rng_for(seed, "tiles for the judge", step)
         row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
         images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head.weight.device)
         turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
-        images_BCHW = _spoiled(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3)), rng)
+        images_BCHW = _corrupted(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3)), rng)
         loss = F.binary_cross_entropy_with_logits(
             network(images_BCHW), targets_NK[row_B].to(images_BCHW.device), weights_NK[row_B].to(images_BCHW.device)
         )
@@ -196,7 +196,7 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     return network.eval()
 
 
-def _spoiled(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
+def _corrupted(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
     """Half of the images up to 70 % blurred, then colours up to 15 % stronger or weaker and .075 lighter or darker, noise up to .08."""
 
     def uniform(*shape: int) -> Tensor:
@@ -293,27 +293,29 @@ def mean_spearman(schema: AttributeSchema, levels_NA: np.ndarray, predicted_NA: 
 
 
 @dataclass(frozen=True)
-class Kept:
+class PredictorCache:
     """A judge in a folder of the cache."""
 
     folder: Path
 
-    def save(self, judge: Judge, note: dict[str, Any]) -> None:
+    def save(self, attribute_predictor: AttributePredictor, note: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.contiguous().cpu() for key, tensor in judge.state_dict().items()}, self.folder / "judge.safetensors")
-        width = len(judge.mean_D) if isinstance(judge, Head) else 0
-        kind = judge.kind if isinstance(judge, Head | Cnn) else ""
-        about = {"kind": kind, "width": width, "attributes": judge.schema.to_dict()}
+        save_file(
+            {key: tensor.contiguous().cpu() for key, tensor in attribute_predictor.state_dict().items()}, self.folder / "judge.safetensors"
+        )
+        width = len(attribute_predictor.mean_D) if isinstance(attribute_predictor, Head) else 0
+        kind = attribute_predictor.kind if isinstance(attribute_predictor, Head | Cnn) else ""
+        about = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
         (self.folder / "judge.json").write_text(json.dumps(about | note, indent=1))
 
-    def load(self, schema: AttributeSchema) -> tuple[Judge, dict[str, Any]] | None:
+    def load(self, schema: AttributeSchema) -> tuple[AttributePredictor, dict[str, Any]] | None:
         """The judge and its note, when there is one for these attributes."""
         try:
             note = json.loads((self.folder / "judge.json").read_text())
             if "attributes" in note and AttributeSchema.from_dict(note.pop("attributes")) != schema:
                 return None
-            judge: Judge = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
-            judge.load_state_dict(load_file(self.folder / "judge.safetensors"))
+            attribute_predictor: AttributePredictor = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
+            attribute_predictor.load_state_dict(load_file(self.folder / "judge.safetensors"))
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError):
             return None
-        return judge.eval(), note
+        return attribute_predictor.eval(), note

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attributegan.models.averaged import NEWEST, AveragedConv2d, AveragedLinear
+from attributegan.models.averaged import EMA_RATE, AveragedConv2d, AveragedLinear
 from attributegan.models.batchnorm import BatchNorm2d
 from attributegan.models.blocks import leaky
 from attributegan.models.precision import full_precision
@@ -60,8 +60,8 @@ class AuxiliaryHeads(nn.Module):
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
         self.convs = nn.ModuleList(AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
                                    for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
-        self.norms = nn.ModuleList(BatchNorm2d(width, momentum=NEWEST) for width in AUXILIARY_WIDTHS)
-        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=NEWEST)
+        self.norms = nn.ModuleList(BatchNorm2d(width, momentum=EMA_RATE) for width in AUXILIARY_WIDTHS)
+        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=EMA_RATE)
         self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
         self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(self.classes))
 

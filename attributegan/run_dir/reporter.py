@@ -22,7 +22,7 @@ from attributegan.run_dir import status
 log = logging.getLogger("attributegan")
 
 
-def start_logging(folder: Path, is_main: bool) -> None:
+def init_logging(folder: Path, is_main: bool) -> None:
     """Lines to stdout and train.log from the main process; only warnings, to stderr, from the others."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout if is_main else sys.stderr)]
     if is_main:
@@ -34,7 +34,7 @@ def start_logging(folder: Path, is_main: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
 
 
-class Reporter:
+class MetricLogger:
     """The main process's view of the run; on other processes every call does nothing.
 
     Args:
@@ -88,9 +88,9 @@ class Reporter:
             return
         path = self.folder / "grids" / f"{name}-{images:012d}.png"
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f".writing-{path.name}")
-        Image.fromarray(image_HWC).save(aside, format="PNG")
-        os.replace(aside, path)
+        tmp_path = path.with_name(f".writing-{path.name}")
+        Image.fromarray(image_HWC).save(tmp_path, format="PNG")
+        os.replace(tmp_path, path)
         self.board.add_image(name, image_HWC, images, dataformats="HWC")
 
     def close(self) -> None:
@@ -120,6 +120,6 @@ def _drop_lines_after(path: Path, images: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a kill cut short
             continue
-    aside = path.with_name(f".writing-{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(aside, path)
+    tmp_path = path.with_name(f".writing-{path.name}")
+    tmp_path.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(tmp_path, path)

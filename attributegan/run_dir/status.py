@@ -32,7 +32,7 @@ class Status:
     pid: int = 0
     job: str = ""  # Slurm's id, 45 or 45_3; empty outside of Slurm
     requeues: int = 0
-    told: float = 0.0  # seconds since 1970, of this word
+    updated_at: float = 0.0  # seconds since 1970, of this word
     error: str = ""
 
 
@@ -40,6 +40,8 @@ def read(folder: Path) -> Status | None:
     """The status in a run folder; None when there is none to read."""
     try:
         tree = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if "told" in tree:  # the name of earlier versions, read in this one
+            tree.setdefault("updated_at", tree["told"])
         known = {f.name for f in dataclasses.fields(Status)}
         return Status(**{key: value for key, value in tree.items() if key in known})
     except (OSError, ValueError, AttributeError):
@@ -48,16 +50,16 @@ def read(folder: Path) -> Status | None:
 
 def update(folder: Path, **changes: Any) -> None:
     """Write the status in ``folder`` anew, with ``changes`` and the time."""
-    status = dataclasses.replace(read(folder) or Status(), told=time.time(), **changes)
-    aside = folder / f".writing-{FILE}-{socket.gethostname()}-{os.getpid()}"
+    status = dataclasses.replace(read(folder) or Status(), updated_at=time.time(), **changes)
+    tmp_path = folder / f".writing-{FILE}-{socket.gethostname()}-{os.getpid()}"
     try:
-        aside.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, folder / FILE)
+        tmp_path.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
+        os.replace(tmp_path, folder / FILE)
     finally:
-        aside.unlink(missing_ok=True)  # a full disk
+        tmp_path.unlink(missing_ok=True)  # a full disk
 
 
-def put_back(folder: Path, before: Status | None) -> None:
+def restore(folder: Path, before: Status | None) -> None:
     """Undo updates for something that did not come about."""
     if before is None:
         (folder / FILE).unlink(missing_ok=True)
@@ -65,7 +67,7 @@ def put_back(folder: Path, before: Status | None) -> None:
         update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "told"})
 
 
-def place() -> dict[str, Any]:
+def process_location() -> dict[str, Any]:
     """Where this process runs, as fields of `Status`."""
     host = socket.gethostname()
     nodes = os.environ.get("SLURM_JOB_NODELIST", host)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.training.random_draws import generator_for
+from attributegan.training.random_draws import rng_for
 from attributegan.utils.allocator import keep_freed_memory
 
 G = TypeVar("G", bound=nn.Module)
@@ -26,10 +26,10 @@ LARGEST_IN_GRID = 256  # pixels; larger tiles are scaled down for grids
 
 def latents_for(seed: int, indices: Iterable[int], latent_dim: int) -> Tensor:
     """Standard normal latents_BL, float32 on the CPU; row ``indices[b]`` depends on it and ``seed`` alone."""
-    return torch.stack([torch.randn(latent_dim, generator=generator_for(seed, "latent of a sample", index)) for index in indices])
+    return torch.stack([torch.randn(latent_dim, generator=rng_for(seed, "latent of a sample", index)) for index in indices])
 
 
-def truncated(latents_BL: Tensor, bound: float) -> Tensor:
+def truncate_latents(latents_BL: Tensor, bound: float) -> Tensor:
     """The same latents drawn from a normal distribution cut off at +-``bound`` (Brock et al., ICLR 2019): fewer odd tiles, less variety.
 
     By the quantile that each number has, so that a tile stays the tile it is, only nearer to the usual.
@@ -39,7 +39,7 @@ def truncated(latents_BL: Tensor, bound: float) -> Tensor:
     return torch.special.ndtri(quantile_BL).to(latents_BL)
 
 
-def mixed(start_BL: Tensor, end_BL: Tensor, share: float) -> Tensor:
+def slerp(start_BL: Tensor, end_BL: Tensor, share: float) -> Tensor:
     """Latents between two, ``share`` 0 to 1 of the way, along the arc (White, "Sampling Generative Networks", 2016).
 
     The straight way leads through shorter ones, which a generator has never seen.
@@ -58,7 +58,7 @@ def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given
     """
     rows = []
     for index in indices:
-        rng = generator_for(seed, "levels of a sample", index)
+        rng = rng_for(seed, "levels of a sample", index)
         drawn = {
             attribute.name: attribute.assessable[int(torch.randint(len(attribute.assessable), (), generator=rng))]
             for attribute in schema.attributes
@@ -75,7 +75,7 @@ def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: M
         real_NA: levels of the real tiles.
         given: levels by column, which replace the drawn ones.
     """
-    draws = (torch.randint(len(real_NA), (), generator=generator_for(seed, "real tile of a sample", index)) for index in indices)
+    draws = (torch.randint(len(real_NA), (), generator=rng_for(seed, "real tile of a sample", index)) for index in indices)
     rows_BA = torch.from_numpy(real_NA[[int(draw) for draw in draws]].astype(np.int64))
     if any(level != int(level) for level in (given or {}).values()):
         rows_BA = rows_BA.float()
@@ -90,7 +90,7 @@ def middle_levels(schema: AttributeSchema, given: Mapping[str, float] | None = N
     return list((middle | dict(given or {})).values())
 
 
-def ready(generator: G, device: str = "cpu") -> G:
+def prepare_for_inference(generator: G, device: str = "cpu") -> G:
     """The generator in eval mode on ``device``, laid out for speed, in a process that keeps the memory of its maps."""
     if device == "cpu":
         keep_freed_memory()

@@ -19,15 +19,15 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the name ``path`` only when it is complete and on the disk."""
-    aside = path.with_name(path.name + ".part")
+    tmp_path = path.with_name(path.name + ".part")
     try:
-        with aside.open("wb") as stream:
+        with tmp_path.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
+        os.replace(tmp_path, path)
     finally:
-        aside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
     fsync_folder(path.parent)

@@ -296,7 +296,7 @@ class Tiling:
     def write_table(self) -> int:
         """Write ``tiles.csv`` of all slides in ``out``; returns how many tiles it has."""
         count = 0
-        with files.whole_file(self.out / TABLE) as stream:
+        with files.atomic_write(self.out / TABLE) as stream:
             stream.write(",".join(COLUMNS).encode() + b"\n")
             for folder in _folders(self.out):
                 with (folder / TABLE).open("rb") as part:

@@ -100,17 +100,17 @@ def index_tars(
         raise ValueError(f"{folder}: has no .tar files (compressed tars can't be read by offset; unpack them with gunzip)")
     if wrong := [what for tar in tars if (what := index.wrong_name(tar.name))]:
         raise ValueError(f"{folder}: {wrong[0]}")
-    with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as aside:
-        scan = _Scan(schema, val, group, Path(aside))
+    with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as tmp_path:
+        scan = _Scan(schema, val, group, Path(tmp_path))
         left_out = [line for bad in worker_pool.run(scan, tars, processes, progress) for line in bad]
         if left_out and not skip_bad:
             lines = "".join(f"\n  {line}" for line in left_out)
             raise ValueError(f"{len(left_out):,} samples can't be used; nothing was written. Leave them out with --skip-bad:{lines}")
         try:
-            header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+            header = index.merge(Path(tmp_path, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        Path(aside, index.FILE).replace(folder / index.FILE)
+        Path(tmp_path, index.FILE).replace(folder / index.FILE)
     checksums.write(folder, header)
     return header
 

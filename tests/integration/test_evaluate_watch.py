@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from untrained_run import untrained
+from untrained_run import untrained_run
 
 from attributegan.checkpoint import store
 from tools import evaluate
@@ -27,14 +27,14 @@ OPTIONS = [
     "tests.helpers.fake_features:pooled",
     "--feature-size",
     "32",
-    "--judge",
+    "--predictor",
     "features",
 ]
 
 
 def save(run: Path, images: int, brightness: float) -> Path:
     """A checkpoint whose tiles are of one shade; the nearer to the phantoms', the smaller its KID."""
-    return untrained(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
+    return untrained_run(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
 
 
 def watch(run: Path, shards: Path, *arguments: str) -> int:
@@ -99,7 +99,7 @@ def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: 
     run = tmp_path / "run"
     overrides = ["train.images=40", "evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2",
                  "evaluate.features=tests.helpers.fake_features:pooled",
-                 "run.keep=1"]  # fmt: skip
+                 "run.keep_last=1"]  # fmt: skip
     process = runs.start(shards, run, *overrides, processes=2)
     assert process.wait(timeout=280) == 0, runs.output(run)
     lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]

@@ -12,12 +12,12 @@ SHORT = ("train.images=32", "run.save_every=1000")
 @pytest.fixture(scope="module")
 def on_one_node(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one-node") / "run"
-    train(shards, run, *SHORT, processes=2)
+    train(shards, run, *SHORT, world_size=2)
     return run
 
 
 def train_on(nodes: tuple[Node, Node], mode: str, shards: Path, run: Path) -> None:
-    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=2", *SHORT]
+    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.world_size=2", *SHORT]
     started = launch(nodes, mode, run, command)
     for rank, process in enumerate(started):
         assert process.wait(timeout=240) == 0, output(run.with_name(f"run-{rank}"))

@@ -43,7 +43,7 @@ from attributegan.training import trainer
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
     """The final tensors of a run that nothing interrupts, by number of processes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
+    return {processes: train(shards, folder / f"run{processes}", world_size=processes) for processes in (1, 2)}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -56,10 +56,10 @@ def test_interrupted_run_ends_with_the_same_bits(
     wait_for(run, at, process)
     assert kill(process, how) != 0
     if how is not signal.SIGKILL:
-        stopped_at = json.loads((store.find(run) / "state.json").read_text())["images"]
+        stopped_at = json.loads((store.resolve(run) / "state.json").read_text())["images"]
         assert stopped_at >= at, output(run)
         assert "stopped and saved" in output(run)
-    assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
+    assert differing(train(shards, run, world_size=processes), undisturbed[processes]) == []
     images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, 81, 8))
 
@@ -83,7 +83,7 @@ def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
     assert process.wait(timeout=30) != 0
     first_failure = output(run).partition("Root Cause")[2]
     assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
-    assert differing(train(shards, run, processes=2), undisturbed[2]) == []
+    assert differing(train(shards, run, world_size=2), undisturbed[2]) == []
 
 
 def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     for node in range(2):
         where = ["--num_machines", "2", "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
         run = tmp_path / "run" if node == 0 else tmp_path / "other"
-        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.processes=2"]
+        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.world_size=2"]
         nodes.append(begin([*launcher("cpu", 2, *where), SCRIPT, *options, "train.images=8000"], run))
     wait_for(tmp_path / "run", 24, nodes[0])
     worker = process_of(1, nodes[1])
@@ -107,13 +107,13 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     [
         (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
         (("train.precision=fp64",), 1e-10),
-        (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+        (("train.precision=fp64", "train.grad_accumulation=2"), 1e-10),
         (("train.precision=fp64", *CONTROL), 1e-10),
     ],
 )
 def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
     """10 steps, gradient penalty and contrastive loss on."""
-    one, two = (train(shards, tmp_path / f"run{n}", *overrides, processes=n) for n in (1, 2))
+    one, two = (train(shards, tmp_path / f"run{n}", *overrides, world_size=n) for n in (1, 2))
     assert largest_relative_difference(one, two) < bar
 
 
@@ -121,7 +121,7 @@ def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(s
     """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
     still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
     whole = train(shards, tmp_path / "whole", *still)
-    halves = train(shards, tmp_path / "halves", *still, "train.accumulation=2")
+    halves = train(shards, tmp_path / "halves", *still, "train.grad_accumulation=2")
     names = [name for name in whole if name.startswith("discriminator/")]
     # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
     reached = [name for name in names if "decoder" in name]
@@ -137,7 +137,7 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
 
 
 def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_path: Path) -> None:
-    train(shards, tmp_path / "run", "train.images=16", "data.known=[mitosis]", "model.generator_modulation=true")
+    train(shards, tmp_path / "run", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true")
     for ema in (True, False):
         model = load_for_sampling(tmp_path / "run", ema=ema)
         latents_BL = grids.latents_for(0, [0], model.config.model.latent_dim)
@@ -151,14 +151,14 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["train.batch=7", "train.accumulation=2"], "train.batch: 7 does not divide"),
-        (["train.processes=3"], "train.processes: 3 were asked for, the launcher gave 1"),
+        (["train.batch=7", "train.grad_accumulation=2"], "train.batch: 7 does not divide"),
+        (["train.world_size=3"], "train.world_size: 3 were asked for, the launcher gave 1"),
         (["data.shards=nowhere"], "nowhere"),
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
-        (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
-        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
-        (["loss.residual=1", "train.batch=6", "train.accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
+        (["data.attributes=[necrosis]"], "data.attributes: necrosis: the shards have the attributes cell_crowding"),
+        (["loss.diversity=1", "train.batch=6", "train.grad_accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
+        (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],
 )
 def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
@@ -200,7 +200,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path
     newest = max((run / "checkpoints").glob("images-*"))
     (newest / "generator.safetensors").write_bytes(b"")
     assert differing(train(shards, run), undisturbed[1]) == []
-    assert f"passing over a damaged checkpoint: {newest / 'generator.safetensors'}" in output(run)
+    assert f"skipping corrupted checkpoint: {newest / 'generator.safetensors'}" in output(run)
 
 
 def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None
     plain = train(shards, tmp_path / "plain", *short)
     recomputed = train(shards, tmp_path / "recomputed", *short, "train.activation_checkpointing=true")
     assert largest_relative_difference(plain, recomputed) < 1e-5
-    assert largest_relative_difference(plain, train(shards, tmp_path / "window", *short, "data.window=2")) > 1e-3
+    assert largest_relative_difference(plain, train(shards, tmp_path / "window", *short, "data.shuffle_window=2")) > 1e-3
     for option in (
         "data.assessable_only=true",
         "train.precision=bf16",
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_version_of_a_network_is_refused_by_name(
 
     control = ("model.auxiliary_heads=true", "loss.auxiliary=1", "data.workers=0")
     train(shards, tmp_path, "train.images=8", *control)
-    found = store.find(tmp_path)
+    found = store.resolve(tmp_path)
     path, manifest = found / "discriminator.safetensors", json.loads((found / "manifest.json").read_text())
     tensors = load_file(path)
     del tensors["auxiliary.logits.averaged_bias"]
@@ -277,8 +277,8 @@ def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) ->
     saved = {"model": config.to_dict()["model"]}
     del saved["model"]["generator_levels"]
     trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
-    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "places"}})
-    with pytest.raises(ValueError, match="model.generator_levels was 'columns', is 'places'"):
+    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "ordinal"}})
+    with pytest.raises(ValueError, match="model.generator_levels was 'onehot', is 'ordinal'"):
         trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
 
 
@@ -290,7 +290,7 @@ def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: 
     narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7", "model.attention_heads=1"]
     short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
     assert main(["--config", str(path), *narrow, *short]) == 0
-    assert store.find(tmp_path / "run").name == "images-000000000004"
+    assert store.resolve(tmp_path / "run").name == "images-000000000004"
 
 
 def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
@@ -306,12 +306,12 @@ def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_replace_no_good_ones(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], network: str
 ) -> None:
-    from attributegan.training.trainer import Training
+    from attributegan.training.trainer import Trainer
     from launch.train import main
 
-    step = Training.step
+    step = Trainer.step
 
-    def step_and_spoil(self: Training, batches: object) -> dict:
+    def step_and_spoil(self: Trainer, batches: object) -> dict:
         terms = step(self, batches)
         if self.images == 16:
             state = self.ema.average if network == "ema" else getattr(self, network).module.state_dict()
@@ -319,12 +319,12 @@ def test_weights_that_are_not_finite_replace_no_good_ones(
             weight[(0,) * weight.dim()] = float("nan")
         return terms
 
-    monkeypatch.setattr(Training, "step", step_and_spoil)
+    monkeypatch.setattr(Trainer, "step", step_and_spoil)
     run = tmp_path / "run"
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "run.save_every=8", "data.workers=0"]
     assert main([*options, "train.images=24"]) == 3
     assert "weights at 16 images are not finite" in capsys.readouterr().err
-    assert store.find(run).name == "images-000000000008"
+    assert store.resolve(run).name == "images-000000000008"
 
 
 def test_start_removes_what_a_kill_left_half_written(shards: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def nothing_left(cluster: Cluster) -> Iterator[None]:
 def one_host(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing disturbs, by two processes of one host, with a checkpoint at every step."""
     run = tmp_path_factory.mktemp("one_host") / "run"
-    train(shards, run, f"train.images={IMAGES}", "run.save_every=8", processes=2)
+    train(shards, run, f"train.images={IMAGES}", "run.save_every=8", world_size=2)
     return run
 
 
@@ -201,7 +201,7 @@ def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undistur
     lost = [
         turn
         for stop, turn in zip(saved, turns, strict=True)
-        if stop and f"going on from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
+        if stop and f"resuming from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
     ]
     assert len([stop for stop in saved if stop]) >= len(told) and not lost, "told to stop, not a step is lost"
 

@@ -15,7 +15,7 @@ from runs import ROOT, TINY, differing, tensors, train
 from attributegan.run_dir import status
 from slurm import cluster_config, exit_records, requeue, sweep, task_env
 from slurm.cluster_config import ClusterConfig
-from slurm.exit_records import Ending
+from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
 
 
@@ -86,7 +86,7 @@ def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
     ("extra", "named"),
     [
         (["train.batch=9"], "train.batch: 9 does not divide into 2 processes"),
-        (["train.processes=4"], "train.processes: 4 were asked for, the cluster file gives 2"),
+        (["train.world_size=4"], "train.world_size: 4 were asked for, the cluster file gives 2"),
         (["data.shards=nowhere", "--local"], "nowhere"),
         (["--array=absent.yaml"], "absent.yaml"),
         (["--array=absent.yaml", "--local"], "--array: is for Slurm"),
@@ -143,7 +143,7 @@ def test_local_job_trains_as_two_processes_do_and_names_a_killed_one(shards: Pat
     assert done.returncode == 0, done.stderr
     assert submit(*files, "--local").returncode == 2, "it is alive"
     assert wait_until_over(run).state == "finished"
-    assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", processes=2)) == []
+    assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", world_size=2)) == []
 
     deadline = time.monotonic() + 60
     while submit(*files, "--local", "train.images=4000").returncode:
@@ -172,8 +172,8 @@ def _local_processes(run: Path, rank: int) -> list[int]:
     return sorted(found)
 
 
-def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> Ending:
-    return Ending(rank, 4, f"node{rank}", code, when, words)
+def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRecord:
+    return ExitRecord(rank, 4, f"node{rank}", code, when, words)
 
 
 def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, files: list[str], shards: Path) -> None:
@@ -186,10 +186,10 @@ def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, fi
 
 def test_culprit_is_the_first_that_failed_and_else_the_one_that_says_nothing() -> None:
     reset = [ended(rank, 1, when=5 + rank, words="Connection reset") for rank in (0, 2, 3)]
-    assert exit_records.culprit([*reset, ended(1, 1, when=4, words="KeyError")]).words == "KeyError"
-    assert exit_records.culprit([*reset, ended(1, -9, when=4)]).rank == 1
-    assert "gone without a word" in str(exit_records.culprit([*reset, ended(1, None)]))
-    assert exit_records.culprit([ended(0, 128 + signal.SIGUSR2), ended(1, -signal.SIGTERM), ended(2, 0)]) is None
+    assert exit_records.first_failure([*reset, ended(1, 1, when=4, words="KeyError")]).output_tail == "KeyError"
+    assert exit_records.first_failure([*reset, ended(1, -9, when=4)]).rank == 1
+    assert "gone without a word" in str(exit_records.first_failure([*reset, ended(1, None)]))
+    assert exit_records.first_failure([ended(0, 128 + signal.SIGUSR2), ended(1, -signal.SIGTERM), ended(2, 0)]) is None
 
 
 def submission(tmp_path: Path, max_requeues: int = 2) -> Path:

@@ -32,7 +32,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: a path that is no result, or a page that can't be written.
     """
-    from attributegan.utils.files import whole_file
+    from attributegan.utils.files import atomic_write
     from attributegan.utils.html_page import Section, to_html
     from tools.evaluation import report
 
@@ -56,7 +56,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     page = to_html("Comparison of evaluations", "Tiles made by models, measured against real ones.", sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out) as stream:
+        with atomic_write(out) as stream:
             stream.write(page.encode())
     except OSError as error:
         raise ValueError(f"--out: {out} can't be written ({error.strerror})") from error
@@ -65,8 +65,8 @@ def compare(paths: Sequence[Path], out: Path) -> None:
 
 def _rows(members: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """The ceiling once, then the rows of each result under the name of its folder."""
-    ceiling = [row for row in members[0][1]["rows"] if row["kind"] == "ceiling"]
-    return ceiling + [
+    real_data_rows = [row for row in members[0][1]["rows"] if row["kind"] == "ceiling"]
+    return real_data_rows + [
         row | {"name": f"{label}: {row['name']}"} for label, found in members for row in found["rows"] if row["kind"] != "ceiling"
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from attributegan.checkpoint.store import Loaded
-from attributegan.evaluation.reference import Real, thumbs
+from attributegan.evaluation.reference import ReferenceSet, thumbs
 from attributegan.evaluation.scores import Row
 from attributegan.metrics.quality import nearest
 from attributegan.sampling import grids
@@ -37,7 +37,9 @@ class Pictures:
     curves: list[Picture]
 
 
-def take(models: Mapping[str, Loaded], known: Real, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]) -> Pictures:
+def take(
+    models: Mapping[str, Loaded], known: ReferenceSet, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]
+) -> Pictures:
     """All pictures; the rows in the order of the models."""
     sheets = {"real training tiles": png(sheet(thumbs(known.train.read(np.arange(min(TILES, len(known.train)))))), "real training tiles")}
     sweeps, neighbours = {}, {}

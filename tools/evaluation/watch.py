@@ -24,7 +24,8 @@ EXAMPLES = """\
   attributegan-evaluate watch runs/first --shards shards --once                 the checkpoints that are there, then the end
   attributegan-sample runs/first/best --out tiles"""
 
-BEST = {"kid": min, "obeys": max}
+BEST = {"kid": min, "control_score": max}
+FIELDS = {"control_score": "obeys"}  # in lines of evaluations, where it is called otherwise
 LINES = "evaluation.jsonl"
 
 log = logging.getLogger("attributegan")
@@ -44,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run; it may still be empty")
     common_options(parser)
     parser.add_argument("--every", metavar="N", type=int, default=1, help="images between evaluations, at least (every checkpoint)")
-    parser.add_argument("--best", choices=tuple(BEST), default="kid", help="keep the checkpoint of the smallest KID, or that obeys best")
+    parser.add_argument("--best", choices=tuple(BEST), type=lambda text: "control_score" if text == "obeys" else text, default="kid",
+                        help="keep the checkpoint of the smallest KID, or that obeys best")  # fmt: skip
     parser.add_argument("--poll", metavar="S", type=float, default=10, help="seconds between looks (%(default)s)")
     parser.add_argument("--once", action="store_true", help="don't wait for checkpoints to come")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # end with the process that started this one
@@ -120,7 +122,7 @@ def _evaluate(checkpoint: Path, options: argparse.Namespace) -> None:
     try:
         _link(checkpoint, held)
         checkpoints.verify(held)
-    except (OSError, checkpoints.Damaged) as error:
+    except (OSError, checkpoints.CheckpointCorrupted) as error:
         log.warning("%s can't be evaluated, passed over: %s", checkpoint, error)
         _note(options.run, {"images": images, "error": str(error)})
         shutil.rmtree(held, ignore_errors=True)
@@ -160,7 +162,8 @@ def comparable(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _keep_best(held: Path, run: Path, by: str) -> None:
     """Make ``held`` the best one when no evaluated checkpoint is better; the one before goes once this one stands."""
-    scores = {line["images"]: line[by] for line in comparable(lines(run)) if by in line}
+    field = FIELDS.get(by, by)
+    scores = {line["images"]: line[field] for line in comparable(lines(run)) if field in line}
     images = int(held.name.removeprefix("images-"))
     if images not in scores or scores[images] != BEST[by](scores.values()):
         return
@@ -174,13 +177,13 @@ def _keep_best(held: Path, run: Path, by: str) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for every file of a checkpoint, which takes no space; a copy where the file system has none."""
-    aside = target.with_name(f".linking-{target.name}")
-    for folder in (aside, target):
+    tmp_path = target.with_name(f".linking-{target.name}")
+    for folder in (tmp_path, target):
         shutil.rmtree(folder, ignore_errors=True)
-    aside.mkdir(parents=True)
+    tmp_path.mkdir(parents=True)
     for path in source.iterdir():
         try:
-            os.link(path, aside / path.name)
+            os.link(path, tmp_path / path.name)
         except OSError:
-            shutil.copy2(path, aside / path.name)
-    os.replace(aside, target)
+            shutil.copy2(path, tmp_path / path.name)
+    os.replace(tmp_path, target)

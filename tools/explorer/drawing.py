@@ -41,9 +41,9 @@ class Painter:
         start_BL, end_BL = (
             grids.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed)
         )  # fmt: skip
-        latents_BL = grids.mixed(start_BL, end_BL, state.mix) if state.mix else start_BL
+        latents_BL = grids.slerp(start_BL, end_BL, state.mix) if state.mix else start_BL
         if state.truncation is not None:
-            latents_BL = grids.truncated(latents_BL, state.truncation)
+            latents_BL = grids.truncate_latents(latents_BL, state.truncation)
         whole = all(level == int(level) for level in state.levels)
         levels_BA = torch.tensor([state.levels], dtype=torch.int64 if whole else torch.float32)
         return grids.generate(self.generator, latents_BL, levels_BA)[0]

@@ -19,7 +19,7 @@ from shards import levels_of, make_set, number_of
 from shards import rows_of as rows_of_set
 from stores import web
 from torch import Tensor, nn
-from untrained_run import untrained
+from untrained_run import untrained_run
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.checkpoint import store
@@ -65,29 +65,29 @@ def split(count: int, seed: int) -> reference.Split:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> reference.Real:
+def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
     """Phantoms, with a judge trained for seconds."""
-    cache = reference.Cache(tmp_path_factory.mktemp("cache"))
+    cache = reference.FeatureCache(tmp_path_factory.mktemp("cache"))
     network = features.Features("pooled", "1", SIZE, Pooled())
-    found = reference.study(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
+    found = reference.analyze_reference(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
     assert found is not None
     return found
 
 
-def rows_of(known: reference.Real, obeys: bool) -> dict[str, dict]:
+def rows_of(known: reference.ReferenceSet, obeys: bool) -> dict[str, dict]:
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
     network = features.Features("pooled", "1", SIZE, Pooled())
     made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
     assert made is not None
-    rows = [scores_module.ceiling(known, 160, measure.measure)]
+    rows = [scores_module.real_data_row(known, 160, measure.measure)]
     rows += scores_module.generator(known, plan, made, "model", 160, measure.measure)
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
 
-def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> None:
+def test_generator_that_obeys_scores_near_the_ceiling(known: reference.ReferenceSet) -> None:
     rows = rows_of(known, obeys=True)
     ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
-    assert known.judged == [0, 1, 2, 3, 4]
+    assert known.assessed_columns == [0, 1, 2, 3, 4]
     assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
     assert abs(floor["obeys"]) < 0.15
     for name in PUBLISHED.names:
@@ -105,7 +105,7 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> 
     assert crowding[0] < crowding[1]
 
 
-def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.Real) -> None:
+def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.ReferenceSet) -> None:
     model = rows_of(known, obeys=True)["generator"]
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=12, seed=0)
     rows_APSK = plan.path_rows().reshape(5, 12, samples.POINTS, 6)
@@ -116,7 +116,7 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
             for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
-    (table,) = report_module.ways([model])
+    (table,) = report_module.sweep_levels([model])
     for name, *cells in table.rows:
         path = model["paths"][name]
         assert [cell.text for cell in cells] == [
@@ -125,7 +125,7 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
 
 
-def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.Real) -> None:
+def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.ReferenceSet) -> None:
     model = rows_of(known, obeys=False)["generator"]
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
@@ -135,7 +135,7 @@ def test_generator_that_ignores_its_labels_scores_near_the_floor(known: referenc
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 
 
-def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.Real) -> None:
+def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.ReferenceSet) -> None:
     """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
     rng = np.random.default_rng(0)
     schema = AttributeSchema(
@@ -147,12 +147,12 @@ def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: referenc
         levels[:3, 0] = 3
         levels[:, 2] = rng.integers(0, 2, len(levels))
     said = np.stack([held_out[:, 0] + 0.1 * rng.standard_normal(100), np.ones(100), rng.random(100)], axis=1)
-    exam = reference.Exam(held_out, said, np.arange(100) // 10, crossed=False)
-    found = [reference._verdict(schema, a, train[:, a], exam) for a in range(3)]
+    held_out_predictions = reference.HeldOutPredictions(held_out, said, np.arange(100) // 10, crossed=False)
+    found = [reference._assess(schema, a, train[:, a], held_out_predictions) for a in range(3)]
     (many, scores), (one, none), (noise, _) = found
-    assert many.judged and many.levels == (1, 2) and scores["accuracy"].value > 0.95
-    assert not one.judged and not none and "level 0: 0/0" in one.why
-    assert not noise.judged and "can't order real tiles of unseen slides" in noise.why
+    assert many.is_assessed and many.levels == (1, 2) and scores["accuracy"].value > 0.95
+    assert not one.is_assessed and not none and "level 0: 0/0" in one.why
+    assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.why
 
 
 def test_intervals_are_over_slides_where_there_are_some() -> None:
@@ -162,7 +162,8 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
     said = levels + 1.5 * np.random.default_rng(1).standard_normal(10)[slides][:, None]
     schema = AttributeSchema((PUBLISHED.attributes[0],))
     wide, narrow = (
-        reference._verdict(schema, 0, levels[:, 0], reference.Exam(levels, said, group, False))[1]["mae"] for group in (slides, slides // 5)
+        reference._assess(schema, 0, levels[:, 0], reference.HeldOutPredictions(levels, said, group, False))[1]["mae"]
+        for group in (slides, slides // 5)
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
@@ -170,27 +171,34 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
 def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
     """Training tiles join the exam; a judge that had seen their slide would remember it."""
     network = features.Features("pooled", "1", SIZE, Pooled())
-    found = reference.study(PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), kind="features")
-    assert found and found.exam.crossed and found.exam.predicted_NA.shape == (140, 5) and len(np.unique(found.exam.group_N)) == 7
+    found = reference.analyze_reference(
+        PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.FeatureCache(tmp_path), kind="features"
+    )
+    assert (
+        found
+        and found.held_out_predictions.crossed
+        and found.held_out_predictions.predicted_NA.shape == (140, 5)
+        and len(np.unique(found.held_out_predictions.group_N)) == 7
+    )
     train = found.train
-    seen = found.judge.predict(train.thumbs(), found.train_ND)
-    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.exam.predicted_NA[40:])]
+    seen = found.attribute_predictor.predict(train.thumbs(), found.train_ND)
+    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.held_out_predictions.predicted_NA[40:])]
     assert apart[0] > apart[1] + 0.1
     note = scores_module.data_notes(found)
     assert note["exam"] == {"tiles": 140, "groups": 7, "crossed": True}
 
 
 def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, network = reference.Cache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
-    first = reference.study(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
+    cache, network = reference.FeatureCache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
+    first = reference.analyze_reference(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
     monkeypatch.setattr(predictor, "fit_head", None)  # would fail
     uses = []
     counting = features.Features("pooled", "1", SIZE, lambda images: uses.append(len(images)) or Pooled()(images))
-    again = reference.study(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    again = reference.analyze_reference(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert first and again and not uses
-    np.testing.assert_array_equal(first.exam.predicted_NA, again.exam.predicted_NA)
+    np.testing.assert_array_equal(first.held_out_predictions.predicted_NA, again.held_out_predictions.predicted_NA)
     monkeypatch.undo()
-    other = reference.study(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    other = reference.analyze_reference(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert other and sum(uses) == 61
 
 
@@ -199,7 +207,9 @@ def test_auto_takes_the_judge_that_reads_left_out_groups_better(tmp_path: Path, 
     monkeypatch.setattr(reference, "CNN_TILES", 200)
     network = features.Features("pooled", "1", SIZE, Pooled())
     for count, kinds in ((240, {"features", "cnn"}), (100, set())):
-        found = reference.study(PUBLISHED, split(count, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), steps=60)
+        found = reference.analyze_reference(
+            PUBLISHED, split(count, 0), split(40, 1), network, Processes(), reference.FeatureCache(tmp_path), steps=60
+        )
         assert found and set(found.note.get("choice", {})) == kinds
         if kinds:
             assert found.note["kind"] == max(kinds, key=found.note["choice"].__getitem__)
@@ -216,7 +226,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with an untrained generator."""
     folder = tmp_path_factory.mktemp("runs") / "untrained"
-    untrained(folder, 1234)
+    untrained_run(folder, 1234)
     lines = [{"images": images, "real_score": images / 10, "skipped": None} for images in (100, 200)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 30')
     return folder
@@ -224,7 +234,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
     return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features"]  # fmt: skip
+            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--predictor", "features"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

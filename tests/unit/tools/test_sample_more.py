@@ -21,7 +21,7 @@ from attributegan.attributes import PUBLISHED
 from attributegan.sampling import grids
 from attributegan.sampling.projector import project
 from data_shards.loader.loader import ShardSet, batches
-from data_shards.sampler.global_order import Order
+from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.verify import verify
 from tools.sample import main
 
@@ -39,14 +39,14 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_truncated_latents_are_the_same_ones_nearer_to_the_middle() -> None:
     latents = grids.latents_for(0, range(400), 16)
-    cut = grids.truncated(latents, 0.8)
+    cut = grids.truncate_latents(latents, 0.8)
     assert cut.abs().max() <= 0.8 and cut.dtype == latents.dtype
     order = latents.flatten().argsort()
     assert (cut.flatten()[order].diff() >= 0).all() and (cut * latents >= 0).all()
     # Cut off, not clipped: flat within the bounds, nothing heaped at them.
     shares = np.histogram(cut.numpy(), bins=4, range=(-0.8, 0.8))[0] / cut.numel()
     assert shares.min() > 0.2 and (cut.abs() > 0.799).float().mean() < 0.01
-    torch.testing.assert_close(grids.truncated(latents, 8.0), latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(grids.truncate_latents(latents, 8.0), latents, atol=1e-4, rtol=1e-4)
 
 
 def test_levels_like_real_ones_keep_their_joint_distribution() -> None:
@@ -118,8 +118,8 @@ def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., 
     assert list(verify(out, 1, lambda done: None)) == []
     shards = ShardSet.open(out)
     np.testing.assert_array_equal(shards.levels_NA, grids.levels_for(PUBLISHED, 0, range(25)))
-    reader = batches(shards, Order(shards.levels_NA, 0, 0.0), start=0, batch=25, micro_batches=1, rank=0, world=1, workers=0, flips=False,
-                     image_size=32)  # fmt: skip
+    reader = batches(shards, GlobalShuffle(shards.levels_NA, 0, 0.0), start=0, batch=25, micro_batches=1, rank=0, world=1, workers=0,
+                     flips=False, image_size=32)  # fmt: skip
     batch = next(reader)
     reader.close()
     files = sampled("files", "--count", "25", "--batch", "5")
@@ -146,7 +146,7 @@ def test_shards_that_were_begun_are_gone_on_with(sampled: Callable[..., Path], t
     from data_shards.format import index
     from data_shards.packing import shard_writer
 
-    folder = shard_writer.aside(tmp_path / "again")
+    folder = shard_writer.tmp_path(tmp_path / "again")
     folder.mkdir()
     source = index.read_header(done / "index.parquet").source
     header = index.read_header(done / "index.parquet")

@@ -26,7 +26,7 @@ from attributegan.distributed.runtime import Runtime
 from attributegan.export import AttributeGenerator, graphs
 from attributegan.models import Generator, published
 from attributegan.sampling import grids
-from attributegan.training.trainer import Training
+from attributegan.training.trainer import Trainer
 from tools.export import main
 from tools.sample import main as sample_main
 
@@ -122,7 +122,7 @@ def test_published_checkpoint_is_sampled_by_the_command(imported: Callable[[int,
     assert averaged_tiles.shape == (2, size, size, 3) and (averaged_tiles != raw_tiles).mean() > 0.5
     for tiles, expected in (
         (sampled(ema.run, tmp_path / "a"), averaged_tiles),
-        (sampled(ema.run, tmp_path / "b", "--raw"), raw_tiles),
+        (sampled(ema.run, tmp_path / "b", "--no-ema"), raw_tiles),
         (sampled(raw.run / "checkpoints" / "images-000000000000", tmp_path / "c"), raw_tiles),
     ):
         differences = np.abs(tiles.astype(int) - expected)  # the command computes in another memory format
@@ -141,7 +141,7 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     shutil.copytree(source.run, tmp_path / "run")
     settings = config.load(source.run / "config.yaml", [f"run.dir={tmp_path / 'run'}", "train.batch=2"])
     assert config.load(source.run / "config.yaml").run.dir == str(source.run)
-    model, start = published.load(source.file), Training(settings, PUBLISHED, Runtime(settings))
+    model, start = published.load(source.file), Trainer(settings, PUBLISHED, Runtime(settings))
     assert start.resume() and start.images == 0
     for mine, theirs in ((start.generator.module, model.generator), (start.discriminator.module, model.discriminator)):
         assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in mine.state_dict().items())
@@ -156,9 +156,9 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     assert moved > 1e-5 and kept < 1e-4  # the average that came in is not replaced by the raw weights, which are 0.5 away
     start.save()
     start.saved()
-    again = Training(settings, PUBLISHED, Runtime(settings))
+    again = Trainer(settings, PUBLISHED, Runtime(settings))
     assert again.resume() and again.images == 4
-    assert len(again.generator.moments().shapes) == 3 * len(again.generator.parameters)
+    assert len(again.generator.optimizer_state().shapes) == 3 * len(again.generator.parameters)
 
 
 class Code:
@@ -246,7 +246,7 @@ def test_generator_comes_back_from_its_folder(run: Path, folder: Path, tmp_path:
     assert not generator.training
     assert (generator.schema, generator.latent_dim, generator.image_size) == (SCHEMA, 16, 32)
     assert torch.equal(images(generator, 4), images(run, 4))
-    assert main(["generator", str(run), "--out", str(tmp_path / "raw"), "--raw"]) == 0
+    assert main(["generator", str(run), "--out", str(tmp_path / "raw"), "--no-ema"]) == 0
     assert torch.equal(images(AttributeGenerator.from_pretrained(str(tmp_path / "raw")), 4), images(run, 4, raw=True))
     assert not torch.equal(images(run, 4), images(run, 4, raw=True))
 
@@ -389,7 +389,7 @@ def test_graphs_give_the_networks_images(
     run = request.getfixturevalue(model)
     file = tmp_path / f"generator{suffix}"
     file.write_text("an older one")
-    assert main([command, str(run), "--out", str(file), *(["--fractional"] if fractional else ["--raw"])]) == 0
+    assert main([command, str(run), "--out", str(file), *(["--fractional"] if fractional else ["--no-ema"])]) == 0
     assert list(tmp_path.iterdir()) == [file]
     call, attributes = read(file)
     assert AttributeSchema.from_dict(json.loads(attributes)) == SCHEMA
@@ -422,7 +422,7 @@ def test_a_graph_that_differs_does_not_get_its_name(run: Path, tmp_path: Path, m
 @pytest.fixture
 def broken(run: Path, tmp_path: Path) -> Path:
     """A checkpoint of a run that went wrong."""
-    state, tensors = store.load(store.find(run), "generator_ema")
+    state, tensors = store.load(store.resolve(run), "generator_ema")
     tensors["generator_ema"]["to_image.bias"][1] = float("nan")
     return writer.save(tmp_path / "broken", 1, state=state, **tensors)
 

@@ -19,7 +19,7 @@ import torch
 from browser import Served, served
 from PIL import Image
 from shards import make_set
-from untrained_run import SMALLEST, untrained
+from untrained_run import SMALLEST, untrained_run
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.distributed.process_group import Processes
@@ -136,10 +136,10 @@ def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
 
 def test_mixed_latents_keep_their_length() -> None:
     start, end = grids.latents_for(0, range(4), 96), grids.latents_for(1, range(4), 96)
-    assert torch.allclose(grids.mixed(start, end, 0), start) and torch.allclose(grids.mixed(start, end, 1), end, atol=1e-6)
-    half = grids.mixed(start, end, 0.5)
+    assert torch.allclose(grids.slerp(start, end, 0), start) and torch.allclose(grids.slerp(start, end, 1), end, atol=1e-6)
+    half = grids.slerp(start, end, 0.5)
     assert (half.norm(dim=1) > 0.9 * torch.minimum(start.norm(dim=1), end.norm(dim=1))).all()
-    assert torch.allclose(grids.mixed(start, start, 0.3), start) and torch.equal(grids.mixed(start, -start, 0.5), torch.zeros(4, 96))
+    assert torch.allclose(grids.slerp(start, start, 0.3), start) and torch.equal(grids.slerp(start, -start, 0.5), torch.zeros(4, 96))
 
 
 def test_the_tile_is_that_of_sampling(run: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_tile_is_that_of_sampling(run: Path) -> None:
     latent, levels = grids.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
     assert np.array_equal(painter.tile(state), grids.generate(shown.generator, latent, levels)[0])
     moved = painter.tile(replace(state, truncation=0.5))
-    assert np.array_equal(moved, grids.generate(shown.generator, grids.truncated(latent, 0.5), levels)[0])
+    assert np.array_equal(moved, grids.generate(shown.generator, grids.truncate_latents(latent, 0.5), levels)[0])
     assert np.array_equal(painter.tile(replace(state, mix=1.0, mix_seed=4)), painter.tile(replace(state, seed=4)))
     assert painter.tile(replace(state, size=128)) is painter.tile(state)  # drawn once
 
@@ -163,7 +163,7 @@ def test_runs_checkpoints_and_exports_are_shown(run: Path, tmp_path: Path) -> No
     checkpoint = next((run / "checkpoints").iterdir())
     assert model.load(checkpoint).identity == shown.identity != model.load(run, raw=True).identity
     assert model.load(checkpoint).name == run.name
-    with pytest.raises(ValueError, match="--raw"):
+    with pytest.raises(ValueError, match="--no-ema"):
         model.load(tmp_path / "exported", raw=True)
 
 
@@ -305,30 +305,30 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
 
 def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
     _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
-    network, cache = features.load(), reference.Cache.at(tmp_path / "cache")
+    network, cache = features.load(), reference.FeatureCache.at(tmp_path / "cache")
 
-    def opened(judge: Path | None = None) -> predictions.Reader:
-        return predictions.open_reader(PUBLISHED, split, judge, tmp_path / "cache", lambda *told: None)
+    def opened(attribute_predictor: Path | None = None) -> predictions.Reader:
+        return predictions.open_reader(PUBLISHED, split, attribute_predictor, tmp_path / "cache", lambda *told: None)
 
     without = opened()
-    assert without.judge is None and without.judge_note == predictions.NO_JUDGE and without.tiles is not None
+    assert without.attribute_predictor is None and without.predictor_note == predictions.NO_JUDGE and without.tiles is not None
     tile = split.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
     features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *told: None)
     assert features_ND is not None
-    judge = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
+    attribute_predictor = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
     note = {"training_tiles": 96, "choice": {"features": 0.625}}
-    reference.kept_judge(PUBLISHED, split, network, cache).save(judge, note)
+    reference.predictor_cache(PUBLISHED, split, network, cache).save(attribute_predictor, note)
     found = opened()
-    assert "learnt on 96 real tiles" in found.judge_note and "0.62" in found.judge_note
-    assert found.levels(tile) == pytest.approx(judge.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
+    assert "learnt on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
+    assert found.levels(tile) == pytest.approx(attribute_predictor.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
     given = tmp_path / "given"
-    predictor.Kept(given).save(judge, note)
+    predictor.PredictorCache(given).save(attribute_predictor, note)
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
     with pytest.raises(ValueError, match="no judge for the model's attributes"):
         predictions.open_reader(other, None, given, None, lambda *told: None)
-    predictor.Kept(given).save(predictor.Head(PUBLISHED, 12), {})
+    predictor.PredictorCache(given).save(predictor.Head(PUBLISHED, 12), {})
     with pytest.raises(ValueError, match="features of another network"):
         opened(given)
 
@@ -338,10 +338,10 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     [
         (["--port", "65536"], "--port: 65536 is not from 0 to 65535"),
         (["--host", ""], "--host: names no address"),
-        (["--most", "0"], "--most: 0 must be at least 1"),
+        (["--max-real", "0"], "--max-real: 0 must be at least 1"),
         (["--token-file", "nowhere"], "--token-file nowhere: can't be read"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen there"),
-        (["--judge", "nowhere", "--port", "0"], "--judge nowhere: no judge for the model's attributes"),
+        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no judge for the model's attributes"),
         (["--shards", "nowhere", "--port", "0"], "nowhere"),
     ],
 )
@@ -366,5 +366,5 @@ def test_a_model_that_is_not_there_and_a_port_that_is_taken(
 
 
 def test_a_newer_checkpoint_makes_other_links(run: Path, tmp_path: Path) -> None:
-    untrained(tmp_path / "run", 5)
+    untrained_run(tmp_path / "run", 5)
     assert model.load(tmp_path / "run").identity != model.load(run).identity
