@@ -13,16 +13,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from attributegan.errors import PermanentError, TransientError
+
 BAD_INPUT, PERMANENT_ERROR = 2, 3
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-
-
-class TransientError(Exception):
-    """Nobody's mistake, and another start may go well; told in words, status 1."""
-
-
-class PermanentError(RuntimeError):
-    """Starting again as before would end in the same error; the cause says which."""
 
 
 def exit_status(work: Callable[[], object]) -> int:
@@ -65,6 +59,14 @@ class _Parser(argparse.ArgumentParser):
             return word
         print(f"{name} is now {new}; the old name is read in this version only", file=sys.stderr)
         return f"{new}{equals}{value}"
+
+
+def command(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Add a subcommand to ``commands`` (of ``add_subparsers``), whose help ends with ``examples`` too."""
+    return commands.add_parser(
+        name, help=help, description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
 
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:

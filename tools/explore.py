@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
 from tools import options as options_module
+from tools.progress import StageProgress
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.attributes import AttributeSchema
@@ -76,7 +77,9 @@ def _explore(options: argparse.Namespace) -> None:
         tiles = _real_tiles(options, schema, size) if options.shards else None
         if tiles is not None:
             print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
-        reader = predictions.open_reader(schema, tiles, options.predictor, options.cache, _tell)
+        progress = StageProgress(sys.stderr.isatty())
+        reader = predictions.open_reader(schema, tiles, options.predictor, options.cache, progress)
+        progress.close()
         port = listening.getsockname()[1]
         app = server.application(server.Explorer(shown, reader), options.host, token, port)
         address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
@@ -103,11 +106,6 @@ def _token(path: Path) -> str:
     if len(token) < 16 or not token.isascii() or not token.isprintable() or set(token) & set(' ";,\\'):
         raise ValueError(f"--token-file {path}: write at least 16 letters and digits into it, such as `openssl rand -hex 16` gives")
     return token
-
-
-def _tell(what: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-
-from attributegan import config as config_module
-from attributegan.attributes import AttributeSchema
-from attributegan.config import Config
-from attributegan.models import Generator
 
 log = logging.getLogger(__name__)
 
@@ -152,35 +146,6 @@ def resolve(path: str | Path) -> Path:
     if found := latest(path / "checkpoints"):
         return found
     raise ValueError(f"{path}: neither a checkpoint nor a run folder with a whole one; give a run's folder or RUN/checkpoints/images-…")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A generator ready to sample from, in eval mode on the CPU."""
-
-    generator: Generator
-    schema: AttributeSchema
-    config: Config
-    images: int
-
-
-def load_for_sampling(path: str | Path, ema: bool = True) -> Loaded:
-    """Load the (averaged, by default) generator of a run or checkpoint.
-
-    Raises:
-        ValueError: no whole checkpoint there, or its tensors don't fit its configuration.
-    """
-    checkpoint = resolve(path)
-    name = "generator_ema" if ema else "generator"
-    state, tensors = load(checkpoint, name)
-    config = config_module.from_dict(state["config"], where=str(checkpoint / "state.json"))
-    schema = AttributeSchema.from_dict(state["schema"], where=str(checkpoint / "state.json"))
-    generator = Generator(config.model, schema)
-    try:
-        generator.load_state_dict(tensors[name])
-    except RuntimeError as error:
-        raise CheckpointCorrupted(f"{checkpoint / name}.safetensors: does not fit the configuration in state.json: {error}") from error
-    return Loaded(generator.eval(), schema, config, int(state["images"]))
 
 
 def _latest_first(folder: Path) -> Iterator[Path]:

@@ -22,11 +22,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from attributegan.cli import TransientError
 from attributegan.config import Config
 from attributegan.distributed import deepspeed_config, launcher
 from attributegan.distributed.engine import DataParallel, Engine
 from attributegan.distributed.rendezvous import wait_for_all_ranks
+from attributegan.errors import TransientError
 from attributegan.utils.allocator import keep_freed_memory
 from attributegan.utils.collectives import gather
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
-from attributegan.training.random_draws import rng_for
+from attributegan.utils.rng import rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2

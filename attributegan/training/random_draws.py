@@ -5,7 +5,6 @@ Numbers are drawn for the global batch and sliced, so they are the same on one p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,12 +13,7 @@ from torch import Tensor
 
 from attributegan.config import Config
 from attributegan.training import augment
-
-
-def rng_for(seed: int, purpose: str, position: int = 0) -> torch.Generator:
-    """A CPU generator that depends on the three arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+from attributegan.utils.rng import rng_for
 
 
 @dataclass(frozen=True)

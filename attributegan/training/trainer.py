@@ -27,7 +27,8 @@ from attributegan.models import Discriminator, Generator
 from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
-from attributegan.training.random_draws import StepNoise, rng_for
+from attributegan.training.random_draws import StepNoise
+from attributegan.utils.rng import rng_for
 
 log = logging.getLogger("attributegan")
 

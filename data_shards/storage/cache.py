@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from attributegan.cli import TransientError
+from attributegan.errors import TransientError
 from data_shards.format import checksums, index
 from data_shards.storage import stores
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from tools.bench import Result
+    from tools.benchmarks.harness import Result
 
 NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
 
@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
 
 
 def _explore(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     if arguments.count < 1:
         raise ValueError(f"--count: {arguments.count} must be above 0")

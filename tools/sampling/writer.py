@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attributegan.checkpoint.store import Loaded
+from attributegan.checkpoint.loading import Loaded
 from attributegan.distributed.process_group import Processes
-from attributegan.sampling import grids
+from attributegan.sampling import generate
+from attributegan.sampling import latents as latents_module
 
 if TYPE_CHECKING:
     from data_shards.packing.sources import Member
@@ -44,19 +45,19 @@ class Recipe:
     def levels(self, indices: range) -> torch.Tensor:
         schema = self.loaded.schema
         if self.real_NA is None:
-            return grids.levels_for(schema, self.seed, indices, self.given)
-        return grids.levels_like(
+            return latents_module.levels_for(schema, self.seed, indices, self.given)
+        return latents_module.levels_like(
             self.real_NA, self.seed, indices, {schema.names.index(name): level for name, level in self.given.items()}
         )  # fmt: skip
 
     def latents(self, indices: range) -> torch.Tensor:
-        latents_BL = grids.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
-        return latents_BL if self.truncation is None else grids.truncate_latents(latents_BL, self.truncation)
+        latents_BL = latents_module.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
+        return latents_BL if self.truncation is None else latents_module.truncate_latents(latents_BL, self.truncation)
 
     def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
         levels_BA = self.levels(indices)
-        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.bf16), levels_BA.numpy()
+        return generate.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.bf16), levels_BA.numpy()
 
     def fingerprint(self, count: int, model: str) -> str:
         """Of the whole set."""
