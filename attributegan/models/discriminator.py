@@ -98,8 +98,8 @@ class Discriminator(Stages):
             quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
-            learn_levels: compute ``levels`` for the auxiliary heads to learn from, ...
-            tell_levels: ... or as they have learnt to.
+            train_levels: compute ``levels`` for the auxiliary heads to learn from, ...
+            predict_levels: ... or as they have learnt to.
             first: compute ``embedding`` to ``reconstruction_loss`` of that many images alone. One pass over all is faster than two.
 
         Raises:

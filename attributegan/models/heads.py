@@ -74,7 +74,14 @@ class AuxiliaryHeads(nn.Module):
         Returns:
             of each attribute (B, 2 levels): levels of real tiles, then those of generated ones.
         """
+        before = self.training
         self.train(learn)
+        try:
+            return self._logits(images_BCHW)
+        finally:
+            self.train(before)
+
+    def _logits(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
         parallel_BC = coherence(x)
         x = F.pixel_unshuffle(x, 2)

@@ -21,6 +21,7 @@ from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
 from attributegan.checkpoint.writer import Writer, remove_remains
 from attributegan.config import Config, ModelConfig, fill, with_current_names
+from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
@@ -78,11 +79,11 @@ class Trainer:
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
             parameter.requires_grad_(False)
         averaged = copy.deepcopy(generator)
-        self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
+        self.generator = build_engine(runtime, generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
         # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
-        self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
+        self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = Path(config.run.dir) / "checkpoints"
         self.writer = Writer(
             self.folder, rank=runtime.rank, world=runtime.world, launch_id=runtime.launch_id, keep=config.run.keep_last,

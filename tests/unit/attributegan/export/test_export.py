@@ -155,7 +155,7 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     kept = (start.ema.average["to_image.bias"] - model.generator_ema.to_image.bias).abs().max()
     assert moved > 1e-5 and kept < 1e-4  # the average that came in is not replaced by the raw weights, which are 0.5 away
     start.save()
-    start.saved()
+    start.wait_for_checkpoint()
     again = Trainer(settings, PUBLISHED, Runtime(settings))
     assert again.resume() and again.images == 4
     assert len(again.generator.optimizer_state().shapes) == 3 * len(again.generator.parameters)

@@ -37,7 +37,7 @@ class Teller(Echo):
 
     def local(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
         logits_BK = torch.tensor([*self.SHARES, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]).log().expand(len(images_BCHW), -1)
-        return super().local(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("tell_levels") else None)
+        return super().unwrapped(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("predict_levels") else None)
 
 
 class Linear:
@@ -71,8 +71,8 @@ def batch_of(levels: list[list[int]], vary_attribute: bool = False, moved: float
 
 def test_every_generated_tile_meets_a_real_one_of_its_levels() -> None:
     batch = batch_of([[1], [2], [3], [4]])
-    assert phases._answers_to_real(PLAIN, Echo(), batch, paired=False)[""].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-    answers = phases._answers_to_real(PLAIN, Echo(), batch, paired=True)
+    assert phases._real_outputs(PLAIN, Echo(), batch, paired=False)[""].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    answers = phases._real_outputs(PLAIN, Echo(), batch, paired=True)
     assert answers[""].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert answers[""][:, 1].tolist() == phases._in_pairs(batch.levels_BA)[:, 0].tolist()
 
@@ -82,13 +82,13 @@ LEVELS = [[1, 1, 1, 0], [2, -1, 4, 2], [3, 2, -1, 1], [4, 1, 3, 1]]  # of the fi
 
 def test_without_pairs_every_tile_has_the_levels_of_a_real_one() -> None:
     batch = batch_of(LEVELS)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=False, vary_attribute=False)
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=False, vary_attribute=False)
     assert levels_BA is batch.levels_BA and latents_BL is batch.noise.latents_generator_BL
 
 
 def test_tiles_of_one_label_have_two_latents() -> None:
     batch = batch_of(LEVELS, vary_attribute=True)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=True, vary_attribute=False)
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=True, vary_attribute=False)
     assert torch.equal(latents_BL, batch.noise.latents_generator_BL)
     assert levels_BA.tolist() == [LEVELS[0], LEVELS[0], LEVELS[2], LEVELS[2]]
 
@@ -101,14 +101,14 @@ def test_an_assessable_attribute_moves_to_where_another_tile_has_it_and_all_else
     moved: float, second: list[int], fourth: list[int]
 ) -> None:
     batch = batch_of(LEVELS, moved=moved)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=True, vary_attribute=True)
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=True, vary_attribute=True)
     assert torch.equal(latents_BL, batch.noise.latents_generator_BL[[0, 0, 2, 2]])
     assert levels_BA.tolist() == [LEVELS[0], second, LEVELS[2], fourth]
     assert batch.levels_BA.tolist() == LEVELS
 
 
 def test_where_nothing_can_move_the_pair_is_one_tile() -> None:
-    _, levels_BA = phases._asked_for(batch_of([[1, -1], [1, 2], [0, 3], [2, 3]], moved=0.9), paired=True, vary_attribute=True)
+    _, levels_BA = phases._sample_conditions(batch_of([[1, -1], [1, 2], [0, 3], [2, 3]], moved=0.9), paired=True, vary_attribute=True)
     assert levels_BA.tolist() == [[1, -1], [1, -1], [0, 3], [0, 3]]
 
 
@@ -121,7 +121,7 @@ def loss_of(vary_attribute: bool, **weights: float) -> tuple[float, dict[str, Te
     return generator.losses[0] - float(terms["generator/adversarial"]), terms, generator.made
 
 
-def test_levels_that_were_asked_for_are_those_to_be_told() -> None:
+def test_levels_that_were_sample_conditions_are_those_to_be_told() -> None:
     loss = LossConfig(contrastive=0, reconstruction=0, auxiliary=0.5, control=3, diversity=0.3)
     config = dataclasses.replace(PLAIN, loss=loss, model=dataclasses.replace(PLAIN.model, auxiliary_heads=True))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
@@ -148,7 +148,7 @@ def test_moved_attributes_and_diversity_take_turns_at_twice_the_weight() -> None
     assert loss > 0
 
 
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("vary_attribute", [False, True])
 def test_one_kind_of_pairs_alone_has_every_step(vary_attribute: bool) -> None:
     loss, terms, _ = loss_of(vary_attribute=vary_attribute, residual=0.3)
     assert loss == pytest.approx(0.3 * 1.5, rel=1e-4) and "generator/residual" in terms

@@ -35,7 +35,7 @@ from tools.explorer.drawing import Painter
 from tools.explorer.state import State, query_of, read, sizes
 
 TOKEN = "a-token-of-a-test"
-NO_READER = predictions.Reader(None, predictions.NO_JUDGE, None, None)
+NO_READER = predictions.Reader(None, predictions.NO_PREDICTOR, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_refusals_have_words(explorer: Served) -> None:
 
 def test_without_judge_or_shards_the_page_says_so(explorer: Served) -> None:
     text = asked(explorer, "/")[1].decode()
-    assert predictions.NO_JUDGE in text and "start attributegan-explore with --shards" in text
+    assert predictions.NO_PREDICTOR in text and "start attributegan-explore with --shards" in text
     assert json.loads(asked(explorer, "/reading")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
     assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["read"] is None
 
@@ -311,7 +311,7 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
         return predictions.open_reader(PUBLISHED, split, attribute_predictor, tmp_path / "cache", lambda *told: None)
 
     without = opened()
-    assert without.attribute_predictor is None and without.predictor_note == predictions.NO_JUDGE and without.tiles is not None
+    assert without.attribute_predictor is None and without.predictor_note == predictions.NO_PREDICTOR and without.tiles is not None
     tile = split.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
     features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *told: None)
