@@ -21,6 +21,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from attributegan.utils.files import fsync_path
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -51,11 +53,11 @@ def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], 
     manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(tmp_path.iterdir())}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in tmp_path.iterdir():
-        _fsync(path)
-    _fsync(tmp_path)
+        fsync_path(path)
+    fsync_path(tmp_path)
     _remove(target)
     os.rename(tmp_path, target)
-    _fsync(folder)
+    fsync_path(folder)
     # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
     for old in [path for path in _latest_first(folder) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
@@ -165,11 +167,3 @@ def _remove(checkpoint: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
 from attributegan.metrics.features import Features, resized
 from attributegan.metrics.quality import REPLICATES, Estimate
+from attributegan.utils.files import atomic_write
 
 MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level, below which it is not judged
 CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
@@ -131,9 +132,8 @@ class FeatureCache:
 
     def save(self, path: Path, array: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        tmp_path = path.with_name(f".writing-{os.getpid()}-{path.name}.npy")
-        np.save(tmp_path, array, allow_pickle=False)
-        os.replace(tmp_path, path.with_suffix(".npy"))
+        with atomic_write(path.with_suffix(".npy"), fsync=False, shared=True) as stream:
+            np.save(stream, array, allow_pickle=False)
 
 
 def analyze_reference(

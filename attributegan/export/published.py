@@ -8,8 +8,8 @@ from typing import Literal
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import writer
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
-from attributegan.export.aside import atomic_path, check_new_folder
 from attributegan.models import published
+from attributegan.utils.files import atomic_path, check_new_folder
 
 
 def import_published(source: str | Path, out: str | Path, generator: Literal["raw", "ema"] = "ema") -> Config:

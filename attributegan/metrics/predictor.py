@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
+from attributegan.utils.files import atomic_write
 from attributegan.utils.rng import rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
@@ -306,7 +307,8 @@ class PredictorCache:
         width = len(attribute_predictor.mean_D) if isinstance(attribute_predictor, Head) else 0
         kind = attribute_predictor.kind if isinstance(attribute_predictor, Head | Cnn) else ""
         about = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
-        (self.folder / "judge.json").write_text(json.dumps(about | note, indent=1))
+        with atomic_write(self.folder / "judge.json") as stream:  # last: without it there is no judge here
+            stream.write(json.dumps(about | note, indent=1).encode())
 
     def load(self, schema: AttributeSchema) -> tuple[AttributePredictor, dict[str, Any]] | None:
         """The judge and its note, when there is one for these attributes."""

@@ -20,6 +20,7 @@ from attributegan.run_dir.reporter import MetricLogger
 from attributegan.sampling import grids, latents
 from attributegan.training.profiling import profile_steps
 from attributegan.training.trainer import Batch, Trainer
+from attributegan.utils.files import atomic_write
 
 log = logging.getLogger("attributegan")
 
@@ -112,4 +113,5 @@ def write_config(config: Config) -> None:
     """Put the resolved configuration beside the run."""
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config))
+    with atomic_write(folder / "config.yaml") as stream:
+        stream.write(dump(config).encode())
