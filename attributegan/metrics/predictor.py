@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
 from attributegan.utils.files import atomic_write
-from attributegan.utils.rng import rng_for
+from attributegan.utils.rng import Purpose, rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2
@@ -173,14 +173,14 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     On a CPU the same tiles and seed give the same weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng_for(seed, "weights of the judge").initial_seed())
+        torch.manual_seed(rng_for(seed, Purpose.PREDICTOR_WEIGHTS).initial_seed())
         network = Cnn(schema).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=CNN_RATE, weight_decay=CNN_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CNN_RATE, total_steps=steps)
     targets_NK, weights_NK = (torch.from_numpy(array).float() for array in _targets(levels_NA, schema))
     network.train()
     for step in range(steps):
-        rng = rng_for(seed, "tiles for the judge", step)
+        rng = rng_for(seed, Purpose.PREDICTOR_TILES, step)
         row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
         images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head.weight.device)
         turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))

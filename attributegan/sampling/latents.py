@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.utils.rng import rng_for
+from attributegan.utils.rng import Purpose, rng_for
 
 
 def latents_for(seed: int, indices: Iterable[int], latent_dim: int) -> Tensor:
     """Standard normal latents_BL, float32 on the CPU; row ``indices[b]`` depends on it and ``seed`` alone."""
-    return torch.stack([torch.randn(latent_dim, generator=rng_for(seed, "latent of a sample", index)) for index in indices])
+    return torch.stack([torch.randn(latent_dim, generator=rng_for(seed, Purpose.SAMPLE_LATENT, index)) for index in indices])
 
 
 def truncate_latents(latents_BL: Tensor, bound: float) -> Tensor:
@@ -47,7 +47,7 @@ def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given
     """
     rows = []
     for index in indices:
-        rng = rng_for(seed, "levels of a sample", index)
+        rng = rng_for(seed, Purpose.SAMPLE_LEVELS, index)
         drawn = {
             attribute.name: attribute.assessable[int(torch.randint(len(attribute.assessable), (), generator=rng))]
             for attribute in schema.attributes
@@ -64,7 +64,7 @@ def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: M
         real_NA: levels of the real tiles.
         given: levels by column, which replace the drawn ones.
     """
-    draws = (torch.randint(len(real_NA), (), generator=rng_for(seed, "real tile of a sample", index)) for index in indices)
+    draws = (torch.randint(len(real_NA), (), generator=rng_for(seed, Purpose.SAMPLE_REAL_TILE, index)) for index in indices)
     rows_BA = torch.from_numpy(real_NA[[int(draw) for draw in draws]].astype(np.int64))
     if any(level != int(level) for level in (given or {}).values()):
         rows_BA = rows_BA.float()

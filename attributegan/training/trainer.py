@@ -29,7 +29,7 @@ from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.training.random_draws import StepNoise
-from attributegan.utils.rng import rng_for
+from attributegan.utils.rng import Purpose, rng_for
 
 log = logging.getLogger("attributegan")
 
@@ -67,7 +67,7 @@ class Trainer:
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng_for(config.train.seed, "weights").initial_seed())
+            torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
             generator = Generator(config.model, schema)
             generator.zero_label_weights(
                 a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes

@@ -161,8 +161,8 @@ class _Requests:
     def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool, crop: float) -> None:
         self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
         self.first, self.step, self.share = first, step, share
-        self._turns = permutation.stream(order.seed, "turns of the tiles")
-        self._crops = permutation.stream(order.seed, "crops of the tiles")
+        self._turns = permutation.stream(order.seed, permutation.Purpose.TURNS)
+        self._crops = permutation.stream(order.seed, permutation.Purpose.CROPS)
 
     def __iter__(self) -> Iterator[_Request]:
         first = self.first

@@ -83,7 +83,7 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_
     files = TileReader(shards.tars, size)
     rows = shards.rows
     use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
-    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, "tiles of an evaluation"))][:most]
+    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         tiles_N = drawn_N[number_N]

@@ -6,7 +6,7 @@ import torch
 
 from attributegan.attributes import AttributeSchema
 from attributegan.sampling import latents
-from attributegan.utils.rng import rng_for
+from attributegan.utils.rng import Purpose, rng_for
 from tools.explorer.state import State
 
 
@@ -17,4 +17,4 @@ def state_of(schema: AttributeSchema, number: int, size: int) -> State:
 
 def attribute_of(schema: AttributeSchema, number: int) -> int:
     """The column of the attribute that a round asks for, where the visitor has chosen none."""
-    return int(torch.randint(len(schema.attributes), (), generator=rng_for(number, "attribute of a quiz")))
+    return int(torch.randint(len(schema.attributes), (), generator=rng_for(number, Purpose.QUIZ_ATTRIBUTE)))
