@@ -9,3 +9,9 @@ class TransientError(Exception):
 
 class PermanentError(RuntimeError):
     """Starting again as before would end in the same error; the cause says which."""
+
+
+def require(condition: bool, message: str) -> None:
+    """ValueError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.cli import exit_status, parser
+from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
 from tools.evaluation.report import LOW_CONTROL_SCORE
@@ -195,10 +196,9 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
 
 def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     """Train, or go on, and evaluate."""
-    checkpoints = run.folder / "run" / "checkpoints"
-    seen = max((int(path.name.removeprefix("images-")) for path in checkpoints.glob("images-*")), default=0)
+    seen = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
     if seen >= options.images + run.options["train"]["batch"]:
-        raise ValueError(f"{checkpoints}: is at {seen:,} images already; ask for as many or more, or take another --out")
+        raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
         "launch.train", "--config", str(run.folder / "study.yaml"), f"data.shards={shards}", f"run.dir={run.folder / 'run'}",
         f"train.images={options.images}", f"train.seed={run.seed}",

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,22 +20,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, list_in, name_of
 from attributegan.utils.files import fsync_path
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"images-(\d{12})")
 
 
 class CheckpointCorrupted(ValueError):
     """A checkpoint that is not whole, or not one; the message names the file."""
-
-
-def name_of(images: int) -> str:
-    """The name of the checkpoint after ``images`` real images."""
-    return f"images-{images:012d}"
 
 
 def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -59,7 +53,7 @@ def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], 
     os.rename(tmp_path, target)
     fsync_path(folder)
     # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
-    for old in [path for path in _latest_first(folder) if path.name <= target.name][keep:] if keep else []:
+    for old in [path for path in reversed(list_in(folder)) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
     return target
 
@@ -93,7 +87,7 @@ def verify(checkpoint: Path) -> None:
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; damaged ones are named in the log and passed over."""
-    for checkpoint in _latest_first(folder):
+    for checkpoint in reversed(list_in(folder)):
         try:
             verify(checkpoint)
             return checkpoint
@@ -145,14 +139,9 @@ def resolve(path: str | Path) -> Path:
     if (path / MANIFEST).is_file():
         verify(path)
         return path
-    if found := latest(path / "checkpoints"):
+    if found := latest(checkpoints_dir(path)):
         return found
     raise ValueError(f"{path}: neither a checkpoint nor a run folder with a whole one; give a run's folder or RUN/checkpoints/images-…")
-
-
-def _latest_first(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.glob("images-*") if _NAME.fullmatch(path.name)]
-    return iter(sorted(found, reverse=True))
 
 
 def _remove(checkpoint: Path) -> None:

@@ -140,6 +140,7 @@ COHERENCES = 4
 NUCLEAR = (0.3, 0.6)  # absorbance from the palest to the darkest that is told apart
 
 
+# A second time, beside `attributegan.models.heads.coherence`, on purpose: what judges a generator shares no code with what trains it.
 def coherence(images_BCHW: Tensor) -> Tensor:
     """How parallel edges are, 0 to 1, at two scales, by squared and by plain strength of the edge: (B, 4).
 

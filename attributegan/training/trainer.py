@@ -25,6 +25,7 @@ from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
@@ -84,7 +85,7 @@ class Trainer:
         # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
         self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
-        self.folder = Path(config.run.dir) / "checkpoints"
+        self.folder = checkpoints_dir(config.run.dir)
         self.writer = Writer(
             self.folder, rank=runtime.rank, world=runtime.world, launch_id=runtime.launch_id, keep=config.run.keep_last,
             scratch=config.run.scratch,

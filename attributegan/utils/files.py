@@ -16,6 +16,11 @@ from typing import BinaryIO
 WRITING = ".writing-"
 
 
+def user_cache() -> Path:
+    """The user's cache folder of this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attributegan"
+
+
 def fsync_path(path: Path) -> None:
     """Make a file's content, or the names in a folder, last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from attributegan.cli import STOP_SIGNALS
 from data_shards import worker_pool as processes
 from data_shards.format import tile as tile_format
 from data_shards.loader.shard_set import ShardSet
@@ -33,7 +34,6 @@ from data_shards.storage.shard_files import RemoteShardFiles
 
 log = logging.getLogger("attributegan.data")
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 AHEAD = 4  # micro-batches that each worker has ready or in work
 
 
@@ -262,7 +262,7 @@ def _start(tiles: TileReader, requests: _Requests, workers: int, pin_memory: boo
     # step and the checkpoint; they end with the loader or with their parent.
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return iter(loader)
     finally:

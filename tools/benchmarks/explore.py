@@ -51,11 +51,12 @@ def _untrained(config: str, run: Path) -> int:
     from attributegan.attributes import PUBLISHED
     from attributegan.checkpoint import writer
     from attributegan.models import Generator
+    from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 
     settings = config_module.load(config)
     weights = Generator(settings.model, PUBLISHED).state_dict()
     state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
-    writer.save(run / "checkpoints", 0, state=state, generator_ema=weights)
+    writer.save(checkpoints_dir(run), 0, state=state, generator_ema=weights)
     return settings.model.image_size
 
 

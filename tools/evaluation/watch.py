@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, images_of, list_checkpoints
 from tools.evaluation.history import LINES, comparable, lines
 from tools.evaluation.options import EvaluationSettings, common_options
 
@@ -75,8 +76,8 @@ def watch(options: argparse.Namespace) -> None:
 def _waiting(run: Path, last: int, every: int, end: int) -> list[Path]:
     """Checkpoints to evaluate, oldest first: those past the next multiple of ``every``, and the last of the run."""
     found = []
-    for path in sorted((run / "checkpoints").glob("images-*")):
-        images = int(path.name.removeprefix("images-"))
+    for path in list_checkpoints(run):
+        images = images_of(path)
         if images > last and (images // every > last // every or images == end):
             found.append(path)
     return found
@@ -98,7 +99,7 @@ def _evaluate(checkpoint: Path, run: Path, best: str, settings: EvaluationSettin
     from tools.evaluation import report
     from tools.evaluation.run import evaluate
 
-    images = int(checkpoint.name.removeprefix("images-"))
+    images = images_of(checkpoint)
     held = run / "evaluation" / ".held" / checkpoint.name
     try:
         _link(checkpoint, held)
@@ -139,10 +140,10 @@ def _keep_best(held: Path, run: Path, by: str) -> None:
     """Make ``held`` the best one when no evaluated checkpoint is better; the one before goes once this one stands."""
     field = FIELDS.get(by, by)
     scores = {line["images"]: line[field] for line in comparable(lines(run)) if field in line}
-    images = int(held.name.removeprefix("images-"))
+    images = images_of(held)
     if images not in scores or scores[images] != BEST[by](scores.values()):
         return
-    folder = run / "best" / "checkpoints"
+    folder = checkpoints_dir(run / "best")
     _link(held, folder / held.name)
     for other in folder.glob("images-*"):
         if other.name != held.name:
