@@ -22,7 +22,7 @@ PLAIN = dataclasses.replace(
 class Echo:
     """A discriminator whose answer is an image's first pixel and its first level."""
 
-    def local(self, images_BCHW: Tensor, levels_BA: Tensor, **_: bool) -> DiscriminatorOutput:
+    def unwrapped(self, images_BCHW: Tensor, levels_BA: Tensor, **_: bool) -> DiscriminatorOutput:
         return DiscriminatorOutput(torch.stack([images_BCHW[:, 0, 0, 0], levels_BA[:, 0].float()], dim=1), None, None, None, None, None)
 
     @contextlib.contextmanager
@@ -35,7 +35,7 @@ class Teller(Echo):
 
     SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 
-    def local(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
+    def unwrapped(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
         logits_BK = torch.tensor([*self.SHARES, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]).log().expand(len(images_BCHW), -1)
         return super().unwrapped(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("predict_levels") else None)
 
