@@ -12,7 +12,7 @@ SHORT = ("train.images=32", "run.save_every=1000")
 @pytest.fixture(scope="module")
 def on_one_node(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one-node") / "run"
-    train(shards, run, *SHORT, world_size=2)
+    train(shards, run, *SHORT, processes=2)
     return run
 
 

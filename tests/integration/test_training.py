@@ -43,7 +43,7 @@ from attributegan.training import trainer
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
     """The final tensors of a run that nothing interrupts, by number of processes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return {processes: train(shards, folder / f"run{processes}", world_size=processes) for processes in (1, 2)}
+    return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -59,7 +59,7 @@ def test_interrupted_run_ends_with_the_same_bits(
         stopped_at = json.loads((store.resolve(run) / "state.json").read_text())["images"]
         assert stopped_at >= at, output(run)
         assert "stopped and saved" in output(run)
-    assert differing(train(shards, run, world_size=processes), undisturbed[processes]) == []
+    assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
     images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, 81, 8))
 
@@ -83,7 +83,7 @@ def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
     assert process.wait(timeout=30) != 0
     first_failure = output(run).partition("Root Cause")[2]
     assert f"rank      : {rank} " in first_failure and "exitcode  : -9" in first_failure
-    assert differing(train(shards, run, world_size=2), undisturbed[2]) == []
+    assert differing(train(shards, run, processes=2), undisturbed[2]) == []
 
 
 def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
 )
 def test_two_processes_are_the_same_run_as_one(shards: Path, tmp_path: Path, overrides: tuple[str, ...], bar: float) -> None:
     """10 steps, gradient penalty and contrastive loss on."""
-    one, two = (train(shards, tmp_path / f"run{n}", *overrides, world_size=n) for n in (1, 2))
+    one, two = (train(shards, tmp_path / f"run{n}", *overrides, processes=n) for n in (1, 2))
     assert largest_relative_difference(one, two) < bar
 
 

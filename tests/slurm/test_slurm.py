@@ -54,7 +54,7 @@ def nothing_left(cluster: Cluster) -> Iterator[None]:
 def one_host(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing disturbs, by two processes of one host, with a checkpoint at every step."""
     run = tmp_path_factory.mktemp("one_host") / "run"
-    train(shards, run, f"train.images={IMAGES}", "run.save_every=8", world_size=2)
+    train(shards, run, f"train.images={IMAGES}", "run.save_every=8", processes=2)
     return run
 
 

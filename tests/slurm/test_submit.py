@@ -143,7 +143,7 @@ def test_local_job_trains_as_two_processes_do_and_names_a_killed_one(shards: Pat
     assert done.returncode == 0, done.stderr
     assert submit(*files, "--local").returncode == 2, "it is alive"
     assert wait_until_over(run).state == "finished"
-    assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", world_size=2)) == []
+    assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", processes=2)) == []
 
     deadline = time.monotonic() + 60
     while submit(*files, "--local", "train.images=4000").returncode:
