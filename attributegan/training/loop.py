@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from attributegan.cli import STOP_SIGNALS
 from attributegan.config import Config, dump
 from attributegan.run_dir.reporter import MetricLogger
-from attributegan.sampling import grids
+from attributegan.sampling import grids, latents
 from attributegan.training.profiling import profile_steps
 from attributegan.training.trainer import Batch, Trainer
+from attributegan.utils.files import atomic_write
 
 log = logging.getLogger("attributegan")
 
@@ -104,7 +105,7 @@ def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, No
 
 def _sweep(trainer: Trainer, generator: nn.Module) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
-    latents_BL = grids.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
+    latents_BL = latents.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
     return grids.sweep_grid(generator, trainer.schema, latents_BL)
 
 
@@ -112,4 +113,5 @@ def write_config(config: Config) -> None:
     """Put the resolved configuration beside the run."""
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config))
+    with atomic_write(folder / "config.yaml") as stream:
+        stream.write(dump(config).encode())

@@ -19,7 +19,7 @@ from runs import CONTROL, train
 
 from attributegan.export import AttributeGenerator
 from attributegan.metrics import predictor
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from tools.explorer import model, quiz
 from tools.explorer.drawing import Painter
 from tools.explorer.state import read

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from shards import pixels_of
 
-from tools.bench import Result, interleaved, main
+from tools.bench import main
+from tools.benchmarks.harness import Result, interleaved
 from tools.benchmarks.scaling import Step
 
 

@@ -20,7 +20,8 @@ from shards import TWO, levels_of, make_set, pixels_of, rows_of
 
 from data_shards.format import checksums, index
 from data_shards.loader import loader as reading
-from data_shards.loader.loader import Batch, ShardSet, batches
+from data_shards.loader.loader import Batch, batches
+from data_shards.loader.shard_set import ShardSet
 from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.sampler.windowed_order import WindowedShuffle
 
