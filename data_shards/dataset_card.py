@@ -19,7 +19,7 @@ from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 from attributegan.utils.files import atomic_write
 from attributegan.utils.html_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.packing import level_counts
 from data_shards.storage import stores

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config
+from attributegan import cli, config, errors
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 from attributegan.run_dir import resolved_config, status
@@ -22,7 +22,7 @@ from attributegan.run_dir import resolved_config, status
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.distributed.runtime import Runtime
     from attributegan.training.loop import StopSignal
-    from data_shards.loader.loader import ShardSet
+    from data_shards.loader.shard_set import ShardSet
     from data_shards.sampler.global_order import GlobalShuffle
     from data_shards.sampler.windowed_order import WindowedShuffle
     from launch.evaluator import BackgroundEvaluator
@@ -198,7 +198,7 @@ def _train(
             if trainer is not None:
                 trainer.writer.finish(FINISH_S)
             if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
-                raise cli.PermanentError from error
+                raise errors.PermanentError from error
             raise
         log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
                  f"{trainer.images:,}", shlex.quote(settings.run.dir))  # fmt: skip
@@ -251,7 +251,7 @@ def _is_permanent(error: Exception, took_a_step: bool) -> bool:
 
 def open_shards(settings: Config) -> ShardSet:
     """The shards that ``settings`` name, to train on and to evaluate with; ValueError when they can't be used."""
-    from data_shards.loader.loader import ShardSet
+    from data_shards.loader.shard_set import ShardSet
     from data_shards.storage.cache import Cache
 
     data = settings.data

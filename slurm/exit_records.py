@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from attributegan.cli import BAD_INPUT, PERMANENT_ERROR, STOP_SIGNALS
+from attributegan.utils.files import atomic_write
 
 FAILED = "failed"  # made by the first process that fails
 
@@ -60,9 +60,8 @@ def folder(submission: Path, job: str, start: int) -> Path:
 
 
 def write(where: Path, record: ExitRecord) -> None:
-    tmp_path = where / f".writing-{record.rank}"
-    tmp_path.write_text(json.dumps(dataclasses.asdict(record)))
-    os.replace(tmp_path, where / f"rank-{record.rank:05d}.json")
+    with atomic_write(where / f"rank-{record.rank:05d}.json", fsync=False) as stream:
+        stream.write(json.dumps(dataclasses.asdict(record)).encode())
 
 
 def read(where: Path) -> list[ExitRecord]:

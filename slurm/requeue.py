@@ -20,6 +20,7 @@ from typing import Literal
 
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir import status
+from attributegan.run_dir.checkpoint_dirs import list_checkpoints
 from slurm import exit_records
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
@@ -72,7 +73,7 @@ def conclude(submission: Path, index: int, ended: Sequence[ExitRecord], srun_sta
 
 def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
     """Counts this error; from 1 again when there is a checkpoint that was not there at the last one."""
-    newest = max((path.name for path in (folder / "checkpoints").glob("images-*")), default="")
+    newest = max((path.name for path in list_checkpoints(folder)), default="")
     path = submission / f"errors-{index}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     count = before["count"] + 1 if before.get("newest") == newest else 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
 from tools import options as options_module
+from tools.progress import StageProgress
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.attributes import AttributeSchema
@@ -43,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
     options_module.add(result, "shards-cache")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
-    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation whose "
-                        "judge is wanted (%(default)s)")  # fmt: skip
+    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation "
+                        "whose judge is wanted (%(default)s)")  # fmt: skip
     result.add_argument("--assessable-only", action="store_true", help="leave out tiles with a level that is not assessable; likewise")
-    result.add_argument("--predictor", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of the "
-                        "one of --shards in the cache")  # fmt: skip
+    result.add_argument("--predictor", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of "
+                        "the one of --shards in the cache")  # fmt: skip
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
     options_module.add_precision(result)
     result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
@@ -77,9 +78,11 @@ def _explore(options: argparse.Namespace) -> None:
         tiles = _real_tiles(options, schema, size) if options.shards else None
         if tiles is not None:
             print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
-        reader = predictions.open_reader(schema, tiles, options.predictor, options.cache, _tell)
+        progress = StageProgress(sys.stderr.isatty())
+        reader = predictions.open_reader(schema, tiles, options.predictor, options.cache, progress)
+        progress.close()
         port = listening.getsockname()[1]
-        app = server.application(server.Explorer(shown, reader, options_module.precision_of(options)), options.host, token, port)
+        app = server.application(server.Explorer(shown, reader, options_module.precision_of(options.precision)), options.host, token, port)
         address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
         print(f"{shown.name}: {address}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
@@ -109,11 +112,6 @@ def read_token(path: Path) -> str:
     if len(token) < 16 or not token.isascii() or not token.isprintable() or set(token) & set(' ";,\\'):
         raise ValueError(f"--token-file {path}: write at least 16 letters and digits into it, such as `openssl rand -hex 16` gives")
     return token
-
-
-def _tell(what: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attributegan import cli
 from attributegan.run_dir import status
+from attributegan.run_dir.checkpoint_dirs import list_checkpoints
 from attributegan.run_dir.lock import LEASE_S, seconds_since_heartbeat
 from attributegan.run_dir.status import Status
 from launch import squeue
@@ -85,7 +86,7 @@ def _ended_here(folder: Path) -> bool:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    return max((folder / "checkpoints").glob("images-*"), default=None)
+    return max(list_checkpoints(folder), default=None)
 
 
 def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:

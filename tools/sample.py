@@ -18,7 +18,7 @@ from tools import options as options_module
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     import numpy as np
 
-    from attributegan.checkpoint.store import Loaded
+    from attributegan.checkpoint.loading import Loaded
     from tools.sampling.writer import Recipe
 
 EXAMPLES = """\
@@ -101,7 +101,7 @@ def _sample(options: argparse.Namespace) -> None:
         _make_folder(options.out.parent if options.format == "shards" else options.out)
         return None if options.project else make_tiles(options)
     old = [] if options.format == "shards" else to_replace(options.out, options.overwrite)
-    options.precision = options_module.precision_of(options)
+    options.precision = options_module.precision_of(options.precision)
     loaded = _load(options)
     pictures = _pictures(loaded, options)  # before the tiles: levels that can't be are refused before anything is written
     if options.project:
@@ -135,8 +135,8 @@ def _make_folder(folder: Path) -> None:
 def _load(options: argparse.Namespace) -> Loaded:
     import torch
 
-    from attributegan.checkpoint.store import load_for_sampling
-    from attributegan.sampling.grids import prepare_for_inference
+    from attributegan.checkpoint.loading import load_for_sampling
+    from attributegan.sampling.generate import prepare_for_inference
 
     loaded = load_for_sampling(options.model, ema=not options.no_ema)
     prepare_for_inference(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
@@ -168,7 +168,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
 
     real_NA = None
     if options.levels_from:
-        from data_shards.loader.loader import ShardSet
+        from data_shards.loader.shard_set import ShardSet
 
         shards = ShardSet.open(options.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
@@ -182,7 +182,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
 
 def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     """The pictures asked for, by file name."""
-    from attributegan.sampling import grids
+    from attributegan.sampling import grids, latents
     from tools.sampling.writer import encoded, film
 
     generator, schema = loaded.generator, loaded.schema
@@ -197,15 +197,15 @@ def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     else:
         latents_BL = _recipe(loaded, options).latents(shown)
     if options.sweep:
-        grid = grids.sweep_grid(generator, schema, latents_BL, grids.middle_levels(schema, given), options.batch)
+        grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), options.batch)
         found["sweep.png"] = encoded(grid)
     if options.pair:
         rows, columns = options.pair
-        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, grids.middle_levels(schema, given), options.batch)
+        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, latents.middle_levels(schema, given), options.batch)
         found["pair.png"] = encoded(grid)
     if options.interpolate:
         start, end = (
-            grids.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
+            latents.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
         )  # fmt: skip
         found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
         if options.movie:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.cli import exit_status, parser
+from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
 from tools.evaluation.report import LOW_CONTROL_SCORE
@@ -195,10 +196,9 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
 
 def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     """Train, or go on, and evaluate."""
-    checkpoints = run.folder / "run" / "checkpoints"
-    seen = max((int(path.name.removeprefix("images-")) for path in checkpoints.glob("images-*")), default=0)
+    seen = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
     if seen >= options.images + run.options["train"]["batch"]:
-        raise ValueError(f"{checkpoints}: is at {seen:,} images already; ask for as many or more, or take another --out")
+        raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
         "launch.train", "--config", str(run.folder / "study.yaml"), f"data.shards={shards}", f"run.dir={run.folder / 'run'}",
         f"train.images={options.images}", f"train.seed={run.seed}",
@@ -272,7 +272,7 @@ def _pixel_change(paths: Mapping[str, Mapping[str, float]]) -> float | None:
 
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
     yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean; the mean of what is measured on the pixels of"
-    yield f"phantoms, over that of real ones; mean leak (where the mean is {LOW_CONTROL_SCORE} or more: what ignores its labels leaks nothing);"
+    yield f"phantoms, over that of real ones; mean leak (where the mean is {LOW_CONTROL_SCORE} or more: without control there is no leak);"
     yield "pixel change by moving an attribute, mean over attributes; diversity; KID x 1000. Means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
     yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "pixel change", "diversity", "KID x 1000"]) + " |"

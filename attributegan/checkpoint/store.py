@@ -12,35 +12,25 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from attributegan import config as config_module
-from attributegan.attributes import AttributeSchema
-from attributegan.config import Config
-from attributegan.models import Generator
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, list_in, name_of
+from attributegan.utils.files import fsync_path
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"images-(\d{12})")
 
 
 class CheckpointCorrupted(ValueError):
     """A checkpoint that is not whole, or not one; the message names the file."""
-
-
-def name_of(images: int) -> str:
-    """The name of the checkpoint after ``images`` real images."""
-    return f"images-{images:012d}"
 
 
 def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -57,13 +47,13 @@ def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], 
     manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(tmp_path.iterdir())}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in tmp_path.iterdir():
-        _fsync(path)
-    _fsync(tmp_path)
+        fsync_path(path)
+    fsync_path(tmp_path)
     _remove(target)
     os.rename(tmp_path, target)
-    _fsync(folder)
+    fsync_path(folder)
     # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
-    for old in [path for path in _latest_first(folder) if path.name <= target.name][keep:] if keep else []:
+    for old in [path for path in reversed(list_in(folder)) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
     return target
 
@@ -97,7 +87,7 @@ def verify(checkpoint: Path) -> None:
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; damaged ones are named in the log and passed over."""
-    for checkpoint in _latest_first(folder):
+    for checkpoint in reversed(list_in(folder)):
         try:
             verify(checkpoint)
             return checkpoint
@@ -149,43 +139,9 @@ def resolve(path: str | Path) -> Path:
     if (path / MANIFEST).is_file():
         verify(path)
         return path
-    if found := latest(path / "checkpoints"):
+    if found := latest(checkpoints_dir(path)):
         return found
     raise ValueError(f"{path}: neither a checkpoint nor a run folder with a whole one; give a run's folder or RUN/checkpoints/images-…")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A generator ready to sample from, in eval mode on the CPU."""
-
-    generator: Generator
-    schema: AttributeSchema
-    config: Config
-    images: int
-
-
-def load_for_sampling(path: str | Path, ema: bool = True) -> Loaded:
-    """Load the (averaged, by default) generator of a run or checkpoint.
-
-    Raises:
-        ValueError: no whole checkpoint there, or its tensors don't fit its configuration.
-    """
-    checkpoint = resolve(path)
-    name = "generator_ema" if ema else "generator"
-    state, tensors = load(checkpoint, name)
-    config = config_module.from_dict(state["config"], where=str(checkpoint / "state.json"))
-    schema = AttributeSchema.from_dict(state["schema"], where=str(checkpoint / "state.json"))
-    generator = Generator(config.model, schema)
-    try:
-        generator.load_state_dict(tensors[name])
-    except RuntimeError as error:
-        raise CheckpointCorrupted(f"{checkpoint / name}.safetensors: does not fit the configuration in state.json: {error}") from error
-    return Loaded(generator.eval(), schema, config, int(state["images"]))
-
-
-def _latest_first(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.glob("images-*") if _NAME.fullmatch(path.name)]
-    return iter(sorted(found, reverse=True))
 
 
 def _remove(checkpoint: Path) -> None:
@@ -200,11 +156,3 @@ def _remove(checkpoint: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from attributegan.checkpoint import store
 from attributegan.distributed.sharding import EvenShard, ShardedStateDict, TensorSlice
+from attributegan.run_dir.checkpoint_dirs import name_of
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Writer:
             raise error
 
     def _run(self, images: int, state: dict[str, Any], tables: dict[str, ShardedStateDict]) -> None:
-        tmp_path = self.folder / f".writing-{store.name_of(images)}-{self.launch_id}"
+        tmp_path = self.folder / f".writing-{name_of(images)}-{self.launch_id}"
         try:
             tmp_path.mkdir(
                 exist_ok=True
@@ -125,7 +126,7 @@ class Writer:
             if self.rank == 0:
                 self._wait_for_others(tmp_path)
                 store.commit(tmp_path, self.folder, images, state, self.keep)
-                log.info("saved %s", self.folder / store.name_of(images))
+                log.info("saved %s", self.folder / name_of(images))
         except BaseException as error:
             self._error = error
             log.error("the checkpoint at %s images could not be written: %s", f"{images:,}", error)
@@ -193,7 +194,7 @@ def save(folder: Path, images: int, *, keep: int = 0, state: Mapping[str, Any], 
     writer = Writer(folder, rank=0, world=1, launch_id=secrets.token_hex(4), keep=keep)
     writer.save(images, state, **{name: ShardedStateDict.replicated(named, EvenShard(0, 1)) for name, named in tensors.items()})
     writer.wait()
-    return folder / store.name_of(images)
+    return folder / name_of(images)
 
 
 def remove_remains(folder: Path) -> None:

@@ -47,9 +47,7 @@ class DeepSpeedEngine(Engine):
         self.buffers = dict(module.named_buffers())
         logger.setLevel(logging.ERROR)  # of steps that are skipped we tell ourselves
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # of names that DeepSpeed calls
-        # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
-        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
-        vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
+        _patch_libraries()
         if runtime.config.train.channels_last:
             _use_channels_last(module)
         if not dist.is_initialized():  # one process
@@ -171,6 +169,14 @@ class DeepSpeedEngine(Engine):
         part_N = self.share.local(whole_N)
         padded_N[: len(part_N)] = part_N
         return padded_N
+
+
+def _patch_libraries() -> None:
+    """Switch off what costs time and is not needed, of deepspeed 0.19 and torch 2.13; without effect where a name is gone."""
+    # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
+    vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+    # Deterministic algorithms would fill every empty tensor, such as DeepSpeed's buffers, before it is written.
+    vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
 
 
 def _use_channels_last(module: nn.Module) -> None:

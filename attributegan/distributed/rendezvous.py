@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from torch import distributed as dist
 
-from attributegan.cli import TransientError
+from attributegan.errors import TransientError
 
 HEARD_S = 10.0  # for others to read what a process has said before it ends
 

@@ -1,7 +1,7 @@
 """Processes, devices and precision: the only file that imports accelerate.
 
-A `Runtime` knows who this process is among how many, and gives each network the engine of its mode. The phases and the loop are written
-against these and don't know in which mode they run.
+A `Runtime` knows who this process is among how many. The phases and the loop are written against it and the engines (build.py), and don't
+know in which mode they run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from attributegan.cli import TransientError
 from attributegan.config import Config
 from attributegan.distributed import deepspeed_config, launcher
-from attributegan.distributed.engine import DataParallel, Engine
 from attributegan.distributed.rendezvous import wait_for_all_ranks
+from attributegan.errors import TransientError
 from attributegan.run_dir.resolved_config import previous_precision
 from attributegan.utils import precision
 from attributegan.utils.allocator import keep_freed_memory
@@ -123,14 +122,6 @@ class Runtime:
         if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; maps are channels-last all the same
             return module
         return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-
-    def engine(self, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
-        """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
-        if not self.sharding[network].stage:
-            return DataParallel(self, module, learning_rate, compile)
-        from attributegan.distributed.deepspeed_engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(self, module, learning_rate, self.sharding[network])
 
     def images(self, images_BCHW: Tensor) -> Tensor:
         """uint8 tiles -> this device, [-1, 1], in the layout that training uses."""

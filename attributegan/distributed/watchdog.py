@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -24,12 +25,14 @@ PERIOD_S = 1.0
 SILENCE_S = 20.0  # without a sign of life, a process counts as dead
 STORE_S = 10.0  # longer than SILENCE_S, after which a store that should have given up by then is not waited for
 GRACE_S = 3.0  # in which a process that has heard of another's end may still end by itself, with its own error
-_LOST = ("gloo", "NCCL", "Connection", "connection", "peer", "Timed out", "store")  # in messages of collectives that lost a process
+_PEER_ERRORS = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+# gloo raises plain RuntimeErrors, known by their text
+_PEER_WORDS = re.compile(r"gloo|NCCL|\b[Cc]onnection\b|\bpeer\b|Timed out|\bstore\b")
 
 
 def is_peer_failure(error: BaseException) -> bool:
     """Whether ``error`` looks like that of a collective which lost a process."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    return isinstance(error, _PEER_ERRORS) or (isinstance(error, RuntimeError) and bool(_PEER_WORDS.search(str(error))))
 
 
 class Watchdog:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
 from attributegan.metrics.features import Features, resized
 from attributegan.metrics.quality import REPLICATES, Estimate
+from attributegan.utils.files import atomic_write, user_cache
 
 MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level, below which it is not judged
 CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
@@ -116,8 +116,7 @@ class FeatureCache:
     @classmethod
     def at(cls, folder: Path | None) -> FeatureCache:
         """In ``folder``, or in the user's own cache folder."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cls(folder or home / "attributegan" / "evaluation")
+        return cls(folder or user_cache() / "evaluation")
 
     def path(self, kind: str, *content: Any) -> Path:
         digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *content], sort_keys=True).encode()).hexdigest()
@@ -131,9 +130,8 @@ class FeatureCache:
 
     def save(self, path: Path, array: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        tmp_path = path.with_name(f".writing-{os.getpid()}-{path.name}.npy")
-        np.save(tmp_path, array, allow_pickle=False)
-        os.replace(tmp_path, path.with_suffix(".npy"))
+        with atomic_write(path.with_suffix(".npy"), fsync=False, shared=True) as stream:
+            np.save(stream, array, allow_pickle=False)
 
 
 def analyze_reference(
@@ -241,7 +239,8 @@ def _fit_predictor(
 
 
 def _predict_held_out(
-    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray, attribute_predictor: predictor.AttributePredictor,
+    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray,
+    attribute_predictor: predictor.AttributePredictor,
     cache: FeatureCache, features: Features, processes: Processes, progress: Progress,
 ) -> HeldOutPredictions:  # fmt: skip
     """Held-out tiles; of small sets, whose held-out slides are few, the training tiles too, crosswise."""

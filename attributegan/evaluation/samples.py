@@ -16,7 +16,7 @@ from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation.reference import CHUNK, Progress, ReferenceSet, thumbs
 from attributegan.metrics.features import Features
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 
 POINTS = 9  # of a path from the lowest to the highest level
 PATHS = 16  # latents of each
@@ -55,10 +55,10 @@ def make_plan(real: ReferenceSet | None, schema: AttributeSchema, processes: Pro
     """Decided by the main process, which knows the real tiles."""
     plan = None
     if real is not None:
-        levels_NA = grids.levels_like(real.train.levels_NA, seed, range(count)).numpy()
-        middle_A = np.array(grids.middle_levels(schema))
+        levels_NA = latents.levels_like(real.train.levels_NA, seed, range(count)).numpy()
+        middle_A = np.array(latents.middle_levels(schema))
         unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
-        starts_SA = grids.levels_like(real.train.levels_NA, seed, range(sweeps)).numpy()
+        starts_SA = latents.levels_like(real.train.levels_NA, seed, range(sweeps)).numpy()
         starts_SA = np.where(
             (starts_SA == unclear_A) | (starts_SA == UNKNOWN), middle_A, starts_SA
         )  # a sweep needs a point of the scale to start from
@@ -118,8 +118,8 @@ class _Work:
         def chunk(chunk: range) -> list[np.ndarray]:
             part = rows[chunk.start : chunk.stop]
             levels_BA = torch.from_numpy(part[:, :-1].astype(np.int64 if exact else np.float32))
-            latents_BL = grids.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
-            tiles = grids.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
+            latents_BL = latents.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
+            tiles = generate.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
             return [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
 
         return self.processes.map(len(rows), CHUNK, chunk, lambda done: self.progress(what, done, len(rows)))

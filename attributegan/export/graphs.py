@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from attributegan.checkpoint.store import Loaded, load_for_sampling
-from attributegan.export.aside import atomic_path, check_file
-from attributegan.sampling.grids import latents_for, levels_for
+from attributegan.checkpoint.loading import Loaded, load_for_sampling
+from attributegan.sampling.latents import latents_for, levels_for
+from attributegan.utils.files import atomic_path, check_file
 
 TOLERANCE = 1e-4  # largest difference from the network's own images, as a share of their largest value where that is above 1
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from attributegan import config as config_module
 from attributegan.attributes import AttributeSchema
-from attributegan.checkpoint.store import Loaded, load_for_sampling
+from attributegan.checkpoint.loading import Loaded, load_for_sampling
 from attributegan.config import ModelConfig
-from attributegan.export.aside import atomic_path, check_new_folder
 from attributegan.export.model_card import CardFacts, model_card
 from attributegan.models import Generator
+from attributegan.utils.files import atomic_path, check_new_folder
 
 WEIGHTS = "model.safetensors"
 

@@ -8,8 +8,9 @@ from typing import Literal
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import writer
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
-from attributegan.export.aside import atomic_path, check_new_folder
 from attributegan.models import published
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
+from attributegan.utils.files import atomic_path, check_new_folder
 
 
 def import_published(source: str | Path, out: str | Path, generator: Literal["raw", "ema"] = "ema") -> Config:
@@ -34,7 +35,7 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
     averaged = model.generator if generator == "raw" else model.generator_ema
     with atomic_path(out) as folder:
         writer.save(
-            folder / "checkpoints",
+            checkpoints_dir(folder),
             0,
             generator=model.generator.state_dict(),
             generator_ema=averaged.state_dict(),

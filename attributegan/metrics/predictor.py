@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
-from attributegan.training.random_draws import rng_for
+from attributegan.utils.files import atomic_write
+from attributegan.utils.rng import Purpose, rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2
@@ -139,6 +140,7 @@ COHERENCES = 4
 NUCLEAR = (0.3, 0.6)  # absorbance from the palest to the darkest that is told apart
 
 
+# A second time, beside `attributegan.models.heads.coherence`, on purpose: what judges a generator shares no code with what trains it.
 def coherence(images_BCHW: Tensor) -> Tensor:
     """How parallel edges are, 0 to 1, at two scales, by squared and by plain strength of the edge: (B, 4).
 
@@ -172,14 +174,14 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     On a CPU the same tiles and seed give the same weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng_for(seed, "weights of the judge").initial_seed())
+        torch.manual_seed(rng_for(seed, Purpose.PREDICTOR_WEIGHTS).initial_seed())
         network = Cnn(schema).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=CNN_RATE, weight_decay=CNN_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CNN_RATE, total_steps=steps)
     targets_NK, weights_NK = (torch.from_numpy(array).float() for array in _targets(levels_NA, schema))
     network.train()
     for step in range(steps):
-        rng = rng_for(seed, "tiles for the judge", step)
+        rng = rng_for(seed, Purpose.PREDICTOR_TILES, step)
         row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
         images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head.weight.device)
         turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
@@ -306,7 +308,8 @@ class PredictorCache:
         width = len(attribute_predictor.mean_D) if isinstance(attribute_predictor, Head) else 0
         kind = attribute_predictor.kind if isinstance(attribute_predictor, Head | Cnn) else ""
         about = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
-        (self.folder / "judge.json").write_text(json.dumps(about | note, indent=1))
+        with atomic_write(self.folder / "judge.json") as stream:  # last: without it there is no judge here
+            stream.write(json.dumps(about | note, indent=1).encode())
 
     def load(self, schema: AttributeSchema) -> tuple[AttributePredictor, dict[str, Any]] | None:
         """The judge and its note, when there is one for these attributes."""

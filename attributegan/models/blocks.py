@@ -25,6 +25,7 @@ from attributegan.models.precision import HALVES, full_precision
 from attributegan.models.resample import UpsampleNearestConv2d, blur
 
 HEAD_WIDTH = 64  # channels of an attention head
+IMAGE_CHANNELS = 3
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.blocks import (
+    IMAGE_CHANNELS,
     Decoder,
     DownsampleBlock,
     OneHotEncoding,
@@ -30,7 +31,6 @@ from attributegan.models.blocks import (
 from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
 from attributegan.models.precision import full_precision
 
-IMAGE_CHANNELS = 3
 HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map
 PROXY_WIDTH = 16  # numbers of a proxy for each padded column
 

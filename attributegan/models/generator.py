@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import Excitation, OrdinalEncoding, Stages, attention_block, glu, initialise, label_columns, normalise
+from attributegan.models.blocks import (
+    IMAGE_CHANNELS,
+    Excitation,
+    OrdinalEncoding,
+    Stages,
+    attention_block,
+    glu,
+    initialise,
+    label_columns,
+    normalise,
+)
 from attributegan.models.resample import UpsampleBlurConv2d
 
-IMAGE_CHANNELS = 3
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide
 EXCITING = range(1, 5)  # stages whose output excites: those that read maps of 8 to 64 pixels
 

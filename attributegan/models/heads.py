@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from attributegan.models.averaged import EMA_RATE, AveragedConv2d, AveragedLinear
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import leaky
+from attributegan.models.blocks import IMAGE_CHANNELS, leaky
 from attributegan.models.precision import full_precision
 
 COHERENCES = 4  # numbers of `coherence`
 AUXILIARY_WIDTHS = (32, 64, 96)
 AUXILIARY_HIDDEN = 128
 AUXILIARY_SIZE = 128  # pixels; the largest images that the auxiliary heads see
-IMAGE_CHANNELS = 3
 
 
 class ProjectionHead(nn.Module):
@@ -74,7 +73,14 @@ class AuxiliaryHeads(nn.Module):
         Returns:
             of each attribute (B, 2 levels): levels of real tiles, then those of generated ones.
         """
+        before = self.training
         self.train(learn)
+        try:
+            return self._logits(images_BCHW)
+        finally:
+            self.train(before)
+
+    def _logits(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
         parallel_BC = coherence(x)
         x = F.pixel_unshuffle(x, 2)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from datetime import timedelta
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attributegan.run_dir import status
+from attributegan.utils.files import WRITING, atomic_write
 
 log = logging.getLogger("attributegan")
 
@@ -51,7 +51,7 @@ class MetricLogger:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        for half_written in [*folder.glob(".writing-*"), *folder.glob("grids/.writing-*")]:  # by a start that was killed
+        for half_written in [*folder.glob(f"{WRITING}*"), *folder.glob(f"grids/{WRITING}*")]:  # by a start that was killed
             half_written.unlink()
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
         _drop_lines_after(folder / "metrics.jsonl", images)
@@ -88,9 +88,8 @@ class MetricLogger:
             return
         path = self.folder / "grids" / f"{name}-{images:012d}.png"
         path.parent.mkdir(exist_ok=True)
-        tmp_path = path.with_name(f".writing-{path.name}")
-        Image.fromarray(image_HWC).save(tmp_path, format="PNG")
-        os.replace(tmp_path, path)
+        with atomic_write(path, fsync=False) as stream:
+            Image.fromarray(image_HWC).save(stream, format="PNG")
         self.board.add_image(name, image_HWC, images, dataformats="HWC")
 
     def close(self) -> None:
@@ -120,6 +119,5 @@ def _drop_lines_after(path: Path, images: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a kill cut short
             continue
-    tmp_path = path.with_name(f".writing-{path.name}")
-    tmp_path.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(tmp_path, path)
+    with atomic_write(path, fsync=False) as stream:
+        stream.write("".join(f"{line}\n" for line in kept).encode())

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from attributegan.utils.files import atomic_write
+
 FILE = "status.json"
 State = Literal["queued", "running", "stopped", "preempted", "failed", "finished"]
 
@@ -41,6 +43,8 @@ def read(folder: Path) -> Status | None:
     """The status in a run folder; None when there is none to read."""
     try:
         tree = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if "told" in tree:  # the name of earlier versions, read in this one
+            tree.setdefault("updated_at", tree["told"])
         known = {f.name for f in dataclasses.fields(Status)}
         return Status(**{key: value for key, value in tree.items() if key in known})
     except (OSError, ValueError, AttributeError):
@@ -50,12 +54,8 @@ def read(folder: Path) -> Status | None:
 def update(folder: Path, **changes: Any) -> None:
     """Write the status in ``folder`` anew, with ``changes`` and the time."""
     status = dataclasses.replace(read(folder) or Status(), updated_at=time.time(), **changes)
-    tmp_path = folder / f".writing-{FILE}-{socket.gethostname()}-{os.getpid()}"
-    try:
-        tmp_path.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
-        os.replace(tmp_path, folder / FILE)
-    finally:
-        tmp_path.unlink(missing_ok=True)  # a full disk
+    with atomic_write(folder / FILE, fsync=False, shared=True) as stream:
+        stream.write((json.dumps(dataclasses.asdict(status), indent=1) + "\n").encode())
 
 
 def restore(folder: Path, before: Status | None) -> None:
@@ -63,7 +63,7 @@ def restore(folder: Path, before: Status | None) -> None:
     if before is None:
         (folder / FILE).unlink(missing_ok=True)
     else:
-        update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "told"})
+        update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "updated_at"})
 
 
 def process_location() -> dict[str, Any]:

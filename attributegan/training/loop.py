@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir.reporter import MetricLogger
-from attributegan.sampling import grids
+from attributegan.sampling import grids, latents
 from attributegan.training.profiling import profile_steps
 from attributegan.training.trainer import Batch, Trainer
 
@@ -103,5 +103,5 @@ def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, No
 
 def _sweep(trainer: Trainer, generator: nn.Module) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
-    latents_BL = grids.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
+    latents_BL = latents.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
     return grids.sweep_grid(generator, trainer.schema, latents_BL)

@@ -20,14 +20,17 @@ from torch import Tensor
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
 from attributegan.checkpoint.writer import Writer, remove_remains
-from attributegan.config import Config, ModelConfig, fill
+from attributegan.config import Config, ModelConfig, fill, with_current_names
+from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
-from attributegan.training.random_draws import StepNoise, rng_for
+from attributegan.training.random_draws import StepNoise
+from attributegan.utils.rng import Purpose, rng_for
 
 log = logging.getLogger("attributegan")
 
@@ -65,7 +68,7 @@ class Trainer:
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng_for(config.train.seed, "weights").initial_seed())
+            torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
             generator = Generator(config.model, schema)
             generator.zero_label_weights(
                 a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
@@ -77,12 +80,12 @@ class Trainer:
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
             parameter.requires_grad_(False)
         averaged = copy.deepcopy(generator)
-        self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
+        self.generator = build_engine(runtime, generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
         # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
-        self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
-        self.folder = Path(config.run.dir) / "checkpoints"
+        self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
+        self.folder = checkpoints_dir(config.run.dir)
         self.writer = Writer(
             self.folder, rank=runtime.rank, world=runtime.world, launch_id=runtime.launch_id, keep=config.run.keep_last,
             scratch=config.run.scratch,
@@ -242,6 +245,7 @@ def _buffers(engine: Engine) -> dict[str, Tensor]:
 def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Options that decide what is learnt and are not those of the checkpoint, a line each."""
     defaults = Config().to_dict()  # of options that there were not yet
+    saved = with_current_names(saved, "checkpoint")
     before = {section: defaults[section] | saved.get(section, {}) for section in ("loss", "augment", "optim", "data", "train")}
     return [
         f"{section}.{key} is {now[section][key]}, it was {value}"

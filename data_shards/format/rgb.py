@@ -81,7 +81,7 @@ def check_one_picture(image: Image.Image) -> None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
+    if image.mode == "RGB" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         raise ValueError(f"16-bit colour of which one value is transparent can't be read exactly; {CONVERT}")
     image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

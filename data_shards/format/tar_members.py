@@ -63,7 +63,7 @@ def check_end(tar: tarfile.TarFile) -> None:
     """
     stream = tar.fileobj
     assert stream is not None
-    at = tar.offset  # type: ignore[attr-defined]
+    at = tar.offset
     stream.seek(at)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:

@@ -39,7 +39,7 @@ def _opened(path: Path, changed: int) -> Any:
     from openslide import ImageSlide
 
     class OneImage(ImageSlide):
-        properties: dict[str, str]  # type: ignore[assignment]
+        properties: dict[str, str]
 
         def close(self) -> None:
             """Keep the pixels for the next places."""

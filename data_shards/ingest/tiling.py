@@ -395,7 +395,7 @@ class Tiling:
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.sync()  # once a slide: an fsync for every tile can take longer than cutting it
         os.replace(folder, self.out / folder.name)
-        files.fsync_folder(self.out)
+        files.fsync_path(self.out)
         return record
 
 

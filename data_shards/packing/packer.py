@@ -187,13 +187,13 @@ def _remove_files(folder: Path, keep: Iterable[str]) -> None:
 
 def publish(folder: Path, out: Path) -> None:
     """Give the finished folder the name of the set; an older set there goes away after that."""
-    files.fsync_folder(folder)
+    files.fsync_path(folder)
     old = out.with_name(f".{out.name}.replaced")
     if old.exists():
         shutil.rmtree(old)
     if out.exists():
         os.replace(out, old)
     os.replace(folder, out)
-    files.fsync_folder(out.parent)
+    files.fsync_path(out.parent)
     if old.exists():
         shutil.rmtree(old)

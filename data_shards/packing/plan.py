@@ -82,7 +82,7 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
         bad.append(f"{row['where']}: {row['file']}: no such image{there}")
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
-    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))
+    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, permutation.Purpose.PACKED_TILES))
     jobs = []
     for split, members_N in (("train", shuffled_N[~held_out_N[shuffled_N]]), ("val", shuffled_N[held_out_N[shuffled_N]])):
         jobs += [Job(f"{split}-{number:06d}.tar", split, rows) for number, rows in enumerate(_cut(members_N, size_N, options))]

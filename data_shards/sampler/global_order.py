@@ -43,7 +43,7 @@ class GlobalShuffle:
         ends_U = np.cumsum(counts_U * self._length_U)
         self._start_U = ends_U - counts_U * self._length_U
         self._draws = SystematicDraws(len(levels_NA), int(ends_U[-1]), seed)
-        self._shuffle = permutation.stream(seed, "order of the tiles")
+        self._shuffle = permutation.stream(seed, permutation.Purpose.TILES)
 
     def __len__(self) -> int:
         """Positions in a pass."""
@@ -70,7 +70,7 @@ class SystematicDraws:
 
     def __init__(self, size: int, length: int, seed: int) -> None:
         self.size, self.length = size, length
-        self._key = permutation.stream(seed, "offset of a pass")
+        self._key = permutation.stream(seed, permutation.Purpose.EPOCH_OFFSET)
 
     def point(self, draw_B: np.ndarray, pass_B: np.ndarray) -> np.ndarray:
         """Where each draw is on the line, without leaving 64 bits on the way."""

@@ -28,8 +28,8 @@ class _Pass(NamedTuple):
 class WindowedShuffle:
     """The order of a set of tiles with ``window`` shards open at a time.
 
-    As in `GlobalShuffle`, N draws at even distances meet every tile's stretch of a line floor(w) or ceil(w) times; here the line has the shards
-    one after the other, in an order drawn for each pass, and the draws are shuffled within every ``window`` of them.
+    As in `GlobalShuffle`, N draws at even distances meet every tile's stretch of a line floor(w) or ceil(w) times; here the line has the
+    shards one after the other, in an order drawn for each pass, and the draws are shuffled within every ``window`` of them.
 
     Args:
         levels_NA: int8, the levels of every tile.
@@ -49,8 +49,8 @@ class WindowedShuffle:
         self._shard_end_S = self._end_N[np.cumsum(tiles_S) - 1]
         self._shard_length_S = np.diff(self._shard_end_S, prepend=0)
         self._draws = SystematicDraws(len(levels_NA), int(self._end_N[-1]), seed)
-        self._shards = permutation.stream(seed, "order of the shards")
-        self._shuffle = permutation.stream(seed, "order of the tiles in a window")
+        self._shards = permutation.stream(seed, permutation.Purpose.SHARDS)
+        self._shuffle = permutation.stream(seed, permutation.Purpose.TILES_IN_WINDOW)
         self._pass = lru_cache(maxsize=3)(self._make_pass)
 
     def __len__(self) -> int:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from attributegan.cli import TransientError
+from attributegan.errors import TransientError
+from attributegan.utils.files import user_cache
 from data_shards.format import checksums, index
 from data_shards.storage import stores
 
@@ -57,8 +58,7 @@ class Cache:
     @classmethod
     def of(cls, folder: str = "", gigabytes: float = 50.0) -> Cache:
         """The cache in ``folder``, or in the user's cache folder."""
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attributegan"
-        return cls(Path(folder).expanduser() if folder else base, int(gigabytes * GIGABYTE))
+        return cls(Path(folder).expanduser() if folder else user_cache(), int(gigabytes * GIGABYTE))
 
     def path(self, shard: index.Shard) -> Path:
         return self.folder / "shards" / f"{shard.sha256}.tar"

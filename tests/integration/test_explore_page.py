@@ -20,7 +20,7 @@ from time_limits import seconds
 
 from attributegan.export import AttributeGenerator
 from attributegan.metrics import predictor
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from tools.explorer import model, quiz
 from tools.explorer.drawing import Painter
 from tools.explorer.state import read

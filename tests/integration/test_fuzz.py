@@ -28,7 +28,7 @@ from attributegan.checkpoint import store, writer
 from data_shards.format import checksums, index
 from data_shards.ingest import importers
 from data_shards.ingest.captions import read_tile
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.packing.index_tars import index_tars
 from data_shards.packing.labels import read_labels

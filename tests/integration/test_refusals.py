@@ -128,9 +128,9 @@ def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path,
     """Here while it opens the data; the other one waits for no time-out of a collective."""
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
     for folder in (first, second):
-        watch = folder / "attributegan" / "distributed" / "watchdog.py"
-        assert "\nSILENCE_S = 20.0" in watch.read_text()
-        watch.write_text(watch.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
+        watchdog = folder / "attributegan" / "distributed" / "watchdog.py"
+        assert "\nSILENCE_S = 20.0" in watchdog.read_text()
+        watchdog.write_text(watchdog.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
     read = second / "data_shards" / "loader" / "loader.py"
     assert read.read_text().count("if not str(path):") == 1
     stops = "import os, signal\n        os.kill(os.getpid(), signal.SIGSTOP)\n        if not str(path):"

@@ -23,14 +23,15 @@ from time_limits import seconds
 
 from attributegan.config import from_dict
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet, batches
+from data_shards.loader.loader import batches
+from data_shards.loader.shard_set import ShardSet
 from data_shards.sampler.windowed_order import WindowedShuffle
 from data_shards.storage import cache as cache_module
 from data_shards.storage import stores
 from data_shards.storage.cache import Cache, StoreError, Unreachable
 from data_shards.verify import verify
 from launch import evaluator
-from tools.evaluation import watch
+from tools.evaluation import history
 from tools.shard import main
 
 ROOT = Path(__file__).parents[2]
@@ -344,7 +345,7 @@ def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path,
         remote = train(Path("unused"), run, "train.images=32", *elsewhere)
         assert all(request["path"].endswith("?sig=secret") for request in site.headers)
     assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
-    assert [line["images"] for line in watch.lines(run)] == [16], (run / "evaluation.log").read_text()
+    assert [line["images"] for line in history.lines(run)] == [16], (run / "evaluation.log").read_text()
     assert not (tmp_path / "known" / "attributegan" / "shards").exists()  # the evaluation's shards are where the training's are
     told = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
     assert told == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()

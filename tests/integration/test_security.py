@@ -29,7 +29,7 @@ from attributegan.checkpoint import store, writer
 from attributegan.models import published
 from data_shards.format import checksums, index, tile
 from data_shards.ingest.importers import read_captions
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.packing.index_tars import index_tars
 from data_shards.storage.shard_files import LocalShardFiles

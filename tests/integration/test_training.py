@@ -34,10 +34,10 @@ from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import store
-from attributegan.checkpoint.store import load_for_sampling
+from attributegan.checkpoint.loading import load_for_sampling
 from attributegan.config import Config, from_dict
 from attributegan.run_dir import status
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from attributegan.training import trainer
 
 
@@ -147,8 +147,8 @@ def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_
     train(shards, tmp_path / "run", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true")
     for ema in (True, False):
         model = load_for_sampling(tmp_path / "run", ema=ema)
-        latents_BL = grids.latents_for(0, [0], model.config.model.latent_dim)
-        tiles = [grids.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
+        latents_BL = latents.latents_for(0, [0], model.config.model.latent_dim)
+        tiles = [generate.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
         assert (tiles[0] == tiles[1]).all() and (tiles[0] != tiles[2]).any()
 
 

@@ -175,7 +175,7 @@ def _sample(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, 
     """Tiles of our generator as `attributegan-sample` makes them."""
     from attributegan.attributes import PUBLISHED
     from attributegan.models import Generator
-    from attributegan.sampling.grids import prepare_for_inference
+    from attributegan.sampling.generate import prepare_for_inference
 
     settings = settings_of(options, folder)
     generator = prepare_for_inference(Generator(settings.model, PUBLISHED))
@@ -192,7 +192,7 @@ def _sample_plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict
 def _sampling(generator: Any, settings: Any, batch: int) -> Work:
     import torch
 
-    from attributegan.sampling.grids import generate
+    from attributegan.sampling.generate import generate
 
     latents_BL, levels_BA = torch.randn(batch, settings.model.latent_dim), torch.ones(batch, 5, dtype=torch.int64)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # these import slowly
-    from tools.bench import Result
+    from tools.benchmarks.harness import Result
 
 DIFFERENT = 60  # images that are drawn or read; the others are the same with another comment inside
 HEADER = "file,slide,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\n"
@@ -102,10 +102,11 @@ def _pngs(folder: Path, images: Path | None) -> list[Path]:
 
 
 def _read(arguments: argparse.Namespace) -> Result:
-    from data_shards.loader.loader import ShardSet, batches
+    from data_shards.loader.loader import batches
+    from data_shards.loader.shard_set import ShardSet
     from data_shards.sampler.global_order import GlobalShuffle
-    from tools.bench import Result, interleaved
     from tools.benchmarks import baselines
+    from tools.benchmarks.harness import Result, interleaved
     from tools.shard import main as shard
 
     batch, workers = 32, arguments.workers
@@ -147,7 +148,7 @@ def _rate(batches: Iterator[Any], batch: int, count: int) -> float:
 
 
 def _pack(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -209,7 +210,7 @@ print(json.dumps({"open": opened - imported, "first": first - imported, "all": f
 def _start(arguments: argparse.Namespace) -> Result:
     import json
 
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     if arguments.rows < 10_000:
         raise ValueError(f"--rows: {arguments.rows} is below 10,000")

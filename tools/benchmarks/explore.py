@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from tools.bench import Result
+    from tools.benchmarks.harness import Result
 
 NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
 
@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
 
 
 def _explore(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     if arguments.count < 1:
         raise ValueError(f"--count: {arguments.count} must be above 0")
@@ -51,11 +51,12 @@ def _untrained(config: str, run: Path) -> int:
     from attributegan.attributes import PUBLISHED
     from attributegan.checkpoint import writer
     from attributegan.models import Generator
+    from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 
     settings = config_module.load(config)
     weights = Generator(settings.model, PUBLISHED).state_dict()
     state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
-    writer.save(run / "checkpoints", 0, state=state, generator_ema=weights)
+    writer.save(checkpoints_dir(run), 0, state=state, generator_ema=weights)
     return settings.model.image_size
 
 

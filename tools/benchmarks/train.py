@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attributegan.training.trainer import Trainer
-    from tools.bench import Result
     from tools.benchmarks.contender import Contender
+    from tools.benchmarks.harness import Result
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
@@ -121,7 +121,7 @@ def _interleaved(
     beside: Mapping[str, Contender] | None = None,
 ) -> tuple[Result, dict[str, dict[str, float]]]:
     """Images/s of the sides, and their last answers; ``beside`` are sides that take their turns and are no result of their own."""
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     everyone, last = {**contenders, **(beside or {})}, {}
 
@@ -154,7 +154,7 @@ def _is_published(arguments: argparse.Namespace) -> bool:
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, interleaved
+    from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         trainer = _training(arguments, Path(folder))

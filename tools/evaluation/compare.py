@@ -17,13 +17,12 @@ EXAMPLES = """\
   attributegan-evaluate compare report-a report-b report-c --out comparison.html"""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = cli.parser("Set results of evaluations side by side.", EXAMPLES)
-    parser.prog = "attributegan-evaluate compare"
+def add(commands: Any) -> None:
+    """Add the command ``compare``."""
+    parser = cli.command(commands, "compare", "results side by side", "Set results of evaluations side by side.", EXAMPLES)
     parser.add_argument("results", metavar="REPORT", nargs="+", type=Path, help="folder of a report, or its result.json")
     parser.add_argument("--out", metavar="FILE", required=True, type=Path, help="page to write, ending in .html")
-    options = parser.parse_args(argv)
-    return cli.exit_status(lambda: compare(options.results, options.out))
+    parser.set_defaults(work=lambda options: compare(options.results, options.out))
 
 
 def compare(paths: Sequence[Path], out: Path) -> None:

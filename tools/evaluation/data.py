@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from attributegan.checkpoint.store import Loaded
+from attributegan.checkpoint.loading import Loaded
 from attributegan.evaluation.reference import Split
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet, assessable
+from data_shards.loader.shard_set import ShardSet, assessable
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.sampler import permutation
 from data_shards.storage.cache import Cache
-from tools import options as options_module
+from tools.evaluation.options import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,19 @@ class Data:
     measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms
 
 
-def open_data(options: argparse.Namespace, model: Loaded) -> Data:
+def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
     """Both splits, read in the size that the model makes.
 
     Raises:
         ValueError: no such set or splits.
     """
-    if options.train == options.held_out:
-        raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
+    if settings.train == settings.held_out:
+        raise ValueError(f"--held-out: {settings.held_out} is the training split too; give tiles that the model has not seen")
     size = model.config.model.image_size
-    cache = options_module.cache_of(options)
+    cache = Cache.of(settings.shards_cache, settings.shards_cache_gb)
     opened = [
-        open_split(options.shards, split, size, options.max_real, options.assessable_only, cache, option)
-        for option, split in (("--train", options.train), ("--held-out", options.held_out))
+        open_split(settings.shards, split, size, settings.max_real, settings.assessable_only, cache, option)
+        for option, split in (("--train", settings.train), ("--held-out", settings.held_out))
     ]
     (shards, _), names, (train, held_out) = zip(*opened, strict=True)
     known = [set(filter(None, group)) for group in names]
@@ -84,7 +83,7 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_
     files = TileReader(shards.tars, size)
     rows = shards.rows
     use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
-    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, "tiles of an evaluation"))][:most]
+    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         tiles_N = drawn_N[number_N]

@@ -161,9 +161,9 @@ def judged(result: Mapping[str, Any]) -> Section:
     )
     text = (
         f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups (slides), "
-        f"and from nothing that trains a generator.{choice} First its own exam, on {checked['tiles']} real tiles of {checked['groups']} groups "
-        f"that it has not seen{crossed}. An attribute is judged when two of its levels have enough tiles and the interval of Spearman is "
-        "above 0."
+        f"and from nothing that trains a generator.{choice} First its own exam, on {checked['tiles']} real tiles of "
+        f"{checked['groups']} groups that it has not seen{crossed}. An attribute is judged when two of its levels have "
+        "enough tiles and the interval of Spearman is above 0."
     )
     return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/exam"], rows)])
 

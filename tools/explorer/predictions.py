@@ -59,7 +59,8 @@ class Reader:
 
 
 def open_reader(
-    schema: AttributeSchema, tiles: reference.Split | None, attribute_predictor: Path | None, cache: Path | None, progress: reference.Progress
+    schema: AttributeSchema, tiles: reference.Split | None, attribute_predictor: Path | None, cache: Path | None,
+    progress: reference.Progress,
 ) -> Reader:  # fmt: skip
     """The judge and the features of real tiles, as far as there are any.
 
@@ -81,14 +82,16 @@ def open_reader(
     found = None if kept is None else kept.load(schema)
     if attribute_predictor and found is None:
         raise ValueError(
-            f"--predictor {attribute_predictor}: no judge for the model's attributes; give a judge-… folder of attributegan-evaluate's cache"
+            f"--predictor {attribute_predictor}: no judge for the model's attributes; give a judge-… folder of "
+            "attributegan-evaluate's cache"
         )
     if found and isinstance(found[0], predictor.Head):
         network = network or features.load()
         width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
         if width != len(found[0].mean_D):
             raise ValueError(
-                f"--predictor {attribute_predictor}: was fitted on the features of another network than {network.name}; give one that was not"
+                f"--predictor {attribute_predictor}: was fitted on the features of another network than {network.name}; "
+                "give one that was not"
             )
     return Reader(found[0] if found else None, _note(found[1]) if found else NO_PREDICTOR, network, known)
 

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attributegan.checkpoint.store import Loaded
+from attributegan.checkpoint.loading import Loaded
 from attributegan.distributed.process_group import Processes
-from attributegan.sampling import grids
+from attributegan.sampling import generate
+from attributegan.sampling import latents as latents_module
+from attributegan.utils.files import WRITING, atomic_write
 
 if TYPE_CHECKING:
     from data_shards.packing.sources import Member
@@ -44,19 +46,19 @@ class Recipe:
     def levels(self, indices: range) -> torch.Tensor:
         schema = self.loaded.schema
         if self.real_NA is None:
-            return grids.levels_for(schema, self.seed, indices, self.given)
-        return grids.levels_like(
+            return latents_module.levels_for(schema, self.seed, indices, self.given)
+        return latents_module.levels_like(
             self.real_NA, self.seed, indices, {schema.names.index(name): level for name, level in self.given.items()}
         )  # fmt: skip
 
     def latents(self, indices: range) -> torch.Tensor:
-        latents_BL = grids.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
-        return latents_BL if self.truncation is None else grids.truncate_latents(latents_BL, self.truncation)
+        latents_BL = latents_module.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
+        return latents_BL if self.truncation is None else latents_module.truncate_latents(latents_BL, self.truncation)
 
     def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
         levels_BA = self.levels(indices)
-        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
+        return generate.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
 
     def fingerprint(self, count: int, model: str) -> str:
         """Of the whole set."""
@@ -105,7 +107,7 @@ def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Pro
     processes.barrier()
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
-            _put(out / file_name(index, kind), encoded(tile_HWC, kind))
+            write_whole(out / file_name(index, kind), encoded(tile_HWC, kind), fsync=False)
     processes.barrier()
     if processes.is_main:
         os.sync()  # tiles and table, once for all
@@ -163,24 +165,12 @@ def encoded(image_HWC: np.ndarray, kind: str = "png") -> bytes:
 
 
 def _tmp_name(name: str) -> str:
-    return f".writing-{name}"
+    return f"{WRITING}{name}"
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Write aside, then rename: under its name a file is whole."""
-    tmp_path = path.with_name(_tmp_name(path.name))
-    tmp_path.write_bytes(data)
-    os.replace(tmp_path, path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The same, and on the disk."""
-    tmp_path = path.with_name(_tmp_name(path.name))
-    with tmp_path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp_path, path)
+def write_whole(path: Path, data: bytes, fsync: bool = True) -> None:
+    with atomic_write(path, fsync=fsync) as stream:
+        stream.write(data)
 
 
 def film(frames_FHWC: np.ndarray, kind: str, per_second: int = 12) -> bytes:

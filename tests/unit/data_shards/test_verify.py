@@ -16,7 +16,8 @@ import webdataset
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_tiles
 
 from data_shards.format import checksums, index, tile
-from data_shards.loader.loader import ShardSet, batches
+from data_shards.loader.loader import batches
+from data_shards.loader.shard_set import ShardSet
 from data_shards.packing.labels import read_labels
 from data_shards.packing.packer import pack
 from data_shards.packing.plan import Options

@@ -10,8 +10,9 @@ import pytest
 from shards import pixels_of
 
 from attributegan.utils.precision import native_bf16
-from tools.bench import Result, interleaved, main
+from tools.bench import main
 from tools.benchmarks import train
+from tools.benchmarks.harness import Result, interleaved
 from tools.benchmarks.scaling import Step
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -24,16 +23,17 @@ from torch import Tensor, nn
 from untrained_run import untrained_run
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.checkpoint import store
+from attributegan.checkpoint import loading
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference, samples
 from attributegan.evaluation import scores as scores_module
 from attributegan.metrics import control, features, predictor
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from data_shards.phantoms import measure, render
 from tools import evaluate
-from tools.evaluation import compare
 from tools.evaluation import report as report_module
+from tools.evaluation import run as run_module
+from tools.evaluation.options import EvaluationSettings
 from tools.shard import main as shard_main
 
 ROOT = Path(__file__).parents[3]
@@ -125,10 +125,10 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
     apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
-    latents_SL = grids.latents_for(0, range(SWEEPS), 8)
+    latents_SL = latents.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
-            grids.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
+            generate.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
     (table,) = report_module.sweep_levels([model])
@@ -305,15 +305,15 @@ def numbers(tree: object) -> list[float]:
 
 def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "comparison.html"
-    assert compare.main([str(report), str(report / "result.json"), "--out", str(out)]) == 0
+    assert evaluate.main(["compare", str(report), str(report / "result.json"), "--out", str(out)]) == 0
     assert "Not comparable" not in out.read_text() and out.read_text().count("untrained") >= 2
     other = json.loads((report / "result.json").read_text())
     other["features"]["size"] = 64
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text(json.dumps(other))
-    assert compare.main([str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
+    assert evaluate.main(["compare", str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
     assert "Not comparable" in out.read_text() and "other features" in capsys.readouterr().err
-    assert compare.main([str(report), str(tmp_path), "--out", str(out)]) == 2
+    assert evaluate.main(["compare", str(report), str(tmp_path), "--out", str(out)]) == 2
     assert "no result of an evaluation" in capsys.readouterr().err
 
 
@@ -346,8 +346,8 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
     model = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(image_size=16)))
     identities = set()
     for words in ([], ["--assessable-only"]):
-        options = evaluate._parser().parse_args(["run", "--shards", str(place), "--out", "o", *words])
-        data = data_module.open_data(options, model)  # type: ignore[arg-type]
+        options = evaluate._parser().parse_args(["report", "run", "--shards", str(place), "--out", "o", *words])
+        data = data_module.open_data(EvaluationSettings.of(options), model)  # type: ignore[arg-type]
         for name, part in (("train", data.train), ("val", data.held_out)):
             expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
             pixels_NHWC = part.read(np.arange(len(part))).astype(int)
@@ -362,7 +362,7 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
 def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> None:
     from tools.evaluation import data as data_module
 
-    loaded = store.load_for_sampling(run)
+    loaded = loading.load_for_sampling(run)
     schema = AttributeSchema((Attribute("grade", ("low", "high")),))
     data = data_module.Data("shards", schema, split(4, 0), split(4, 1), None, None)
     with pytest.raises(ValueError, match="does not fit the shards: the model has the attributes cell_crowding"):
@@ -375,14 +375,18 @@ def test_help_is_there_at_once() -> None:
 
 
 def test_options_are_those_of_the_parser() -> None:
-    options = evaluate._parser().parse_args(["run", "--shards", "s", "--out", "o"])
-    assert isinstance(options, argparse.Namespace) and options.held_out == "val" and options.features == features.DEFAULT
+    options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
+    assert EvaluationSettings.of(options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
+    assert EvaluationSettings.features == features.DEFAULT
 
 
 def test_models_are_called_by_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
-    assert evaluate.names_of(paths) == ["run", "b", "b at 12,000"]
-    assert evaluate.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    assert run_module.names_of(paths) == ["run", "b", "b at 12,000"]
+    assert run_module.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [
+        str(tmp_path / "a" / "run"),
+        str(tmp_path / "b" / "run"),
+    ]
 
 
 def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage) ->
     assert store.latest(tmp_path) == older
 
 
-@pytest.mark.parametrize("call", ["writer.os.pwrite", "writer.os.fsync", "store._fsync", "store.os.rename"])
+@pytest.mark.parametrize("call", ["writer.os.pwrite", "writer.os.fsync", "store.fsync_path", "store.os.rename"])
 def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Disk full in the middle of each kind of operation."""
     older = write(tmp_path, 100)

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from attributegan import config
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.checkpoint import store, writer
+from attributegan.checkpoint import loading, store, writer
 from attributegan.config import Config, DataConfig, ModelConfig
 from attributegan.distributed.runtime import Runtime
 from attributegan.export import AttributeGenerator, graphs
 from attributegan.models import Generator, published
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from attributegan.training.trainer import Trainer
 from tools.export import main
 from tools.sample import main as sample_main
@@ -59,13 +59,13 @@ def untrained_run(folder: Path, config: ModelConfig) -> Path:
 
 
 def inputs(batch: int, fractional: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    levels_BA = grids.levels_for(SCHEMA, 3, range(batch))
-    return grids.latents_for(3, range(batch), 16), levels_BA.float() * 0.75 if fractional else levels_BA
+    levels_BA = latents.levels_for(SCHEMA, 3, range(batch))
+    return latents.latents_for(3, range(batch), 16), levels_BA.float() * 0.75 if fractional else levels_BA
 
 
 @torch.no_grad()
 def images(model: Path | Generator, batch: int, fractional: bool = False, raw: bool = False) -> torch.Tensor:
-    generator = model if isinstance(model, Generator) else store.load_for_sampling(model, ema=not raw).generator
+    generator = model if isinstance(model, Generator) else loading.load_for_sampling(model, ema=not raw).generator
     return generator(*inputs(batch, fractional))
 
 
@@ -117,8 +117,8 @@ def sampled(model: Path, out: Path, *options: str) -> np.ndarray:
 def test_published_checkpoint_is_sampled_by_the_command(imported: Callable[[int, str], Imported], tmp_path: Path, size: int) -> None:
     ema, raw = imported(size, "ema"), imported(size, "raw")
     model = published.load(ema.file)
-    latents_BL, levels_BA = grids.latents_for(0, range(2), 32), grids.levels_for(PUBLISHED, 0, range(2))
-    averaged_tiles, raw_tiles = (grids.generate(network, latents_BL, levels_BA) for network in (model.generator_ema, model.generator))
+    latents_BL, levels_BA = latents.latents_for(0, range(2), 32), latents.levels_for(PUBLISHED, 0, range(2))
+    averaged_tiles, raw_tiles = (generate.generate(network, latents_BL, levels_BA) for network in (model.generator_ema, model.generator))
     assert averaged_tiles.shape == (2, size, size, 3) and (averaged_tiles != raw_tiles).mean() > 0.5
     for tiles, expected in (
         (sampled(ema.run, tmp_path / "a"), averaged_tiles),
@@ -148,7 +148,7 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     rng = torch.Generator().manual_seed(0)
     for cursor in (0, 2):
         tiles = torch.randint(256, (2, 3, 256, 256), dtype=torch.uint8, generator=rng)
-        terms = start.step([RandomBatch(tiles, grids.levels_for(PUBLISHED, 0, range(cursor, cursor + 2)), cursor)])
+        terms = start.step([RandomBatch(tiles, latents.levels_for(PUBLISHED, 0, range(cursor, cursor + 2)), cursor)])
         assert all(term.isfinite() for term in terms.values())
     assert not start.skipped
     moved = (start.generator.module.to_image.weight - model.generator.to_image.weight).abs().mean()

@@ -121,7 +121,7 @@ def loss_of(vary_attribute: bool, **weights: float) -> tuple[float, dict[str, Te
     return generator.losses[0] - float(terms["generator/adversarial"]), terms, generator.made
 
 
-def test_levels_that_were_asked_for_are_those_to_be_told() -> None:
+def test_levels_that_were_sample_conditions_are_those_to_be_told() -> None:
     loss = LossConfig(contrastive=0, reconstruction=0, auxiliary=0.5, control=3, diversity=0.3)
     config = dataclasses.replace(PLAIN, loss=loss, model=dataclasses.replace(PLAIN.model, auxiliary_heads=True))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)

@@ -21,7 +21,8 @@ from time_limits import seconds
 
 from data_shards.format import checksums, index
 from data_shards.loader import loader as reading
-from data_shards.loader.loader import Batch, ShardSet, batches
+from data_shards.loader.loader import Batch, batches
+from data_shards.loader.shard_set import ShardSet
 from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.sampler.windowed_order import WindowedShuffle
 

@@ -27,7 +27,7 @@ from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference
 from attributegan.export import AttributeGenerator, export_generator
 from attributegan.metrics import features, predictor
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from data_shards.storage.cache import Cache as ShardCache
 from tools import explore
 from tools.evaluation.data import open_split
@@ -136,20 +136,20 @@ def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
 
 
 def test_mixed_latents_keep_their_length() -> None:
-    start, end = grids.latents_for(0, range(4), 96), grids.latents_for(1, range(4), 96)
-    assert torch.allclose(grids.slerp(start, end, 0), start) and torch.allclose(grids.slerp(start, end, 1), end, atol=1e-6)
-    half = grids.slerp(start, end, 0.5)
+    start, end = latents.latents_for(0, range(4), 96), latents.latents_for(1, range(4), 96)
+    assert torch.allclose(latents.slerp(start, end, 0), start) and torch.allclose(latents.slerp(start, end, 1), end, atol=1e-6)
+    half = latents.slerp(start, end, 0.5)
     assert (half.norm(dim=1) > 0.9 * torch.minimum(start.norm(dim=1), end.norm(dim=1))).all()
-    assert torch.allclose(grids.slerp(start, start, 0.3), start) and torch.equal(grids.slerp(start, -start, 0.5), torch.zeros(4, 96))
+    assert torch.allclose(latents.slerp(start, start, 0.3), start) and torch.equal(latents.slerp(start, -start, 0.5), torch.zeros(4, 96))
 
 
 def test_the_tile_is_that_of_sampling(run: Path) -> None:
     shown = model.load(run)
     painter, state = Painter(shown), read(PUBLISHED, 32, {"seed": "3"})[0]
-    latent, levels = grids.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
-    assert np.array_equal(painter.tile(state), grids.generate(shown.generator, latent, levels)[0])
+    latent, levels = latents.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
+    assert np.array_equal(painter.tile(state), generate.generate(shown.generator, latent, levels)[0])
     moved = painter.tile(replace(state, truncation=0.5))
-    assert np.array_equal(moved, grids.generate(shown.generator, grids.truncate_latents(latent, 0.5), levels)[0])
+    assert np.array_equal(moved, generate.generate(shown.generator, latents.truncate_latents(latent, 0.5), levels)[0])
     assert np.array_equal(painter.tile(replace(state, mix=1.0, mix_seed=4)), painter.tile(replace(state, seed=4)))
     assert painter.tile(replace(state, size=128)) is painter.tile(state)  # drawn once
 
