@@ -24,12 +24,13 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
         "slurm",
         "chaos",
         "unit/attributegan/distributed/test_watchdog.py",
-        "unit/tools/test_bench.py",
+        "unit/tools/benchmarks/test_reference_model.py",
     ),
     "slurm": ("slurm/test_slurm.py",),
     "browser": ("integration/test_explore_page.py",),
     "root": ("slurm/test_slurm.py",),
 }
+SLOW_FIXTURES = {"explorer", "guarded", "imported", "known", "out", "phantoms", "ranks", "real", "report", "states"}  # of unit tests
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,9 +49,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, places in MARKERS.items():
             if any(_is_at(item, place) for place in places):
                 item.add_marker(marker)
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())) or _parameter(item, "workers"):
+            item.add_marker("slow")
         if not item.get_closest_marker("timeout") and config.getoption("timeout", None) is None:
             item.add_marker(pytest.mark.timeout(time_limits.seconds(float(config.getini("timeout")))))
     items.sort(key=lambda item: next((number for number, place in enumerate(LONGEST) if _is_at(item, place)), len(LONGEST)))
+
+
+def _parameter(item: pytest.Item, name: str) -> object:
+    """A parameter of a test; None without."""
+    call = getattr(item, "callspec", None)
+    return call.params.get(name) if call else None
 
 
 def _is_at(item: pytest.Item, place: str) -> bool:
@@ -58,7 +67,7 @@ def _is_at(item: pytest.Item, place: str) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of this session, also of the processes that it starts; nothing is written to the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
