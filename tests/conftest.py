@@ -38,8 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
     time_limits.calibrate(workers=config.getoption("numprocesses", None) or 1)
 
 
-def pytest_report_header() -> str:
-    return f"time limits x {time_limits.factor():.1f} (calibration)"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in the workers
+    if reporter:  # pytest's own header is not printed under -q
+        reporter.write_line(f"time limits x {time_limits.factor():.1f} (calibration)")
 
 
 @pytest.hookimpl(tryfirst=True)

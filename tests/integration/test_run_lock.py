@@ -65,7 +65,7 @@ def held_by(folder: Path, **changes: object) -> Claim:
 
 def test_claim_of_another_machine_stands_while_it_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is taken over when nobody refreshes it, even if its owner wakes up later."""
-    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    monkeypatch.setattr(lock, "STALE_S", seconds(1.0))
     monkeypatch.setattr(lock, "BEAT_S", 0.2)
     there = held_by(tmp_path, machine="elsewhere", host="node7", pid=77)
     there._heart.start()
