@@ -1,6 +1,7 @@
 # make quickstart: from nothing to a trained model and its pictures.   make test: lint, types, tests, coverage.
 # make test-fast: lint, types, and the tests that start no processes, in at most 3 minutes.
-# make chaos, make fuzz: long tests of reliability (docs/reliability.md).   make licences, make audit: of the packages that are used.
+# make chaos, make fuzz, make mutants: long tests of reliability and of the tests (docs/reliability.md, docs/mutants.md).
+# make licences, make audit: of the packages that are used.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
@@ -9,9 +10,10 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder# of pytest-xdist
 WORKERS ?= 2# of make test: test files that run at once
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
-EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,explore,dev
+SAMPLE ?= 40# of make mutants, for each module
+EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,export,explore,dev
 
-.PHONY: venv quickstart test test-fast lint chaos fuzz licences audit clean
+.PHONY: venv quickstart test test-fast lint chaos fuzz mutants licences audit clean
 
 venv: $(VENV)/.installed
 
@@ -42,6 +44,9 @@ chaos: venv
 
 fuzz: venv
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/integration/test_fuzz.py
+
+mutants: venv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py --sample $(SAMPLE) $(SEED:%=--seed %) $(MODULE:%=--module %)
 
 licences: venv
 	$(BIN)/python docs/licences.py

@@ -9,16 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from attributegan import strict_yaml
+from attributegan.strict_yaml import YAML_ERRORS as YAML_ERRORS
 
 UNKNOWN = -1  # in the place of a level: nobody has said which one the tile has. No level, unlike "not assessable", which somebody has said
 
+BY_PLACE = "#"  # before a level that is given by its place, whatever its name is: "#0" is the lowest
 
-# What yaml.safe_load raises on text that is no YAML, or has tags and values that don't fit together (`!!bool maybe`).
-YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+def number_in(text: str) -> Decimal | None:
+    """The number that a text is, as people, pandas and spreadsheets write it: "2", "2.0", "+2", "2e0"; None for other texts."""
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", text, re.ASCII) or len(text) > 40:
+        return None
+    return Decimal(text)
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,8 @@ class Attribute:
 
     Args:
         name: identifier used in files and on command lines, e.g. ``cell_crowding``.
-        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``.
+        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``. Where names are numbers that are not their own places, as in
+            (1, 2, 3), a number always means the name: see `numbered`.
         not_assessable: the level that says "can't be judged on this tile", or None. It is never between two others.
     """
 
@@ -42,6 +51,15 @@ class Attribute:
             raise ValueError(f"attribute {self.name}: needs at least 2 levels, has {len(self.levels)}")
         if len(set(self.levels)) != len(self.levels):
             raise ValueError(f"attribute {self.name}: level names {list(self.levels)} are not all different")
+        if wrong := [level for level in self.levels if level != level.strip() or not level or level.startswith(BY_PLACE)]:
+            raise ValueError(
+                f"attribute {self.name}: level {wrong[0]!r} is empty, has blanks at an end or begins with {BY_PLACE}; rename it"
+            )
+        numbers = [number for level in self.levels if (number := number_in(level)) is not None]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"attribute {self.name}: two of the level names {list(self.levels)} are the same number")
+        if UNKNOWN in numbers:
+            raise ValueError(f"attribute {self.name}: a level is named {UNKNOWN}, which says that a level is not known; rename it")
         if self.not_assessable is not None and not 0 <= self.not_assessable < len(self.levels):
             raise ValueError(f"attribute {self.name}: not_assessable is {self.not_assessable}, levels are 0 to {len(self.levels) - 1}")
         if self.not_assessable not in (None, 0, len(self.levels) - 1):
@@ -54,6 +72,63 @@ class Attribute:
         """The levels that are ordered along the attribute, lowest first."""
         return tuple(level for level in range(len(self.levels)) if level != self.not_assessable)
 
+    @cached_property
+    def _level_of(self) -> dict[Decimal, int]:
+        """The level that each number means: that of this name, or, where names are no numbers but places, of this place."""
+        named = {number: level for level, name in enumerate(self.levels) if (number := number_in(name)) is not None}
+        if all(number == level for number, level in named.items()):
+            return {Decimal(level): level for level in range(len(self.levels))}
+        return named
+
+    @property
+    def numbered(self) -> bool:
+        """Whether a number means a name and not a place, as for the levels 1, 2, 3, or none, 3, 4."""
+        return any(number != level for number, level in self._level_of.items())
+
+    def read(self, value: object) -> int:
+        """A whole level as tables, JSON and ``.cls`` have it: a name, a number however it is spelled (1, 1.0, "1", "1.0"), "#" and a place,
+        or `UNKNOWN`, which null is too. Numbers are places, unless the attribute is `numbered`.
+
+        Raises:
+            ValueError: there is no such level; names those that there are.
+        """
+        if value is None:
+            return UNKNOWN
+        if isinstance(value, bool):
+            value = str(value).lower()
+        text = value.strip() if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
+        if text is None:
+            raise ValueError(f"{self.name} is {str(value)[:40]}, neither a number nor a name")
+        if text in self.levels:
+            return self.levels.index(text)
+        number = number_in(text.removeprefix(BY_PLACE))
+        if number == UNKNOWN and not text.startswith(BY_PLACE):
+            return UNKNOWN
+        found = _place(number, len(self.levels)) if text.startswith(BY_PLACE) else None if number is None else self._level_of.get(number)
+        if found is None:
+            raise ValueError(f"{self.name} is {self._refusal(value, number)}")
+        return found
+
+    def _refusal(self, value: object, number: Decimal | None) -> str:
+        value = f"{value[:40]}…" if isinstance(value, str) and len(value) > 40 else value
+        if self.numbered:
+            return f"{value!r}, not one of {', '.join(self.levels)}; {UNKNOWN} says that it is not known"
+        if number is None:
+            return f"{value!r}, neither a number nor one of {', '.join(self.levels)}; {UNKNOWN} says that it is not known"
+        return f"{value}, levels are 0 to {len(self.levels) - 1}, or {UNKNOWN} for not known"
+
+    def written(self, level: float) -> int | float | str:
+        """A level in the form that every reader takes for the same level: its number; of a `numbered` attribute its name, and between two
+        levels "#" and the place."""
+        whole = int(level) if level == int(level) else None
+        if not self.numbered or whole == UNKNOWN:
+            return level if whole is None else whole
+        return f"{BY_PLACE}{level:.12g}" if whole is None else self.levels[whole]
+
+    def label(self, level: float) -> str:
+        """A level as axes of pictures have it: its number, or what `written` says of a `numbered` attribute."""
+        return str(self.written(level))
+
     def check_wanted(self, level: float) -> str | None:
         """What is wrong with a level asked of a generator, in words, or None; it may lie between two assessable ones, or be `UNKNOWN`."""
         if level == UNKNOWN or level in range(len(self.levels)):
@@ -65,19 +140,40 @@ class Attribute:
         return f"{self.name} is {level:g}; ask for a level from {lowest} to {highest}{alone}"
 
     def parse(self, text: str) -> float:
-        """A level by number, whole (int) or between two assessable ones (float), or by name.
+        """A level to make, whole (int) or between two assessable ones (float): by name, by number, or by "#" and its place.
+
+        Numbers are places, unless the attribute is `numbered`: then 2.5 is half-way between the neighbours named 2 and 3.
 
         Raises:
             ValueError: there is no such level; names those that there are.
         """
         if text in self.levels:
             return self.levels.index(text)
-        if text.isdecimal() and len(text) < 10 and int(text) < len(self.levels):
-            return int(text)
-        if re.fullmatch(r"\d+\.\d+", text) and self.assessable[0] <= float(text) <= self.assessable[-1]:
-            return int(float(text)) if float(text).is_integer() else float(text)
+        number = number_in(text.removeprefix(BY_PLACE))
+        if number is not None and re.fullmatch(rf"{BY_PLACE}?\d+(\.\d+)?", text):
+            level = self._level_at(number) if self.numbered and not text.startswith(BY_PLACE) else float(number)
+            if level in range(len(self.levels)) or self.assessable[0] <= level <= self.assessable[-1]:
+                return int(level) if level.is_integer() else level
+        if self.numbered:
+            raise ValueError(
+                f"{self.name} has the levels {', '.join(self.levels)}, where a number is a name, and others between two numbers"
+            )
         known = ", ".join(f"{level} ({label})" for level, label in enumerate(self.levels))
         raise ValueError(f"{self.name} has the levels {known}, and others between those from {self.assessable[0]} to {self.assessable[-1]}")
+
+    def _level_at(self, number: Decimal) -> float:
+        """The level named ``number``, or the place between the two neighbours around it; NaN where there are none."""
+        if number in self._level_of:
+            return float(self._level_of[number])
+        value_of = {level: value for value, level in self._level_of.items()}
+        for low, high in zip(self.assessable, self.assessable[1:], strict=False):
+            if low in value_of and high in value_of and min(value_of[low], value_of[high]) < number < max(value_of[low], value_of[high]):
+                return low + float((number - value_of[low]) / (value_of[high] - value_of[low]))
+        return float("nan")
+
+
+def _place(number: Decimal | None, count: int) -> int | None:
+    return int(number) if number is not None and number in range(count) else None
 
 
 @dataclass(frozen=True)
@@ -109,6 +205,10 @@ class AttributeSchema:
             if level != UNKNOWN and not 0 <= level < len(attribute.levels):
                 return f"{attribute.name} is {level}, levels are 0 to {len(attribute.levels) - 1}, or {UNKNOWN} for not known"
         return None
+
+    def written(self, levels: Sequence[float]) -> dict[str, int | float | str]:
+        """Levels by name, in the form that every reader takes for the same levels (see `Attribute.written`)."""
+        return {attribute.name: attribute.written(level) for attribute, level in zip(self.attributes, levels, strict=True)}
 
     def parse(self, text: str) -> dict[str, float]:
         """``cell_crowding=2.5,mitosis=rare`` -> ``{"cell_crowding": 2.5, "mitosis": 1}``; levels by number, whole (int) or between two
@@ -145,7 +245,8 @@ class AttributeSchema:
     def to_dict(self) -> dict[str, Any]:
         """The YAML/JSON form that `from_dict` reads."""
         return {
-            attribute.name: {"levels": list(attribute.levels), "not_assessable": attribute.not_assessable} for attribute in self.attributes
+            attribute.name: {"levels": list(attribute.levels), "not_assessable": _written_not_assessable(attribute)}
+            for attribute in self.attributes
         }
 
     @classmethod
@@ -162,11 +263,7 @@ class AttributeSchema:
     @classmethod
     def from_yaml(cls, path: str | Path) -> AttributeSchema:
         """Read a schema file; see ``configs/attributes/bladder.yaml`` for the form."""
-        try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, *YAML_ERRORS) as error:
-            raise ValueError(f"{path}: not a readable YAML file: {error}") from error
-        return cls.from_dict(tree, where=str(path))
+        return cls.from_dict(strict_yaml.read(path, as_text=True), where=str(path))
 
 
 def _attribute(name: Any, entry: Any, where: str) -> Attribute:
@@ -175,10 +272,39 @@ def _attribute(name: Any, entry: Any, where: str) -> Attribute:
         raise ValueError(f"{where}: {name}: write `levels: [names, lowest first]` and, where it applies, `not_assessable: 0`")
     if unknown := set(entry) - {"levels", "not_assessable"}:
         raise ValueError(f"{where}: {name}: unknown keys {sorted(map(str, unknown))}; known are levels, not_assessable")
-    not_assessable = entry.get("not_assessable")
-    if not_assessable is not None and type(not_assessable) is not int:
-        raise ValueError(f"{where}: {name}: not_assessable is {not_assessable!r}; give a level's number or leave it out")
-    return Attribute(name, tuple(str(level) for level in entry["levels"]), not_assessable)
+    if wrong := [level for level in entry["levels"] if not isinstance(level, str | int | float) or isinstance(level, bool)]:
+        raise ValueError(f"{where}: {name}: the level name {wrong[0]!r} is no text; put quotes around it")
+    levels = tuple(str(level) for level in entry["levels"])
+    try:
+        return Attribute(name, levels, _not_assessable(entry.get("not_assessable"), Attribute(name, levels)))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _not_assessable(value: Any, attribute: Attribute) -> int | None:
+    """The level that ``not_assessable`` names: its place, or its name.
+
+    Raises:
+        ValueError: neither, or a number that is the place of one level and the name of another.
+    """
+    if value is None or value in ("", "~", "null", "Null", "NULL"):
+        return None
+    text = str(value).removeprefix(BY_PLACE)
+    number = number_in(text) if type(value) in (int, str) else None
+    by_place = None if number is None or number != int(number) else int(number)
+    by_name = attribute.levels.index(text) if text in attribute.levels and not str(value).startswith(BY_PLACE) else None
+    if by_name is None and by_place is None:
+        raise ValueError(f"{attribute.name}: not_assessable is {value!r}; give a level's name or number, or leave it out")
+    if by_name is not None and by_place in range(len(attribute.levels)) and by_name != by_place:
+        raise ValueError(f"{attribute.name}: not_assessable: {value} is the name of one level and the place of another; write "
+                         f"'{BY_PLACE}{by_name}' for the level named {value}, '{BY_PLACE}{by_place}' for {attribute.levels[by_place]}")  # fmt: skip
+    return by_place if by_name is None else by_name
+
+
+def _written_not_assessable(attribute: Attribute) -> int | str | None:
+    """What `_not_assessable` reads back: the place, with its mark where it could be taken for a name."""
+    place = attribute.not_assessable
+    return f"{BY_PLACE}{place}" if place is not None and str(place) in attribute.levels and attribute.levels[place] != str(place) else place
 
 
 def _graded(name: str, grades: Iterable[str]) -> Attribute:

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from attributegan.attributes import YAML_ERRORS
+from attributegan import strict_yaml
+from attributegan.strict_yaml import YAML_ERRORS
 
 T = TypeVar("T")
 
@@ -282,7 +283,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section, dot, key = dotted.strip().partition(".")
         _require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = strict_yaml.parse(value)
         except YAML_ERRORS as error:
             raise ValueError(f"{override!r}: the value is not YAML: {error}") from None
         branch = tree.setdefault(section, {})
@@ -298,11 +299,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file (``safe_load``); ValueError names the file when there is none."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, *YAML_ERRORS) as error:
-        raise ValueError(f"{path}: not a readable YAML file: {error}") from error
+    """The mapping in a YAML file (no tags, no key twice); ValueError names the file when there is none."""
+    tree = strict_yaml.read(path)
     tree = {} if tree is None else tree
     _require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
     return tree

@@ -18,6 +18,7 @@ from PIL import Image
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 from attributegan.utils.files import whole_file
 from attributegan.utils.html_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
+from data_shards import level_counts
 from data_shards.format import checksums, index
 from data_shards.loader.loader import ShardSet
 from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
@@ -124,7 +125,9 @@ def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[in
 def _levels(splits: Splits, schema: AttributeSchema) -> Section:
     counts = {split: _counts(shards.levels_NA, schema) for split, shards in splits.items()}
     tables = [_level_table(a, attribute, counts) for a, attribute in enumerate(schema.attributes)]
-    return Section("Attributes and levels", "Tiles of each level, and their share of the split.", tables)
+    absent = level_counts.absent(schema, np.concatenate([shards.levels_NA for shards in splits.values()]))
+    text = "Tiles of each level, and their share of the split." + "".join(f" {line[0].upper()}{line[1:]}." for line in absent)
+    return Section("Attributes and levels", text, tables)
 
 
 def _counts(levels_NA: np.ndarray, schema: AttributeSchema) -> list[np.ndarray]:

@@ -11,15 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from attributegan.attributes import AttributeSchema
-from data_shards import worker_pool
+from data_shards import litter, set_rows, worker_pool
 from data_shards.format import checksums, index, tile
-from data_shards.packing.index_tars import IMAGES, Member, members, read_levels
+from data_shards.samples import IMAGES, by_kind, check_image, read_levels
 from data_shards.storage.cache import Cache, StoreError
 from data_shards.storage.shard_files import LocalTars, Tars, open_place
+from data_shards.tar_members import Member, members
 
 
 def verify(
@@ -55,8 +53,9 @@ def verify(
 
 def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
     known = {index.FILE, index.CARD, checksums.FILE} | {shard.name for shard in header.shards}
+    named = {line.partition(": ")[0].rstrip("/") for line in header.left_out}  # tars without a tile that could be used, and passed over
     for path in sorted(folder.iterdir()):
-        if path.name not in known:
+        if path.name not in known | named and not litter.is_litter(path.name):
             yield f"{path}: does not belong to the set"
 
 
@@ -68,29 +67,11 @@ def _check_rows(folder: Path, header: index.Header, tars: Tars) -> Iterator[str]
     for shard in header.shards:
         if counts[shard.name] != shard.tiles:
             yield f"{path}: has {counts[shard.name]:,} tiles for {shard.name}, its metadata say {shard.tiles:,}"
-    for row in _repeated(table, ["key"], "shard", "count").to_pylist():
+    for row in set_rows.repeated(table, ["key"], "shard", "count").to_pylist():
         yield f"{path}: key {row['key']} comes {row['shard_count']} times"
-    for row in _repeated(table.filter(pc.not_equal(table["group"], "")), ["group"], "split", "count_distinct").to_pylist():
+    for row in set_rows.groups_apart(table):
         yield f"{path}: group {row['group']} is in {row['split_count_distinct']} splits"
-    yield from _same_images(path, table, {shard.name: number for number, shard in enumerate(header.shards)}, tars)
-
-
-def _repeated(table: pa.Table, by: list[str], column: str, count: str) -> pa.Table:
-    """The values of ``by`` that come with more than one (distinct) entry in ``column``."""
-    grouped = table.group_by(by).aggregate([(column, count)])
-    return grouped.filter(pc.greater(grouped[f"{column}_{count}"], 1)).sort_by([(name, "ascending") for name in by])
-
-
-def _same_images(path: Path, table: pa.Table, number_of: dict[str, int], tars: Tars) -> Iterator[str]:
-    """Images that are in more than one split; equal checksums are followed up to the bytes."""
-    suspects = _repeated(table, ["length", "checksum"], "split", "count_distinct").select(["length", "checksum"])
-    by_bytes: dict[bytes, list[str]] = defaultdict(list)
-    for row in table.join(suspects, ["length", "checksum"], join_type="inner").sort_by("key").to_pylist() if len(suspects) else []:
-        data = tars.read(number_of[row["shard"]], row["length"], row["offset"])
-        by_bytes[data].append(f"{row['split']} {row['key']}")
-    for names in by_bytes.values():
-        if len({name.split()[0] for name in names}) > 1:
-            yield f"{path}: one image is in several splits: {', '.join(names)}"
+    yield from (f"{path}: {line}" for line in set_rows.same_images(table, header, tars.read))
 
 
 class _Job(NamedTuple):
@@ -139,7 +120,6 @@ class _ShardCheck:
             yield f"{row['key']}: not found in the tar"
 
     def _check_sample(self, key: str, sample: list[Member], row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
-        by_kind = {member.kind: member for member in sample}
         row = next((row_at.pop(member.offset) for member in sample if member.kind in IMAGES and member.offset in row_at), None)
         if row is None:
             if not any(line.startswith(f"{job.shard.name}: {key}: ") for line in job.left_out):
@@ -150,7 +130,7 @@ class _ShardCheck:
         image = next(member for member in sample if member.offset == row["offset"])
         yield from self._check_image(image, row)
         try:
-            levels, group = read_levels(by_kind, self.schema, "group")
+            levels, group = read_levels(by_kind(sample), self.schema, "group")
         except ValueError as error:
             yield str(error)
             return
@@ -166,7 +146,11 @@ class _ShardCheck:
         elif tile.checksum(image.data) != row["checksum"]:
             yield "the image is damaged (checksum)"
         try:
+            check_image(image.data)
             pixels_HWC = tile.decode(image.data)
+        except ValueError as error:
+            yield str(error)
+            return
         except tile.DECODING_ERRORS as error:
             yield f"not a readable image: {error}"
             return

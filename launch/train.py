@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -138,6 +139,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
     from attributegan.distributed.watchdog import Watch
     from attributegan.training.loop import train
     from attributegan.training.trainer import Batch, Training
+    from data_shards import level_counts
     from data_shards.loader.loader import batches
 
     folder = Path(settings.run.dir)
@@ -169,13 +171,22 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             training = Training(settings, schema, runtime)
             training.resume()
             began = training.images
-            tell(images=began, error="")
+            if began >= settings.train.images + settings.train.batch:
+                raise ValueError(f"train.images: {settings.train.images:,} is below the {began:,} that the run in {settings.run.dir} has seen; "
+                                 "ask for more, or for what it was asked before")  # fmt: skip
+            if began and before and before.shards not in ("", shards.fingerprint):
+                log.warning(
+                    "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.place, f"{began:,}"
+                )
+            tell(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(settings)
                 watcher.start()  # it reads there when the run is over
             for line in training.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+            for line in level_counts.absent(schema, shards.levels_NA):
+                log.warning(line)
             finished = train(training, open_data, stop)
         except Exception as error:
             if isinstance(error, ValueError) and before and before.state == "finished":
@@ -188,7 +199,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
                 raise cli.ComesAgain from error
             raise
         log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
-                 f"{training.images:,}", settings.run.dir)  # fmt: skip
+                 f"{training.images:,}", shlex.quote(settings.run.dir))  # fmt: skip
         tell(state="finished" if finished else _stopped_state(stop.signal), images=training.images)
         runtime.wait()  # a launcher may end all processes when the first one does
     return 0 if finished else stop.signal or signal.SIGTERM

@@ -77,7 +77,7 @@ def submit(options: argparse.Namespace) -> None:
         submission = _write_submission(home, runs, cluster)
         jobs = _hand_over(submission, home.name, runs, cluster, options)
     print("\n".join(f"{run.run.dir}: job {job.job_id}, {cluster.processes} processes" for run, job in zip(runs, jobs, strict=True)))
-    print(f"logs:    {submission}\nfollow:  attributegan-runs --follow {runs[0].run.dir}")
+    print(f"logs:    {submission}\nfollow:  attributegan-runs --follow {shlex.quote(runs[0].run.dir)}")
 
 
 def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
@@ -100,6 +100,10 @@ def _settled(run: Config, processes: int) -> Config:
         raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.accumulation} micro-batches "
                          "(train.accumulation); choose a multiple")  # fmt: skip
     folder = str(Path(run.run.dir).resolve())
+    if "%" in folder:
+        raise ValueError(
+            f"run.dir: {folder} has a %, with which Slurm begins patterns such as %j in the names of logs; choose another name"
+        )
     return dataclasses.replace(run, train=dataclasses.replace(train, processes=processes), run=dataclasses.replace(run.run, dir=folder))
 
 

@@ -98,7 +98,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     check(options)
     from attributegan.checkpoint.store import load_for_sampling
     from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.reference import Cache
+    from attributegan.utils.files import require_writable
 
+    require_writable(options.out, "--out")
+    require_writable(Cache.at(options.cache).folder, "--cache")
     paths = [options.model, *options.baseline]
     models = {name: load_for_sampling(path, ema=not options.raw) for name, path in zip(names_of(paths), paths, strict=True)}
     processes = Processes()

@@ -65,7 +65,7 @@ def _explore(options: argparse.Namespace) -> None:
         raise ValueError("--host: names no address; give one, such as 0.0.0.0 for all of this machine's")
     if not 0 <= options.port <= 65535:
         raise ValueError(f"--port: {options.port} is not from 0 to 65535")
-    given = _token(options.token_file) if options.token_file else ""
+    given = read_token(options.token_file) if options.token_file else ""
     try:
         from tools.explorer import auth, model, predictions, server
     except ModuleNotFoundError as error:
@@ -96,7 +96,12 @@ def _real_tiles(options: argparse.Namespace, schema: AttributeSchema, size: int)
     return split
 
 
-def _token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ValueError: not readable, or not fit for a cookie.
+    """
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
@@ -84,8 +85,8 @@ def _import_published(options: argparse.Namespace) -> None:
 
     config = import_published(options.file, options.out, options.generator)
     print(f"{options.out}: the published AttributeGAN, {config.model.image_size} px\n"
-          f"sample:    attributegan-sample {options.out} --out tiles --count 16\n"
-          f"train on:  attributegan-train --config {options.out / 'config.yaml'} data.shards=SHARDS")  # fmt: skip
+          f"sample:    attributegan-sample {quote(str(options.out))} --out tiles --count 16\n"
+          f"train on:  attributegan-train --config {quote(str(options.out / 'config.yaml'))} data.shards=SHARDS")  # fmt: skip
 
 
 def _export_generator(options: argparse.Namespace) -> None:

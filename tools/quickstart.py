@@ -15,7 +15,7 @@ from attributegan.cli import exit_status, parser
 from attributegan.run_dir import status
 
 EVALUATION = ["--most", "1024", "--count", "512", "--judge", "cnn", "--judge-steps", "150"]  # enough for phantoms
-IMAGES, MIN_IMAGES = 20_000, 14_000  # with fewer the attributes are not followed well
+IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer the attributes are not followed well
 MEASURED = 960  # images after which the speed of the machine is known
 COMMANDS = {"attributegan-shard": "tools.shard", "attributegan-train": "launch.train", "attributegan-sample": "tools.sample",
             "attributegan-evaluate": "tools.evaluate"}  # fmt: skip

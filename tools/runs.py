@@ -89,7 +89,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
-    images = f"{now.images:,} of {now.total:,}" + (f" ({now.images / now.total:.0%})" if now.total else "")
+    images = f"{now.images:,} of {now.total:,}" + (f" ({min(1, now.images / now.total):.0%})" if now.total else "")
     losses = "/".join(f"{now.losses[name]:.3f}" for name in ("generator", "discriminator") if name in now.losses)
     running = state_of(folder, now, jobs)
     rate = f"{now.images_per_second:.1f}" if now.images_per_second else ""

@@ -92,8 +92,10 @@ def _sample(options: argparse.Namespace) -> None:
     _check(options)
     from attributegan.checkpoint.store import find
     from attributegan.distributed.process_group import is_main
+    from attributegan.utils.files import require_writable
     from tools.sampling.writer import to_replace, write_whole
 
+    require_writable(options.out, "--out")
     options.model = find(options.model)  # every process takes the same one
     if not is_main():  # of `accelerate launch`; pictures and words come from the main process
         _make_folder(options.out.parent if options.format == "shards" else options.out)
@@ -219,24 +221,28 @@ def _advance(bar: Any) -> None:
 def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str, float], dict[str, bytes]]:
     """The latent of --project, its levels by name, and the files that tell of it."""
     import numpy as np
-    from PIL import Image
     from tqdm import tqdm
 
     from attributegan.sampling.projector import project
+    from data_shards import intact, rgb
     from data_shards.format.tile import DECODING_ERRORS, fit
     from tools.sampling.writer import encoded
 
     size = loaded.config.model.image_size
     try:
-        with Image.open(options.project) as image:
-            target: np.ndarray = np.asarray(fit(image.convert("RGB"), size))
+        data = options.project.read_bytes()
+        intact.check(data)
+        with rgb.opened(data) as image:
+            rgb.check_one_picture(image)
+            target: np.ndarray = np.asarray(fit(rgb.to_rgb(image), size))
     except DECODING_ERRORS as error:
         raise ValueError(f"--project {options.project}: not a readable image: {error}") from error
     with tqdm(total=options.steps, desc="search", disable=None, file=sys.stderr) as bar:
         found = project(loaded.generator, loaded.schema, target, loaded.config.model.latent_dim, loaded.schema.parse(options.levels),
                         options.steps, options.seed, lambda step: _advance(bar))  # fmt: skip
     levels = dict(zip(loaded.schema.names, found.levels_1A[0].tolist(), strict=True))
-    tree = {"image": options.project.name, "levels": levels, "distance": found.distance, "distance_of_best_start": found.start,
+    written = loaded.schema.written(list(levels.values()))
+    tree = {"image": options.project.name, "levels": written, "distance": found.distance, "distance_of_best_start": found.start,
             "latent": found.latent_1L[0].tolist()}  # fmt: skip
     gap = np.full((size, 2, 3), 255, np.uint8)
     picture = encoded(np.concatenate([target, gap, found.tile_HWC], axis=1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from tools import options as options_module
-from tools.shards import card, import_labels, tile
+from tools.shards import card, import_labels, tables, tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.format.index import Header
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tile.add(commands)
     import_labels.add(commands)
+    tables.add(commands)
     card.add(commands)
     return parser
 
@@ -93,6 +94,9 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
         help="column of the CSV for `file` or an attribute, if it has another name",
     )
     _skip_bad_option(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help="don't decode each image to see whether it is whole; `attributegan-shard verify` does, too"
+    )
     _common_options(parser, val_fraction=0.2)
     parser.set_defaults(run=_pack)
 
@@ -131,6 +135,9 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tars", type=Path, metavar="DIR", help="folder of the tars")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, where theirs can't be written to"
+    )
     parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="names of the tars of split `val` (%(default)s)")
     parser.add_argument("--group", default="group", metavar="NAME", help="entry of the .json with the slide or patient (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is there")
@@ -173,7 +180,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.size is not None and arguments.size < 1:
         raise ValueError(f"--size: {arguments.size} must be above 0")
     labels = read_labels(arguments.labels, _schema(arguments), _columns(arguments.column), arguments.group)
-    return _write(labels, Folder(str(arguments.images), arguments.size), arguments)
+    return _write(labels, Folder(str(arguments.images), arguments.size, arguments.quick), arguments)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
@@ -201,6 +208,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 
 def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int:
+    from attributegan.utils.files import require_writable
     from data_shards.packing.packer import pack
     from data_shards.packing.plan import Options
     from tools.progress import TileProgress
@@ -209,6 +217,7 @@ def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int
     options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
     processes = _processes(arguments)
     choices = {name: getattr(arguments, name, False) for name in ("skip_bad", "overwrite")}
+    require_writable(arguments.out.absolute().parent, "--out")
     try:
         with TileProgress(len(labels.table)) as progress:
             header = pack(labels, source, arguments.out, options, processes=processes, progress=progress, **choices)
@@ -236,17 +245,29 @@ def _index(arguments: argparse.Namespace) -> int:
     from data_shards.packing.index_tars import index_tars
     from tools.progress import TileProgress
 
-    choices = {name: getattr(arguments, name) for name in ("val", "group", "skip_bad", "overwrite")}
+    choices = {name: getattr(arguments, name) for name in ("val", "group", "out", "skip_bad", "overwrite")}
     with TileProgress() as progress:
         header = index_tars(arguments.tars, _schema(arguments), processes=_processes(arguments), progress=progress, **choices)
-    return _tell(arguments.tars, header)
+    return _tell(arguments.out or arguments.tars, header)
 
 
 def _tell(folder: Path, header: Header) -> int:
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(summary(folder, header))
+    for line in _absent_levels(folder, header):
+        print(f"  {line}")
     return 0
+
+
+def _absent_levels(folder: Path, header: Header) -> list[str]:
+    import numpy as np
+
+    from data_shards import level_counts
+    from data_shards.format import index
+
+    table = index.read_table(folder / index.FILE, header.schema.names)
+    return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))
 
 
 def summary(folder: Path, header: Header) -> str:
@@ -256,7 +277,9 @@ def summary(folder: Path, header: Header) -> str:
         shards = [shard for shard in header.shards if shard.split == split]
         tiles, size = sum(shard.tiles for shard in shards), sum(shard.size for shard in shards)
         lines.append(f"  {split}: {tiles:,} tiles in {len(shards):,} shards, {size / 2**20:,.1f} MiB")
-    return "\n".join(lines + ([f"  {len(header.left_out):,} tiles left out"] if header.left_out else []))
+    passed = sum(line.endswith(": passed over: not a tar") for line in header.left_out)
+    tiles = len(header.left_out) - passed
+    return "\n".join(lines + [f"  {count:,} {what}" for count, what in ((tiles, "tiles left out"), (passed, "files passed over")) if count])
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
         "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= OBEYS_LITTLE else None,
         "pixel_change": _pixel_change(numbers.get("paths", {})),
         "diversity": numbers.get("diversity"),
-        "kid": numbers["quality"]["kid"][0],
+        "kid": numbers["quality"].get("kid", [None])[0],
     }
 
 

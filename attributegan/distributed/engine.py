@@ -1,6 +1,6 @@
 """One network in training: synchronised gradients, loss scaling, optimizer, skipped steps, and its part of a checkpoint.
 
-`Engine` is what the phases are written against; `DataParallel` keeps the whole network on every process, `Zero` shards it.
+`Engine` is what the phases are written against; `DataParallel` keeps the whole network on every process, `DeepSpeedEngine` shards it.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def _judge(
             progress=lambda step: progress(f"judge ({share})", step, steps),
         )  # fmt: skip
 
-    note: dict[str, Any] = {"asked": kind, "training_tiles": len(train)}
+    note: dict[str, Any] = {"asked": kind, "training_tiles": len(train), "tile_size": int(train.read(np.zeros(1, int)).shape[1])}
     if kind == "auto":
         kind = "features"
         if len(train) >= CNN_TILES and len(np.unique(fold_N)) > 1:

@@ -15,6 +15,7 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.evaluation.reference import Real
 from attributegan.evaluation.samples import POINTS, Made, Plan
+from attributegan.evaluation.small_sets import memory_of, why_quality_is_not_judged
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
 
@@ -58,13 +59,13 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
     rows = plan.sweep_rows()
     asked = _by_attribute(plan, rows, predicted)
     kernels = quality.Kernels.of(made.features_ND, real.train_ND)
-    memory = quality.memorisation(real.train_ND, made.features_ND, real.held_out_ND)
+    memory = memory_of(real, made.features_ND)
     numbers = {
         "name": name,
         "kind": "generator",
         "tiles": len(made.tiles),
         "quality": _quality(real, made.features_ND, kernels, equal),
-        "memory": {"ratio": memory.ratio, "nearer": memory.nearer},
+        **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
         "level_kid": _level_kid(real, kernels, plan.levels_NA),
         "control": {
             plan.schema.names[a]: _plain(control.interval(level_N, said_N, plan.ways[a], latent_N, REPLICATES, plan.seed))
@@ -102,6 +103,8 @@ def _quality(real: Real, x_ND: np.ndarray, kernels: quality.Kernels, equal: int)
 
     Split order is shuffled when a set is packed, so the first tiles are a fair draw.
     """
+    if why_quality_is_not_judged(real):
+        return {}
     reference_ND = real.train_ND[:equal]
     found = {"kid": kernels.distance(REPLICATES), "fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
     if equal > NEIGHBOURS:
@@ -165,7 +168,10 @@ def _paths(real: Real, plan: Plan, made: Made) -> dict[str, Any]:
     for a, (name, of_attribute) in enumerate(zip(plan.schema.names, made.path_features, strict=True)):
         way = control.path(of_attribute)
         changed = control.pixel_distance((tiles_SHWC[0], tiles_SHWC[-1]) for tiles_SHWC in tiles_APSHWC[a])
-        found[name] = {"length": way.length / max(usual, 1e-12), "largest": way.largest, "changed": changed / max(apart, 1e-12)}
+        found[name] = {"largest": way.largest}
+        found[name] |= {
+            key: value / unit for key, value, unit in (("length", way.length, usual), ("changed", changed, apart)) if unit > 1e-6
+        }
         if a in plan.ways:
             found[name]["order"] = control.spearman(np.arange(POINTS), said_APS[a, :, :, a].mean(axis=0))
     return found
@@ -213,6 +219,7 @@ def data_notes(real: Real) -> dict[str, Any]:
         "train_groups": len(np.unique(real.train.group_N)),
         "held_out_groups": len(np.unique(real.held_out.group_N)),
         "judge": real.note,
+        "quality": why_quality_is_not_judged(real),
         "exam": {"tiles": len(real.exam.group_N), "groups": len(np.unique(real.exam.group_N)), "crossed": real.exam.crossed},
         "attributes": {
             name: {

@@ -215,7 +215,7 @@ def fit_head(tiles_NHWC: np.ndarray, features_ND: np.ndarray, levels_NA: np.ndar
     head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
     parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]
     inputs_ND = torch.cat(parts)
-    head.mean_D, head.scale_D = inputs_ND.mean(dim=0), inputs_ND.std(dim=0).clamp(min=1e-6)
+    head.mean_D, head.scale_D = inputs_ND.mean(dim=0), inputs_ND.std(dim=0, correction=int(len(inputs_ND) > 1)).clamp(min=1e-6)
     if decay is None:
         decay = _best_decay(head, inputs_ND, levels_NA, folds(group_N))
     head.decay.fill_(decay)

@@ -32,6 +32,7 @@ class Status:
     pid: int = 0
     job: str = ""  # Slurm's id, 45 or 45_3; empty outside of Slurm
     requeues: int = 0
+    shards: str = ""  # fingerprint of the shard set
     told: float = 0.0  # seconds since 1970, of this word
     error: str = ""
 

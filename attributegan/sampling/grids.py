@@ -130,7 +130,7 @@ def sweep_grid(
         shown = [(*levels_A[:column], level, *levels_A[column + 1 :]) for level in attribute.assessable]
         rows_SA += shown * len(latents_BL)
         lengths += [len(shown)] * len(latents_BL)
-        names += [f"{attribute.name}\n{' > '.join(str(level) for level in attribute.assessable)}"] * len(latents_BL)
+        names += [f"{attribute.name}\n{' > '.join(map(attribute.label, attribute.assessable))}"] * len(latents_BL)
     repeats = torch.tensor(lengths)
     latents_SL = latents_BL.repeat(len(schema.attributes), 1).repeat_interleave(repeats, dim=0)
     return _grid(generate(generator, latents_SL, torch.tensor(rows_SA), batch), lengths, names)
@@ -156,7 +156,8 @@ def pair_grid(generator: nn.Module, schema: AttributeSchema, latent_1L: Tensor, 
             row = list(base_A)
             row[down], row[across] = low, level
             shown.append(row)
-        names.append(f"{rows} {low}\n{columns} {schema.attributes[across].assessable[0]} >")
+        first = schema.attributes[across].label(schema.attributes[across].assessable[0])
+        names.append(f"{rows} {schema.attributes[down].label(low)}\n{columns} {first} >")
     width = len(schema.attributes[across].assessable)
     tiles = generate(generator, latent_1L.expand(len(shown), -1), torch.tensor(shown), batch)
     return _grid(tiles, [width] * len(names), names)
@@ -181,8 +182,8 @@ def interpolate(schema: AttributeSchema, start_BA: Tensor, end_BA: Tensor, steps
     for column, attribute in enumerate(schema.attributes):
         off = {attribute.not_assessable, UNKNOWN}.intersection(start_BA[:, column].tolist() + end_BA[:, column].tolist())
         if off:
-            known = ", ".join(map(str, attribute.assessable))
-            raise ValueError(f"{attribute.name}: level {off.pop()} is not on the scale; interpolate between {known}")
+            known = ", ".join(map(attribute.label, attribute.assessable))
+            raise ValueError(f"{attribute.name}: level {attribute.label(off.pop())} is not on the scale; interpolate between {known}")
     return torch.lerp(start_BA[:, None].float(), end_BA[:, None].float(), torch.linspace(0, 1, steps)[:, None])
 
 
@@ -197,8 +198,8 @@ def interpolation_grid(generator: nn.Module, schema: AttributeSchema, latents_BL
 
 def _ends(schema: AttributeSchema, start_A: list[int], end_A: list[int]) -> list[str]:
     """What changes between two ends, a line each."""
-    ends = zip(schema.names, start_A, end_A, strict=True)
-    return [f"{name} {start} > {end}" for name, start, end in ends if start != end]
+    ends = zip(schema.attributes, start_A, end_A, strict=True)
+    return [f"{attribute.name} {attribute.label(start)} > {attribute.label(end)}" for attribute, start, end in ends if start != end]
 
 
 def _grid(tiles_NHWC: np.ndarray, lengths: Sequence[int], names: Sequence[str]) -> np.ndarray:

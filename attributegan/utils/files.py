@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,20 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Refuse a folder in which files can't be written, or that can't be made; before any work, and without making it.
+
+    Raises:
+        ValueError: names ``option`` and the folder.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: {folder} can't be written to ({error.strerror}); choose another folder") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One tile inside a shard: its key, its two members, its checksum, and pixels from its bytes.
+"""One tile inside a shard: its key, its two members, its checksum, and pixels from its bytes (what colours they have is in rgb.py).
 
 A tile is ``{key}.{jpg|png|webp}``, the image as it came, and ``{key}.json`` with its levels by name, its group, the file that it was
 made from, and under ``more`` what else the table said of it, such as its place on the slide. Which tiles there are and where they lie is in
@@ -11,16 +11,14 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
-try:  # the extra `fast`: the same pixels of a JPEG in four fifths of Pillow's time
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
+from data_shards.rgb import opened, to_rgb
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's name of the format
 
@@ -40,9 +38,9 @@ def checksum(data: bytes) -> int:
     return zlib.crc32(data)
 
 
-def to_json(levels: dict[str, int], group: str, file: str, more: str) -> bytes:
-    """The ``.json`` member of a tile; ``more`` is a JSON object of whatever else is known of it, or ""."""
-    entry: dict[str, Any] = {"levels": levels, "file": file}
+def to_json(levels: Mapping[str, int | float | str], group: str, file: str, more: str) -> bytes:
+    """The ``.json`` member of a tile; ``levels`` as `AttributeSchema.written` gives them, ``more`` is a JSON object of whatever else is known of it, or ""."""
+    entry: dict[str, Any] = {"levels": dict(levels), "file": file}
     if group:
         entry["group"] = group
     if more:
@@ -95,7 +93,7 @@ def fit(image: Image.Image, size: int, crop: Crop | None = None) -> Image.Image:
 
 
 def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np.ndarray:
-    """The pixels of an image member, (size, size, 3) uint8; (H, W, 3) as they are without a size.
+    """The pixels of an image member, (size, size, 3) uint8; (H, W, 3) as they are without a size. Transparent ones are on white.
 
     Raises:
         any of `DECODING_ERRORS`: these bytes are not a whole image.
@@ -105,17 +103,17 @@ def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np
         if size is None or (crop is None and pixels_HWC.shape == (size, size, 3)):
             return pixels_HWC
         return np.asarray(fit(Image.fromarray(pixels_HWC), size, crop))
-    with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    with opened(data, tuple(EXTENSIONS)) as image:
+        rgb = to_rgb(image)
         return np.asarray(rgb if size is None else fit(rgb, size, crop))
 
 
 def _fast_jpeg(data: bytes) -> np.ndarray | None:
     """The pixels of an ordinary JPEG; None where Pillow, which forgives more, is to judge."""
-    if simplejpeg is None or not jpeg_size(data):
+    if not jpeg_size(data):
         return None
     try:
-        return simplejpeg.decode_jpeg(data)
+        return simplejpeg.decode_jpeg(data)  # the same pixels in four fifths of Pillow's time
     except ValueError:
         return None
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from attributegan.attributes import PUBLISHED
 from attributegan.utils.files import whole_file
+from data_shards import tables
 from data_shards.ingest.captions import DIAGNOSES, DIAGNOSIS, read_tile
 
 PUBLISHED_PREFIX = "/data/AttributeGAN/data/Images/"
@@ -96,6 +97,8 @@ def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: boo
     bad: list[str] = []
     for where, entries in _csv_rows(path, ["path", *(f"{name}_level" for name in PUBLISHED.names), "freq_id", "cl_labels"]):
         try:
+            if "problem" in entries:
+                raise ValueError(entries["problem"])
             row = _published_row(entries, prefix)
             if row["file"] in rows:
                 raise ValueError(f"{row['file']} stands there twice")
@@ -108,16 +111,9 @@ def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: boo
 
 
 def _csv_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restkey="", restval="")
-            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"{path}: no column {', '.join(missing)}; this is not the published table. "
-                                 "`attributegan-shard pack --labels` takes other tables")  # fmt: skip
-            for row in reader:
-                yield f"{path.name}:{reader.line_num}", {name: row[name].strip() for name in wanted}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
+    hint = "This is not the published table; `attributegan-shard pack --labels` takes other tables"
+    for row in tables.rows(path, wanted, hint):
+        yield row.where, dict(zip(wanted, row.wanted, strict=True)) | ({"problem": row.problem} if row.problem else {})
 
 
 def _published_row(entries: dict[str, str], prefix: str) -> Row:

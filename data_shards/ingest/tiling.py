@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from attributegan.utils import files
-from data_shards import worker_pool
+from data_shards import plain_slides, tables, worker_pool
 from data_shards.format import tile as tile_format
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
@@ -91,6 +91,8 @@ class Slide:
             raise ValueError(f"{path}: no such file")
         try:
             self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            self._slide = _plain(path, error)
         except openslide.OpenSlideError as error:
             raise ValueError(f"{path}: not a slide that openslide reads: {error}") from error
         self.path, self._error = path, openslide.OpenSlideError
@@ -151,6 +153,15 @@ class Slide:
         return image
 
 
+def _plain(path: Path, error: Exception) -> Any:
+    """An image that is no whole-slide format; ValueError when it is no image either."""
+    try:
+        return plain_slides.open_plain(path)
+    except ValueError as why:
+        unknown = "Unsupported or missing image file" in str(error)
+        raise ValueError(f"{path}: not a slide that openslide reads: {'no format that it knows' if unknown else error}; {why}") from error
+
+
 def _is_scanner_mpp(text: str | float | None) -> bool:
     return text is not None and SCANNER_MPP[0] <= float(text) <= SCANNER_MPP[1]
 
@@ -205,10 +216,12 @@ class _Job(NamedTuple):
 
 
 class _Surveyed(NamedTuple):
-    """A slide to cut: whether it says its resolution, how many places it has, and how many of them with tissue."""
+    """A slide to cut: whether it says its resolution, how many places it has, and how many of them with tissue; what `Slide` says of it."""
 
     slide: Path
     says_mpp: bool
+    mpp_XY: tuple[float, float]
+    origin_XY: tuple[int, int]
     places: int
     with_tissue: int
 
@@ -310,8 +323,7 @@ class Tiling:
         """Refuse a folder with tiles cut otherwise, or whose table people have worked in."""
         table = self.out / TABLE
         if table.exists():
-            with table.open(encoding="utf-8-sig", newline="") as stream:
-                mine = [name for name in next(csv.reader(stream), []) if name not in COLUMNS]
+            mine = [name for name in tables.header_of(table) if name not in COLUMNS]
             if mine:
                 raise ValueError(f"{table}: has columns of yours ({', '.join(mine)}) and would be replaced; give it another name first")
         for folder in _folders(self.out):
@@ -342,7 +354,7 @@ class Tiling:
             return str(error)
         np.save(self.aside / f"{path.stem}.npy", tiles_N3)
         (self.aside / path.stem).mkdir()
-        return _Surveyed(path, slide.says_mpp, places, len(tiles_N3))
+        return _Surveyed(path, slide.says_mpp, slide.mpp_XY, (slide.bounds[0], slide.bounds[1]), places, len(tiles_N3))
 
     def _cut(self, job: _Job) -> list[Row] | str:
         tiles_N3 = np.load(self.aside / f"{job.slide.stem}.npy", mmap_mode="r")[job.first : job.last]
@@ -375,6 +387,7 @@ class Tiling:
             table.writerows(rows)
             count += len(rows)
         record = {"file": found.slide.name, "bytes": found.slide.stat().st_size, "slide_mpp": None if found.says_mpp else self.slide_mpp}
+        record |= {"mpp": found.mpp_XY, "origin": found.origin_XY}  # for programs that count pixels from what was scanned, as QuPath
         record |= {"options": self._recipe, "places": found.places, "with_tissue": found.with_tissue, "tiles": count}
         (folder / TABLE).write_text(text.getvalue(), encoding="utf-8")
         (folder / RECORD).write_text(json.dumps(record, indent=1))

@@ -1,75 +1,33 @@
 """An index for tars that others made: read every member once, find the images and their levels.
 
-A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. It needs an image and its levels, in
-``.json`` (by attribute name, at the top or under ``levels``) or, for a schema with one attribute, in ``.cls``.
+A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. What it must have is in samples.py, what
+a tar must be in tar_members.py, and what else may lie in the folder in tar_folder.py.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import io
-import json
-import re
-import struct
+import logging
+import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from PIL import Image
 
 from attributegan.attributes import AttributeSchema
-from data_shards import worker_pool
+from data_shards import groups, litter, samples, set_rows, tar_folder, worker_pool
 from data_shards.format import checksums, index, tile
+from data_shards.samples import read_levels as read_levels
+from data_shards.tar_members import Member, members
 
-LONGEST_NAME = 4096
-IMAGES = ("jpg", "jpeg", "png", "webp")
-
-
-class Member(NamedTuple):
-    """A file in a tar."""
-
-    key: str
-    kind: str
-    offset: int
-    data: bytes
-
-
-def members(tar: tarfile.TarFile) -> Iterator[Member]:
-    """The files of a tar in order, with the place of their data.
-
-    Raises:
-        tarfile.TarError: it is damaged, or has members that no shard has and that do harm to who unpacks it or reads them.
-    """
-    try:
-        for info in tar:
-            if harm := _harm(info):
-                raise tarfile.ReadError(f"member {info.name[:100]!r} {harm}")
-            if info.isfile():
-                folder, slash, name = info.name.rpartition("/")
-                stem, _, kind = name.partition(".")
-                stream = tar.extractfile(info)
-                assert stream is not None
-                yield Member(folder + slash + stem, kind.lower(), info.offset_data, stream.read())
-                tar.members.clear()  # type: ignore[attr-defined]  # it would grow with the tar
-    except (ValueError, LookupError, OverflowError, EOFError, struct.error) as error:  # what tarfile lets through
-        raise tarfile.ReadError(f"damaged header: {error}") from error
-
-
-def _harm(info: tarfile.TarInfo) -> str:
-    """What is wrong with a member, or ""."""
-    path = PurePosixPath(info.name)
-    if path.is_absolute() or ".." in path.parts or len(info.name) > LONGEST_NAME:
-        return "has a path that leads out of the tar, or is no path"
-    if not (info.isfile() or info.isdir()):
-        return "is a link or a device"
-    if info.size < 0 or info.issparse():
-        return "says that it is larger or smaller than what is there"
-    return ""
+log = logging.getLogger("attributegan.data")
+MOST_LINES = 200  # of what is wrong, in one message
 
 
 def index_tars(
@@ -78,6 +36,7 @@ def index_tars(
     *,
     val: str,
     group: str = "group",
+    out: Path | None = None,
     processes: int = 1,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -88,31 +47,92 @@ def index_tars(
     Args:
         val: pattern of the names of tars that are held out.
         group: entry of the ``.json`` that names the group.
+        out: folder for the index, with links to the tars; by default it goes beside them.
         skip_bad: leave out samples that are wrong, instead of refusing all.
 
     Raises:
-        ValueError: no tars, unreadable ones, or bad samples (the message has them all).
+        ValueError: no tars, unreadable ones, some that would be overlooked, or bad samples (the message has them all).
     """
-    if (folder / index.FILE).exists() and not overwrite:
-        raise ValueError(f"{folder}: has an index already; replace it with --overwrite")
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise ValueError(f"{folder}: has no .tar files (compressed tars can't be read by offset; unpack them with gunzip)")
-    if wrong := [what for tar in tars if (what := index.wrong_name(tar.name))]:
+    out = folder if out is None else out
+    if (out / index.FILE).exists() and not overwrite:
+        raise ValueError(f"{out}: has an index already; replace it with --overwrite")
+    found = tar_folder.look(folder)
+    if wrong := [what for tar in found.tars if (what := index.wrong_name(tar.name))]:
         raise ValueError(f"{folder}: {wrong[0]}")
-    with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as aside:
-        scan = _Scan(schema, val, group, Path(aside))
-        left_out = [line for bad in worker_pool.run(scan, tars, processes, progress) for line in bad]
-        if left_out and not skip_bad:
-            lines = "".join(f"\n  {line}" for line in left_out)
-            raise ValueError(f"{len(left_out):,} samples can't be used; nothing was written. Leave them out with --skip-bad:{lines}")
+    with _writable(out) as aside:
+        scan = _Scan(schema, val, group, aside)
+        scanned = list(worker_pool.run(scan, found.tars, processes, progress))
+        bad = [line for one in scanned for line in one.bad]
+        if bad and not skip_bad:
+            raise ValueError(f"{len(bad):,} samples can't be used; nothing was written. Leave them out with --skip-bad:{_lines(bad)}")
+        _check_groups(group, scanned)
+        left_out = [*bad, *(f"{name}: passed over: not a tar" for name in found.others)]
         try:
-            header = index.merge(Path(aside, index.FILE), [scan.part(tar) for tar in tars], "tars as they were", left_out)
+            header = index.merge(aside / index.FILE, [scan.part(tar) for tar in found.tars], "tars as they were", left_out)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        Path(aside, index.FILE).replace(folder / index.FILE)
-    checksums.write(folder, header)
+        if problems := list(set_rows.problems(aside / index.FILE, header, found.tars[0].parent)):
+            raise ValueError(f"{folder}: the tars make no clean set; nothing was written:{_lines(problems)}")
+        if out != folder:
+            _link(out, found.tars)
+        (aside / index.FILE).replace(out / index.FILE)
+    checksums.write(out, header)
+    _tell(found, scanned, header, out)
     return header
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[Path]:
+    """A folder to write into, within ``out``; ValueError when that can't be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        aside = tempfile.TemporaryDirectory(prefix=".index-", dir=out)
+    except OSError as error:
+        raise ValueError(f"{out}: can't be written to ({error.strerror}); give a folder for the index with --out") from error
+    with aside:
+        yield Path(aside.name)
+
+
+def _link(out: Path, tars: Sequence[Path]) -> None:
+    for tar in tars:
+        link = out / tar.name
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            raise ValueError(f"--out: {link} is there and no link to a tar; choose another folder")
+        link.symlink_to(os.path.relpath(tar.resolve(), out.resolve()))
+
+
+def _lines(lines: Sequence[str]) -> str:
+    more = f"\n  and {len(lines) - MOST_LINES:,} more" if len(lines) > MOST_LINES else ""
+    return "".join(f"\n  {line}" for line in lines[:MOST_LINES]) + more
+
+
+def _check_groups(group: str, scanned: Sequence[_Scanned]) -> None:
+    """Refuse a --group that no sample has."""
+    if group != "group" and any(one.tiles for one in scanned) and not any(one.grouped for one in scanned):
+        raise ValueError(f"--group: no sample has an entry {group!r} in its .json")
+
+
+def _tell(found: tar_folder.Found, scanned: Sequence[_Scanned], header: index.Header, out: Path) -> None:
+    """Say what was passed over, and which groups look alike."""
+    if what := litter.counted([*found.litter, *(name for one in scanned for name in one.litter)]):
+        log.warning("passed over: %s", what)
+    grouped, tiles = sum(one.grouped for one in scanned), sum(one.tiles for one in scanned)
+    if 0 < grouped < tiles:
+        log.warning("%s of %s tiles have no group", f"{tiles - grouped:,}", f"{tiles:,}")
+    names = set(index.read_table(out / index.FILE, ["group"])["group"].to_pylist()) - {""}
+    if alike := groups.warning(names):
+        log.warning(alike)
+
+
+class _Scanned(NamedTuple):
+    """What was met in a tar."""
+
+    bad: list[str]  # samples that are wrong, a line each
+    litter: list[str]  # members that are no data
+    tiles: int
+    grouped: int  # tiles with a group
 
 
 @dataclass(frozen=True)
@@ -127,74 +147,75 @@ class _Scan:
     def part(self, path: Path) -> Path:
         return self.aside / f"{path.name}.{index.FILE}"
 
-    def __call__(self, path: Path) -> list[str]:
-        """Write the index of one tar; the samples that are wrong, a line each."""
+    def __call__(self, path: Path) -> _Scanned:
+        """Write the index of one tar."""
         split = "val" if fnmatch.fnmatch(path.name, self.val) else "train"
-        bad: list[str] = []
+        wrong: dict[str, str] = {}
+        nothing: list[str] = []
         columns: dict[str, list[Any]] = {name: [] for name in index.arrow_schema(self.schema).names}
         sizes: set[tuple[int, int]] = set()
+        kinds_of: dict[str, set[str]] = {}
         try:
             with tarfile.open(path, "r:") as tar:
-                for key, sample in groupby(members(tar), lambda member: member.key):
+                for key, sample in groupby(members(tar, nothing), lambda member: member.key):
                     worker_pool.count_tiles(1)
+                    met = list(sample)
+                    _check_apart(key, met, kinds_of)
                     try:
-                        entry, size = self._row(key, list(sample))
+                        entry, size = self._row(key, met)
                     except ValueError as error:
-                        bad.append(f"{path.name}: {key}: {error}")
+                        wrong[key] = str(error)
                         continue
                     sizes.add(size)
                     for name, value in ({"shard": path.name, "split": split} | entry).items():
                         columns[name].append(value)
+            _check_layout(wrong, kinds_of)
+            if not kinds_of:
+                raise tarfile.ReadError("has no samples; remove it, or write it again")
         except (tarfile.TarError, OSError) as error:
             raise ValueError(f"{path}: not a readable tar: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        bad = [f"{path.name}: {key}: {what}" for key, what in wrong.items()]
         table = pa.table(columns, schema=index.arrow_schema(self.schema))
         shard = index.Shard(path.name, split, path.stat().st_size, len(table), checksums.sha256_of(path))
         index.write(self.part(path), index.Header(self.schema, (shard,), tile.common_size(sizes), "", tuple(bad)), [table])
-        return bad
+        return _Scanned(bad, nothing, len(table), sum(map(bool, columns["group"])))
 
     def _row(self, key: str, sample: Sequence[Member]) -> tuple[dict[str, Any], tuple[int, int]]:
         """The row of the index and the size in pixels; ValueError says what the sample lacks."""
-        by_kind = {member.kind: member for member in sample}
-        image = next((by_kind[kind] for kind in IMAGES if kind in by_kind), None)
-        if image is None:
-            raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(by_kind)}")
-        try:
-            with Image.open(io.BytesIO(image.data), formats=tuple(tile.EXTENSIONS)) as opened:
-                size = opened.size
-        except tile.DECODING_ERRORS as error:
-            raise ValueError(f"not a readable image: {error}") from error
-        levels, group = read_levels(by_kind, self.schema, self.group)
+        kinds = samples.by_kind(sample)
+        image = samples.image_of(kinds)
+        levels, group = samples.read_levels(kinds, self.schema, self.group)
+        size = samples.check_image(image.data)
         place = {"offset": image.offset, "length": len(image.data), "checksum": tile.checksum(image.data)}
         return place | {"key": key, "group": group} | dict(zip(self.schema.names, levels, strict=True)), size
 
 
-def read_levels(by_kind: dict[str, Member], schema: AttributeSchema, group: str) -> tuple[list[int], str]:
-    """The levels and the group ("" for none) in a sample's ``.json`` or ``.cls``.
-
-    Raises:
-        ValueError: there are none, or wrong ones.
-    """
-    entry = _entry(by_kind, schema)
-    tree = entry.get("levels", entry)
-    if not isinstance(tree, dict) or (missing := [name for name in schema.names if name not in tree]):
-        raise ValueError(f"no level of {', '.join(missing if isinstance(tree, dict) else schema.names)}")
-    levels = [tree[name] for name in schema.names]
-    if wrong := [name for name, level in zip(schema.names, levels, strict=True) if type(level) is not int]:
-        raise ValueError(f"{wrong[0]} is {tree[wrong[0]]!r}, not a whole number")
-    if what := schema.check(levels):
-        raise ValueError(what)
-    return levels, str(entry.get(group, ""))
+def _check_apart(key: str, sample: Sequence[Member], kinds_of: dict[str, set[str]]) -> None:
+    """Refuse a tar in which a sample's members don't follow one another."""
+    kinds = {member.kind for member in sample}
+    if key in kinds_of:
+        again = ", ".join(sorted(kinds & kinds_of[key]))
+        if again:
+            raise ValueError(f"{key}.{again} is in the tar twice; write the tar again with each sample once")
+        raise ValueError(f"the members of {key} don't follow one another, as WebDataset needs; sort them: unpack the tar, and write it with "
+                         "`tar --sort=name -C FOLDER -cf NEW.tar .`")  # fmt: skip
+    kinds_of[key] = kinds
 
 
-def _entry(by_kind: dict[str, Member], schema: AttributeSchema) -> dict[str, Any]:
-    if "json" in by_kind:
-        try:
-            entry = json.loads(by_kind["json"].data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f".json: {error}") from error
-        if isinstance(entry, dict):
-            return entry
-        raise ValueError(".json: not a mapping")
-    if "cls" in by_kind and len(schema.names) == 1 and re.fullmatch(rb"\s*\d+\s*", by_kind["cls"].data):
-        return {schema.names[0]: int(by_kind["cls"].data)}
-    raise ValueError("no .json with levels" + (" and no .cls with a number" if len(schema.names) == 1 else ""))
+def _check_layout(wrong: dict[str, str], kinds_of: dict[str, set[str]]) -> None:
+    """Refuse a tar with images and levels in different folders, for then all its samples are wrong."""
+    by_name: dict[str, list[str]] = {}
+    for key in wrong:
+        by_name.setdefault(PurePosixPath(key).name, []).append(key)
+    for keys in by_name.values():
+        kinds = set().union(*(kinds_of[key] for key in keys))
+        if (
+            len(keys) > 1
+            and kinds & set(samples.IMAGES)
+            and kinds & {"json", "cls"}
+            and not set.intersection(*(kinds_of[key] for key in keys))
+        ):
+            raise ValueError(f"{' and '.join(keys[:2])} are one sample in two folders; WebDataset joins only members that are equal up to the "
+                             "first dot, the folder included, so put images and levels side by side")  # fmt: skip

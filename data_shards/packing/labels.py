@@ -5,7 +5,6 @@ Owns reading the CSVs. Tiles are held as columns, so that millions of them fit i
 
 from __future__ import annotations
 
-import csv
 import json
 import posixpath
 import re
@@ -16,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
+from attributegan.attributes import Attribute, AttributeSchema
+from data_shards import groups, tables
 from data_shards.format.tile import key_of
 
 CHUNK = 1 << 16
+HINT = "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def read_labels(
     names = {name: name for name in ("file", *schema.names)} | dict(columns or {})
     if unknown := set(names) - {"file", *schema.names}:
         raise ValueError(f"--column {sorted(unknown)[0]}=…: not `file` nor an attribute; those are {', '.join(schema.names)}")
+    for column in names.values():
+        if len(twice := [name for name, other in names.items() if other == column]) > 1:
+            raise ValueError(f"--column: {' and '.join(twice)} would both be column {column}; give each its own")
     bad: list[str] = []
     chunks = list(_chunks(paths, schema, names, group, bad))
     empty = table_of(schema, {"file": [], "key": [], "group": [], "where": [], "more": []}, np.empty((0, len(schema.names)), np.int8))
@@ -77,7 +81,9 @@ def _first_of_each_key(table: pa.Table, bad: list[str]) -> pa.Table:
     is_first_N[first_K] = True
     for place in np.flatnonzero(~is_first_N).tolist():
         row, before = table.slice(place, 1).to_pylist()[0], table["where"][int(first_K[code_N[place]])]
-        bad.append(f"{row['where']}: {row['file']}: its key {row['key']} is that of {before} already")
+        first = table["file"][int(first_K[code_N[place]])].as_py()
+        of = "" if first == row["file"] else f" ({first})"
+        bad.append(f"{row['where']}: {row['file']}: its key {row['key']} is that of {before}{of} already")
     return table.filter(pa.array(is_first_N)).combine_chunks() if bad else table
 
 
@@ -89,16 +95,21 @@ def _chunks(
     wanted = [names["file"], *(names[name] for name in schema.names), *([group] if group else [])]
     rows: list[tuple[str, str, str, str, str, list[int]]] = []
     for path in paths:
-        for where, (name, *texts), more in _rows(path, wanted):
+        for row in tables.rows(path, wanted, HINT):
+            (name, *texts), where = row.wanted, row.where
             try:
+                if row.problem:
+                    raise ValueError(row.problem)
                 file = _file(name)
                 levels = [level_of[text] for level_of, text in zip(levels_of, texts, strict=False)]
-                if group and not texts[-1]:
-                    raise ValueError(f"{file}: column {group} is empty")
+                of_group = groups.name_of(texts[-1]) if group else ""
+                if group and not of_group:
+                    raise ValueError(f"{file}: column {group} is {'empty' if not texts[-1] else texts[-1]}")
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
-            rows.append((file, key_of(file), texts[-1] if group else "", where, more, levels))
+            more = {name: _value(text) for name, text in row.others.items()}
+            rows.append((file, key_of(file), of_group, where, json.dumps(more, ensure_ascii=False) if more else "", levels))
             if len(rows) == CHUNK:
                 yield _table(schema, rows)
                 rows = []
@@ -109,25 +120,6 @@ def _chunks(
 def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, str, list[int]]]) -> pa.Table:
     file, key, group, where, more, levels = zip(*rows, strict=True)
     return table_of(schema, {"file": file, "key": key, "group": group, "where": where, "more": more}, np.array(levels, np.int8))
-
-
-def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str], str]]:
-    """``file:line``, the wanted entries and the others as JSON of every row, stripped; "" for those that a short row lacks."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in wanted if name not in header]:
-                raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}. "
-                                 "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME")  # fmt: skip
-            places = [header.index(name) for name in wanted]
-            others = [(name, place) for place, name in enumerate(header) if name and name not in wanted]
-            for row in filter(None, reader):
-                entries = [row[place].strip() if place < len(row) else "" for place in places]
-                more = {name: _value(row[place].strip()) for name, place in others if place < len(row) and row[place].strip()}
-                yield f"{path.name}:{reader.line_num}", entries, json.dumps(more, ensure_ascii=False) if more else ""
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
 
 
 def _value(text: str) -> int | float | str:
@@ -147,20 +139,12 @@ def _file(text: str) -> str:
 
 
 class _Levels(dict[str, int]):
-    """The level that a text means, by number or name; remembers those that it met."""
+    """The level that a text means, as `Attribute.read` has it; remembers those that it met."""
 
     def __init__(self, attribute: Attribute) -> None:
-        super().__init__({name: level for level, name in enumerate(attribute.levels)})
+        super().__init__()
         self.attribute = attribute
 
     def __missing__(self, text: str) -> int:
-        name, count = self.attribute.name, len(self.attribute.levels)
-        try:
-            number = float(text)
-        except ValueError:
-            raise ValueError(f"{name} is {text!r}, neither a number nor one of {', '.join(self.attribute.levels)}; "
-                             f"{UNKNOWN} says that it is not known") from None  # fmt: skip
-        if number != UNKNOWN and number not in range(count):
-            raise ValueError(f"{name} is {text}, levels are 0 to {count - 1}, or {UNKNOWN} for not known")
-        self[text] = int(number)
-        return self[text]
+        self[text] = level = self.attribute.read(text)
+        return level

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data_shards import groups
 from data_shards.format import index
 from data_shards.packing.labels import Labels
 from data_shards.packing.sources import Source
 from data_shards.packing.splits import hold_out
 from data_shards.sampler import permutation
 
+log = logging.getLogger("attributegan.data")
 TAR_OVERHEAD = 2048  # bytes of a tile beside its image: two headers, the levels, padding
 
 
@@ -73,7 +76,11 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
     index.arrow_schema(labels.schema)
     size_N = source.sizes(labels.table)
     missing = labels.table.filter(pa.array(size_N < 0))
-    bad = labels.bad + [f"{row['where']}: {row['file']}: no such image" for row in missing.select(["where", "file"]).to_pylist()]
+    near = source.near_names(missing["file"].to_pylist())
+    bad = list(labels.bad)
+    for row in missing.select(["where", "file"]).to_pylist():
+        there = f"; there is {near[row['file']]!r}" if row["file"] in near else ""
+        bad.append(f"{row['where']}: {row['file']}: no such image{there}")
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
     shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))
@@ -85,8 +92,14 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
 
 def _held_out(table: pa.Table, labels: Labels, options: Options) -> np.ndarray:
     levels_NA = np.stack([table[name].to_numpy() for name in labels.schema.names], axis=1)
-    groups = table["group"].combine_chunks().dictionary_encode().indices.to_numpy() if labels.grouped else None
-    return hold_out(levels_NA, groups, options.val_fraction, options.seed)
+    if not labels.grouped:
+        return hold_out(levels_NA, None, options.val_fraction, options.seed)
+    encoded = table["group"].combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if warning := groups.warning(names):
+        log.warning(warning)
+    group_N = groups.inseparable(names)[encoded.indices.to_numpy()]
+    return hold_out(levels_NA, group_N, options.val_fraction, options.seed)
 
 
 def _cut(members_N: np.ndarray, size_N: np.ndarray, options: Options) -> list[np.ndarray]:

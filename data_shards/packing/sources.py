@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
+from data_shards import intact, near_names, rgb
 from data_shards.format import tile
 from data_shards.packing.labels import Labels, table_of
+
+log = logging.getLogger("attributegan.data")
 
 
 class Member(NamedTuple):
@@ -36,16 +39,25 @@ class Source(Protocol):
     def sizes(self, table: pa.Table) -> np.ndarray:
         """About how many bytes each image will have, int64; -1 for an image that is not there."""
 
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        """For files that are not there, what they are called there, where that can be seen."""
+
     def read(self, row: Mapping[str, Any]) -> Member:
         """The image of one row; ValueError says what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files, taken byte for byte; or cropped to centred squares of ``size`` pixels and stored as PNG, which loses nothing."""
+    """Image files, taken byte for byte when every reader sees the same in them (see rgb.py), else stored as PNG, which loses nothing.
+
+    Args:
+        size: crop to centred squares of so many pixels, stored as PNG.
+        quick: look at the ends of JPEG, PNG and WebP files alone, and not whether they are whole in between.
+    """
 
     root: str
     size: int | None = None
+    quick: bool = False
 
     @property
     def recipe(self) -> str:
@@ -61,21 +73,35 @@ class Folder:
         except (OSError, ValueError):  # ValueError: a name with a null character
             return -1
 
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        return near_names.suggestions(self.root, missing)
+
     def read(self, row: Mapping[str, Any]) -> Member:
         try:
             with open(os.path.join(self.root, row["file"]), "rb", buffering=0) as stream:
                 data = stream.readall()
-            if self.size is None and (size := tile.jpeg_size(data)) and _ends_well(data, "JPEG"):
-                return Member(data, "jpg", *size)
-            with Image.open(io.BytesIO(data)) as image:
-                if self.size is None and image.format in tile.EXTENSIONS:
-                    if not _ends_well(data, image.format):
-                        image.load()
-                    return Member(data, tile.EXTENSIONS[image.format], *image.size)
-                rgb = image.convert("RGB") if self.size is None else tile.fit(image.convert("RGB"), self.size)
-                return Member(tile.encode_png(rgb), "png", *rgb.size)
+            with warnings.catch_warnings(record=True) as warned:
+                member = self._member(data)
         except tile.DECODING_ERRORS as error:
             raise ValueError(f"{row['file']}: not a readable image: {error}") from error
+        for warning in warned:
+            log.warning("%s: %s", row["file"], warning.message)
+        return member
+
+    def _member(self, data: bytes) -> Member:
+        if self.size is None and (size := tile.jpeg_size(data)) and (not self.quick or _ends_well(data, "JPEG")):
+            if not self.quick:
+                intact.check(data)
+            return Member(data, "jpg", *size)
+        with rgb.opened(data) as image:
+            rgb.check_one_picture(image)
+            if self.size is None and image.format in tile.EXTENSIONS and rgb.is_plain(image):
+                if not (self.quick and _ends_well(data, image.format)):
+                    intact.check(data)
+                return Member(data, tile.EXTENSIONS[image.format], *image.size)
+            intact.check(data)
+            pixels = rgb.to_rgb(image) if self.size is None else tile.fit(rgb.to_rgb(image), self.size)
+            return Member(tile.encode_png(pixels), "png", *pixels.size)
 
 
 def _ends_well(data: bytes, kind: str) -> bool:
@@ -99,6 +125,9 @@ class Phantoms:
 
     def sizes(self, table: pa.Table) -> np.ndarray:
         return np.full(len(table), 3 * self.size**2, np.int64)
+
+    def near_names(self, missing: Sequence[str]) -> dict[str, str]:
+        return {}
 
     def read(self, row: Mapping[str, Any]) -> Member:
         from data_shards.phantoms import render

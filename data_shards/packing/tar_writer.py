@@ -80,7 +80,7 @@ def write_tar(
     for row, image in tiles:
         levels = {attribute: row[attribute] for attribute in schema.names}
         offset = tar.add(f"{row['key']}.{image.extension}", image.data)
-        tar.add(f"{row['key']}.json", tile.to_json(levels, row["group"], row["file"], row["more"]))
+        tar.add(f"{row['key']}.json", tile.to_json(schema.written(list(levels.values())), row["group"], row["file"], row["more"]))
         entry = {"shard": name, "split": split, "offset": offset, "length": len(image.data), "key": row["key"], "group": row["group"]}
         for column, value in (entry | levels | {"checksum": tile.checksum(image.data)}).items():
             columns[column].append(value)

@@ -1,4 +1,4 @@
-"""Debian's chromium, driven by Playwright, and a running explorer to point it at."""
+"""Debian's chromium, driven by Playwright, and a running server to point it at."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Served:
-    """A started ``attributegan-explore``."""
+    """A started ``attributegan-explore`` or ``attributegan-label``."""
 
     address: str  # without a path
     token: str  # "" for none
@@ -41,10 +41,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(model: Path, *options: str) -> Iterator[Served]:
-    """The command, as users start it, on a free port."""
+def served(model: Path, *options: str, module: str = "tools.explore") -> Iterator[Served]:
+    """The command of a module, as users start it, on a free port."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.explore", str(model), "--port", "0", "--precision", "fp32", *options]
+    precision = ["--precision", "fp32"] if module == "tools.explore" else []
+    command = [sys.executable, "-m", module, str(model), "--port", "0", *precision, *options]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -88,8 +88,14 @@ def glance_text(result: Mapping[str, Any]) -> str:
         f"KID (x 1000; unbiased, the headline) uses all tiles; FID, precision, recall, density and coverage use {equal} tiles on both "
         f"sides, since they depend on the count.{small} All against the training tiles; the first row is what real tiles that the model "
         f"never saw score, {result['data']['held_out_tiles']} of them. {APART[result['data']['groups_apart']]} "
-        f"Control judged: {', '.join(yes) or 'nothing'}." + (f" Not judged: {', '.join(no)}; reasons below." if no else "")
+        f"{_quality_text(result)}Control judged: {', '.join(yes) or 'nothing'}."
+        + (f" Not judged: {', '.join(no)}; reasons below." if no else "")
     )
+
+
+def _quality_text(result: Mapping[str, Any]) -> str:
+    why = result["data"].get("quality", "")
+    return f"Image quality is not judged: {why}. " if why else ""
 
 
 def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -101,8 +107,10 @@ def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _quality(row: Mapping[str, Any]) -> list[Figure]:
-    found = row.get("quality", {})
-    return [estimate(found.get(name), 1000 if name == "kid" else 1) for name in QUALITY]
+    found = row.get("quality")
+    if found == {}:
+        return [Figure("not judged"), *(Figure(NONE) for _ in QUALITY[1:])]
+    return [estimate((found or {}).get(name), 1000 if name == "kid" else 1) for name in QUALITY]
 
 
 def _obeys(row: Mapping[str, Any]) -> Cell:
@@ -202,7 +210,7 @@ def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             for name, path in row["paths"].items():
                 rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged"
                 between = f"{path['order']:.2f}" if "order" in path else "not judged"
-                numbers = (Figure(f"{path[key]:.2f}") for key in ("length", "largest", "changed"))
+                numbers = (Figure(f"{path[key]:.2f}" if key in path else NONE) for key in ("length", "largest", "changed"))
                 body.append([name, Figure(rises), Figure(between), *numbers])
             yield Table(header, body, title=row["name"])
 
@@ -254,6 +262,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if why := _quality_text(result):
+        told.append(f"\n{why.strip()}")
     for row in result["rows"]:
         if row["kind"] == "generator" and row["control"]:
             orders = ", ".join(f"{name} {scores['spearman'][0]:.2f}" for name, scores in row["control"].items())
@@ -263,7 +273,8 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a generator's row that are worth a curve."""
-    found = {name: row["quality"][name][0] for name in row["quality"]} | {"memory_ratio": row["memory"]["ratio"]}
+    found = {name: row["quality"][name][0] for name in row["quality"]}
+    found |= {"memory_ratio": row["memory"]["ratio"]} if "memory" in row else {}
     found |= {f"spearman/{name}": scores["spearman"][0] for name, scores in row["control"].items()}
     if "obeys" in row:
         found |= {"obeys": row["obeys"], "leak": row["leak"]["mean"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from typing import Protocol
 from urllib.parse import parse_qs, urlencode
 
 from starlette.datastructures import MutableHeaders
@@ -15,8 +16,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from tools.explorer.page import Pages
 
 LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 LARGEST_FORM = 4096  # bytes
@@ -28,6 +27,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",  # unless an answer says otherwise
 }
+
+
+class Pages(Protocol):
+    """The page that asks for the token."""
+
+    def enter(self, wrong: bool) -> str: ...
 
 
 def is_loopback(host: str) -> bool:

@@ -51,7 +51,7 @@ class Painter:
         schema, model = self.generator.schema, self.model
         latent = {"seed": state.seed, "mix_seed": state.mix_seed, "mix": state.mix, "truncation": state.truncation}
         return {
-            "attributegan:levels": json.dumps(dict(zip(schema.names, state.levels, strict=True))),
+            "attributegan:levels": json.dumps(schema.written(state.levels)),
             "attributegan:seed": str(state.seed),
             "attributegan:latent": json.dumps(latent),
             "attributegan:model": json.dumps({"name": model.name, "checkpoint": model.identity, "images": model.images}),

@@ -28,7 +28,8 @@ class Pages:
     def __init__(self, model: Model, reader: Reader) -> None:
         self.schema, self.reader = model.generator.schema, reader
         self.sizes = sizes(model.generator.image_size)
-        self.common = {"model": model, "notice": NOTICE, "title": title}
+        numbered = [attribute.name for attribute in self.schema.attributes if attribute.numbered]
+        self.common = {"model": model, "notice": NOTICE, "title": title, "numbered": numbered}
         self.card = MarkdownIt("commonmark", {"html": False}).enable("table").render(model.card)
 
     def explore(self, state: State, problems: list[str]) -> str:
@@ -67,6 +68,7 @@ def _control(attribute: Attribute, level: float) -> dict[str, Any]:
     return {
         "name": attribute.name,
         "title": title(attribute.name),
+        "numbered": attribute.numbered,
         "levels": [(level, attribute.levels[level]) for level in attribute.assessable],
         "value": middle(attribute) if unclear else level,
         "unclear": unclear,

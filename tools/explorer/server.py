@@ -1,19 +1,17 @@
 """Answers to a browser. Nothing is kept of a visitor; no path or size of theirs reaches a file; one tile a request.
 
-Owns the routes and the listening. Who may see them is `guard`'s.
+Owns the routes. Who may see them is `guard`'s, the port is `listening`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -23,6 +21,8 @@ from starlette.types import ASGIApp
 from tools.explorer import quiz
 from tools.explorer.auth import guarded
 from tools.explorer.drawing import Painter, png
+from tools.explorer.listening import listen as listen
+from tools.explorer.listening import serve as serve
 from tools.explorer.model import Model
 from tools.explorer.page import Pages, title
 from tools.explorer.predictions import Reader
@@ -184,25 +184,6 @@ def application(explorer: Explorer, host: str, token: str, port: int) -> ASGIApp
 
     app = Starlette(routes=explorer.routes(), exception_handlers={ValueError: refuse, Busy: busy, Gone: gone, 404: missing})
     return guarded(app, explorer.pages, host, token, port)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes visitors.
-
-    Raises:
-        ValueError: no such host here, or a port that is taken.
-    """
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the end of an answer waits 40 ms for a sign of the visitor
-        return listening
-    except OSError as error:
-        raise ValueError(f"--host {host} --port {port}: can't listen there: {error.strerror or error}; give others") from error
-
-
-def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Answer until stopped."""
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run([listening])
 
 
 def _file(path: Path) -> Callable[[Request], Response]:

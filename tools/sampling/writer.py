@@ -101,7 +101,7 @@ def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Pro
             writer.writerow(["file", *recipe.loaded.schema.names, "seed"])
             for chunk in chunks:
                 rows = zip(chunk, recipe.levels(chunk).tolist(), strict=True)
-                writer.writerows([file_name(k, kind), *row, recipe.seed] for k, row in rows)
+                writer.writerows([file_name(k, kind), *recipe.loaded.schema.written(row).values(), recipe.seed] for k, row in rows)
     processes.wait()
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
@@ -139,7 +139,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
 
 
 def _row(recipe: Recipe, index: int, level_A: np.ndarray) -> dict[str, Any]:
-    levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))
+    levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))  # as the index has them
     return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", "more": "", **levels}
 
 

@@ -30,6 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    from attributegan.utils import files
     from data_shards import dataset_card
     from data_shards.format import index
     from data_shards.storage import stores
@@ -41,6 +42,8 @@ def _card(arguments: argparse.Namespace) -> int:
     if not arguments.out and stores.is_remote(arguments.set):
         raise ValueError("--out: say where to write the page about a remote set")
     out = arguments.out or Path(arguments.set, index.CARD)
+    if arguments.out or out.parent.is_dir():
+        files.require_writable(out.parent, "--out")
     dataset_card.write(arguments.set, out, arguments.sample, arguments.seed, options.cache_of(arguments))
     print(f"{out}: {out.stat().st_size:,} bytes")
     return 0

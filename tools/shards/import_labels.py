@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from attributegan.utils.files import require_writable
 from data_shards.ingest import importers
 
 CAPTIONS_EXAMPLES = """\
@@ -71,6 +72,7 @@ def _published(arguments: argparse.Namespace) -> int:
 
 def _finish(table: importers.Imported, arguments: argparse.Namespace) -> int:
     """Write what is good, list what is bad."""
+    require_writable(arguments.out.parent, "--out")
     if arguments.images is not None:
         table = importers.with_images(table, arguments.images)
     for line in table.bad:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from data_shards.litter import is_litter
 
 EXAMPLES = """\
 Tiles go into DIR/{slide} as images, and DIR/tiles.csv says for each: file, slide, x and y (corner, in pixels of the slide's full
@@ -26,7 +29,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "tile", help="cut tissue tiles from whole-slide images", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES
     )
-    parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="slides (SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF, …)")
+    parser.add_argument(
+        "slides", nargs="+", type=Path, metavar="SLIDE", help="slides (SVS, NDPI, MRXS, SCN, DICOM, TIFF, Deep Zoom, JPEG, PNG, …)"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the tiles")
     parser.add_argument("--mpp", required=True, type=float, metavar="UM", help="micrometres per pixel of the tiles; 0.5 is about 20x")
     parser.add_argument("--size", required=True, type=int, metavar="PIXELS", help="width and height of the tiles")
@@ -56,8 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     processes = arguments.workers or worker_pool.available()
     least = SHARPNESS if arguments.sharpness is None else arguments.sharpness
     options = Options(arguments.mpp, arguments.size, arguments.overlap, arguments.tissue, least, arguments.jpeg)
+    slides, passed = to_cut(arguments.slides)
+    if passed:
+        print(f"passed over: {', '.join(map(str, passed))}", file=sys.stderr)
+    if not slides:
+        raise ValueError("no slide is among the files given")
     try:
-        with tiling(arguments.slides, arguments.out, options, arguments.slide_mpp) as work:
+        with tiling(slides, arguments.out, options, arguments.slide_mpp) as work:
             bad = work.survey(processes)
             if bad and not arguments.skip_bad:
                 raise ValueError(_report(bad, "nothing was cut"))
@@ -71,6 +81,22 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [*map(_line, records), *(f"{slide}: already there" for slide in work.done), *(f"left out: {line}" for line in bad + damaged)]
     print("\n".join([*lines, f"{arguments.out / 'tiles.csv'}: {count:,} tiles"]))
     return 0
+
+
+def to_cut(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The slides among ``paths``, and what is none: the folders that belong to a slide, such as an MRXS, and files that are no data."""
+    slides, passed = [], []
+    for path in dict.fromkeys(paths):
+        deep_zoom = path.with_name(f"{path.name.removesuffix('_files')}.dzi")
+        if is_litter(path.name) or (
+            path.is_dir() and any(path.with_name(f"{path.name}{end}").is_file() for end in (".mrxs", ".MRXS", ".vms"))
+        ):
+            passed.append(path)
+        elif path.is_dir() and path.name.endswith("_files") and deep_zoom.is_file():
+            passed.append(path) if deep_zoom in paths else slides.append(deep_zoom)
+        else:
+            slides.append(path)
+    return slides, passed
 
 
 def _report(bad: list[str], rest: str) -> str:

@@ -78,3 +78,79 @@ def test_check_tells_what_is_wrong() -> None:
     assert "-1 for not known" in str(PUBLISHED.check([-2, 3, 3, 2, 4]))
     assert "nucleoli is 3" in str(PUBLISHED.check([4, 3, 3, 3, 4]))
     assert "4 levels for 5" in str(PUBLISHED.check([1, 1, 1, 1]))
+
+
+def test_attributes_that_are_refused() -> None:
+    for levels, not_assessable in ((("a", "b", "c"), 1), (("a", "b"), -1), (("a", "b"), 2), (("a", "a"), None), (("a",), None)):
+        with pytest.raises(ValueError, match="attribute x: "):
+            Attribute("x", levels, not_assessable)
+    for levels, not_assessable in ((("a", "b", "c"), 2), (("a", "b"), 1), (("a", "b"), 0), (("a", "b"), None)):
+        assert len(Attribute("x", levels, not_assessable).assessable) == len(levels) - (not_assessable is not None)
+    with pytest.raises(ValueError, match=r"attributes: names \['x', 'x'\] are not all different"):
+        AttributeSchema((Attribute("x", ("a", "b")), Attribute("x", ("c", "d"))))
+
+
+@pytest.mark.parametrize(
+    ("not_assessable", "good", "bad"),
+    [
+        (0, (-1, 0, 1, 1.5, 3, 3.0), (-0.5, 0.5, 3.1, 4, -2)),
+        (3, (-1, 0, 0.5, 2, 3), (2.5, 3.5, 4, -0.1)),
+        (None, (-1, 0, 0.5, 2.9, 3), (3.1, -0.1, 4)),
+    ],
+)
+def test_levels_that_can_be_asked_for(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+    attribute = Attribute("x", ("a", "b", "c", "d"), not_assessable)
+    assert [level for level in good if attribute.check_wanted(level) is not None] == []
+    assert [level for level in bad if attribute.check_wanted(level) is None] == []
+    what = {0: "1 to 3, or for 0 alone (a)", 3: "0 to 2, or for 3 alone (d)", None: "0 to 3"}[not_assessable]
+    assert attribute.check_wanted(7.5) == f"x is 7.5; ask for a level from {what}"
+
+
+def test_a_name_goes_before_a_number() -> None:
+    attribute = Attribute("x", ("1", "0", "much"))
+    assert [attribute.parse(text) for text in ("1", "0", "much", "2", "0.5")] == [0, 1, 2, 2, 0.5]
+    for text in ("3", "0000000002", "-1", "", "2.5", "x"):
+        with pytest.raises(ValueError, match=r"x has the levels 0 \(1\), 1 \(0\), 2 \(much\), and others between those from 0 to 2"):
+            attribute.parse(text)
+    assert attribute.parse("000000002") == 2  # nine digits are enough of a number
+
+
+def test_check_of_each_level() -> None:
+    schema = AttributeSchema((Attribute("x", ("a", "b")), Attribute("y", ("a", "b", "c"))))
+    assert [schema.check(levels) for levels in ([0, 0], [1, 2], [-1, -1])] == [None] * 3
+    assert schema.check([2, 0]) == "x is 2, levels are 0 to 1, or -1 for not known"
+    assert schema.check([0, 3]) == "y is 3, levels are 0 to 2, or -1 for not known"
+    assert schema.check([0]) == "1 levels for 2 attributes"
+
+
+def test_difference_of_names_levels_and_what_can_not_be_assessed() -> None:
+    x, y = Attribute("x", ("a", "b")), Attribute("y", ("a", "b", "c"))
+    assert AttributeSchema((x, y)).difference(AttributeSchema((y, x))) == ["the model has the attributes x, y; the data has y, x"]
+    other = AttributeSchema((Attribute("x", ("a", "c"), 1), y))
+    assert AttributeSchema((x, y)).difference(other) == [
+        "x: the model has the levels ['a', 'b']; the data has ['a', 'c']",
+        "x: not assessable is level None for the model, 1 for the data",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ([], "here: expected a mapping of attribute names, got list"),
+        ({"x": 3}, "here: x: write `levels"),
+        ({3: ["a", "b"]}, "here: 3: write `levels"),
+        ({"x": {"levels": "ab"}}, "here: x: write `levels"),
+        ({"x": {"levels": ["a", "b"], "not_assessable": True}}, "here: x: not_assessable is True"),
+        ({"x": {"levels": ["a", "b"], "not_assessable": "a"}}, "here: x: not_assessable is 'a'"),
+        ({"x": {"levels": ["a", "b"], "more": 1, 2: 3}}, r"here: x: unknown keys \['2', 'more'\]"),
+    ],
+)
+def test_bad_trees_are_named(tree: object, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        AttributeSchema.from_dict(tree, "here")  # type: ignore[arg-type]
+
+
+def test_preset_in_words() -> None:
+    assert PUBLISHED.attributes[4].levels == ("insufficient information", "normal", "mild", "moderate", "severe")
+    assert PUBLISHED.to_dict()["nucleoli"] == {"levels": ["insufficient information", "inconspicuous", "prominent"], "not_assessable": 0}
+    assert UNKNOWN == -1

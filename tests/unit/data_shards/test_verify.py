@@ -255,7 +255,7 @@ def test_cls_is_the_level_of_a_single_attribute(tmp_path: Path) -> None:
 
 def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "two.yaml").write_text(TWO_YAML)
-    wrong: list[dict[str, object]] = [{}, {"json": {"grade": 1}}, {"json": {"grade": 7, "size": 0}}, {"json": {"grade": "low", "size": 0}},
+    wrong: list[dict[str, object]] = [{}, {"json": {"grade": 1}}, {"json": {"grade": 7, "size": 0}}, {"json": {"grade": "much", "size": 0}},
                                       {"json": b"{"}, {"json": [1]}, {"png": b"no image", **in_json(6)}]  # fmt: skip
     foreign(tmp_path / "tars" / "a.tar", range(9), lambda number: wrong[number] if number < len(wrong) else in_json(number))
     arguments = ["index", str(tmp_path / "tars"), "--attributes", str(tmp_path / "two.yaml")]
@@ -266,7 +266,7 @@ def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pyte
         "x/t0000: no .json with levels",
         "x/t0001: no level of size",
         "x/t0002: grade is 7, levels are 0 to 2",
-        "x/t0003: grade is 'low', not a whole number",
+        "x/t0003: grade is 'much', neither a number nor one of none, low, high",
         "x/t0004: .json: ",
         "x/t0005: .json: not a mapping",
         "x/t0006: not a readable image",

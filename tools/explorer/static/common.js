@@ -31,12 +31,19 @@ export async function show(image, address, signal) {
   if (old.startsWith("blob:")) URL.revokeObjectURL(old);
 }
 
+const numbered = new Set(JSON.parse(document.getElementById("main").dataset.numbered));
+
+/** A level by its place, as links have it: with "#" where a bare number would be taken for a level's name. */
+export function placed(name, level) {
+  return numbered.has(name) ? `#${level}` : `${level}`;
+}
+
 /** The query of a tile with some of its attributes at other levels, in the model's own size. */
 export function withLevels(query, levels) {
   const parts = new URLSearchParams(query);
   for (const [name, level] of Object.entries(levels)) {
     parts.delete(`na.${name}`);
-    parts.set(`a.${name}`, level);
+    parts.set(`a.${name}`, placed(name, level));
   }
   parts.delete("size");
   return parts;

@@ -1,6 +1,6 @@
 // The page of the sliders: what follows a move. The form is the state, the address its link, and every tile a function of it.
 
-import { Slowly, alertWith, ask, randomSeed, show, tileOf, withLevels } from "./common.js";
+import { Slowly, alertWith, ask, placed, randomSeed, show, tileOf, withLevels } from "./common.js";
 import { drawDifference, percent } from "./difference.js";
 import { attributes, complaint, form, inWords, label, query, setTo, take } from "./form.js";
 
@@ -103,8 +103,8 @@ function fillReading(row, attribute, levels) {
   const [low, high] = [attribute.levels[0][0], attribute.levels.at(-1)[0]];
   const cells = row.querySelectorAll("td");
   const nearest = (level) => attribute.levels.reduce((a, b) => (Math.abs(b[0] - level) < Math.abs(a[0] - level) ? b : a))[1];
-  cells[0].textContent = asked === null ? "not assessable" : `${asked.toFixed(1)} · ${nearest(asked)}`;
-  cells[1].textContent = asked === null ? "–" : `${read.toFixed(1)} · ${nearest(read)}`;
+  cells[0].textContent = asked === null ? "not assessable" : `${placed(attribute.name, asked.toFixed(1))} · ${nearest(asked)}`;
+  cells[1].textContent = asked === null ? "–" : `${placed(attribute.name, read.toFixed(1))} · ${nearest(read)}`;
   const marks = asked === null ? [] : [["asked", asked], ["read", read]];
   row.querySelector(".scale").replaceChildren(...marks.map(([kind, level]) => {
     const mark = Object.assign(document.createElement("span"), { className: kind });
@@ -182,7 +182,9 @@ form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own keys
   const attribute = attributes.get(event.target.name?.replace(/^a\./, ""));
-  if (attribute?.slider === event.target && attribute.levels.some(([level]) => String(level) === event.key)) goTo({ [attribute.name]: event.key });
+  if (attribute?.slider !== event.target) return;
+  const byName = placed(attribute.name, 0) !== "0", level = attribute.levels.find(([at, name]) => (byName ? name : String(at)) === event.key)?.[0];
+  if (level !== undefined) goTo({ [attribute.name]: level });
 });
 form.addEventListener("click", (event) => {
   if (event.target.matches(".ticks button")) goTo({ [event.target.closest(".attribute").dataset.name]: event.target.value });

@@ -1,6 +1,6 @@
 // The quiz: a round is a number, the server says what it asks and what was right; the score stays in this page.
 
-import { Slowly, alertWith, ask, randomSeed, show, tileOf, withLevels } from "./common.js";
+import { Slowly, alertWith, ask, placed, randomSeed, show, tileOf, withLevels } from "./common.js";
 
 const find = (id) => document.getElementById(id);
 const [form, choices, verdict] = ["question", "choices", "verdict"].map(find);
@@ -59,8 +59,8 @@ async function answer(event) {
   score.right += told.right;
   score.off += told.off;
   showScore();
-  const read = told.read === null ? "" : ` The judge reads ${told.read.toFixed(1)}.`;
-  verdict.textContent = `${told.right ? "Right" : "Not quite"}: ${round.title.toLowerCase()} is ${told.name} (${told.level}).${read}`;
+  const read = told.read === null ? "" : ` The judge reads ${placed(round.attribute, told.read.toFixed(1))}.`;
+  verdict.textContent = `${told.right ? "Right" : "Not quite"}: ${round.title.toLowerCase()} is ${told.name} (${placed(round.attribute, told.level)}).${read}`;
   verdict.className = `verdict ${told.right ? "right" : "wrong"}`;
   find("next").focus();
   showLevels(told);

@@ -60,3 +60,9 @@ def test_weights_without_a_gradient_stay() -> None:
     optimizer.step()
     assert torch.equal(without, torch.ones(20)) and without not in optimizer.state
     assert int(optimizer.state[with_one]["step"]) == 1
+
+
+def test_it_is_a_fused_optimizer_to_torch() -> None:
+    """So that on CUDA a loaded state's steps lie beside the weights, where the kernel wants them."""
+    (group,) = Adam([nn.Parameter(torch.ones(2))], LEARNING_RATE, BETAS).param_groups
+    assert group["fused"] is True and group["betas"] == BETAS and group["lr"] == LEARNING_RATE

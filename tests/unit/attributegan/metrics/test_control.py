@@ -93,6 +93,32 @@ def test_interval_is_wider_when_few_groups_are_drawn_together() -> None:
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
 
+def test_interval_is_that_of_whole_groups_drawn_with_replacement() -> None:
+    group = np.repeat(np.arange(5), [40, 5, 60, 25, 30])
+    asked = requested(160)
+    said = asked + np.array([0.0, 1.0, -1.0, 0.4, 2.0])[group]
+    found = control.interval(asked, said, LEVELS, group, 60, seed=3)
+    rng, drawn = np.random.default_rng(3), []
+    for _ in range(60):
+        rows = [row for one in rng.integers(5, size=5) for row in range(160) if group[row] == one]
+        drawn.append(control.scores(asked[rows], said[rows], LEVELS))
+    for name in control.Scores.names():
+        expected = np.quantile([getattr(scores, name) for scores in drawn], [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(expected), name
+        assert found[name].value == getattr(control.scores(asked, said, LEVELS), name)
+
+
+def test_interval_leaves_out_draws_of_one_level_alone() -> None:
+    """Two groups of one level each, both said right and wrong by half: each draw has both, or can't be scored."""
+    asked = np.array([0, 1, 1, 2, 2])  # level 0 does not count
+    found = control.interval(asked, np.array([0, 1, 2, 1, 2]), (1, 2), np.array([0, 0, 0, 1, 1]), 20)
+    assert all((one.low, one.high) == (one.value, one.value) for one in found.values()) and found["accuracy"].value == 0.5
+    alone = control.interval(asked, np.array([0, 1, 2, 1, 2]), (1, 2), np.zeros(5), 20)
+    assert alone["accuracy"].low == 0.5
+    none = control.interval(asked[:4], asked[:4], (1, 2), np.arange(4), 0)
+    assert none["mae"].value == 0 and np.isnan([none["mae"].low, none["mae"].high]).all()
+
+
 def sweeps(moves: np.ndarray, jitter: float = 0.0) -> control.Sweeps:
     """Attribute a moved over its scale moves b by ``moves[a, b]`` shares of b's scale; levels 1-4, 1-3 and 1-2."""
     rng = np.random.default_rng(0)

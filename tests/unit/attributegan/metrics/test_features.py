@@ -128,3 +128,66 @@ def test_default_network_is_offline_and_tells_textures_apart() -> None:
     assert np.linalg.norm(vectors[:4].mean(axis=0) - vectors[4]) > 1.5 * within
     assert found.identity == features.load(size=64).identity and "0.1.0" in found.version
     np.testing.assert_allclose(found(noise[:1])[0], vectors[0], atol=1e-4)  # a tile's vector is its own
+
+
+def test_normalisation_and_identity_by_hand() -> None:
+    seen: list[Tensor] = []
+
+    def network(images_BCHW: Tensor) -> Tensor:
+        seen.append(images_BCHW)
+        return images_BCHW.double()  # a map, of another type
+
+    found = features.Features("net", "2", 8, network, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    vectors = found(np.full((2, 8, 8, 3), 255, np.uint8))
+    np.testing.assert_allclose(vectors, [[0.9, 0.4, 0.175]] * 2, atol=1e-6)
+    assert vectors.dtype == np.float32 and seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert found.identity == {"name": "net", "version": "2", "size": 8, "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 4.0]}
+    assert found.to(torch.device("cpu")) is found
+    plain = features.Features("net", "2", 8, Means())
+    assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    moved = plain.to(torch.device("meta"))
+    assert next(moved.network.parameters()).is_meta and moved.identity == plain.identity
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 4), (1, 3), (3, 3), (2, 3, 4, 4, 1)])
+def test_output_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    odd = features.Features("odd", "1", 8, lambda images: torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"--features odd: gives \(.*\) for 2 tiles"):
+        odd(tiles(2))
+    with pytest.raises(ValueError, match="gives list for 2 tiles"):
+        features.Features("odd", "1", 8, lambda images: [])(tiles(2))  # type: ignore[arg-type, return-value]
+
+
+def test_resized_tiles_stay_between_black_and_white() -> None:
+    edge = np.zeros((1, 8, 8, 3), np.uint8)
+    edge[:, :, 4:] = 255
+    found = features.resized(edge, 13)  # cubic, so that without a bound it swings over
+    assert found.min() == 0 and found.max() == 255
+    assert features.resized(tiles(1)[:, :, :16], 32).shape == (1, 3, 32, 32) == features.resized(tiles(1)[:, :16], 32).shape
+    centred = features.resized(edge, 4)[0, 0, 0]
+    assert [float(centred[0] + centred[3]), float(centred[1] + centred[2])] == pytest.approx([255, 255], abs=1e-3)
+
+
+def test_sizes_that_can_be_asked_for() -> None:
+    assert features.load("tests.test_features:means", size=8).size == 8
+    assert features.load("tests.test_features:means").size == 224
+    with pytest.raises(ValueError, match="--feature-size: 7 is below 8 pixels"):
+        features.load("tests.test_features:means", size=7)
+
+
+def test_networks_are_loaded_for_evaluation() -> None:
+    assert not features.load("tests.test_features:means").network.training
+    weights = features._weights(Means())
+    assert features._weights(Means().half()) != weights and len(weights) == len("weights ") + 16
+
+
+@pytest.mark.parametrize("name", ["timm:", "hub:", "a b:c", "no.such-module:f", ":f", "tests:"])
+def test_names_of_no_form_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="not one of the forms"):
+        features.load(name)
+
+
+def test_default_network_has_its_own_normalisation() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="in the extra `eval`")
+    found = features.load()
+    assert (found.size, found.mean, found.std) == (224, (127 / 255,) * 3, (128 / 255,) * 3) and not found.network.training

@@ -126,3 +126,77 @@ def test_too_few_tiles_are_refused() -> None:
         quality.manifolds(np.ones((5, 2)), np.ones((9, 2)))
     with pytest.raises(ValueError, match="two tiles or more"):
         quality.kernel_distance(np.ones((1, 2)), np.ones((9, 2)))
+
+
+def test_balls_by_hand() -> None:
+    """On a line, with the nearest neighbour alone: real balls (-1, 1), (0, 2), (1, 5); generated (-1.7, 2.7), (0.5, 4.9), (2.7, 17.3)."""
+    real, fake = np.array([[0.0], [1], [3]]), np.array([[0.5], [2.7], [10]])
+    found = quality.manifolds(real, fake, k=1)
+    assert found.precision_M.tolist() == [1, 1, 0] and found.density_M.tolist() == [2, 1, 0]
+    assert found.recall_N.tolist() == [1, 1, 1] and found.coverage_N.tolist() == [1, 1, 1]
+    two = quality.manifolds(real, fake, k=2)  # real balls (-3, 3), (-1, 3), (0, 6): the first has 2.7, the edge at 3 is outside
+    assert two.density_M.tolist() == [1.5, 1.5, 0] and two.precision_M.tolist() == [1, 1, 0]
+    edge = quality.manifolds(real, np.array([[-1.0], [20], [22]]), k=1)
+    assert edge.precision_M.tolist() == [0, 0, 0] and edge.coverage_N.tolist() == [0, 0, 0]
+    estimates = found.estimates()
+    assert {name: one.value for name, one in estimates.items()} == pytest.approx(
+        {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
+    )
+    assert all(np.isnan(one.low) and np.isnan(one.high) for one in estimates.values())
+    assert quality.manifolds(real, fake, k=2) and quality.NEIGHBOURS == 5
+    with pytest.raises(ValueError, match="more than 3 tiles"):
+        quality.manifolds(real, fake, k=3)
+
+
+def test_memorisation_by_hand() -> None:
+    training = np.array([[0.0], [10], [20]])
+    usual = np.arange(1.0, 5)[:, None]  # 1 to 4 from the nearest training tile, their median 2.5
+    found = quality.memorisation(training, np.array([[19.0], [10.5], [-1.0], [14]]), usual)
+    assert found.nearest_N.tolist() == [2, 1, 0, 1] and found.distance_N.tolist() == [1, 0.5, 1, 4]
+    assert found.ratio == 1 / 2.5 and found.nearer == 3 / 4  # the 1 % quantile is 1.03
+    assert quality.memorisation(training, training, training).ratio == 0
+    assert quality.memorisation(training, training + 1, training).ratio == pytest.approx(1e12)
+
+
+def test_nearest_in_parts_and_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((23, 5)), rng.standard_normal((11, 5))
+    expected = np.array([[np.linalg.norm(a - b) for b in y] for a in x])
+    np.testing.assert_allclose(quality.distances(x, y), expected, rtol=1e-9)
+    for chunk in (1, 7, 23, 100):
+        monkeypatch.setattr(quality, "CHUNK", chunk)
+        place_N, distance_N = quality.nearest(x, y)
+        assert place_N.tolist() == expected.argmin(axis=1).tolist()
+        np.testing.assert_allclose(distance_N, expected.min(axis=1), rtol=1e-9)
+
+
+def test_intervals_are_quantiles_of_resampled_scores() -> None:
+    assert quality.bounds(np.arange(41.0)) == (1, 39)
+    values = np.array([0.0, 1, 1, 5])
+    counts_RN = np.random.default_rng(3).multinomial(4, [0.25] * 4, 50)
+    expected = np.quantile([np.repeat(values, counts_N).mean() for counts_N in counts_RN], [0.025, 0.975])
+    found = quality.mean_of(values, 50, seed=3)
+    assert (found.value, found.low, found.high) == pytest.approx((1.75, *expected))
+    assert found != quality.mean_of(values, 50) == quality.mean_of(values, 50, seed=0)
+
+
+def test_kid_of_resampled_tiles_has_no_pair_of_a_tile_with_itself() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
+    drawn, values = np.random.default_rng(7), []
+    counts = [drawn.multinomial(n, np.full(n, 1 / n), 20) for n in (4, 5)]
+    for r in range(20):
+        rows = [np.repeat(np.arange(len(count)), count) for count in (counts[0][r], counts[1][r])]
+        within = []
+        for tiles, row in zip((x, y), rows, strict=True):
+            pairs = [(a, b) for a in row for b in row if a != b]
+            within.append(np.mean([(tiles[a] @ tiles[b] / 3 + 1) ** 3 for a, b in pairs]))
+        values.append(sum(within) - 2 * np.mean([(x[a] @ y[b] / 3 + 1) ** 3 for a in rows[0] for b in rows[1]]))
+    found = quality.kernel_distance(x, y, replicates=20, seed=7)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), rel=1e-9)
+
+
+def test_distances_of_the_smallest_sets() -> None:
+    one = np.array([[3.0, 4.0]])
+    assert quality.frechet_distance(one, np.zeros((1, 2))) == 25
+    assert quality.kernel_distance(np.ones((2, 1)), np.ones((2, 1))).value == 0

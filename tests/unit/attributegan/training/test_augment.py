@@ -50,7 +50,10 @@ def test_probability_chooses_images() -> None:
     assert 0.2 < changed.float().mean() < 0.4
 
 
-@pytest.mark.parametrize(("draws", "down", "right"), [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1)])
+@pytest.mark.parametrize(
+    ("draws", "down", "right"),
+    [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1), ((0.0, 0.0), -2, -2), ((0.999, 0.999), 2, 2)],
+)
 def test_translation_fills_with_zero(draws: tuple[float, float], down: int, right: int) -> None:
     image = images(1)  # 16 pixels: at most 2 away, so 5 places
     expected = torch.zeros_like(image)
@@ -59,6 +62,14 @@ def test_translation_fills_with_zero(draws: tuple[float, float], down: int, righ
             if 0 <= row + down < 16 and 0 <= column + right < 16:
                 expected[..., row + down, column + right] = image[..., row, column]
     assert torch.equal(by_hand("translation", image, *draws), expected)
+
+
+def test_translation_goes_as_far_as_an_eighth_of_each_side() -> None:
+    image = torch.ones(1, 3, 64, 32)
+    moved = by_hand("translation", image, 0.999, 0.0)
+    expected = torch.zeros_like(image)
+    expected[..., 8:, :28] = 1
+    assert torch.equal(moved, expected)
 
 
 @pytest.mark.parametrize(("draws", "down", "right"), [((0.0, 0.0), 0, 0), ((0.25, 0.5), 4, 8), ((0.999, 0.1), 15, 1)])
@@ -75,6 +86,13 @@ def test_cutout_clears_a_square(draws: tuple[float, float], rows: slice, columns
     expected = image.clone()
     expected[..., rows, columns] = 0
     assert torch.equal(by_hand("cutout", image, *draws), expected)
+
+
+def test_cutout_of_an_odd_side_is_around_its_middle() -> None:
+    image = torch.ones(1, 3, 6, 14)  # the square is 3 x 7
+    expected = image.clone()
+    expected[..., 1:4, 4:11] = 0
+    assert torch.equal(by_hand("cutout", image, 0.4, 0.5), expected)
 
 
 def test_color_neutral_and_by_hand() -> None:

@@ -145,6 +145,25 @@ def test_auxiliary_losses_by_hand_and_without_levels_not_known() -> None:
         assert (shares.grad == 0).all()
 
 
+def test_generated_tiles_of_the_lowest_level_are_taught_as_generated_ones() -> None:
+    """The classes are real 0, real 1, generated 0 and generated 1; both tiles have level 0."""
+    logits = [torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]).log()]
+    found = losses.auxiliary_discriminator(logits, torch.tensor([[0]]))
+    assert found.item() == pytest.approx(-(math.log(0.1) + math.log(0.2)) / 2, abs=1e-6)
+
+
+def test_the_lowest_level_is_a_known_one_in_the_contrast() -> None:
+    lowest = LEVELS - LEVELS.min()
+    expected = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0).item()
+    assert losses.contrastive_2c(EMBEDDING, PROXY, lowest, temperature=1.0).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_pairs_are_neighbours_in_longer_batches_too() -> None:
+    fakes = torch.tensor([0.0, 0.1, 1.0, 3.0, 5.0, 5.2, 0.0, 0.3]).view(8, 1, 1, 1)
+    assert losses.diversity(fakes, torch.tensor(0.4)).item() == pytest.approx((0.75 + 0 + 0.5 + 0.25) / 4, abs=1e-6)
+    assert losses.residual(fakes, torch.tensor(0.4)).item() == pytest.approx((0.1 + 2 + 0.2 + 0.3) / 4 / 0.4, abs=1e-6)
+
+
 def test_diversity_asks_for_no_more_than_its_bound() -> None:
     fakes = torch.tensor([0.0, 0.1, 1.0, 3.0]).view(4, 1, 1, 1).requires_grad_()
     loss = losses.diversity(fakes, torch.tensor(0.4))
@@ -179,5 +198,5 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
     ]
     assert {loss.dtype for loss in found} == {wide}
     with torch.autocast("cpu", torch.bfloat16):
-        exact = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, 0.3)
-    assert exact.item() == pytest.approx(losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, 0.3).item(), abs=1e-7)
+        exact = losses.contrastive_2c(EMBEDDING + 0.1, PROXY, LEVELS, 0.3)
+    assert exact.item() == pytest.approx(losses.contrastive_2c(EMBEDDING.double() + 0.1, PROXY.double(), LEVELS, 0.3).item(), abs=1e-6)

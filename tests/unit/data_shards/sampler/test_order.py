@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_shards.sampler.balance import LEAST, MOST, weights
-from data_shards.sampler.global_order import Order, combinations
-from data_shards.sampler.permutation import hashes, permute, stream
+from data_shards.sampler.balance import LEAST, MOST, SWEEPS, weights
+from data_shards.sampler.global_order import UNIT, Draws, Order, combinations, lengths
+from data_shards.sampler.permutation import GOLDEN, hashes, mix, permute, shuffle, stream
 from data_shards.sampler.windowed_order import ShardOrder
 
 
@@ -140,6 +140,102 @@ def test_the_order_of_a_seed_never_changes() -> None:
     levels_NA = np.stack([number_N % 7 == 0, number_N % 5], axis=1).astype(np.int8)
     assert Order(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
     assert Order(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
+    assert ShardOrder(levels_NA, number_N // 9, 7, 0.0, window=3)[np.arange(98, 104)].tolist() == [38, 82, 81, 52, 50, 82]
+    assert ShardOrder(levels_NA, number_N // 9, 7, 1.0, window=3)[np.arange(98, 104)].tolist() == [81, 36, 83, 53, 49, 84]
+    assert (UNIT, SWEEPS, LEAST, MOST) == (1 << 20, 50, 0.1, 10.0)
+    assert shuffle(10, stream(7, "test")).tolist() == [0, 2, 8, 3, 5, 7, 1, 6, 9, 4]
+    assert hashes(stream(7, "test"), np.arange(2)).tolist() == [3815718566342527626, 16609560037831940967]
+
+
+def test_combinations_and_their_bounds() -> None:
+    levels_UA, combination_N, counts_U = combinations(np.array([[2, 0], [0, -1], [2, 0], [0, 1]], np.int8))
+    assert levels_UA.tolist() == [[0, -1], [0, 1], [2, 0]] and combination_N.tolist() == [2, 0, 2, 1] and counts_U.tolist() == [1, 1, 2]
+    many_NA = np.stack(np.divmod(np.arange(70_000), 300), axis=1).astype(np.int16)  # more than 16 bits can number
+    assert np.array_equal(combinations(many_NA)[1], np.arange(70_000))
+    assert len(combinations(np.zeros((2, 62), np.int8))[2]) == 1  # 2^62 possible ones
+    with pytest.raises(ValueError, match=r"data\.balance"):
+        combinations(np.zeros((2, 63), np.int8))
+
+
+def test_stretches_of_the_line_begin_with_the_first_tile_of_a_combination() -> None:
+    order = Order(skewed_levels(), 0, 1.0)
+    assert order._tile_at(order._start_U).tolist() == order._tiles_N[order._first_U].tolist()
+    assert order._tile_at(order._start_U[1:] - 1).tolist() == order._tiles_N[order._first_U[1:] - 1].tolist()
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("unknown", [0, 700])
+def test_weights_of_one_attribute_by_hand(balance: float, unknown: int) -> None:
+    """Its levels 0, 2 and 3 come 20, 100 and 180 times; tiles without a level keep their share."""
+    counts_U = np.array([unknown, 20, 100, 180][not unknown :])
+    levels_UA = np.array([[-1], [0], [2], [3]][not unknown :], np.int8)
+    share_K = np.array([20, 100, 180]) / counts_U.sum()
+    expected_K = share_K ** (1 - balance) / (share_K ** (1 - balance)).sum() * share_K.sum() / share_K
+    assert weights(levels_UA, counts_U, balance) == pytest.approx([1.0] * bool(unknown) + expected_K.tolist(), rel=1e-9)
+
+
+def test_weights_at_their_bounds_by_hand() -> None:
+    rare = weights(np.array([[0], [1]]), np.array([1, 999]), 1.0)
+    assert rare == pytest.approx([10, 990 / 999], rel=1e-9)
+    frequent = weights(np.arange(21)[:, None], np.array([180] + [1] * 20), 1.0)
+    assert frequent == pytest.approx([0.1] + [(200 - 18) / 20] * 20, rel=1e-9)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_windows_with_one_draw_or_none(window: int) -> None:
+    """Shards of one tile each, most with a weight below 1."""
+    levels_NA = skewed_levels(300)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
+    order = ShardOrder(levels_NA, np.arange(300), 5, 1.0, window)
+    for number in range(4):
+        count_N = np.bincount(order[np.arange(number * 300, (number + 1) * 300)], minlength=300)
+        assert (count_N >= np.floor(weight_N - 1e-4)).all() and (count_N <= np.ceil(weight_N + 1e-4)).all()
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_passes_that_begin_at_the_beginning_of_the_line(balance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that draws are at the very place where a shard or a combination begins."""
+    monkeypatch.setattr(Draws, "_offset", lambda self, pass_B: np.zeros(len(pass_B), np.int64))
+    levels_NA = skewed_levels(300)
+    levels_UA, combination_N, counts_U = combinations(levels_NA)
+    weight_N = weights(levels_UA, counts_U, balance)[combination_N]
+    for order in both_orders(levels_NA, 0, balance):
+        count_N = np.bincount(order[np.arange(300)], minlength=300)
+        assert (count_N >= np.floor(weight_N - 1e-4)).all() and (count_N <= np.ceil(weight_N + 1e-4)).all()
+
+
+def test_shards_have_the_length_of_their_tiles() -> None:
+    shard_N = skewed_shards(300)
+    order = ShardOrder(skewed_levels(300), shard_N, 0, 0.5, window=2)
+    expected = np.bincount(shard_N, lengths(skewed_levels(300), 0.5))
+    assert order._shard_length_S.tolist() == expected[expected > 0].tolist()
+
+
+def test_shards_to_come_begin_with_the_window_of_the_position() -> None:
+    shard_N = np.repeat(np.arange(8), 10) * 3  # numbers with gaps
+    order = ShardOrder(np.zeros((80, 1), np.int8), shard_N, 1, 0.0, window=2)
+    met_P = shard_N[order[np.arange(160)]]
+    for position in (0, 1, 19, 20, 21, 60, 79, 80, 100):
+        window = position // 20
+        expected = [set(met_P[first : first + 20].tolist()) for first in range(window * 20, 80 * (position // 80 + 2), 20) if first < 160]
+        coming = list(order.shards_from(position))
+        assert [set(coming[k : k + 2]) for k in range(0, len(coming), 2)][: len(expected)] == expected
+        assert len(coming) == 8 - 2 * (window % 4) + 8
+
+
+def test_positions_of_any_kind_give_tiles_of_64_bits() -> None:
+    for order in both_orders(skewed_levels(), 0, 0.5):
+        expected = order[np.arange(5, 9)]
+        for positions in ([5, 6, 7, 8], np.arange(5, 9, dtype=np.int32), np.arange(5, 9, dtype=np.uint8)):
+            found = order[positions]
+            assert found.tolist() == expected.tolist() and found.dtype == np.int64
+
+
+def test_splitmix_is_that_of_the_paper() -> None:
+    """The first numbers of SplitMix64 with seed 0, as published with its C code."""
+    state_K = GOLDEN * np.arange(1, 4, dtype=np.uint64)
+    assert [hex(number) for number in mix(state_K).tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
 def test_levels_that_are_not_known_do_not_count_in_the_balance() -> None:

@@ -1,0 +1,30 @@
+"""Files that systems and people leave beside tiles and shards, and that are nobody's data: passed over, and counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+# Of macOS, Windows, NAS boxes, network file systems and version control; and texts about a set.
+_FILES = re.compile(
+    r"\._.*|\.DS_Store|Thumbs\.db|ehthumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.directory|\.gitattributes|\.gitignore|\.gitkeep"
+    r"|(README|LICEN[CS]E|CHANGELOG|CITATION|NOTICE)([_-]\w+)?(\.(md|txt|rst|html|pdf|cff|bib))?|(md5|sha1|sha256|sha512)sums?(\.txt)?",
+    re.IGNORECASE,
+)
+_FOLDERS = frozenset(("__MACOSX", "@eaDir", ".Spotlight-V100", ".Trashes", ".fseventsd", ".TemporaryItems", ".git", ".cache", "lost+found",
+                      "System Volume Information", "$RECYCLE.BIN", ".ipynb_checkpoints"))  # fmt: skip
+
+
+def is_litter(path: str) -> bool:
+    """Whether a file at this path, relative to the set or the tar, is no part of the data."""
+    *folders, name = PurePosixPath(path).parts or ("",)
+    return any(folder in _FOLDERS for folder in folders) or name in _FOLDERS or bool(_FILES.fullmatch(name))
+
+
+def counted(paths: Iterable[str]) -> str:
+    """``3 files that are no data (._a.jpg, .DS_Store, …)``, or "" for none."""
+    if not (found := list(paths)):
+        return ""
+    names = ", ".join(PurePosixPath(path).name for path in found[:3]) + (", …" if len(found) > 3 else "")
+    return f"{len(found):,} files that are no data ({names})"

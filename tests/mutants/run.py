@@ -1,0 +1,315 @@
+"""``make mutants``: small changes of the numeric core, one at a time, each against the fast tests of its module; a good test fails.
+
+    python tests/mutants/run.py --sample 40 --seed 1                     the score by module; status 1 when one is below --least
+    python tests/mutants/run.py --module losses --module ema
+    python tests/mutants/run.py --module losses --only "level_B < 0"     these mutants again, with what the tests print
+    python tests/mutants/run.py --report                                 of the results that there are, without running anything
+
+The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
+packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all
+where coverage saw none that does (lines that run in other processes).
+Results are appended to MODULE.jsonl in --out and kept: a mutant runs
+again when its module has changed, or when it survived, isn't listed, and its tests have changed. Survivors that harmless.yaml lists, with a
+reason, don't count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import importlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import coverage
+import operators
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HOOK = Path(__file__).parent / "hook"
+HEAVY = (  # imported once, before the forks
+    "numpy",
+    "torch",
+    "torch._dynamo",
+    "torch.testing",
+    "torch.utils.tensorboard",
+    "torch.distributed.fsdp",
+    "accelerate",
+    "pyarrow",
+    "pyarrow.parquet",
+    "PIL.Image",
+    "scipy.stats",
+    "scipy.linalg",
+    "safetensors.torch",
+    "webdataset",
+    "hypothesis",
+    "_hypothesis_pytestplugin",
+    "pytest_timeout",
+    "huggingface_hub",
+    "submitit",
+)
+MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
+
+
+@dataclass
+class Clean:
+    """How the tests of a module go without a mutant."""
+
+    seconds: dict[str, float] = field(default_factory=dict)  # of each test that isn't slow, in the order to run them
+    tests_of_line: dict[int, list[str]] = field(default_factory=dict)
+    total_s: float = 0.0
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    table = yaml.safe_load((Path(__file__).parent / "modules.yaml").read_text())
+    wanted = [name for name in table if not options.module or any(name == one or name.endswith(f".{one}") for one in options.module)]
+    if not wanted:
+        raise SystemExit(f"error: --module {options.module}: modules.yaml has {', '.join(table)}")
+    if not options.report:
+        for name in HEAVY:
+            importlib.import_module(name)
+        sys.dont_write_bytecode = False  # tests are compiled once
+        gc.collect()
+        gc.freeze()  # forks needn't look through all that again
+    harmless = yaml.safe_load((Path(__file__).parent / "harmless.yaml").read_text()) or {}
+    scores = []
+    for name in wanted:
+        results = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
+        scores.append(_score(name, results, [*harmless.get(name, {})]))
+    return _print(scores, options.least)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", action="append", default=[], help="losses, metrics.control, ...; all of modules.yaml by default")
+    parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants of each module; 0 for all (default: 40)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take longer (default: 4)")
+    parser.add_argument("--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower (default: 0.9)")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="mutants with this in their label, again and with output"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="folder of the results (default: build/mutants)")
+    return parser
+
+
+def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results of the module's sample, from the file of results or run now."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    drawn = operators.mutants(path.read_text())
+    if options.only:
+        drawn = [mutant for mutant in drawn if any(text in mutant.label for text in options.only)]
+    elif options.sample:
+        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, min(options.sample, len(drawn)))
+    source, tests = _digest([path]), _digest([ROOT / file for file in files])
+    record = options.out / f"{module}.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    lines = [line for line in lines if line["source"] == source]
+    known = {line["mutant"]: line for line in lines if line["killed"] or line["tests"] == tests or _is_listed(line["mutant"], harmless)}
+    todo = [mutant for mutant in drawn if mutant.label not in known or options.only]
+    if options.report or not todo:
+        return [known[mutant.label] for mutant in drawn if mutant.label in known]
+    options.out.mkdir(parents=True, exist_ok=True)
+    clean = _clean(path, files, options.slow)
+    print(f"{module}: {len(todo)} mutants, {len(clean.seconds)} tests in {clean.total_s:.1f} s", flush=True)
+    for mutant in todo:
+        chosen = clean.tests_of_line.get(mutant.line) or list(clean.seconds)
+        limit_s = 10 + 3 * clean.total_s
+        description = {"module": module, "path": str(path), "source": mutant.source}
+        begin = time.monotonic()
+        outcome = _forked(lambda about=description, tests=chosen: _test(about, files, tests, clean.seconds), limit_s, bool(options.only))
+        line = {"mutant": mutant.label, "line": mutant.line, **outcome, "seconds": round(time.monotonic() - begin, 2)}
+        line |= {"tests_run": len(chosen), "source": source, "tests": tests}
+        with record.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        known[mutant.label] = line
+        if not line["killed"]:
+            print(f"  survived: {path.name}:{mutant.line} {mutant.label}", flush=True)
+    return [known[mutant.label] for mutant in drawn]
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def _clean(path: Path, files: list[str], slow_s: float) -> Clean:
+    """Run the tests once as they are, and note what each takes and which lines of the module it meets."""
+    answer = _forked(lambda: _observe(path, files, slow_s), 900)
+    if answer.get("status") != 0:
+        raise SystemExit(f"error: the tests {' '.join(files)} fail without a mutant:\n{answer['output']}")
+    return Clean(answer["seconds"], {int(line): tests for line, tests in answer["tests_of_line"].items()}, sum(answer["seconds"].values()))
+
+
+def _observe(path: Path, files: list[str], slow_s: float) -> dict[str, Any]:
+    watch = coverage.Coverage(data_file=None, include=[str(path)], config_file=False)
+    watch.start()
+    watcher = _Watcher(watch)
+    status = int(pytest.main([*_arguments(), *files], plugins=[watcher]))
+    watch.stop()
+    seconds = {test: s for test, s in sorted(watcher.seconds.items(), key=lambda item: item[1]) if s <= slow_s}
+    seconds = {test: seconds[test] for file in files for test in seconds if test.split("::")[0] == file}
+    contexts = watch.get_data().contexts_by_lineno(str(path))
+    # What runs at import or in a fixture may matter to any test.
+    lines = {line: [test for test in seconds if test in tests] for line, tests in contexts.items() if "" not in tests}
+    return {"status": status, "seconds": seconds, "tests_of_line": lines}
+
+
+class _Watcher:
+    """A pytest plugin: a context of coverage for the call of each test, and its time."""
+
+    def __init__(self, watch: coverage.Coverage) -> None:
+        self.watch, self.seconds = watch, {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Any:
+        self.watch.switch_context(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            self.watch.switch_context("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.outcome == "passed":
+            self.seconds[report.nodeid] = report.duration
+
+
+class _Chosen:
+    """A pytest plugin: run these tests alone, in their order, and note the first that fails."""
+
+    def __init__(self, tests: list[str], seconds: dict[str, float]) -> None:
+        self.places = {test: k for k, test in enumerate(tests)}
+        self.seconds = seconds
+        self.failed = ""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Any:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 + 5 * self.seconds[item.nodeid])  # a loop without end ends the process
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+
+def _test(description: dict[str, str], files: list[str], tests: list[str], seconds: dict[str, float]) -> dict[str, Any]:
+    """Whether the tests notice the mutant, in a process of its own."""
+    where = Path(os.environ["TMPDIR"]) / "mutant.json"
+    where.write_text(json.dumps(description))
+    os.environ |= {"MUTANT": str(where), "PYTHONPATH": os.pathsep.join([str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    sys.path.insert(0, str(HOOK))
+    sys.modules.pop("sitecustomize", None)
+    importlib.import_module("sitecustomize")
+    chosen = _Chosen(tests, seconds)
+    needed = [file for file in files if any(test.split("::")[0] == file for test in tests)]
+    status = int(pytest.main([*_arguments(), "-x", *needed], plugins=[chosen]))
+    assert status in (0, 1, 2, 3), f"pytest ended with status {status}"
+    return {"killed": status != 0, "by": chosen.failed or ("" if status == 0 else "import")}
+
+
+def _arguments() -> list[str]:
+    return [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:anyio",
+        "-p",
+        "no:cov",
+        "--no-header",
+        "--tb=short",
+        f"--basetemp={os.environ['TMPDIR']}/pytest",
+    ]
+
+
+def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
+    """What ``work`` returns in a fork of this process, which is killed with all that it started once it has used ``limit_s`` of CPU, or has
+    waited much longer. A mutant that ends so was noticed."""
+    folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+    process = os.fork()
+    if process == 0:
+        try:
+            os.setsid()
+            output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT, 0o600)
+            for number in (1, 2):
+                os.dup2(output, number)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s) + 1, int(limit_s) + 3))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            os.environ["TMPDIR"] = str(folder)
+            (folder / "answer").write_text(json.dumps(work()))
+        finally:
+            os._exit(0)
+    waited_s, killed = 0.0, "a crash, or too much time"
+    while os.waitpid(process, os.WNOHANG)[0] == 0:
+        if waited_s > 60 + 10 * limit_s:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            killed = "waiting"
+            break
+        time.sleep(0.02)
+        waited_s += 0.02  # not by the clock, since both may be suspended
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)  # what it may have left
+    output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
+    if show:
+        print(output)
+    answer = json.loads((folder / "answer").read_text()) if (folder / "answer").exists() else {"killed": True, "by": killed}
+    shutil.rmtree(folder, ignore_errors=True)
+    return answer | ({"output": output} if "status" in answer or "killed" not in answer else {})
+
+
+def _score(module: str, results: list[dict[str, Any]], harmless: list[str]) -> dict[str, Any]:
+    survived = [line for line in results if not line["killed"]]
+    matter = [line for line in survived if not _is_listed(line["mutant"], harmless)]
+    killed = len(results) - len(survived)
+    return {"module": module, "mutants": len(results), "killed": killed, "harmless": len(survived) - len(matter), "survived": matter}
+
+
+def _is_listed(mutant: str, harmless: list[str]) -> bool:
+    """By its label, or by what stands before the arrow of an entry that ends in ``-> *``."""
+    return any(mutant == entry or (entry.endswith(" -> *") and mutant.startswith(entry[:-1])) for entry in harmless)
+
+
+def _print(scores: list[dict[str, Any]], least: float) -> int:
+    for score in scores:
+        for line in score["survived"]:
+            print(f"survived: {score['module']}:{line['line']} {line['mutant']}")
+    print("\n| module | mutants | killed | harmless | survived | score |\n|---|---|---|---|---|---|")
+    low = False
+    for score in scores:
+        judged = score["mutants"] - score["harmless"]
+        share = score["killed"] / judged if judged else 1.0
+        low = low or share < least
+        print(
+            f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |"
+        )
+    mutants, killed, harmless = (sum(score[key] for score in scores) for key in ("mutants", "killed", "harmless"))
+    print(f"| all | {mutants} | {killed} | {harmless} | {mutants - killed - harmless} | {killed / max(1, mutants - harmless):.0%} |")
+    return int(low)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+"""The pages of the labeler and its answers to a browser. Who may see them is `tools.explorer.guard`'s.
+
+Every answer is on the disk before its request is confirmed. The CSVs follow a few seconds later, and at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
+from tools.explorer.guard import guarded
+from tools.labeler import agreement
+from tools.labeler.consensus import Writer
+from tools.labeler.queue import Queue
+from tools.labeler.ratings import LONGEST_COMMENT, LONGEST_NAME, Conflict, Ratings
+from tools.labeler.tiles import Tiles, picture
+
+FOLDER = Path(__file__).parent
+LOOK = FOLDER.parent / "explorer" / "static" / "explorer.css"  # shared with the explorer
+TEMPLATES = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+LARGEST_BODY = 65536  # bytes
+KEYS = "0123456789qwertyiopdfghjkl"  # of the levels; c, n, s and u do something else
+WRITE_S = 2.0  # least seconds between two writings of the CSVs
+
+
+def title(name: str) -> str:
+    """An attribute's name for people."""
+    return name.replace("_", " ").capitalize()
+
+
+def choices(attribute: Attribute) -> list[dict[str, Any]]:
+    """The buttons of an attribute: level, name and key; "not assessable" last, as -1 where the attribute has no level for it."""
+    unclear = UNKNOWN if attribute.not_assessable is None else attribute.not_assessable
+    name = "not assessable" if attribute.not_assessable is None else attribute.levels[unclear]
+    levels = [{"level": level, "name": attribute.levels[level], "key": KEYS[level : level + 1]} for level in attribute.assessable]
+    return [*levels, {"level": unclear, "name": name, "key": "n"}]
+
+
+def level_name(attribute: Attribute, level: float) -> str:
+    """The name of the level nearest to a number."""
+    if level == UNKNOWN:
+        return "not assessable"
+    return attribute.levels[min(range(len(attribute.levels)), key=lambda other: abs(other - level))]
+
+
+class Pages:
+    """The pages as HTML; Jinja escapes every text."""
+
+    def __init__(self, schema: AttributeSchema, name: str) -> None:
+        self.schema, self.name = schema, name
+
+    def enter(self, wrong: bool) -> str:
+        """Where a visitor gives the token; shows nothing of the tiles."""
+        return TEMPLATES.get_template("enter.html").render(wrong=wrong)
+
+    def page(self, template: str, **context: Any) -> str:
+        attributes = [{"name": one.name, "title": title(one.name), "choices": choices(one)} for one in self.schema.attributes]
+        common = {"folder": self.name, "attributes": attributes, "title": title, "longest_name": LONGEST_NAME, "longest": LONGEST_COMMENT}
+        return TEMPLATES.get_template(template).render(**common, **context)
+
+
+@dataclass
+class Labeler:
+    """The answers about one folder of tiles.
+
+    Args:
+        predicted: by file, a number for each attribute; shown after the answer.
+        trouble: why the CSVs could not be written; "" when they were.
+    """
+
+    tiles: Tiles
+    ratings: Ratings
+    queue: Queue
+    writer: Writer
+    predicted: Mapping[str, list[float]]
+    trouble: str = ""
+
+    def __post_init__(self) -> None:
+        self.schema = self.ratings.schema
+        self.pages = Pages(self.schema, self.tiles.root.resolve().name)
+        self.files = frozenset(self.tiles.files)
+        self.changed = asyncio.Event()
+
+    def routes(self) -> list[Route]:
+        """Every address that there is."""
+        static = [Route(f"/static/{path.name}", _file(path)) for path in [LOOK, *sorted((FOLDER / "static").iterdir())]]
+        posts = [("/answer", self.answer), ("/skip", self.skip), ("/undo", self.undo), ("/again", self.again)]
+        return [
+            Route("/", self.label),
+            Route("/agreement", self.agreement),
+            Route("/image", self.image),
+            Route("/next", self.next),
+            *(Route(path, _from_here(handler), methods=["POST"]) for path, handler in posts),
+            *static,
+        ]
+
+    async def label(self, request: Request) -> Response:
+        """The page of the tiles for a rater; without one, the page that asks who it is."""
+        name, problem = request.query_params.get("rater", ""), ""
+        if name:
+            try:
+                rater = self.ratings.rater(name)
+                if rater != name:
+                    return RedirectResponse(f"/?{urlencode({'rater': rater})}", status_code=303)
+                return HTMLResponse(self.pages.page("label.html", rater=rater, page="label", has_predictions=bool(self.predicted)))
+            except ValueError as error:
+                problem = str(error)
+        state = self.ratings.state
+        raters = [(rater, len(state.history.get(rater, ()))) for rater in sorted(state.raters.values())]
+        return HTMLResponse(self.pages.page("rater.html", rater="", page="rater", raters=raters, problem=problem, count=len(self.files)))
+
+    async def agreement(self, request: Request) -> Response:
+        """How far raters agree."""
+        rated = await run_in_threadpool(self.ratings.rated)
+        found = await run_in_threadpool(agreement.pairs, self.schema, rated)
+        pairs_of = {one: [pair for pair in found if pair.attribute == one] for one in self.schema.attributes}
+        summary = [
+            (one, agreement.mean_kappa(pairs), max((pair.tiles for pair in pairs), default=0), pairs) for one, pairs in pairs_of.items()
+        ]
+        by_rater = {rater: len(self.ratings.state.history.get(rater, ())) for rater in sorted(self.ratings.state.raters.values())}
+        both = sum(len(ratings) > 1 for ratings in rated.values())
+        rater = request.query_params.get("rater", "")
+        return HTMLResponse(
+            self.pages.page(
+                "agreement.html",
+                rater=rater,
+                page="agreement",
+                summary=summary,
+                by_rater=by_rater,
+                rated=len(rated),
+                both=both,
+                shared=len(self.queue.shared),
+                total=len(self.files),
+            )
+        )
+
+    async def image(self, request: Request) -> Response:
+        """The picture of a tile."""
+        file = self._tile(request.query_params.get("file"))
+        data, media = await run_in_threadpool(picture, self.tiles.root / file)
+        return Response(data, media_type=media, headers={"Cache-Control": "private, max-age=600"})
+
+    async def next(self, request: Request) -> Response:
+        """The tile that a rater is to see."""
+        return JSONResponse(self._shown(self.ratings.rater(request.query_params.get("rater", ""))))
+
+    async def answer(self, body: Mapping[str, Any]) -> Response:
+        """Save the levels of a tile and give the next one."""
+        rater, file, revision = self._who(body)
+        levels, comment = self._levels(body.get("levels")), body.get("comment", "")
+        if not isinstance(comment, str):
+            raise ValueError("comment: not a text")
+        await self._save(lambda: self.ratings.answer(rater, file, levels, comment, revision))
+        return JSONResponse(self._shown(rater) | {"last": self._last(file, levels)})
+
+    async def skip(self, body: Mapping[str, Any]) -> Response:
+        """Put a tile off and give the next one."""
+        rater, file, revision = self._who(body)
+        await self._save(lambda: self.ratings.skip(rater, file, revision))
+        return JSONResponse(self._shown(rater))
+
+    async def undo(self, body: Mapping[str, Any]) -> Response:
+        """Take the last answer back and give its tile, with what was answered."""
+        rater = self.ratings.rater(str(body.get("rater", "")))
+        last = await self._save(lambda: self.ratings.undo(rater))
+        if last is None or last.file not in self.files:
+            return JSONResponse(self._shown(rater))
+        levels = dict(zip(self.schema.names, last.levels, strict=True))
+        return JSONResponse(self._shown(rater, last.file) | {"levels": levels, "comment": last.comment})
+
+    async def again(self, body: Mapping[str, Any]) -> Response:
+        """Give the rater's skipped tiles once more."""
+        rater = self.ratings.rater(str(body.get("rater", "")))
+        await self._save(lambda: self.ratings.show_skipped(rater))
+        return JSONResponse(self._shown(rater))
+
+    async def _save(self, work: Callable[[], Any]) -> Any:
+        result = await run_in_threadpool(work)
+        self.changed.set()
+        return result
+
+    def _shown(self, rater: str, file: str | None = None) -> dict[str, Any]:
+        """What the page needs to show ``file``, or else the rater's next tile."""
+        found, progress = self.queue.next(rater, 2)
+        if file is None:
+            found = [one for one in found if (self.tiles.root / one).is_file()] or self._there(rater)
+            file = found[0] if found else None
+        else:
+            self.queue.hold(rater, file)
+        coming = next((one for one in found if one != file), None)
+        return {
+            "file": file,
+            "image": file and _address(file),
+            "coming": coming and _address(coming),
+            "revision": self.ratings.revision(rater, file) if file else 0,
+            "levels": None,
+            "comment": "",
+            "done": progress.done,
+            "left": progress.left,
+            "skipped": progress.skipped,
+            "trouble": self.trouble,
+        }
+
+    def _there(self, rater: str) -> list[str]:
+        """The first tiles that are still in the folder, where the next ones were deleted."""
+        found, _ = self.queue.next(rater, len(self.files))
+        there = next((file for file in found if (self.tiles.root / file).is_file()), None)
+        if there is None:
+            return []
+        self.queue.hold(rater, there)
+        return [there]
+
+    def _who(self, body: Mapping[str, Any]) -> tuple[str, str, int]:
+        revision = body.get("revision")
+        if type(revision) is not int:
+            raise ValueError("revision: not a whole number")
+        return self.ratings.rater(str(body.get("rater", ""))), self._tile(body.get("file")), revision
+
+    def _tile(self, file: Any) -> str:
+        if not isinstance(file, str) or file not in self.files:
+            raise ValueError("file: not one of the tiles; reload the page")
+        return file
+
+    def _levels(self, given: Any) -> list[int]:
+        if not isinstance(given, dict) or set(given) != set(self.schema.names):
+            raise ValueError(f"levels: give one for each of {', '.join(self.schema.names)}; reload the page")
+        levels = [given[name] for name in self.schema.names]
+        if any(type(level) is not int for level in levels):
+            raise ValueError("levels: not all are whole numbers")
+        if wrong := self.schema.check(levels):
+            raise ValueError(f"levels: {wrong}")
+        return levels
+
+    def _last(self, file: str, levels: list[int]) -> dict[str, Any]:
+        """The answer that was saved, beside what the predictor reads."""
+        predicted = self.predicted.get(file)
+        rows = []
+        for column, attribute in enumerate(self.schema.attributes):
+            row = {"title": title(attribute.name), "given": level_name(attribute, levels[column])}
+            if predicted:
+                row["predicted"] = f"{predicted[column]:.1f} · {level_name(attribute, predicted[column])}"
+            rows.append(row)
+        return {"file": file, "rows": rows}
+
+    def write(self) -> None:
+        """Bring the CSVs up to date; what is wrong goes to stderr and onto the page."""
+        try:
+            self.writer.write()
+            self.trouble = ""
+        except (ValueError, OSError) as error:
+            if self.trouble != str(error):
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+            self.trouble = str(error)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Write the CSVs while the server runs, and when it ends."""
+        writing = asyncio.create_task(self._keep_writing())
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
+            self.write()
+
+    async def _keep_writing(self) -> None:
+        pause = WRITE_S
+        while True:
+            await self.changed.wait()
+            await asyncio.sleep(pause)
+            self.changed.clear()
+            started = time.monotonic()
+            await asyncio.shield(run_in_threadpool(self.write))
+            pause = max(WRITE_S, 10 * (time.monotonic() - started))  # many tiles must not keep the disk busy
+
+
+def application(labeler: Labeler, host: str, token: str, port: int) -> ASGIApp:
+    """The labeler behind its guard."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    async def conflict(request: Request, error: Exception) -> Response:
+        text = "This tile was answered or skipped in another window meanwhile; that answer stands. Here is the next tile."
+        return JSONResponse({"error": text, "reload": True}, status_code=409)
+
+    async def unsaved(request: Request, error: Exception) -> Response:
+        text = f"Not saved: {getattr(error, 'strerror', None) or error}. Put that right and save again; this page keeps your answer."
+        return JSONResponse({"error": text}, status_code=507)
+
+    async def missing(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "There is no such page."}, status_code=404)
+
+    handlers: dict[Any, Any] = {ValueError: refuse, Conflict: conflict, OSError: unsaved, 404: missing}
+    app = Starlette(routes=labeler.routes(), exception_handlers=handlers, lifespan=labeler.lifespan)
+    return guarded(app, labeler.pages, host, token, port)
+
+
+def _from_here(handler: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
+    """Pages of other sites may make a browser post to this one: take only JSON, which they can't send unasked, from this origin."""
+
+    @functools.wraps(handler)
+    async def checked(request: Request) -> Response:
+        origin = request.headers.get("origin")
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return JSONResponse({"error": "Only JSON is taken."}, status_code=415)
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            return JSONResponse({"error": "Only this site's own pages may do that."}, status_code=403)
+        return await handler(await _body(request))
+
+    return checked
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = b""
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > LARGEST_BODY:
+                raise ValueError("the request is too large")
+        body = json.loads(data)
+    except (ClientDisconnect, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the request is not JSON: {type(error).__name__}") from error
+    if not isinstance(body, dict):
+        raise ValueError("the request is not a JSON object")
+    return body
+
+
+def _address(file: str) -> str:
+    return f"/image?file={quote(file, safe='')}"
+
+
+def _file(path: Path) -> Callable[[Request], Response]:
+    def send(request: Request) -> Response:
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    return send

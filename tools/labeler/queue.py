@@ -1,0 +1,78 @@
+"""Which tile a rater sees next: a seeded random order or the most uncertain first, a share of the tiles for every rater."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tools.labeler.ratings import Ratings
+
+HELD_S = 1800.0  # how long a tile shown to one rater is kept from the others
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of one rater: tiles answered, tiles still to see (skipped ones included), and tiles skipped."""
+
+    done: int
+    left: int
+    skipped: int
+
+
+class Queue:
+    """The order of the tiles and who has which before them.
+
+    A tile's place and whether it is shared are hashes of the seed and its name, so adding or removing tiles moves no other one.
+
+    Args:
+        shared: share of the tiles that every rater is given, in [0, 1]; the others are given to one rater each.
+        uncertainty: by file; most uncertain first instead of the random order.
+    """
+
+    def __init__(
+        self, files: Sequence[str], ratings: Ratings, seed: int, shared: float, uncertainty: Mapping[str, float] | None = None
+    ) -> None:
+        self.ratings = ratings
+        self.order = sorted(files, key=lambda file: _uniform(seed, "order", file))
+        if uncertainty is not None:
+            self.order.sort(key=lambda file: -uncertainty.get(file, 0.0))
+        self.shared = frozenset(file for file in files if _uniform(seed, "shared", file) < shared)
+        self._held: dict[str, tuple[str, float]] = {}  # rater and time, by file
+
+    def next(self, rater: str, count: int = 1) -> tuple[list[str], Progress]:
+        """The next tiles of a rater, at most ``count``, of which the first is held for them; and the rater's progress."""
+        skipped = self.ratings.state.skipped.get(rater, {})
+        open_to = [file for file in self.order if self._is_open(rater, file)]
+        found = []
+        for file in open_to:
+            if file not in skipped and not self._is_held(file, rater):
+                found.append(file)
+                if len(found) == count:
+                    break
+        if found:
+            self.hold(rater, found[0])
+        waiting = sum(file in skipped for file in open_to)
+        return found, Progress(len(self.ratings.state.history.get(rater, ())), len(open_to), waiting)
+
+    def hold(self, rater: str, file: str) -> None:
+        """Keep a tile from other raters for a while, and let go of what this one had."""
+        self._held = {other: held for other, held in self._held.items() if held[0] != rater}
+        self._held[file] = (rater, time.monotonic())
+
+    def _is_open(self, rater: str, file: str) -> bool:
+        answers = self.ratings.state.answers.get(file)
+        return not answers or (rater not in answers and file in self.shared)
+
+    def _is_held(self, file: str, rater: str) -> bool:
+        if file in self.shared or file not in self._held:
+            return False
+        by, since = self._held[file]
+        return by != rater and time.monotonic() - since < HELD_S
+
+
+def _uniform(seed: int, purpose: str, file: str) -> float:
+    """A number in [0, 1) that looks random, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{file}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,156 @@
+// The label page: shows the tile that the server says, takes its levels by button or key, and moves on once the server has saved them.
+
+const find = (id) => document.getElementById(id);
+const form = find("levels"), image = find("tile"), comment = find("comment"), save = find("save"), skip = find("skip"), undo = find("undo"), questions = find("questions");
+const scales = [...form.querySelectorAll("fieldset.graded")];
+const rater = form.dataset.rater;
+let shown = null; // what the server said of the tile on the page
+let busy = false, seen = false; // seen: the picture is there, so it may be judged
+
+/** A JSON answer of the server; throws with the server's own text where it refuses. */
+async function ask(path, body) {
+  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ rater, ...body }) };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer; is attributegan-label still running? Nothing that was saved is lost.");
+  }
+  if (response.ok) return response.json();
+  const said = await response.json().catch(() => ({}));
+  throw Object.assign(new Error(said.error || `The server answered ${response.status}.`), { reload: said.reload });
+}
+
+function alertWith(text) {
+  const box = find("alert");
+  if (box.textContent !== text) box.textContent = text;
+  box.hidden = !text;
+}
+
+const checked = (scale) => scale.querySelector("input:checked");
+const complete = () => scales.every(checked);
+
+function refresh() {
+  save.disabled = busy || !seen || !complete();
+  skip.disabled = busy || !shown?.file;
+  undo.disabled = busy || !shown || shown.done === 0;
+}
+
+/** Put a tile onto the page, with the answer that was taken back where there is one. */
+async function show(state, said) {
+  shown = state;
+  seen = false;
+  form.reset();
+  for (const scale of scales) {
+    const level = state.levels?.[scale.dataset.name];
+    if (level !== undefined) scale.querySelector(`input[value="${level}"]`).checked = true;
+  }
+  comment.value = state.comment;
+  const total = state.done + state.left;
+  find("progress").max = Math.max(total, 1);
+  find("progress").value = state.done;
+  find("progress-text").textContent = `${state.done} done, ${state.left} to go${state.skipped ? `, ${state.skipped} of them skipped` : ""}`;
+  if (state.last) showLast(state.last);
+  const over = !state.file;
+  questions.hidden = save.hidden = skip.hidden = image.hidden = over;
+  find("end").hidden = !over;
+  find("again").hidden = !state.skipped;
+  find("tile-name").textContent = over ? "No more tiles" : state.file;
+  if (over) {
+    find("end-text").textContent = state.skipped ? `All other tiles are done; ${state.skipped} were skipped.`
+      : state.left ? "The tiles that are left are with other raters just now." : "All tiles are done. Thank you.";
+    image.removeAttribute("src");
+    find("end-text").focus();
+  } else await load(state);
+  alertWith([state.trouble, over || seen ? "" : `${state.file} can't be shown; skip it.`].filter(Boolean).join("\n"));
+  find("status").textContent = over ? said : `${said} ${state.file}. ${find("progress-text").textContent}.`.trim();
+}
+
+async function load(state) {
+  image.alt = `Tile ${state.file}`;
+  image.src = state.image;
+  try {
+    await image.decode();
+    seen = shown === state;
+  } catch {
+    seen = false;
+  }
+  if (state.coming) new Image().src = state.coming;
+  focusOn(scales.find((scale) => !checked(scale)) ?? scales[0]);
+}
+
+function focusOn(scale) {
+  (checked(scale) ?? scale.querySelector("input")).focus();
+}
+
+function showLast({ rows }) {
+  find("last").hidden = false;
+  find("last").querySelector("tbody").replaceChildren(...rows.map((row) => {
+    const line = document.createElement("tr");
+    line.append(Object.assign(document.createElement("th"), { scope: "row", textContent: row.title }));
+    for (const text of [row.given, row.predicted]) if (text !== undefined) line.append(Object.assign(document.createElement("td"), { textContent: text }));
+    return line;
+  }));
+}
+
+/** One request at a time; the page changes only once the server has saved what was sent. */
+async function act(path, body, said) {
+  if (busy) return;
+  busy = true;
+  refresh();
+  try {
+    await show(await ask(path, body), said);
+  } catch (error) {
+    if (error.reload) await show(await ask(`/next?${new URLSearchParams({ rater })}`), "").catch(() => {});
+    alertWith(error.message);
+  }
+  busy = false;
+  refresh();
+}
+
+function answer() {
+  if (save.disabled) return;
+  const levels = Object.fromEntries(scales.map((scale) => [scale.dataset.name, Number(checked(scale).value)]));
+  return act("/answer", { file: shown.file, revision: shown.revision, levels, comment: comment.value }, "Saved.");
+}
+
+/** The level of a key, for the attribute with the focus, or the first without a level. */
+function choose(key) {
+  const scale = document.activeElement.closest?.("fieldset.graded") ?? scales.find((one) => !checked(one));
+  const input = [...(scale?.querySelectorAll("input") ?? [])].find((one) => one.dataset.key === key || (key !== "n" && one.value === key));
+  if (!input) return false;
+  input.checked = true;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+  const later = [...scales.slice(scales.indexOf(scale) + 1), ...scales].find((one) => !checked(one));
+  if (busy) return true; // saved already
+  later ? focusOn(later) : save.focus();
+  return true;
+}
+
+form.addEventListener("change", (event) => {
+  refresh();
+  if (event.target.type === "radio" && find("auto").checked && complete()) answer();
+});
+form.addEventListener("submit", (event) => { event.preventDefault(); answer(); });
+skip.addEventListener("click", () => act("/skip", { file: shown.file, revision: shown.revision }, "Skipped."));
+undo.addEventListener("click", () => act("/undo", {}, "Taken back."));
+find("again").addEventListener("click", () => act("/again", {}, ""));
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && event.target === comment) return focusOn(scales.find((scale) => !checked(scale)) ?? scales[0]);
+  if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || !find("keys").checked || event.target.matches("textarea, input[type=text]")) return;
+  const key = event.key.toLowerCase();
+  if (key === "enter" && event.target.matches("body, main")) answer();
+  else if (key === "s") skip.click();
+  else if (key === "u") undo.click();
+  else if (key === "c" && !questions.hidden) comment.focus();
+  else if (questions.hidden || busy || !choose(key)) return;
+  event.preventDefault();
+});
+
+for (const id of ["keys", "auto"]) {
+  const kept = localStorage.getItem(`label-${id}`);
+  if (kept !== null) find(id).checked = kept === "true";
+  find(id).addEventListener("change", () => localStorage.setItem(`label-${id}`, find(id).checked));
+}
+await act(`/next?${new URLSearchParams({ rater })}`, null, "");
