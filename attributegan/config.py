@@ -7,6 +7,7 @@ take no time. What an option does is in the module that reads it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,25 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from attributegan import strict_yaml
+from attributegan.errors import require
 from attributegan.strict_yaml import YAML_ERRORS
 
 T = TypeVar("T")
+log = logging.getLogger("attributegan")
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+# Names of earlier versions, which old checkpoints and configurations have; still read in this version.
+RENAMED_OPTIONS = {
+    "data.known": "data.attributes",
+    "data.window": "data.shuffle_window",
+    "train.accumulation": "train.grad_accumulation",
+    "train.processes": "train.world_size",
+    "run.keep": "run.keep_last",
+}
+RENAMED_VALUES = {
+    "model.generator_levels": {"columns": "onehot", "places": "ordinal"},
+    "loss.contrastive_over": {"tile": "label"},
+    "evaluate.best": {"obeys": "control_score"},
+}
 
 
 def _is_power_of_two(n: int) -> bool:
@@ -41,7 +53,7 @@ class ModelConfig:
     generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
     discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
     attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
-    generator_levels: Literal["columns", "places"] = "columns"  # a column for each level, or the place of each attribute on its scale
+    generator_levels: Literal["onehot", "ordinal"] = "onehot"  # a column for each level, or the place of each attribute on its scale
     generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
     conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
     head_32: bool = True  # the label product's second head, which sees the image at 32 px through attention
@@ -52,19 +64,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         size = self.image_size
-        _require(_is_power_of_two(size) and 32 <= size <= 1024, f"model.image_size: {size} is not a power of two from 32 to 1024")
+        require(_is_power_of_two(size) and 32 <= size <= 1024, f"model.image_size: {size} is not a power of two from 32 to 1024")
         for name in ("latent_dim", "fmap_max"):
             value = getattr(self, name)
-            _require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
-        _require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
-        _require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
+            require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
+        require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
+        require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
                  f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
         last = size.bit_length() - 2
-        _require(self.feature_width(last) >= 4, f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
+        require(self.feature_width(last) >= 4, f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
                  f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}")  # fmt: skip
         for name in ("generator_attention", "discriminator_attention"):
             bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and width >= 4)]
-            _require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
+            require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
 
     def feature_width(self, n: int) -> int:
         """Channels nf(n) of a feature map that is 2^n pixels wide."""
@@ -77,7 +89,7 @@ class LossConfig:
 
     adversarial: Literal["hinge", "relativistic"] = "hinge"  # each answer for itself, or that of a real tile against a generated one's
     contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
-    contrastive_over: Literal["tile", "attribute"] = "tile"  # alike are tiles with all levels the same, or each attribute for itself
+    contrastive_over: Literal["label", "attribute"] = "label"  # alike are tiles with all levels the same, or each attribute for itself
     temperature: float = 1.0  # of the 2C loss
     auxiliary: float = 0.0  # heads learn levels, and real from generated (discriminator); tiles pass for real ones of theirs (generator)
     control: float = 0.0  # the levels alone of generated tiles, as the auxiliary heads read them (generator)
@@ -90,14 +102,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("contrastive", "auxiliary", "control", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
-            _require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
-        _require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} goes with a loss.auxiliary above 0")
-        _require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} goes with a loss.r1_gamma above 0")
-        _require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
-        _require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
-        for name, default in (("contrastive_over", "tile"), ("temperature", 1.0)):
+            require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} requires loss.auxiliary > 0")
+        require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} requires loss.r1_gamma > 0")
+        require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
+        require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
+        for name, default in (("contrastive_over", "label"), ("temperature", 1.0)):
             value = getattr(self, name)
-            _require(self.contrastive > 0 or value == default, f"loss.{name}: {value} goes with a loss.contrastive above 0")
+            require(self.contrastive > 0 or value == default, f"loss.{name}: {value} requires loss.contrastive > 0")
 
 
 @dataclass(frozen=True)
@@ -112,10 +124,10 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         known = ("translation", "offset", "cutout", "color")
         bad = [name for name in self.policy if name not in known]
-        _require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
-        _require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
-        _require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
-        _require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} goes with an augment.policy")
+        require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
+        require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
+        require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
+        require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} requires augment.policy")
 
 
 @dataclass(frozen=True)
@@ -130,14 +142,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("generator_lr", "discriminator_lr"):
-            _require(getattr(self, name) > 0, f"optim.{name}: {getattr(self, name)} must be above 0")
-        _require(
+            require(getattr(self, name) > 0, f"optim.{name}: {getattr(self, name)} must be above 0")
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas: {list(self.betas)} must be two numbers in [0, 1)",
         )
-        _require(self.grad_clip >= 0, f"optim.grad_clip: {self.grad_clip} is negative")
-        _require(self.ema_half_life > 0, f"optim.ema_half_life: {self.ema_half_life} must be above 0")
-        _require(self.ema_rampup >= 0, f"optim.ema_rampup: {self.ema_rampup} is negative")
+        require(self.grad_clip >= 0, f"optim.grad_clip: {self.grad_clip} is negative")
+        require(self.ema_half_life > 0, f"optim.ema_half_life: {self.ema_half_life} must be above 0")
+        require(self.ema_rampup >= 0, f"optim.ema_rampup: {self.ema_rampup} is negative")
 
 
 @dataclass(frozen=True)
@@ -147,28 +159,28 @@ class DataConfig:
     cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
     split: str = "train"  # which split of the set to train on
     balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
-    window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
+    shuffle_window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
     assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
-    known: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
+    attributes: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
     workers: int = 2  # reading processes of each rank; 0 reads in the training process
 
     def __post_init__(self) -> None:
-        _require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
-        _require(self.window >= 0, f"data.window: {self.window} is negative")
-        _require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
-        _require(self.workers >= 0, f"data.workers: {self.workers} is negative")
+        require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
+        require(self.shuffle_window >= 0, f"data.shuffle_window: {self.shuffle_window} is negative")
+        require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
+        require(self.workers >= 0, f"data.workers: {self.workers} is negative")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     images: int = 3_200_000  # length of the run, in real images shown
     batch: int = 64  # global batch: over all processes and all micro-batches of a step
-    accumulation: int = 1  # micro-batches of a step
+    grad_accumulation: int = 1  # micro-batches of a step
     seed: int = 0  # of the weights, the order of tiles, latents and augmentation
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = (
         "auto"  # auto: bf16 where native, else fp32 (CPU), fp16 (GPU); fp64: checks
     )
-    processes: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
+    world_size: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
     timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
     tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it
     channels_last: bool = True  # memory layout of images and feature maps
@@ -177,13 +189,13 @@ class TrainConfig:
     max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "accumulation", "timeout_s", "max_nonfinite"):
-            _require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
-        _require(
-            self.batch % self.accumulation == 0,
-            f"train.batch: {self.batch} does not divide into train.accumulation={self.accumulation} micro-batches",
+        for name in ("images", "batch", "grad_accumulation", "timeout_s", "max_nonfinite"):
+            require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
+        require(
+            self.batch % self.grad_accumulation == 0,
+            f"train.batch: {self.batch} does not divide into train.grad_accumulation={self.grad_accumulation} micro-batches",
         )
-        _require(self.processes >= 0, f"train.processes: {self.processes} is negative")
+        require(self.world_size >= 0, f"train.world_size: {self.world_size} is negative")
 
 
 @dataclass(frozen=True)
@@ -203,16 +215,16 @@ class RunConfig:
     log_every: int = 1_000  # images between lines of progress and metrics
     grid_every: int = 10_000  # images between attribute grids
     save_every: int = 10_000  # images between checkpoints
-    keep: int = 3  # newest checkpoints that stay; 0 keeps all
+    keep_last: int = 3  # newest checkpoints that stay; 0 keeps all
     trace: int = 0  # steps to trace with torch.profiler, from the fourth of each start on, for TensorBoard's profiler page
     scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
 
     def __post_init__(self) -> None:
         for name in ("log_every", "grid_every", "save_every"):
-            _require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
-        for name in ("keep", "trace"):
-            _require(getattr(self, name) >= 0, f"run.{name}: {getattr(self, name)} is negative")
-        _require(bool(self.dir), "run.dir: is empty; name the folder of the run")
+            require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
+        for name in ("keep_last", "trace"):
+            require(getattr(self, name) >= 0, f"run.{name}: {getattr(self, name)} is negative")
+        require(bool(self.dir), "run.dir: is empty; name the folder of the run")
 
 
 @dataclass(frozen=True)
@@ -221,15 +233,15 @@ class EvaluateConfig:
 
     every: int = 0  # images between evaluations, at least; 0 for none
     split: str = "val"  # held-out split of the shards
-    best: Literal["kid", "obeys"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
+    best: Literal["kid", "control_score"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
     count: int = 1_024  # tiles generated for image quality
     sweeps: int = 64  # latents of which every attribute is moved
     features: str = "efficientnet-lite0"  # what sees the tiles; see attributegan-evaluate --help
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, f"evaluate.every: {self.every} is negative")
+        require(self.every >= 0, f"evaluate.every: {self.every} is negative")
         for name, least in (("count", 16), ("sweeps", 2)):
-            _require(getattr(self, name) >= least, f"evaluate.{name}: {getattr(self, name)} must be at least {least}")
+            require(getattr(self, name) >= least, f"evaluate.{name}: {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -245,7 +257,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        _require((self.loss.auxiliary > 0) == self.model.auxiliary_heads,
+        require((self.loss.auxiliary > 0) == self.model.auxiliary_heads,
                  f"loss.auxiliary: {self.loss.auxiliary} with model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
                  "heads and a weight above 0 go together")  # fmt: skip
 
@@ -277,17 +289,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ValueError: see `from_dict`; names the override when that is what is wrong.
     """
-    tree, given = read_yaml(path), {}
+    tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
-        section, dot, key = dotted.strip().partition(".")
-        _require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
+        section, dot, key = _current_option(dotted.strip(), repr(override)).partition(".")
+        require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
         try:
             parsed = strict_yaml.parse(value)
         except YAML_ERRORS as error:
             raise ValueError(f"{override!r}: the value is not YAML: {error}") from None
         branch = tree.setdefault(section, {})
-        _require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
+        require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
         branch[key] = parsed
         given[section] = given[f"{section}.{key}"] = override
     try:
@@ -298,11 +310,40 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{where}: {error}") from None
 
 
+def with_current_names(tree: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
+    """Sections of options with the names and values of earlier versions replaced by those of this one; logs what it replaced.
+
+    Raises:
+        ValueError: an option is given by both its names.
+    """
+    return {section: _renamed(branch, f"{section}.", where) if isinstance(branch, Mapping) else branch for section, branch in tree.items()}
+
+
+def _renamed(branch: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in branch.items():
+        option = _current_option(f"{prefix}{key}", where)
+        name = option.removeprefix(prefix)
+        require(name == key or name not in branch, f"{prefix}{key}: is now {option}, which is given too; leave the old name out")
+        values = RENAMED_VALUES.get(option, {})
+        if isinstance(value, str) and value in values:
+            log.warning("%s: %s=%s is now %s; the old value is read in this version only", where, option, value, values[value])
+            value = values[value]
+        result[name] = value
+    return result
+
+
+def _current_option(option: str, where: str) -> str:
+    if option in RENAMED_OPTIONS:
+        log.warning("%s: %s is now %s; the old name is read in this version only", where, option, RENAMED_OPTIONS[option])
+    return RENAMED_OPTIONS.get(option, option)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file (no tags, no key twice); ValueError names the file when there is none."""
     tree = strict_yaml.read(path)
     tree = {} if tree is None else tree
-    _require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
+    require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
     return tree
 
 
@@ -312,11 +353,12 @@ def dump(config: Config) -> str:
 
 
 def _fill(cls: type[T], tree: Any, prefix: str) -> T:
-    _require(isinstance(tree, Mapping), f"{prefix.rstrip('.') or 'top level'}: expected a mapping of options, got {tree!r}")
+    require(isinstance(tree, Mapping), f"{prefix.rstrip('.') or 'top level'}: expected a mapping of options, got {tree!r}")
+    tree = _renamed(tree, prefix, "configuration")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in tree:
-        _require(key in known, f"{prefix}{key}: unknown option; known here are {', '.join(known)}")
+        require(key in known, f"{prefix}{key}: unknown option; known here are {', '.join(known)}")
     return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in tree.items()})
 
 
@@ -327,13 +369,13 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
         choices = typing.get_args(hint)
-        _require(value in choices, f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+        require(value in choices, f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{name}: expected a list such as [a, b], got {value!r}")
+        require(isinstance(value, list | tuple), f"{name}: expected a list such as [a, b], got {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
     if origin is dict:
-        _require(isinstance(value, dict), f"{name}: expected a mapping such as {{NAME: value}}, got {value!r}")
+        require(isinstance(value, dict), f"{name}: expected a mapping such as {{NAME: value}}, got {value!r}")
         return {str(key): _convert(typing.get_args(hint)[1], item, f"{name}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, name)
 
@@ -344,7 +386,7 @@ def _convert_scalar(hint: type, value: Any, name: str) -> Any:
             number = float(value)
         except (ValueError, OverflowError):
             number = float("nan")
-        _require(number == number and abs(number) != float("inf"), f"{name}: {value!r} is not a finite number")
+        require(number == number and abs(number) != float("inf"), f"{name}: {value!r} is not a finite number")
         return number
     if hint is int and isinstance(value, str | float):
         try:  # 1e6 and 1_000_000 are how people write numbers of images
@@ -356,7 +398,7 @@ def _convert_scalar(hint: type, value: Any, name: str) -> Any:
         return ""
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    _require(type(value) is hint, f"{name}: expected {_WORDS[hint]}, got {value!r}")
+    require(type(value) is hint, f"{name}: expected {_WORDS[hint]}, got {value!r}")
     return value
 
 

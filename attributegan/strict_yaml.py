@@ -21,7 +21,7 @@ def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) 
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue  # what is written beside a `<<` replaces what it brings
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in lines:
             where = f"lines {lines[key]} and {line}" if lines[key] != line else f"line {line}, twice"
@@ -29,7 +29,7 @@ def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) 
         lines[key] = line
     if isinstance(loader, yaml.SafeLoader):
         loader.flatten_mapping(node)
-    return yaml.constructor.BaseConstructor.construct_mapping(loader, node, deep=True)  # type: ignore[no-any-return]
+    return yaml.constructor.BaseConstructor.construct_mapping(loader, node, deep=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +50,7 @@ def parse(text: str, *, as_text: bool = False) -> Any:
     try:
         return loader.get_single_data()
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def read(path: str | Path, *, as_text: bool = False) -> Any:

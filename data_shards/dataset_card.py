@@ -16,15 +16,15 @@ import numpy as np
 from PIL import Image
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from attributegan.utils.files import whole_file
+from attributegan.utils.files import atomic_write
 from attributegan.utils.html_page import Cell, Code, Picture, Section, Table, Tinted, to_html, to_markdown
-from data_shards import level_counts
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet
-from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.loader.shard_set import ShardSet
+from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
+from data_shards.packing import level_counts
 from data_shards.storage import stores
 from data_shards.storage.cache import Cache
-from data_shards.storage.shard_files import open_place
+from data_shards.storage.shard_files import open_location
 
 THUMB = 112  # pixels
 MOST_PICTURES = 100
@@ -35,7 +35,7 @@ UNKNOWN_SIZE = 256  # pixels at which tiles of different sizes are measured
 PAGES = {".html": to_html, ".htm": to_html, ".md": to_markdown}
 
 
-def write(place: str | Path, out: Path, sample: int = 200, seed: int = 0, cache: Cache | None = None) -> None:
+def write(location: str | Path, out: Path, sample: int = 200, seed: int = 0, cache: Cache | None = None) -> None:
     """Write the card of the set in a folder or at a URL to ``out``, as HTML or Markdown by its suffix.
 
     Args:
@@ -47,8 +47,8 @@ def write(place: str | Path, out: Path, sample: int = 200, seed: int = 0, cache:
     """
     if out.suffix.lower() not in PAGES:
         raise ValueError(f"--out: {out} ends neither in .html nor in .md")
-    name, folder, header, _ = open_place(place, cache)
-    splits = {split: ShardSet.open(place, split, cache=cache) for split in header.splits}
+    name, folder, header, _ = open_location(location, cache)
+    splits = {split: ShardSet.open(location, split, cache=cache) for split in header.splits}
     rng = np.random.default_rng(seed)
     sections = [
         _overview(folder, splits, header),
@@ -61,9 +61,9 @@ def write(place: str | Path, out: Path, sample: int = 200, seed: int = 0, cache:
         _files(folder, header),
     ]
     lead = f"{sum(map(len, splits.values())):,} tiles with the attributes {', '.join(header.schema.names)}."
-    page = PAGES[out.suffix.lower()](f"Shard set: {name if stores.is_remote(str(place)) else folder.resolve().name}", lead, sections)
+    page = PAGES[out.suffix.lower()](f"Shard set: {name if stores.is_remote(str(location)) else folder.resolve().name}", lead, sections)
     try:
-        with whole_file(out) as stream:
+        with atomic_write(out) as stream:
             stream.write(page.encode())
     except OSError as error:
         raise ValueError(f"--out: {out} can't be written ({error.strerror})") from error
@@ -112,13 +112,13 @@ def _example(splits: Splits, attribute: int, level: int, rng: np.random.Generato
 
 def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray | str]]:
     """Each tile with its pixels, (size, size, 3) uint8, or with what is wrong with it."""
-    files = TileFiles(shards.tars, size)
+    files = TileReader(shards.tars, size)
     rows = shards.rows
     for tile in tiles.tolist():
         shard, offset, length, checksum = (int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N))
         try:
-            yield tile, files.read(Wanted(shard, offset, length, checksum, turn=0))
-        except Damaged as error:
+            yield tile, files.read(TileRequest(shard, offset, length, checksum, turn=0))
+        except TileCorrupted as error:
             yield tile, str(error)
 
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from attributegan.attributes import AttributeSchema
-from data_shards import litter, set_rows, worker_pool
-from data_shards.format import checksums, index, tile
-from data_shards.samples import IMAGES, by_kind, check_image, read_levels
+from data_shards import worker_pool
+from data_shards.format import checksums, index, litter, tile
+from data_shards.format.samples import IMAGES, by_kind, check_image, read_levels
+from data_shards.format.tar_members import Member, members
+from data_shards.packing import set_rows
 from data_shards.storage.cache import Cache, StoreError
-from data_shards.storage.shard_files import LocalTars, Tars, open_place
-from data_shards.tar_members import Member, members
+from data_shards.storage.shard_files import LocalShardFiles, ShardFiles, open_location
 
 
 def verify(
-    place: str | Path, processes: int = 1, progress: worker_pool.Progress = lambda done: None, cache: Cache | None = None
+    location: str | Path, processes: int = 1, progress: worker_pool.Progress = lambda done: None, cache: Cache | None = None
 ) -> Iterator[str]:
     """All problems of the set in a folder or at a URL, a line each, as they are found; none for a set that is clean.
 
@@ -33,19 +34,19 @@ def verify(
         cache: through which the shards of a remote set are read.
     """
     try:
-        place, folder, header, tars = open_place(place, cache)
+        location, folder, header, tars = open_location(location, cache)
         for split in header.splits:
             index.read_rows(folder / index.FILE, header, split)
     except ValueError as error:
         yield str(error)
         return
-    if isinstance(tars, LocalTars):
+    if isinstance(tars, LocalShardFiles):
         yield from _check_files(folder, header)
     yield from _check_rows(folder, header, tars)
     left_out = defaultdict(list)
     for line in header.left_out:
         left_out[line.partition(": ")[0]].append(line)
-    check = _ShardCheck(place, folder / index.FILE, tars, header.schema, header.image_size)
+    check = _ShardCheck(location, folder / index.FILE, tars, header.schema, header.image_size)
     jobs = [_Job(number, shard, tuple(left_out[shard.name])) for number, shard in enumerate(header.shards)]
     for problems in worker_pool.run(check, jobs, processes, progress):
         yield from problems
@@ -59,7 +60,7 @@ def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
             yield f"{path}: does not belong to the set"
 
 
-def _check_rows(folder: Path, header: index.Header, tars: Tars) -> Iterator[str]:
+def _check_rows(folder: Path, header: index.Header, tars: ShardFiles) -> Iterator[str]:
     """What the index says of all tiles together."""
     path = folder / index.FILE
     table = index.read_table(path, columns=["shard", "split", "key", "group", "offset", "length", "checksum"])
@@ -84,9 +85,9 @@ class _Job(NamedTuple):
 class _ShardCheck:
     """What worker processes do with a shard."""
 
-    place: str
+    location: str
     index: Path
-    tars: Tars
+    tars: ShardFiles
     schema: AttributeSchema
     image_size: int | None
 
@@ -105,7 +106,7 @@ class _ShardCheck:
             problems.append(f"can't be read: {error.strerror or error}")
         except StoreError as error:
             return [str(error)]
-        return [f"{self.place}/{job.shard.name}: {problem}" for problem in problems]
+        return [f"{self.location}/{job.shard.name}: {problem}" for problem in problems]
 
     def _walk(self, stream: BinaryIO, row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
         """Meet every sample of the tar, then name the tiles of the index that were not met."""

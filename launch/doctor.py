@@ -19,7 +19,7 @@ from attributegan import cli
 from launch.checks.timeout import bounded, is_stuck
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from attributegan.distributed.rendezvous import Meeting
+    from attributegan.distributed.rendezvous import Rendezvous
     from launch.checks.facts import Facts
 
 MEET_S = 30.0  # for processes to find the meeting point, and to say what they see
@@ -68,45 +68,45 @@ class Examination:
 
     def run(self) -> list[str]:
         """Look, measure, tell; the same problems on every process."""
-        from attributegan.distributed.rendezvous import Lost, Meeting
+        from attributegan.distributed.rendezvous import Rendezvous, RendezvousError
 
         if self.world == 1:
             self._tell([self.facts])
             return self.problems
         try:
-            meeting = Meeting(self.facts.rank, self.world, MEET_S)
-            everyone = meeting.exchange("facts", dataclasses.asdict(self.facts), MEET_S)
-            self._together(meeting, understood(everyone))
-        except (ValueError, Lost) as error:
+            rendezvous = Rendezvous(self.facts.rank, self.world, MEET_S)
+            everyone = rendezvous.all_gather("facts", dataclasses.asdict(self.facts), MEET_S)
+            self._together(rendezvous, understood(everyone))
+        except (ValueError, RendezvousError) as error:
             self.problems.append(f"rank {self.facts.rank} ({self.facts.host}): {error}")
             self._say([])
         return self.problems
 
-    def _together(self, meeting: Meeting, everyone: list[Facts]) -> None:
+    def _together(self, rendezvous: Rendezvous, everyone: list[Facts]) -> None:
         """The checks that need others; what one process finds, all of them report."""
-        from attributegan.distributed.rendezvous import Lost
+        from attributegan.distributed.rendezvous import RendezvousError
         from launch.checks import diagnosis, shared_disk
 
         lines: list[str] = []
         here = [fact.rank for fact in everyone]
         unreachable = diagnosis.of_addresses(everyone)
         if len(here) == self.world and not unreachable:
-            lines = self._measure(meeting, everyone)
+            lines = self._measure(rendezvous, everyone)
         else:
             lines.append("network and clocks: not measured, for the reasons below")
         if self.arguments.shared:
-            self.problems += shared_disk.try_out(meeting, Path(self.arguments.shared), everyone, DISK_S)
+            self.problems += shared_disk.try_out(rendezvous, Path(self.arguments.shared), everyone, DISK_S)
         self._tell(everyone, lines, is_first=self.facts.rank == min(here))
-        with contextlib.suppress(Lost):  # the others have gone
-            meeting.exchange("told", True, MEET_S, here)  # a launcher that sees one end ends the others: not before the first has told
+        with contextlib.suppress(RendezvousError):  # the others have gone
+            rendezvous.all_gather("told", True, MEET_S, here)  # a launcher that sees one end ends the others: not before the first has told
 
-    def _measure(self, meeting: Meeting, everyone: list[Facts]) -> list[str]:
+    def _measure(self, rendezvous: Rendezvous, everyone: list[Facts]) -> list[str]:
         """Lines of the report."""
         from launch.checks import diagnosis, network
 
         limit = GROUP_S + 6 * self.arguments.seconds
-        done, problem = bounded(lambda: network.measure(meeting, everyone, self.arguments.seconds, GROUP_S), limit)
-        said = meeting.exchange("network", problem, limit + MEET_S)
+        done, problem = bounded(lambda: network.measure(rendezvous, everyone, self.arguments.seconds, GROUP_S), limit)
+        said = rendezvous.all_gather("network", problem, limit + MEET_S)
         failed = {rank: words for rank in range(self.world) if (words := said.get(rank, "it has ended"))}
         if failed or done is None:
             who, why = diagnosis.ranks_of(list(failed)), next(iter(failed.values()))

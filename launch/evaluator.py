@@ -20,7 +20,7 @@ PATIENCE_S = 30.0  # from the wish to end to the kill
 SHARDS = "ATTRIBUTEGAN_SHARDS"  # variable with the address of the shards: it may have a secret, and every user sees command lines
 
 
-class Watcher:
+class BackgroundEvaluator:
     """``attributegan-evaluate watch`` as a child of the main process, when ``evaluate.every`` asks for it."""
 
     def __init__(self, settings: Config) -> None:

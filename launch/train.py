@@ -14,18 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config
+from attributegan import cli, config, errors
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 from attributegan.run_dir import resolved_config, status
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.distributed.runtime import Runtime
-    from attributegan.training.loop import Stop
-    from data_shards.loader.loader import ShardSet
-    from data_shards.sampler.global_order import Order
-    from data_shards.sampler.windowed_order import ShardOrder
-    from launch.evaluator import Watcher
+    from attributegan.training.loop import StopSignal
+    from data_shards.loader.shard_set import ShardSet
+    from data_shards.sampler.global_order import GlobalShuffle
+    from data_shards.sampler.windowed_order import WindowedShuffle
+    from launch.evaluator import BackgroundEvaluator
 
 EXAMPLES = """\
   attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
@@ -42,7 +42,7 @@ REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set a
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    cli.keep_others_from_writing()
+    cli.restrict_umask()
     stopped_by = 0
 
     def work() -> None:
@@ -65,9 +65,9 @@ def _settings(arguments: argparse.Namespace) -> Config:
         return config.load(arguments.config, arguments.overrides)
     except ValueError as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from attributegan.distributed.rendezvous import roll_call
+            from attributegan.distributed.rendezvous import wait_for_all_ranks
 
-            roll_call(TELL_S, str(error))
+            wait_for_all_ranks(TELL_S, str(error))
         raise
 
 
@@ -85,14 +85,14 @@ def run(settings: Config) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from attributegan.distributed.runtime import Runtime
-    from attributegan.distributed.watchdog import Watch
-    from attributegan.run_dir.reporter import start_logging
-    from attributegan.training.loop import Stop
-    from launch.evaluator import Watcher
+    from attributegan.distributed.watchdog import Watchdog
+    from attributegan.run_dir.reporter import init_logging
+    from attributegan.training.loop import StopSignal
+    from launch.evaluator import BackgroundEvaluator
 
     runtime = Runtime(settings)
     settings = runtime.config  # train.precision=auto is decided
-    watcher, code = Watcher(settings), None
+    evaluator, code = BackgroundEvaluator(settings), None
     try:
 
         def opened() -> tuple[ShardSet, AttributeSchema]:
@@ -100,29 +100,29 @@ def run(settings: Config) -> int:
             return shards, model_schema(settings, shards.schema)
 
         with ExitStack() as held:
-            with Watch(runtime.rank, runtime.world, f"{runtime.token} start", lambda: False):
-                shards, schema = runtime.together(opened)
+            with Watchdog(runtime.rank, runtime.world, f"{runtime.launch_id} start", lambda: False):
+                shards, schema = runtime.run_and_raise_everywhere(opened)
                 settings = _to_write_down(settings)  # the set is open, and the rest needs no address
                 sharding = {f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()}
                 runtime.check_same(**facts(settings, shards), **sharding)
-                held.enter_context(_claimed(settings, runtime))
-            stop = held.enter_context(Stop())
-            start_logging(Path(settings.run.dir), runtime.is_main)
+                held.enter_context(_locked(settings, runtime))
+            stop = held.enter_context(StopSignal())
+            init_logging(Path(settings.run.dir), runtime.is_main)
             runtime.log_precision()
             # Launchers give each process a file for its error, and take the first one that is written for the cause.
-            code = record(_train)(settings, shards, schema, runtime, stop, watcher)
+            code = record(_train)(settings, shards, schema, runtime, stop, evaluator)
             assert code is not None
             return code
     finally:
-        runtime.end()
-        watcher.end(wait=code == 0)
+        runtime.shutdown()
+        evaluator.end(wait=code == 0)
 
 
 def _to_write_down(settings: Config) -> Config:
     """``settings`` as the run folder has them and processes compare them: the address of the shards without what may be a secret."""
     from data_shards.storage import stores
 
-    return replace(settings, data=replace(settings.data, shards=stores.shown(settings.data.shards)))
+    return replace(settings, data=replace(settings.data, shards=stores.redact(settings.data.shards)))
 
 
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
@@ -135,12 +135,14 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
     return options | {"code": code_digest.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 
-def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: Stop, watcher: Watcher) -> int:
-    from attributegan.distributed.watchdog import Watch
+def _train(
+    settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: StopSignal, evaluator: BackgroundEvaluator
+) -> int:
+    from attributegan.distributed.watchdog import Watchdog
     from attributegan.training.loop import train
-    from attributegan.training.trainer import Batch, Training
-    from data_shards import level_counts
+    from attributegan.training.trainer import Batch, Trainer
     from data_shards.loader.loader import batches
+    from data_shards.packing import level_counts
 
     folder = Path(settings.run.dir)
 
@@ -154,7 +156,7 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             _order(settings, shards),
             start=start,
             batch=settings.train.batch,
-            micro_batches=settings.train.accumulation,
+            micro_batches=settings.train.grad_accumulation,
             rank=runtime.rank,
             world=runtime.world,
             workers=settings.data.workers,
@@ -164,72 +166,72 @@ def _train(settings: Config, shards: ShardSet, schema: AttributeSchema, runtime:
             pin_memory=runtime.device.type == "cuda",
         )
 
-    training, began, before = None, 0, status.read(folder) if runtime.is_main else None
-    with Watch(runtime.rank, runtime.world, runtime.token, lambda: stop.signal != 0):
+    trainer, began, before = None, 0, status.read(folder) if runtime.is_main else None
+    with Watchdog(runtime.rank, runtime.world, runtime.launch_id, lambda: stop.signal != 0):
         try:
-            tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.place())
-            training = Training(settings, schema, runtime)
-            training.resume()
-            began = training.images
+            tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.process_location())
+            trainer = Trainer(settings, schema, runtime)
+            trainer.resume()
+            began = trainer.images
             if began >= settings.train.images + settings.train.batch:
                 raise ValueError(f"train.images: {settings.train.images:,} is below the {began:,} that the run in {settings.run.dir} has seen; "
                                  "ask for more, or for what it was asked before")  # fmt: skip
             if began and before and before.shards not in ("", shards.fingerprint):
                 log.warning(
-                    "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.place, f"{began:,}"
+                    "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.location, f"{began:,}"
                 )
             tell(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(settings)
-                watcher.start()  # it reads there when the run is over
-            for line in training.memory_report():
+                evaluator.start()  # it reads there when the run is over
+            for line in trainer.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
             for line in level_counts.absent(schema, shards.levels_NA):
                 log.warning(line)
-            finished = train(training, open_data, stop)
+            finished = train(trainer, open_data, stop)
         except Exception as error:
             if isinstance(error, ValueError) and before and before.state == "finished":
-                status.put_back(folder, before)  # a start that is refused makes no failure of a run that has ended well
+                status.restore(folder, before)  # a start that is refused makes no failure of a run that has ended well
             else:
                 tell(state="failed", error=_in_words(error))
-            if training is not None:
-                training.writer.finish(FINISH_S)
-            if _comes_again(error, took_a_step=training is not None and training.images > began):
-                raise cli.ComesAgain from error
+            if trainer is not None:
+                trainer.writer.finish(FINISH_S)
+            if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
+                raise errors.PermanentError from error
             raise
         log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
-                 f"{training.images:,}", shlex.quote(settings.run.dir))  # fmt: skip
-        tell(state="finished" if finished else _stopped_state(stop.signal), images=training.images)
-        runtime.wait()  # a launcher may end all processes when the first one does
+                 f"{trainer.images:,}", shlex.quote(settings.run.dir))  # fmt: skip
+        tell(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
+        runtime.barrier()  # a launcher may end all processes when the first one does
     return 0 if finished else stop.signal or signal.SIGTERM
 
 
 def _in_words(error: Exception) -> str:
-    from attributegan.distributed.watchdog import is_of_another
+    from attributegan.distributed.watchdog import is_peer_failure
 
-    if is_of_another(error):
+    if is_peer_failure(error):
         return "another process of the run has ended; its own error, or the launcher's, says why. Start the same command to go on"
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
-def _claimed(settings: Config, runtime: Runtime) -> Iterator[None]:
+def _locked(settings: Config, runtime: Runtime) -> Iterator[None]:
     """The run folder for this run alone; when it is another's, every process is refused."""
-    from attributegan.run_dir.lock import Claim
+    from attributegan.run_dir.lock import RunLock
 
-    claim, refusal = Claim(Path(settings.run.dir), "training"), ""
+    lock, refusal = RunLock(Path(settings.run.dir), "training"), ""
     if runtime.is_main:
         try:
-            claim.take()
+            lock.acquire()
         except ValueError as error:
             refusal = str(error)
-    if refusal := runtime.from_main(refusal):
+    if refusal := runtime.broadcast_object(refusal):
         raise ValueError(refusal)
     try:
         yield
     finally:
-        claim.release()
+        lock.release()
 
 
 def _stopped_state(number: int) -> status.State:
@@ -237,7 +239,7 @@ def _stopped_state(number: int) -> status.State:
     return "preempted" if status.slurm_job() and number != signal.SIGINT else "stopped"
 
 
-def _comes_again(error: Exception, took_a_step: bool) -> bool:
+def _is_permanent(error: Exception, took_a_step: bool) -> bool:
     """Divergence from the last checkpoint on does, and memory that doesn't suffice for the first step."""
     from torch import OutOfMemoryError
 
@@ -249,25 +251,25 @@ def _comes_again(error: Exception, took_a_step: bool) -> bool:
 
 def open_shards(settings: Config) -> ShardSet:
     """The shards that ``settings`` name, to train on and to evaluate with; ValueError when they can't be used."""
-    from data_shards.loader.loader import ShardSet
+    from data_shards.loader.shard_set import ShardSet
     from data_shards.storage.cache import Cache
 
     data = settings.data
     cache = Cache.of(data.cache, data.cache_gb)
     if settings.evaluate.every:  # refused now, not by the evaluation
         ShardSet.open(data.shards, settings.evaluate.split, data.assessable_only, cache, split_option="evaluate.split")
-    return ShardSet.open(data.shards, data.split, data.assessable_only, cache, data.known)
+    return ShardSet.open(data.shards, data.split, data.assessable_only, cache, data.attributes)
 
 
-def _order(settings: Config, shards: ShardSet) -> Order | ShardOrder:
-    from data_shards.sampler.global_order import Order
-    from data_shards.sampler.windowed_order import ShardOrder
+def _order(settings: Config, shards: ShardSet) -> GlobalShuffle | WindowedShuffle:
+    from data_shards.sampler.global_order import GlobalShuffle
+    from data_shards.sampler.windowed_order import WindowedShuffle
 
     seed, data = settings.train.seed, settings.data
-    window = data.window or (REMOTE_WINDOW if shards.is_remote else 0)
+    window = data.shuffle_window or (REMOTE_WINDOW if shards.is_remote else 0)
     if window:
-        return ShardOrder(shards.levels_NA, shards.rows.shard_N, seed, data.balance, window)
-    return Order(shards.levels_NA, seed, data.balance)
+        return WindowedShuffle(shards.levels_NA, shards.rows.shard_N, seed, data.balance, window)
+    return GlobalShuffle(shards.levels_NA, seed, data.balance)
 
 
 def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
@@ -281,8 +283,8 @@ def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
     if differences := schema.difference(data):
         from data_shards.storage import stores
 
-        place = stores.shown(settings.data.shards)
-        raise ValueError(f"model.attributes: {name} does not fit the shards in {place}: {'; '.join(differences)}")
+        location = stores.redact(settings.data.shards)
+        raise ValueError(f"model.attributes: {name} does not fit the shards in {location}: {'; '.join(differences)}")
     return schema
 
 

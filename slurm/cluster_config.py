@@ -14,6 +14,7 @@ from typing import Any
 
 from attributegan import config
 from attributegan.config import read_yaml
+from attributegan.errors import require
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d\d)(?::(\d\d))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -52,14 +53,14 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for name in ("nodes", "cpus_per_task", "signal_s"):
-            _require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
+            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
         for name in ("gpus_per_node", "tasks_per_node", "max_requeues"):
-            _require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
-        _require(bool(_TIME.fullmatch(self.time)), f"time: {self.time!r} is not days-hours:minutes:seconds; put it in quotes: '24:00:00'")
-        _require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds are not within the time limit of {self.time}")
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
+        require(bool(_TIME.fullmatch(self.time)), f"time: {self.time!r} is not days-hours:minutes:seconds; put it in quotes: '24:00:00'")
+        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds are not within the time limit of {self.time}")
         for where, names in (("environment", self.environment), ("network.environment", self.network.environment)):
             bad = [name for name in names if not _NAME.fullmatch(name)]
-            _require(not bad, f"{where}: {bad} are not names of variables")
+            require(not bad, f"{where}: {bad} are not names of variables")
 
     @property
     def minutes(self) -> int:
@@ -119,8 +120,3 @@ def load(path: str | Path) -> ClusterConfig:
         ValueError: an unknown key or a value of the wrong type or range; names the file, the key and the fix.
     """
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

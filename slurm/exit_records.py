@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attributegan.cli import BAD_INPUT, COMES_AGAIN, STOP_SIGNALS
+from attributegan.cli import BAD_INPUT, PERMANENT_ERROR, STOP_SIGNALS
+from attributegan.utils.files import atomic_write
 
 FAILED = "failed"  # made by the first process that fails
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitRecord:
     rank: int
     processes: int
     host: str
     status: int | None = None  # exit status, or minus a signal; None while the process runs
     when: int = 0  # nanoseconds, by the clock of the disk's server: the same for all nodes
-    words: str = ""  # traceback, or the last lines on stderr
+    output_tail: str = ""  # traceback, or the last lines on stderr
 
     @property
     def stopped(self) -> bool:
@@ -38,12 +38,14 @@ class Ending:
         return self.status not in (None, 0) and not self.stopped
 
     @property
-    def hopeless(self) -> bool:
+    def is_permanent(self) -> bool:
         """Whether it would end so again."""
-        return self.status in (BAD_INPUT, COMES_AGAIN)
+        return self.status in (BAD_INPUT, PERMANENT_ERROR)
 
     def __str__(self) -> str:
-        return f"rank {self.rank} of {self.processes}, on {self.host}, {self._how()}" + (f":\n{self.words}" if self.words else "")
+        return f"rank {self.rank} of {self.processes}, on {self.host}, {self._how()}" + (
+            f":\n{self.output_tail}" if self.output_tail else ""
+        )
 
     def _how(self) -> str:
         if self.status is None:
@@ -57,21 +59,20 @@ def folder(submission: Path, job: str, start: int) -> Path:
     return submission / "endings" / f"{job}-{start}"
 
 
-def write(where: Path, ending: Ending) -> None:
-    aside = where / f".writing-{ending.rank}"
-    aside.write_text(json.dumps(dataclasses.asdict(ending)))
-    os.replace(aside, where / f"rank-{ending.rank:05d}.json")
+def write(where: Path, record: ExitRecord) -> None:
+    with atomic_write(where / f"rank-{record.rank:05d}.json", fsync=False) as stream:
+        stream.write(json.dumps(dataclasses.asdict(record)).encode())
 
 
-def read(where: Path) -> list[Ending]:
+def read(where: Path) -> list[ExitRecord]:
     """In the order of the ranks; those that never started are not there."""
-    return [Ending(**json.loads(path.read_text())) for path in sorted(where.glob("rank-*.json"))]
+    return [ExitRecord(**json.loads(path.read_text())) for path in sorted(where.glob("rank-*.json"))]
 
 
-def culprit(endings: Sequence[Ending]) -> Ending | None:
+def first_failure(records: Sequence[ExitRecord]) -> ExitRecord | None:
     """The process whose end made the others end: the first that failed, or else one that is gone without a word."""
-    gone = [ending for ending in endings if ending.status is None]
-    failed = sorted((ending for ending in endings if ending.failed), key=lambda ending: ending.when)
+    gone = [record for record in records if record.status is None]
+    failed = sorted((record for record in records if record.failed), key=lambda record: record.when)
     if failed and gone:  # its peers noticed; what they say is that it is gone
         return gone[0]
     return next(iter(failed or gone), None)

@@ -20,8 +20,9 @@ from typing import Literal
 
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir import status
+from attributegan.run_dir.checkpoint_dirs import list_checkpoints
 from slurm import exit_records
-from slurm.exit_records import Ending
+from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
 
 TRIES = 5  # at reaching Slurm's controller
@@ -39,21 +40,21 @@ def main() -> int:
         return srun_status
     ended = exit_records.read(exit_records.folder(submission, job, status.slurm_restarts()))
     if not any(e.status is not None for e in ended) and srun_status - 128 in STOP_SIGNALS:
-        ended = [Ending(0, 1, "", srun_status)]  # told to stop before it could even start
+        ended = [ExitRecord(0, 1, "", srun_status)]  # told to stop before it could even start
     if conclude(submission, index, ended, srun_status) == "requeue":
         _requeue(job, folder)
-    first = exit_records.culprit(ended)
+    first = exit_records.first_failure(ended)
     return (first.status if first and first.status and first.status > 0 else 0) or srun_status
 
 
-def conclude(submission: Path, index: int, ended: Sequence[Ending], srun_status: int = 0) -> Literal["requeue", "end"]:
+def conclude(submission: Path, index: int, ended: Sequence[ExitRecord], srun_status: int = 0) -> Literal["requeue", "end"]:
     """Write the run's state and say whether it is to be started again."""
     plan = Plan.load(submission)
     folder = Path(plan.runs[index].folder)
-    first = exit_records.culprit(ended)
-    if first is None and not srun_status and all(ending.status == 0 for ending in ended):
+    first = exit_records.first_failure(ended)
+    if first is None and not srun_status and all(record.status == 0 for record in ended):
         return "end"
-    if first is None and any(ending.stopped for ending in ended):
+    if first is None and any(record.stopped for record in ended):
         now = status.read(folder)
         if now and now.state in ("stopped", "finished"):
             return "end"
@@ -62,7 +63,7 @@ def conclude(submission: Path, index: int, ended: Sequence[Ending], srun_status:
     error = str(first) if first else f"srun ended with status {srun_status} before any training process began; see the log in {submission}"
     print(f"error: {error}", file=sys.stderr, flush=True)
     count = _errors_in_a_row(submission, index, folder)
-    if (first and first.hopeless) or count > plan.max_requeues:
+    if (first and first.is_permanent) or count > plan.max_requeues:
         status.update(folder, state="failed", error=error)
         return "end"
     print(f"starting again, {count} of at most {plan.max_requeues} times in a row without a new checkpoint", file=sys.stderr, flush=True)
@@ -72,7 +73,7 @@ def conclude(submission: Path, index: int, ended: Sequence[Ending], srun_status:
 
 def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
     """Counts this error; from 1 again when there is a checkpoint that was not there at the last one."""
-    newest = max((path.name for path in (folder / "checkpoints").glob("images-*")), default="")
+    newest = max((path.name for path in list_checkpoints(folder)), default="")
     path = submission / f"errors-{index}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     count = before["count"] + 1 if before.get("newest") == newest else 1

@@ -38,7 +38,7 @@ docs/cluster.md leads through a new cluster in ten minutes."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
-    cli.keep_others_from_writing()
+    cli.restrict_umask()
     return cli.exit_status(lambda: submit(options))
 
 
@@ -71,9 +71,9 @@ def submit(options: argparse.Namespace) -> None:
     if not options.local and not shutil.which("srun"):
         raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local")
     _check_data(runs)
-    with ExitStack() as claims:
+    with ExitStack() as locks:
         for run in runs:
-            _claim(Path(run.run.dir), claims)
+            _lock(Path(run.run.dir), locks)
         submission = _write_submission(home, runs, cluster)
         jobs = _hand_over(submission, home.name, runs, cluster, options)
     print("\n".join(f"{run.run.dir}: job {job.job_id}, {cluster.processes} processes" for run, job in zip(runs, jobs, strict=True)))
@@ -93,18 +93,18 @@ def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
 
 def _settled(run: Config, processes: int) -> Config:
     """``run`` with its full path and the number of processes that it must find."""
-    train, share = run.train, run.train.accumulation * processes
-    if train.processes not in (0, processes):
-        raise ValueError(f"train.processes: {train.processes} were asked for, the cluster file gives {processes}; leave it out")
+    train, share = run.train, run.train.grad_accumulation * processes
+    if train.world_size not in (0, processes):
+        raise ValueError(f"train.world_size: {train.world_size} were asked for, the cluster file gives {processes}; leave it out")
     if train.batch % share:
-        raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.accumulation} micro-batches "
-                         "(train.accumulation); choose a multiple")  # fmt: skip
+        raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.grad_accumulation} micro-batches "
+                         "(train.grad_accumulation); choose a multiple")  # fmt: skip
     folder = str(Path(run.run.dir).resolve())
     if "%" in folder:
         raise ValueError(
             f"run.dir: {folder} has a %, with which Slurm begins patterns such as %j in the names of logs; choose another name"
         )
-    return dataclasses.replace(run, train=dataclasses.replace(train, processes=processes), run=dataclasses.replace(run.run, dir=folder))
+    return dataclasses.replace(run, train=dataclasses.replace(train, world_size=processes), run=dataclasses.replace(run.run, dir=folder))
 
 
 def _check_data(runs: Sequence[Config]) -> None:
@@ -115,14 +115,14 @@ def _check_data(runs: Sequence[Config]) -> None:
         model_schema(run, open_shards(run).schema)
 
 
-def _claim(folder: Path, claims: ExitStack) -> None:
+def _lock(folder: Path, locks: ExitStack) -> None:
     """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
-    from attributegan.run_dir.lock import Claim, born
+    from attributegan.run_dir.lock import RunLock, born
     from launch import squeue
 
-    claim = Claim(folder, "submission")
-    claim.take()
-    claims.callback(claim.release)
+    lock = RunLock(folder, "submission")
+    lock.acquire()
+    locks.callback(lock.release)
     now = status.read(folder)
     if now is None or now.state == "finished":
         return
@@ -175,7 +175,7 @@ def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: Clu
             submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
-                status.put_back(Path(run.run.dir), before[run.run.dir])
+                status.restore(Path(run.run.dir), before[run.run.dir])
             raise ValueError(f"sbatch refuses the job: {_last_line(error)}. Correct {options.cluster}, submit where sbatch works, or try "
                              "the run on this machine with --local") from error  # fmt: skip
         for run, job in zip(runs, submitted, strict=True):

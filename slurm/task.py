@@ -28,7 +28,7 @@ from attributegan.cli import BAD_INPUT, STOP_SIGNALS
 from attributegan.run_dir import status
 from attributegan.run_dir.status import slurm_restarts
 from slurm import exit_records, task_env
-from slurm.exit_records import Ending
+from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
 
 TOGETHER_S = 3.0  # once one has failed, the others have so long to end by themselves
@@ -40,21 +40,21 @@ def train(submission: str, index: int) -> int:
     job, plan = JobEnvironment(), Plan.load(Path(submission))
     run, where = plan.runs[index], exit_records.folder(Path(submission), job.job_id, slurm_restarts())
     where.mkdir(parents=True, exist_ok=True)
-    me = Ending(job.global_rank, job.num_tasks, socket.gethostname())
+    me = ExitRecord(job.global_rank, job.num_tasks, socket.gethostname())
     exit_records.write(where, me)
-    ending = _train(job, plan, run.config, where, me)
-    exit_records.write(where, ending)
-    if ending.failed:
+    record = _train(job, plan, run.config, where, me)
+    exit_records.write(where, record)
+    if record.failed:
         (where / exit_records.FAILED).touch()
-        error = str(exit_records.culprit(_wait_for_others(where, me.processes)))
+        error = str(exit_records.first_failure(_wait_for_others(where, me.processes)))
         if job.cluster == "local" and me.rank == 0:  # no batch script that would
             status.update(Path(run.folder), state="failed", error=error)
         raise RuntimeError(error)
-    assert ending.status is not None
-    return ending.status
+    assert record.status is not None
+    return record.status
 
 
-def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: Ending) -> Ending:
+def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: ExitRecord) -> ExitRecord:
     error_file = where / f"error-{me.rank:05d}.json"
     error_file.unlink(missing_ok=True)
     try:
@@ -67,18 +67,20 @@ def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: Ending
     command = [sys.executable, "-u", str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", config]
     with _held_back(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=_end_with_parent) as process:
         assert process.stderr
-        words = _Words(process.stderr)
+        output_tail = _StderrTail(process.stderr)
         with _forwarded(process):
             code = _wait(process, where)
         process.stderr = None  # reading processes may hold it open
-    return _ended(me, code, error_file, words.last())
+    return _ended(me, code, error_file, output_tail.last())
 
 
-def _ended(me: Ending, code: int, error_file: Path, words: str) -> Ending:
+def _ended(me: ExitRecord, code: int, error_file: Path, output_tail: str) -> ExitRecord:
     if not error_file.exists():
         error_file.write_text("{}")
     traceback = _traceback(error_file)
-    return Ending(me.rank, me.processes, me.host, code, error_file.stat().st_mtime_ns, (traceback or words).strip() if code else "")
+    return ExitRecord(
+        me.rank, me.processes, me.host, code, error_file.stat().st_mtime_ns, (traceback or output_tail).strip() if code else ""
+    )
 
 
 def _traceback(error_file: Path) -> str:
@@ -101,7 +103,7 @@ def _wait(process: subprocess.Popen[bytes], where: Path) -> int:
                 process.kill()
 
 
-def _wait_for_others(where: Path, processes: int) -> list[Ending]:
+def _wait_for_others(where: Path, processes: int) -> list[ExitRecord]:
     deadline = time.monotonic() + SPOKEN_S
     while True:
         everyone = exit_records.read(where)
@@ -112,7 +114,7 @@ def _wait_for_others(where: Path, processes: int) -> list[Ending]:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Signals stay pending for the process that is started here, until it is ready for them (`attributegan.training.loop.Stop`)."""
+    """Signals stay pending for the process that is started here, until it is ready for them (`attributegan.training.loop.StopSignal`)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -148,7 +150,7 @@ def _end_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-class _Words:
+class _StderrTail:
     """Passes the lines of a process's stderr on and remembers the last ones."""
 
     def __init__(self, stream: IO[bytes]) -> None:

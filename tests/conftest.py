@@ -23,11 +23,12 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
         "integration",
         "slurm",
         "chaos",
+        "unit/attributegan/distributed/test_sharding.py",
         "unit/attributegan/distributed/test_watchdog.py",
         "unit/tools/benchmarks/test_reference_model.py",
     ),
     "slurm": ("slurm/test_slurm.py",),
-    "browser": ("integration/test_explore_page.py",),
+    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py"),
     "root": ("slurm/test_slurm.py",),
 }
 SLOW_FIXTURES = {"explorer", "guarded", "imported", "known", "out", "phantoms", "ranks", "real", "report", "states"}  # of unit tests
@@ -90,10 +91,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint of an untrained generator; its average is another one."""
-    from untrained_run import untrained
+    from untrained_run import untrained_run
 
     folder = tmp_path_factory.mktemp("run")
-    untrained(folder, 1234)
+    untrained_run(folder, 1234)
     return folder
 
 

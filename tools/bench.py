@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from attributegan import cli
 from tools.benchmarks import data, explore, scaling, train
+from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
@@ -27,48 +27,6 @@ EXAMPLES = """\
   attributegan-bench explore
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
-
-
-@dataclass
-class Result:
-    """What one benchmark measured.
-
-    Args:
-        unit: of the values; those of a rate are better when larger.
-        sides: the values of each side, turn by turn.
-        against: the side that others are compared with, if any.
-        facts: what else was measured or must be known, such as sizes.
-    """
-
-    name: str
-    unit: str
-    sides: dict[str, list[float]]
-    against: list[tuple[str, str]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def ratios(self) -> dict[str, list[float]]:
-        """One side over another, turn by turn."""
-        return {f"{a} / {b}": [x / y for x, y in zip(self.sides[a], self.sides[b], strict=True)] for a, b in self.against}
-
-    def lines(self) -> list[str]:
-        rows = [_line(side, values, self.unit) for side, values in self.sides.items()]
-        return [self.name, *rows, *(_line(name, values, "") for name, values in self.ratios().items()),
-                *(f"  {name}: {value}" for name, value in self.facts.items())]  # fmt: skip
-
-
-def _line(name: str, values: Sequence[float], unit: str) -> str:
-    return f"  {name:32s} {statistics.median(values):12,.4g} {unit}  ({min(values):,.4g} to {max(values):,.4g})"
-
-
-def in_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run every side once to warm up and then ``repeats`` times, one after the other; each gives its own value."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, side in sides.items():
-            value = side()
-            if turn:
-                values[name].append(value)
-    return values
 
 
 def machine() -> dict[str, Any]:

@@ -6,23 +6,13 @@ Owns the command line and the order of the work. Numbers are `attributegan.evalu
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from attributegan.cli import exit_status, parser
-from launch.evaluator import SHARDS
-from tools import options as options_module
-
-if TYPE_CHECKING:  # these import slowly, and help texts should not
-    from attributegan.checkpoint.store import Loaded
-    from attributegan.distributed.process_group import Processes
-    from attributegan.evaluation.reference import Real
-    from attributegan.evaluation.scores import Row
+from attributegan import cli
+from tools.evaluation import compare, watch
+from tools.evaluation.options import EvaluationSettings, common_options
 
 EXAMPLES = """\
   attributegan-evaluate runs/first --shards shards --out report
@@ -32,220 +22,43 @@ EXAMPLES = """\
   attributegan-evaluate compare report-a report-b --out comparison.html
   attributegan-evaluate watch runs/first --shards shards          evaluates every checkpoint as it appears, keeps the best"""
 
-RESULT, PAGE = "result.json", "report.html"
+COMMANDS = ("report", "compare", "watch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` (the process's arguments by default), evaluate, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["compare"]:
-        from tools.evaluation import compare
-
-        return compare.main(arguments[1:])
-    if arguments[:1] == ["watch"]:
-        from tools.evaluation import watch
-
-        return watch.main(arguments[1:])
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments.insert(0, "report")  # the command that may be left out
     options = _parser().parse_args(arguments)
-    return exit_status(lambda: evaluate(options))
+    return cli.exit_status(lambda: options.work(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    result = parser(
-        "Measure how real a model's tiles look and whether they have the levels asked for. DIR gets report.html (one file, no other "
-        "needed), result.json and tensorboard/. Two more commands: `compare` sets results side by side, `watch` follows a training run.",
+    result = cli.parser(
+        "Measure how real a model's tiles look and whether they have the levels asked for. The command `report` may be left out, unless "
+        "the model's folder is called as a command is.",
         EXAMPLES,
     )
-    result.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
-    result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the report; made if it is not there")
-    result.add_argument("--baseline", metavar="RUN", action="append", default=[], help="another model for the same tables; may be repeated")
-    common_options(result)
+    commands = result.add_subparsers(metavar="COMMAND", required=True)
+    report = cli.command(
+        commands, "report", "evaluate one model, or several side by side",
+        "Evaluate a model. DIR gets report.html (one file, no other needed), result.json and tensorboard/.", EXAMPLES,
+    )  # fmt: skip
+    report.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
+    report.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the report; made if it is not there")
+    report.add_argument("--baseline", metavar="RUN", action="append", default=[], help="another model for the same tables; may be repeated")
+    common_options(report)
+    report.set_defaults(work=_report)
+    compare.add(commands)
+    watch.add(commands)
     return result
 
 
-def common_options(result: argparse.ArgumentParser) -> None:
-    """The options of one evaluation and of many in a row."""
-    result.add_argument("--shards", metavar="DIR", required=SHARDS not in os.environ, default=os.environ.get(SHARDS),
-                        help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
-                        f"in a command line, may stand in the variable {SHARDS}")  # fmt: skip
-    options_module.add(result, "shards-cache")
-    result.add_argument("--assessable-only", action="store_true", help='leave out tiles with an attribute that is "not assessable"')
-    result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
-    result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
-    result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
-    result.add_argument("--sweeps", metavar="N", type=int, default=64, help="latents to move every attribute of (%(default)s)")
-    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
-    result.add_argument("--features", metavar="NETWORK", default="efficientnet-lite0",
-                        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
-                        "file, or MODULE:FUNCTION")  # fmt: skip
-    result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
-    result.add_argument("--judge", choices=("auto", "cnn", "features"), default="auto",
-                        help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
-    result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
-    result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
-    result.add_argument("--judge-steps", metavar="N", type=int, default=600, help="training steps of the CNN judge (%(default)s)")
-    options_module.add_precision(result)
-    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
-    result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
+def _report(options: argparse.Namespace) -> None:
+    from tools.evaluation.run import evaluate
 
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Do it all; the result, on the main process. Every process of a launch calls.
-
-    Raises:
-        ValueError: a model, data or feature network that can't be used, or can't be used together.
-    """
-    check(options)
-    from attributegan.checkpoint.store import load_for_sampling
-    from attributegan.distributed.process_group import Processes
-    from attributegan.evaluation.reference import Cache
-    from attributegan.utils.files import require_writable
-
-    require_writable(options.out, "--out")
-    require_writable(Cache.at(options.cache).folder, "--cache")
-    paths = [options.model, *options.baseline]
-    models = {name: load_for_sampling(path, ema=not options.raw) for name, path in zip(names_of(paths), paths, strict=True)}
-    processes = Processes()
-    try:
-        return Evaluation(options, models, processes).run()
-    finally:
-        processes.end()
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuse numbers that can't be, before anything is loaded."""
-    for name, least in (("count", 16), ("sweeps", 2), ("most", 32), ("batch", 1), ("judge_steps", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least {least}")
-
-
-def names_of(paths: Sequence[str | Path]) -> list[str]:
-    """How models are called in a report: a run by its folder, a checkpoint by its images too, like-named ones by their whole path.
-
-    Raises:
-        ValueError: one of them twice.
-    """
-    whole = [Path(path).resolve() for path in paths]
-    if len(set(whole)) < len(whole):
-        raise ValueError("--baseline: the same model twice")
-    short = [_name(path) for path in whole]
-    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, whole, strict=True)]
-
-
-def _name(path: Path) -> str:
-    if not path.name.startswith("images-"):
-        return path.name
-    run = next(part for part in reversed(path.parent.parts) if part not in ("checkpoints", "evaluation", ".held"))
-    return f"{run} at {int(path.name.removeprefix('images-')):,}"
-
-
-class Evaluation:
-    """One evaluation of one or several models on one set of real tiles."""
-
-    def __init__(self, options: argparse.Namespace, models: dict[str, Loaded], processes: Processes) -> None:
-        from attributegan.metrics import features
-        from tools.evaluation import data
-
-        self.options, self.models, self.processes = options, models, processes
-        first = next(iter(models.values()))
-        self.data = data.open_data(options, first)
-        for name, loaded in models.items():
-            data.check_model(name, loaded, first, self.data)
-        self.features = features.load(options.features, options.feature_size).to(processes.device)
-        self.precision = processes.from_main(options_module.precision_of(options) if processes.is_main else "")
-        self.progress = _Progress(processes.is_main)
-
-    def run(self) -> dict[str, Any] | None:
-        from attributegan.evaluation import reference, samples, scores
-
-        options, processes = self.options, self.processes
-        cache = reference.Cache.at(options.cache)
-        known = reference.study(
-            self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
-            kind=options.judge, seed=options.seed, steps=options.judge_steps, progress=self.progress,
-        )  # fmt: skip
-        plan = samples.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
-        equal = min(len(self.data.train), len(self.data.held_out), options.count)
-        rows = [scores.ceiling(known, equal, self.data.measure)] if known else []
-        made = {}
-        for name, loaded in self.models.items():
-            loaded.generator.to(processes.device)
-            tiles = samples.make(
-                loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, options.batch,
-                partial(self._tell, name), self.precision,
-            )  # fmt: skip
-            if known and tiles:
-                made[name] = tiles
-                rows += scores.generator(known, plan, tiles, name, equal, self.data.measure)
-        self.progress.close()
-        if known is None:
-            return None
-        summary = self._summary(known, rows, equal)
-        self._write(known, rows, made, summary)
-        return summary
-
-    def _tell(self, name: str, what: str, done: int, total: int) -> None:
-        self.progress(f"{name}: {what}", done, total)
-
-    def _summary(self, known: Real, rows: Sequence[Row], equal: int) -> dict[str, Any]:
-        from attributegan.evaluation import scores
-
-        options = self.options
-        return {
-            "format": scores.FORMAT,
-            "features": self.features.identity,
-            "data": {"shards": self.data.place, "identity": [known.train.identity, known.held_out.identity],
-                     "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
-            "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
-                        | {"equal": equal},
-            "precision": self.precision,
-            "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
-                       for name, loaded in self.models.items()},
-            "rows": [row.numbers for row in rows],
-        }  # fmt: skip
-
-    def _write(self, known: Real, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
-        """The JSON last: its presence says that the report is whole."""
-        from attributegan.utils.files import whole_file
-        from tools.evaluation import figures, report
-
-        out = self.options.out
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {out}: can't be made: {error}") from error
-        pictures = figures.take(self.models, known, rows, made, [self.options.model, *self.options.baseline])
-        with whole_file(out / PAGE) as stream:
-            stream.write(report.page(summary, pictures).encode())
-        main_images = next(iter(self.models.values())).images
-        report.write_board(out / "tensorboard", main_images, summary)
-        with whole_file(out / RESULT) as stream:
-            stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
-        print(report.as_text(summary))
-        print(f"\n{out / PAGE}")
-
-
-class _Progress:
-    """A bar for each thing that is done, on the main process."""
-
-    def __init__(self, is_main: bool) -> None:
-        self.is_main, self.what = is_main, ""
-        self.bar: Any = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if not self.is_main:
-            return
-        if what != self.what:
-            self.close()
-            self.what, self.bar = what, tqdm(total=total, desc=what, file=sys.stderr, dynamic_ncols=True, mininterval=1)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.what, self.bar = "", None
+    evaluate(EvaluationSettings.of(options))
 
 
 if __name__ == "__main__":

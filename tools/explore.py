@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attributegan.cli import exit_status, parser
 from tools import options as options_module
+from tools.progress import StageProgress
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.attributes import AttributeSchema
@@ -43,14 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
     options_module.add(result, "shards-cache")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
-    result.add_argument("--most", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation whose "
-                        "judge is wanted (%(default)s)")  # fmt: skip
+    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation "
+                        "whose judge is wanted (%(default)s)")  # fmt: skip
     result.add_argument("--assessable-only", action="store_true", help="leave out tiles with a level that is not assessable; likewise")
-    result.add_argument("--judge", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of the "
-                        "one of --shards in the cache")  # fmt: skip
+    result.add_argument("--predictor", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of "
+                        "the one of --shards in the cache")  # fmt: skip
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
     options_module.add_precision(result)
-    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     result.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (%(default)s)")
     result.add_argument("--token-file", metavar="FILE", type=Path,
@@ -59,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explore(options: argparse.Namespace) -> None:
-    if options.most < 1:
-        raise ValueError(f"--most: {options.most} must be at least 1")
+    if options.max_real < 1:
+        raise ValueError(f"--max-real: {options.max_real} must be at least 1")
     if not options.host:
         raise ValueError("--host: names no address; give one, such as 0.0.0.0 for all of this machine's")
     if not 0 <= options.port <= 65535:
@@ -72,14 +73,16 @@ def _explore(options: argparse.Namespace) -> None:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
     token = given if given or auth.is_loopback(options.host) else secrets.token_urlsafe(24)
     with server.listen(options.host, options.port) as listening:
-        shown = model.load(options.model, options.raw)
+        shown = model.load(options.model, options.no_ema)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(options, schema, size) if options.shards else None
         if tiles is not None:
             print(f"looking at the real tiles of {options.shards}, which takes minutes the first time", file=sys.stderr, flush=True)
-        reader = predictions.open_reader(schema, tiles, options.judge, options.cache, _tell)
+        progress = StageProgress(sys.stderr.isatty())
+        reader = predictions.open_reader(schema, tiles, options.predictor, options.cache, progress)
+        progress.close()
         port = listening.getsockname()[1]
-        app = server.application(server.Explorer(shown, reader, options_module.precision_of(options)), options.host, token, port)
+        app = server.application(server.Explorer(shown, reader, options_module.precision_of(options.precision)), options.host, token, port)
         address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
         print(f"{shown.name}: {address}    (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
@@ -90,9 +93,9 @@ def _real_tiles(options: argparse.Namespace, schema: AttributeSchema, size: int)
     from tools.evaluation.data import open_split
 
     cache = options_module.cache_of(options)
-    shards, _, split = open_split(options.shards, options.train, size, options.most, options.assessable_only, cache, "--train")
+    shards, _, split = open_split(options.shards, options.train, size, options.max_real, options.assessable_only, cache, "--train")
     if differences := schema.difference(shards.schema):
-        raise ValueError(f"--shards {shards.place}: does not fit the model: {'; '.join(differences)}")
+        raise ValueError(f"--shards {shards.location}: does not fit the model: {'; '.join(differences)}")
     return split
 
 
@@ -109,11 +112,6 @@ def read_token(path: Path) -> str:
     if len(token) < 16 or not token.isascii() or not token.isprintable() or set(token) & set(' ";,\\'):
         raise ValueError(f"--token-file {path}: write at least 16 letters and digits into it, such as `openssl rand -hex 16` gives")
     return token
-
-
-def _tell(what: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

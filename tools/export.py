@@ -25,7 +25,7 @@ EXAMPLES = """\
   attributegan-export generator runs/first --out first-generator --licence cc-by-4.0
       hf upload NAME/first-generator first-generator                                 share it, once its README.md is complete
   attributegan-export onnx runs/first --out first.onnx
-  attributegan-export program runs/first/checkpoints/images-000000020000 --out first.pt2 --raw"""
+  attributegan-export program runs/first/checkpoints/images-000000020000 --out first.pt2 --no-ema"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     command.description = "Turn a checkpoint of the published code, of any size and width, into a run to sample from and to train on."
     command.add_argument("file", metavar="FILE", type=Path, help="such as pretrained_model.pt; code in it is not run")
     command.add_argument("--out", metavar="DIR", required=True, type=Path, help="the run's folder; new, or empty")
-    command.add_argument("--generator", choices=("raw", "ema"), default="ema", help="which one is sampled from, unless --raw is given: "
+    command.add_argument("--generator", choices=("raw", "ema"), default="ema", help="which one is sampled from, unless --no-ema is given: "
                          "the published average (default), or the raw generator, as the published sampler does")  # fmt: skip
     command.set_defaults(work=_import_published)
 
@@ -77,7 +77,7 @@ def _add_graph(command: argparse.ArgumentParser, name: str, suffix: str, what: s
 def _add_model(command: argparse.ArgumentParser, out: str, help: str) -> None:
     command.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
     command.add_argument("--out", metavar=out, required=True, type=Path, help=help)
-    command.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    command.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
 
 
 def _import_published(options: argparse.Namespace) -> None:
@@ -94,7 +94,7 @@ def _export_generator(options: argparse.Namespace) -> None:
     from attributegan.export.model_card import CardFacts
 
     facts = CardFacts(options.data, _metrics(options.metrics) if options.metrics else {}, options.licence)
-    export_generator(options.model, options.out, facts, raw=options.raw)
+    export_generator(options.model, options.out, facts, raw=options.no_ema)
     print(f"{options.out}: load it with AttributeGenerator.from_pretrained({str(options.out)!r}){_to_complete(facts)}")
 
 
@@ -120,7 +120,7 @@ def _export_graph(options: argparse.Namespace) -> None:
     from attributegan.export import export_onnx, export_program
 
     export = export_onnx if options.command == "onnx" else export_program
-    export(options.model, options.out, raw=options.raw, fractional=options.fractional)
+    export(options.model, options.out, raw=options.no_ema, fractional=options.fractional)
     print(f"{options.out}: written, read back, and gives the network's images")
 
 

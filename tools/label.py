@@ -120,7 +120,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace, tiles: Tiles, answers: Ratings, writer: Writer, listening: socket.socket, given: str) -> None:
-    from tools.explorer import guard
+    from tools.explorer import auth
     from tools.explorer.listening import serve
     from tools.labeler.app import Labeler, application
     from tools.labeler.queue import Queue
@@ -134,22 +134,22 @@ def _serve(options: argparse.Namespace, tiles: Tiles, answers: Ratings, writer: 
     queue = Queue(tiles.files, answers, settings["seed"], settings["shared"], uncertainty)
     writer.write()  # what a killed session had not written
     labeler = Labeler(tiles, answers, queue, writer, predictions.levels if predictions else {})
-    token = given if given or guard.is_loopback(options.host) else secrets.token_urlsafe(24)
+    token = given if given or auth.is_loopback(options.host) else secrets.token_urlsafe(24)
     port = listening.getsockname()[1]
-    address = f"http://{guard.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+    address = f"http://{auth.in_address(options.host)}:{port}/" + (f"?token={token}" if token and not given else "")
     print(f"{len(tiles.files):,} tiles of {options.tiles}: {address}    (Ctrl-C ends it)", flush=True)
     serve(application(labeler, options.host, token, port), listening)
 
 
 def _predictions(options: argparse.Namespace, tiles: Tiles, schema: AttributeSchema) -> Predictions:
-    from attributegan.evaluation.real import Cache
+    from attributegan.evaluation.reference import FeatureCache
     from tools.labeler.predictions import predict
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\rpredictions: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    return predict(options.predictor, schema, tiles, options.predictor_size, Cache.at(options.cache), progress)
+    return predict(options.predictor, schema, tiles, options.predictor_size, FeatureCache.at(options.cache), progress)
 
 
 def _summary(writer: Writer, out: Path) -> str:

@@ -32,14 +32,14 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
                         help="of generated tiles; auto: bf16 where the hardware has it, else fp32 (CPU) or fp16 (GPU)")  # fmt: skip
 
 
-def precision_of(arguments: argparse.Namespace) -> str:
+def precision_of(asked: str) -> str:
     """``--precision`` with "auto" decided for the device that this process generates on; says so on stderr, and warns when it is slow."""
     import torch
 
     from attributegan.utils import precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen, reason = precision.choose(device) if arguments.precision == "auto" else (arguments.precision, "")
+    chosen, reason = precision.choose(device) if asked == "auto" else (asked, "")
     message = f"--precision: {chosen} ({reason})" if reason else precision.warning(chosen, device, "--precision ")
     if message:
         print(message, file=sys.stderr, flush=True)

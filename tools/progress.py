@@ -1,10 +1,11 @@
-"""How far a pack or a check is: a bar on a terminal, now and then a line in a log."""
+"""How far a command is: a bar on a terminal, now and then a line in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 LINE_EVERY_S = 30.0
 
@@ -46,3 +47,26 @@ class TileProgress:
         if self.total and self.done < self.total:
             of, left = f" of {self.total:,}", f", {(self.total - self.done) * seconds / self.done:,.0f} s left"
         print(f"{self.done:,}{of} tiles, {self.done / seconds:,.0f} tiles/s{left}", file=sys.stderr, flush=True)
+
+
+class StageProgress:
+    """Called with what is being done, how much of it is done, and of how much; a bar for each stage on stderr."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled, self.stage = enabled, ""
+        self.bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if not self.enabled:
+            return
+        if stage != self.stage:
+            self.close()
+            self.stage, self.bar = stage, tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True, mininterval=1)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.stage, self.bar = "", None

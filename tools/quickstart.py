@@ -14,7 +14,7 @@ from pathlib import Path
 from attributegan.cli import exit_status, parser
 from attributegan.run_dir import status
 
-EVALUATION = ["--most", "1024", "--count", "512", "--judge", "cnn", "--judge-steps", "150"]  # enough for phantoms
+EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # enough for phantoms
 IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer the attributes are not followed well
 MEASURED = 960  # images after which the speed of the machine is known
 COMMANDS = {"attributegan-shard": "tools.shard", "attributegan-train": "launch.train", "attributegan-sample": "tools.sample",

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from attributegan import cli
 from attributegan.run_dir import status
-from attributegan.run_dir.lock import STALE_S, silence_s
+from attributegan.run_dir.checkpoint_dirs import list_checkpoints
+from attributegan.run_dir.lock import LEASE_S, seconds_since_heartbeat
 from attributegan.run_dir.status import Status
 from launch import squeue
 
@@ -24,7 +25,7 @@ runs, but nobody has heard of it for long and Slurm, where there is one, doesn't
 
 LIVE = ("queued", "running", "preempted")
 COLUMNS = ("run", "state", "images", "img/s", "loss G/D", "nodes", "job", "requeues", "last word", "newest checkpoint")
-SILENT_S = 2 * STALE_S  # clocks of machines differ a little
+SILENT_S = 2 * LEASE_S  # clocks of machines differ a little
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,20 +73,20 @@ def state_of(folder: Path, now: Status, jobs: Mapping[str, str]) -> str:
         return "queued"  # whatever ended it, Slurm starts it again
     if now.state not in LIVE or now.job in jobs:
         return now.state
-    silent_s = min(time.time() - now.told, silence_s(folder))
+    silent_s = min(time.time() - now.updated_at, seconds_since_heartbeat(folder))
     return "dead" if silent_s > SILENT_S or _ended_here(folder) else now.state
 
 
 def _ended_here(folder: Path) -> bool:
     """Whether the run's process was one of this machine and is gone."""
-    from attributegan.run_dir.lock import Claim, holder
+    from attributegan.run_dir.lock import RunLock, owner_of
 
-    held = holder(folder)
-    return held is not None and held.is_gone(Claim(folder, "training").me) is True
+    held = owner_of(folder)
+    return held is not None and held.is_gone(RunLock(folder, "training").me) is True
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    return max((folder / "checkpoints").glob("images-*"), default=None)
+def latest_checkpoint(folder: Path) -> Path | None:
+    return max(list_checkpoints(folder), default=None)
 
 
 def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
@@ -93,8 +94,8 @@ def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
     losses = "/".join(f"{now.losses[name]:.3f}" for name in ("generator", "discriminator") if name in now.losses)
     running = state_of(folder, now, jobs)
     rate = f"{now.images_per_second:.1f}" if now.images_per_second else ""
-    return (str(folder), running, images, rate, losses, now.nodes, now.job, str(now.requeues), _ago(time.time() - now.told),
-            str(newest_checkpoint(folder) or ""))  # fmt: skip
+    return (str(folder), running, images, rate, losses, now.nodes, now.job, str(now.requeues), _ago(time.time() - now.updated_at),
+            str(latest_checkpoint(folder) or ""))  # fmt: skip
 
 
 def _ago(seconds: float) -> str:

@@ -18,7 +18,7 @@ from tools import options as options_module
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     import numpy as np
 
-    from attributegan.checkpoint.store import Loaded
+    from attributegan.checkpoint.loading import Loaded
     from tools.sampling.writer import Recipe
 
 EXAMPLES = """\
@@ -29,7 +29,7 @@ EXAMPLES = """\
   attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     a row for each attribute; all pairs of two
   attributegan-sample runs/first --out tiles --count 2 --interpolate pleomorphism=1 pleomorphism=4 --movie gif
   attributegan-sample runs/first --out found --project tile.png --sweep                    the tile's latent, moved
-  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --raw         an older state, not averaged
+  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --no-ema         an older state, not averaged
   attributegan-shard pack --images tiles --labels tiles/samples.csv --out shards           the tiles as training data"""
 
 LATENTS_IN_GRID = 4  # grids show the latents of the first tiles, at most this many
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles made at a time (default: %(default)s)")
     options_module.add_precision(result)
     result.add_argument("--workers", metavar="N", type=int, default=1, help="processes that make tiles (default: %(default)s)")
-    result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
     return result
 
 
@@ -90,18 +90,18 @@ def _check(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     _check(options)
-    from attributegan.checkpoint.store import find
+    from attributegan.checkpoint.store import resolve
     from attributegan.distributed.process_group import is_main
     from attributegan.utils.files import require_writable
     from tools.sampling.writer import to_replace, write_whole
 
     require_writable(options.out, "--out")
-    options.model = find(options.model)  # every process takes the same one
+    options.model = resolve(options.model)  # every process takes the same one
     if not is_main():  # of `accelerate launch`; pictures and words come from the main process
         _make_folder(options.out.parent if options.format == "shards" else options.out)
         return None if options.project else make_tiles(options)
     old = [] if options.format == "shards" else to_replace(options.out, options.overwrite)
-    options.precision = options_module.precision_of(options)
+    options.precision = options_module.precision_of(options.precision)
     loaded = _load(options)
     pictures = _pictures(loaded, options)  # before the tiles: levels that can't be are refused before anything is written
     if options.project:
@@ -135,11 +135,11 @@ def _make_folder(folder: Path) -> None:
 def _load(options: argparse.Namespace) -> Loaded:
     import torch
 
-    from attributegan.checkpoint.store import load_for_sampling
-    from attributegan.sampling.grids import ready
+    from attributegan.checkpoint.loading import load_for_sampling
+    from attributegan.sampling.generate import prepare_for_inference
 
-    loaded = load_for_sampling(options.model, ema=not options.raw)
-    ready(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_for_sampling(options.model, ema=not options.no_ema)
+    prepare_for_inference(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 
 
@@ -150,17 +150,17 @@ def make_tiles(options: argparse.Namespace) -> None:
 
     processes = Processes()
     try:
-        options.precision = processes.from_main(options.precision)
+        options.precision = processes.broadcast_object(options.precision)
         loaded = _load(options)
         loaded.generator.to(processes.device)
         recipe = _recipe(loaded, options)
         if options.format == "shards":
-            digest = (options.model / "manifest.json").read_text() + str(options.raw)
+            digest = (options.model / "manifest.json").read_text() + str(options.no_ema)
             writer.write_shards(recipe, options.out, options.count, options.shard_count, options.overwrite, digest, processes)
         else:
             writer.write_files(recipe, options.out, options.count, options.format, processes)
     finally:
-        processes.end()
+        processes.shutdown()
 
 
 def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
@@ -168,7 +168,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
 
     real_NA = None
     if options.levels_from:
-        from data_shards.loader.loader import ShardSet
+        from data_shards.loader.shard_set import ShardSet
 
         shards = ShardSet.open(options.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
@@ -182,7 +182,7 @@ def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
 
 def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     """The pictures asked for, by file name."""
-    from attributegan.sampling import grids
+    from attributegan.sampling import grids, latents
     from tools.sampling.writer import encoded, film
 
     generator, schema = loaded.generator, loaded.schema
@@ -197,15 +197,15 @@ def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
     else:
         latents_BL = _recipe(loaded, options).latents(shown)
     if options.sweep:
-        grid = grids.sweep_grid(generator, schema, latents_BL, grids.middle_levels(schema, given), options.batch)
+        grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), options.batch)
         found["sweep.png"] = encoded(grid)
     if options.pair:
         rows, columns = options.pair
-        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, grids.middle_levels(schema, given), options.batch)
+        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, latents.middle_levels(schema, given), options.batch)
         found["pair.png"] = encoded(grid)
     if options.interpolate:
         start, end = (
-            grids.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
+            latents.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
         )  # fmt: skip
         found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
         if options.movie:
@@ -224,7 +224,7 @@ def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str
     from tqdm import tqdm
 
     from attributegan.sampling.projector import project
-    from data_shards import intact, rgb
+    from data_shards.format import intact, rgb
     from data_shards.format.tile import DECODING_ERRORS, fit
     from tools.sampling.writer import encoded
 

@@ -235,9 +235,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         for problem in verify(arguments.set, processes, progress, options_module.cache_of(arguments)):
             problems += 1
             progress.print(problem)
-    from data_shards.storage.stores import shown
+    from data_shards.storage.stores import redact
 
-    print(f"{shown(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
+    print(f"{redact(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
     return 1 if problems else 0
 
 
@@ -263,8 +263,8 @@ def _tell(folder: Path, header: Header) -> int:
 def _absent_levels(folder: Path, header: Header) -> list[str]:
     import numpy as np
 
-    from data_shards import level_counts
     from data_shards.format import index
+    from data_shards.packing import level_counts
 
     table = index.read_table(folder / index.FILE, header.schema.names)
     return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.cli import exit_status, parser
-from attributegan.utils.files import whole_file
+from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
+from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
-from tools.evaluation.report import OBEYS_LITTLE
+from tools.evaluation.report import LOW_CONTROL_SCORE
 
 EXAMPLES = """\
   attributegan-study configs/studies/recipes.yaml --out study                                  all of them, 40,000 images each
@@ -103,7 +104,7 @@ class Run:
         if changed := self.differences():
             raise ValueError(f"{self.note}: the run there is not that of {self.name} now: {'; '.join(changed)}; take another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.note) as stream:
+        with atomic_write(self.note) as stream:
             stream.write(yaml.safe_dump(self.options).encode())
 
 
@@ -133,8 +134,8 @@ def _run(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> 
     failed = []
     for seed in range(options.seeds):
         for name in chosen:
-            place = stores.shown(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
-            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": place}}))
+            location = stores.redact(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
+            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": location}}))
             run.same_as_before()
             if run.result(options.images, options.features) is not None:
                 continue
@@ -195,10 +196,9 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
 
 def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     """Train, or go on, and evaluate."""
-    checkpoints = run.folder / "run" / "checkpoints"
-    seen = max((int(path.name.removeprefix("images-")) for path in checkpoints.glob("images-*")), default=0)
+    seen = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
     if seen >= options.images + run.options["train"]["batch"]:
-        raise ValueError(f"{checkpoints}: is at {seen:,} images already; ask for as many or more, or take another --out")
+        raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
         "launch.train", "--config", str(run.folder / "study.yaml"), f"data.shards={shards}", f"run.dir={run.folder / 'run'}",
         f"train.images={options.images}", f"train.seed={run.seed}",
@@ -244,7 +244,7 @@ def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any
             rows.append(_row(run, options.images, result))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, options.images)) + "\n")):
-        with whole_file(options.out / name) as stream:
+        with atomic_write(options.out / name) as stream:
             stream.write(text.encode())
 
 
@@ -257,7 +257,7 @@ def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
         "spearman": {name: scores["spearman"][0] for name, scores in numbers["control"].items()},
         "obeys": numbers.get("obeys"),
         "measured": {name: value / real["measured"][name] for name, value in numbers.get("measured", {}).items()},
-        "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= OBEYS_LITTLE else None,
+        "leak": numbers["leak"]["mean"] if numbers.get("obeys", 0) >= LOW_CONTROL_SCORE else None,
         "pixel_change": _pixel_change(numbers.get("paths", {})),
         "diversity": numbers.get("diversity"),
         "kid": numbers["quality"].get("kid", [None])[0],
@@ -272,7 +272,7 @@ def _pixel_change(paths: Mapping[str, Mapping[str, float]]) -> float | None:
 
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
     yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean; the mean of what is measured on the pixels of"
-    yield f"phantoms, over that of real ones; mean leak (where the mean is {OBEYS_LITTLE} or more: what ignores its labels leaks nothing);"
+    yield f"phantoms, over that of real ones; mean leak (where the mean is {LOW_CONTROL_SCORE} or more: without control there is no leak);"
     yield "pixel change by moving an attribute, mean over attributes; diversity; KID x 1000. Means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
     yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "pixel change", "diversity", "KID x 1000"]) + " |"

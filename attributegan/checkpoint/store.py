@@ -12,38 +12,28 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from attributegan import config as config_module
-from attributegan.attributes import AttributeSchema
-from attributegan.config import Config
-from attributegan.models import Generator
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, list_in, name_of
+from attributegan.utils.files import fsync_path
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"images-(\d{12})")
 
 
-class Damaged(ValueError):
+class CheckpointCorrupted(ValueError):
     """A checkpoint that is not whole, or not one; the message names the file."""
 
 
-def name_of(images: int) -> str:
-    """The name of the checkpoint after ``images`` real images."""
-    return f"images-{images:012d}"
-
-
-def complete(aside: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
+def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
     """Make the files in ``aside`` the checkpoint after ``images`` images: add ``state`` and a manifest, force all to the disk, rename.
 
     Args:
@@ -53,17 +43,17 @@ def complete(aside: Path, folder: Path, images: int, state: Mapping[str, Any], k
         OSError: disk full or not writable; what stood before still stands.
     """
     target = folder / name_of(images)
-    (aside / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in aside.iterdir():
-        _fsync(path)
-    _fsync(aside)
+    (tmp_path / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(tmp_path.iterdir())}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in tmp_path.iterdir():
+        fsync_path(path)
+    fsync_path(tmp_path)
     _remove(target)
-    os.rename(aside, target)
-    _fsync(folder)
+    os.rename(tmp_path, target)
+    fsync_path(folder)
     # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
-    for old in [path for path in _newest_first(folder) if path.name <= target.name][keep:] if keep else []:
+    for old in [path for path in reversed(list_in(folder)) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
     return target
 
@@ -78,31 +68,31 @@ def verify(checkpoint: Path) -> None:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         entries = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{checkpoint}: not a whole checkpoint: {MANIFEST} can't be read: {error}") from error
+        raise CheckpointCorrupted(f"{checkpoint}: not a whole checkpoint: {MANIFEST} can't be read: {error}") from error
     if "state.json" not in manifest:
-        raise Damaged(f"{checkpoint / MANIFEST}: names no state.json; not a checkpoint's manifest")
+        raise CheckpointCorrupted(f"{checkpoint / MANIFEST}: names no state.json; not a checkpoint's manifest")
     for name, size, digest in entries:
         path = checkpoint / Path(name).name
         if not path.is_file():
-            raise Damaged(f"{path}: is missing")
+            raise CheckpointCorrupted(f"{path}: is missing")
         if path.stat().st_size != size:
-            raise Damaged(f"{path}: has {path.stat().st_size} bytes, was written with {size}")
+            raise CheckpointCorrupted(f"{path}: has {path.stat().st_size} bytes, was written with {size}")
         try:
             same = _sha256(path) == digest
         except OSError as error:
-            raise Damaged(f"{path}: can't be read: {error}") from error
+            raise CheckpointCorrupted(f"{path}: can't be read: {error}") from error
         if not same:
-            raise Damaged(f"{path}: its content is not what was written (checksum)")
+            raise CheckpointCorrupted(f"{path}: its content is not what was written (checksum)")
 
 
-def newest(folder: Path) -> Path | None:
+def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; damaged ones are named in the log and passed over."""
-    for checkpoint in _newest_first(folder):
+    for checkpoint in reversed(list_in(folder)):
         try:
             verify(checkpoint)
             return checkpoint
-        except Damaged as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
+        except CheckpointCorrupted as error:
+            log.warning("skipping corrupted checkpoint: %s", error)
     return None
 
 
@@ -111,35 +101,35 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{checkpoint}: can't be read: {error}") from error
+        raise CheckpointCorrupted(f"{checkpoint}: can't be read: {error}") from error
     if not isinstance(state, dict):
-        raise Damaged(f"{checkpoint / 'state.json'}: is no mapping")
+        raise CheckpointCorrupted(f"{checkpoint / 'state.json'}: is no mapping")
     if state.get("format") != FORMAT:
-        raise Damaged(f"{checkpoint}: format {state.get('format')!r}; this version reads {FORMAT}")
+        raise CheckpointCorrupted(f"{checkpoint}: format {state.get('format')!r}; this version reads {FORMAT}")
     return state
 
 
 @contextlib.contextmanager
-def reading(checkpoint: Path, name: str) -> Iterator[tuple[frozenset[str], Callable[[str], Tensor]]]:
+def open_tensors(checkpoint: Path, name: str) -> Iterator[tuple[frozenset[str], Callable[[str], Tensor]]]:
     """The names of the tensors in ``{name}.safetensors``, and a function that reads one, so that no file needs to fit into memory."""
     path = checkpoint / f"{name}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             yield frozenset(file.keys()), file.get_tensor
     except (OSError, SafetensorError) as error:
-        raise Damaged(f"{path}: can't be read: {error}") from error
+        raise CheckpointCorrupted(f"{path}: can't be read: {error}") from error
 
 
 def load(checkpoint: Path, *names: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """The state and all tensors of the named files, of a checkpoint that `verify` has passed."""
     tables = {}
     for name in names:
-        with reading(checkpoint, name) as (keys, read):
+        with open_tensors(checkpoint, name) as (keys, read):
             tables[name] = {key: read(key) for key in keys}
     return load_state(checkpoint), tables
 
 
-def find(path: str | Path) -> Path:
+def resolve(path: str | Path) -> Path:
     """The checkpoint that a user means by ``path``: itself, or the newest whole one of a run folder.
 
     Raises:
@@ -149,43 +139,9 @@ def find(path: str | Path) -> Path:
     if (path / MANIFEST).is_file():
         verify(path)
         return path
-    if found := newest(path / "checkpoints"):
+    if found := latest(checkpoints_dir(path)):
         return found
     raise ValueError(f"{path}: neither a checkpoint nor a run folder with a whole one; give a run's folder or RUN/checkpoints/images-…")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A generator ready to sample from, in eval mode on the CPU."""
-
-    generator: Generator
-    schema: AttributeSchema
-    config: Config
-    images: int
-
-
-def load_for_sampling(path: str | Path, ema: bool = True) -> Loaded:
-    """Load the (averaged, by default) generator of a run or checkpoint.
-
-    Raises:
-        ValueError: no whole checkpoint there, or its tensors don't fit its configuration.
-    """
-    checkpoint = find(path)
-    name = "generator_ema" if ema else "generator"
-    state, tensors = load(checkpoint, name)
-    config = config_module.from_dict(state["config"], where=str(checkpoint / "state.json"))
-    schema = AttributeSchema.from_dict(state["schema"], where=str(checkpoint / "state.json"))
-    generator = Generator(config.model, schema)
-    try:
-        generator.load_state_dict(tensors[name])
-    except RuntimeError as error:
-        raise Damaged(f"{checkpoint / name}.safetensors: does not fit the configuration in state.json: {error}") from error
-    return Loaded(generator.eval(), schema, config, int(state["images"]))
-
-
-def _newest_first(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.glob("images-*") if _NAME.fullmatch(path.name)]
-    return iter(sorted(found, reverse=True))
 
 
 def _remove(checkpoint: Path) -> None:
@@ -200,11 +156,3 @@ def _remove(checkpoint: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

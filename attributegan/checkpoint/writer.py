@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from attributegan.checkpoint import store
-from attributegan.distributed.sharding import Piece, Share, Table
+from attributegan.distributed.sharding import EvenShard, ShardedStateDict, TensorSlice
+from attributegan.run_dir.checkpoint_dirs import name_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _TYPES = {
 class Layout:
     """Where the bytes of each tensor are in a safetensors file."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: ShardedStateDict) -> None:
         header: dict[str, Any] = {}
         end = 0
         for name in sorted(table.shapes):
@@ -53,9 +54,9 @@ class Layout:
         self._first = {name: entry["data_offsets"][0] for name, entry in header.items()}
         self._shapes = table.shapes
 
-    def place(self, piece: Piece) -> int:
+    def offset(self, part: TensorSlice) -> int:
         """Offset in the file of a piece's first byte."""
-        return len(self.head) + self._first[piece.name] + piece.start * self._shapes[piece.name][0].itemsize
+        return len(self.head) + self._first[part.name] + part.start * self._shapes[part.name][0].itemsize
 
 
 class Writer:
@@ -69,13 +70,13 @@ class Writer:
         scratch: a folder on a local disk that takes this process's pieces first and lets its memory go; "" for none.
     """
 
-    def __init__(self, folder: Path, *, rank: int, world: int, token: str, keep: int = 0, scratch: str = "") -> None:
-        self.folder, self.rank, self.world, self.token, self.keep, self.scratch = folder, rank, world, token, keep, scratch
+    def __init__(self, folder: Path, *, rank: int, world: int, launch_id: str, keep: int = 0, scratch: str = "") -> None:
+        self.folder, self.rank, self.world, self.launch_id, self.keep, self.scratch = folder, rank, world, launch_id, keep, scratch
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, images: int, state: Mapping[str, Any], **tables: Table) -> None:
+    def save(self, images: int, state: Mapping[str, Any], **tables: ShardedStateDict) -> None:
         """Take a copy of the pieces and start to write it; every process calls, at the same number of images.
 
         Each keyword becomes ``{keyword}.safetensors``, ``state`` (the main process's) ``state.json``. Waits for the checkpoint before.
@@ -85,7 +86,8 @@ class Writer:
         """
         self.wait()
         copies = {
-            name: Table(table.shapes, [Piece(p.name, p.start, _copy(p.values_N)) for p in table.pieces]) for name, table in tables.items()
+            name: ShardedStateDict(table.shapes, [TensorSlice(p.name, p.start, _copy(p.values_N)) for p in table.slices])
+            for name, table in tables.items()
         }
         self._thread = threading.Thread(target=self._run, args=(images, dict(state), copies), name="checkpoint", daemon=True)
         self._thread.start()
@@ -113,84 +115,86 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, images: int, state: dict[str, Any], tables: dict[str, Table]) -> None:
-        aside = self.folder / f".writing-{store.name_of(images)}-{self.token}"
+    def _run(self, images: int, state: dict[str, Any], tables: dict[str, ShardedStateDict]) -> None:
+        tmp_path = self.folder / f".writing-{name_of(images)}-{self.launch_id}"
         try:
-            aside.mkdir(exist_ok=True)  # not its parents: a run folder that is gone, a disk unmounted, is not to be made anew in its place
-            self._write_pieces(aside, tables)
-            _mark(aside / f".done-{self.rank}")
+            tmp_path.mkdir(
+                exist_ok=True
+            )  # not its parents: a run folder that is gone, a disk unmounted, is not to be made anew in its place
+            self._write_pieces(tmp_path, tables)
+            _mark(tmp_path / f".done-{self.rank}")
             if self.rank == 0:
-                self._wait_for_others(aside)
-                store.complete(aside, self.folder, images, state, self.keep)
-                log.info("saved %s", self.folder / store.name_of(images))
+                self._wait_for_others(tmp_path)
+                store.commit(tmp_path, self.folder, images, state, self.keep)
+                log.info("saved %s", self.folder / name_of(images))
         except BaseException as error:
             self._error = error
             log.error("the checkpoint at %s images could not be written: %s", f"{images:,}", error)
             if self.rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(tmp_path, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
-                    (aside / f".failed-{self.rank}").write_text(f"{type(error).__name__}: {error}")
+                    (tmp_path / f".failed-{self.rank}").write_text(f"{type(error).__name__}: {error}")
 
-    def _write_pieces(self, aside: Path, tables: dict[str, Table]) -> None:
+    def _write_pieces(self, tmp_path: Path, tables: dict[str, ShardedStateDict]) -> None:
         for name, table in tables.items():
             layout = Layout(table)
-            descriptor = os.open(aside / f"{name}.safetensors", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(tmp_path / f"{name}.safetensors", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 if self.rank == 0:
                     os.ftruncate(descriptor, layout.size)
                     _write(descriptor, layout.head, 0)
                 if self.scratch:
-                    self._write_through_scratch(descriptor, layout, table.pieces)
+                    self._write_through_scratch(descriptor, layout, table.slices)
                 else:
-                    while table.pieces:
-                        piece = table.pieces.pop()
-                        _write(descriptor, _bytes(piece.values_N), layout.place(piece))
+                    while table.slices:
+                        part = table.slices.pop()
+                        _write(descriptor, _bytes(part.values_N), layout.offset(part))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
-    def _write_through_scratch(self, descriptor: int, layout: Layout, pieces: list[Piece]) -> None:
+    def _write_through_scratch(self, descriptor: int, layout: Layout, slices: list[TensorSlice]) -> None:
         """Spool the pieces to the local disk, so that their memory is free, and move them from there."""
         Path(self.scratch).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.scratch) as spool:
             places = []
-            while pieces:
-                piece = pieces.pop()
-                places.append((layout.place(piece), spool.write(_bytes(piece.values_N))))
+            while slices:
+                part = slices.pop()
+                places.append((layout.offset(part), spool.write(_bytes(part.values_N))))
             spool.seek(0)
             for offset, length in places:
                 for first in range(0, length, 1 << 24):
                     block = spool.read(min(1 << 24, length - first))
                     _write(descriptor, block, offset + first)
 
-    def _wait_for_others(self, aside: Path) -> None:
+    def _wait_for_others(self, tmp_path: Path) -> None:
         until = time.monotonic() + WAIT_S
         while True:
-            names = {path.name for path in aside.iterdir()}
+            names = {path.name for path in tmp_path.iterdir()}
             if failed := sorted(name for name in names if name.startswith(".failed-")):
                 raise OSError(
-                    f"{aside}: process {failed[0].rpartition('-')[2]} could not write its part: {(aside / failed[0]).read_text()}"
+                    f"{tmp_path}: process {failed[0].rpartition('-')[2]} could not write its part: {(tmp_path / failed[0]).read_text()}"
                 )
             if missing := [rank for rank in range(self.world) if f".done-{rank}" not in names]:
                 if time.monotonic() > until:
                     raise OSError(
-                        f"{aside}: no word from process {missing[0]} in {WAIT_S:.0f} s; is this folder on a disk that all nodes share?"
+                        f"{tmp_path}: no word from process {missing[0]} in {WAIT_S:.0f} s; is this folder on a disk that all nodes share?"
                     )
                 time.sleep(_POLL_S)
                 continue
             for name in names:
                 if name.startswith(".done-"):
-                    (aside / name).unlink()
+                    (tmp_path / name).unlink()
             return
 
 
 def save(folder: Path, images: int, *, keep: int = 0, state: Mapping[str, Any], **tensors: Mapping[str, Tensor]) -> Path:
     """Write the checkpoint of one process, whole when this returns; arguments as those of `Writer` and its `save`."""
-    writer = Writer(folder, rank=0, world=1, token=secrets.token_hex(4), keep=keep)
-    writer.save(images, state, **{name: Table.replicated(named, Share(0, 1)) for name, named in tensors.items()})
+    writer = Writer(folder, rank=0, world=1, launch_id=secrets.token_hex(4), keep=keep)
+    writer.save(images, state, **{name: ShardedStateDict.replicated(named, EvenShard(0, 1)) for name, named in tensors.items()})
     writer.wait()
-    return folder / store.name_of(images)
+    return folder / name_of(images)
 
 
 def remove_remains(folder: Path) -> None:

@@ -35,14 +35,14 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSharding:
     """How one network is sharded."""
 
     stage: int  # of ZeRO; at 0 the network is whole on every process, under DistributedDataParallel
     deepspeed: Tree  # what `deepspeed.initialize` gets
 
 
-def settings(config: Config, environ: Mapping[str, str], world: int) -> dict[str, Network]:
+def resolve(config: Config, environ: Mapping[str, str], world: int) -> dict[str, NetworkSharding]:
     """How each network is to be sharded, from ``deepspeed.*`` and what ``accelerate launch`` left in the environment.
 
     Raises:
@@ -69,11 +69,11 @@ def _check_launcher(config: Config, environ: Mapping[str, str]) -> None:
     if environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return
     _agree("gradient_accumulation_steps", environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"), ACCELERATE,
-           "train.accumulation", config.train.accumulation)  # fmt: skip
+           "train.grad_accumulation", config.train.grad_accumulation)  # fmt: skip
     _agree("gradient_clipping", environ.get("ACCELERATE_GRADIENT_CLIPPING"), ACCELERATE, "optim.grad_clip", config.optim.grad_clip)
 
 
-def _network(network: str, config: Config, launched: Mapping[str, str], world: int) -> Network:
+def _network(network: str, config: Config, launched: Mapping[str, str], world: int) -> NetworkSharding:
     own = getattr(config.deepspeed, network)
     file = own or launched.get(CONFIG_FILE, "")
     tree = _read(file) if file else {}
@@ -87,9 +87,9 @@ def _network(network: str, config: Config, launched: Mapping[str, str], world: i
             raise ValueError(
                 f"{file or ACCELERATE}: {offloaded[0]} needs a stage of ZeRO, and the {network}'s is 0; leave it out, or use 2"
             )
-        return Network(0, {})
+        return NetworkSharding(0, {})
     _check_right(network, stage, config, file)
-    return Network(stage, tree)
+    return NetworkSharding(stage, tree)
 
 
 def _launcher_stage(launched: Mapping[str, str]) -> int | None:
@@ -175,8 +175,12 @@ def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:
     train = config.train
     for key, option, ours in (
         ("train_batch_size", "train.batch", train.batch),
-        ("train_micro_batch_size_per_gpu", "train.batch / (train.accumulation x processes)", train.batch // (train.accumulation * world)),
-        ("gradient_accumulation_steps", "train.accumulation", train.accumulation),
+        (
+            "train_micro_batch_size_per_gpu",
+            "train.batch / (train.grad_accumulation x processes)",
+            train.batch // (train.grad_accumulation * world),
+        ),
+        ("gradient_accumulation_steps", "train.grad_accumulation", train.grad_accumulation),
         ("gradient_clipping", "optim.grad_clip", config.optim.grad_clip),
     ):
         _agree(key, tree.get(key), file, option, ours)

@@ -25,10 +25,10 @@ from deepspeed.utils import logger, safe_get_local_fp32_param, safe_get_local_op
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from attributegan.distributed.deepspeed_config import Network
+from attributegan.distributed.deepspeed_config import NetworkSharding
 from attributegan.distributed.engine import Engine, Read, optimizer
-from attributegan.distributed.sharding import Piece, Table
-from attributegan.models.generator import Seed
+from attributegan.distributed.sharding import ShardedStateDict, TensorSlice
+from attributegan.models.generator import LatentToMap
 
 if TYPE_CHECKING:
     from attributegan.distributed.runtime import Runtime
@@ -36,20 +36,18 @@ if TYPE_CHECKING:
 BUCKET = 500_000_000  # elements; DeepSpeed's own default, which is cut to what a network needs
 
 
-class Zero(Engine):
+class DeepSpeedEngine(Engine):
     """A network under `deepspeed.initialize`, with a torch optimizer."""
 
     sharded = True
 
-    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, network: Network) -> None:
+    def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, network: NetworkSharding) -> None:
         super().__init__(runtime, module)
         self.stage = network.stage
         self.buffers = dict(module.named_buffers())
         logger.setLevel(logging.ERROR)  # of steps that are skipped we tell ourselves
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # of names that DeepSpeed calls
-        # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
-        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
-        vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
+        _patch_libraries()
         if runtime.config.train.channels_last:
             _use_channels_last(module)
         if not dist.is_initialized():  # one process
@@ -75,28 +73,28 @@ class Zero(Engine):
         norm = self.wrapped.get_global_grad_norm() if taken else float("inf")
         return torch.as_tensor(norm, dtype=torch.float32, device=self.runtime.device), taken
 
-    def parts(self) -> dict[str, Tensor]:
+    def local_state(self) -> dict[str, Tensor]:
         return {name: self._live(p) for name, p in self.module.named_parameters()} | self._saved_buffers()
 
-    def weights(self) -> Table:
-        table = Table.replicated(self._saved_buffers(), self.share)
+    def model_state(self) -> ShardedStateDict:
+        table = ShardedStateDict.replicated(self._saved_buffers(), self.share)
         for name, p in self.module.named_parameters():
             first = self.share.bounds(self._numel(name))[0]
-            table.add(name, p.dtype, self.shapes[name], [Piece(name, first, self._live(p).detach())])
+            table.add(name, p.dtype, self.shapes[name], [TensorSlice(name, first, self._live(p).detach())])
         return table
 
-    def moments(self) -> Table:
+    def optimizer_state(self) -> ShardedStateDict:
         states = list(self._base_state.values())
         steps = {f"{name}.step": torch.as_tensor(states[0]["step"]) for name in self.parameters} if states and "step" in states[0] else {}
-        table = Table.replicated(steps, self.share)
+        table = ShardedStateDict.replicated(steps, self.share)
         for name in self.parameters:
             for key in states[0].keys() - {"step"} if states else ():
-                pieces = [Piece(f"{name}.{key}", piece.start, piece.values_N) for piece, _ in self._fragments(name, key)]
-                table.add(f"{name}.{key}", torch.float32, self.shapes[name], pieces)
+                slices = [TensorSlice(f"{name}.{key}", part.start, part.values_N) for part, _ in self._fragments(name, key)]
+                table.add(f"{name}.{key}", torch.float32, self.shapes[name], slices)
         return table
 
     @torch.no_grad()
-    def load_weights(self, read: Read) -> None:
+    def load_model_state(self, read: Read) -> None:
         for name, buffer in self._saved_buffers().items():
             buffer.copy_(read(name))
         p: Any  # a parameter with what DeepSpeed hangs on it
@@ -104,8 +102,8 @@ class Zero(Engine):
             whole_N = read(name).reshape(-1).to(p.device)
             if self.stage < 3:
                 p.data.copy_(whole_N.view(p.shape))
-                for piece, master_N in self._fragments(name, None):
-                    master_N.copy_(whole_N[piece.start : piece.start + len(master_N)])
+                for part, master_N in self._fragments(name, None):
+                    master_N.copy_(whole_N[part.start : part.start + len(master_N)])
                 continue
             padded_N = self._padded(whole_N, p)
             p.ds_tensor.data.copy_(padded_N)
@@ -114,7 +112,7 @@ class Zero(Engine):
                 p.data.copy_(whole_N.view(p.shape))
 
     @torch.no_grad()
-    def load_moments(self, names: frozenset[str], read: Read) -> None:
+    def load_optimizer_state(self, names: frozenset[str], read: Read) -> None:
         if not names:
             return
         keys = {name.rpartition(".")[2] for name in names}
@@ -126,9 +124,9 @@ class Zero(Engine):
         for name, p in self.parameters.items():
             for key in {key for key in keys - {"step"} if f"{name}.{key}" in names}:  # others were not trained before: zeros
                 whole_N = read(f"{name}.{key}").reshape(-1).to(self.runtime.device)
-                for piece, moment_N in self._fragments(name, key):
+                for part, moment_N in self._fragments(name, key):
                     values_N = whole_N if self.stage < 3 else self._padded(whole_N, p)
-                    start = piece.start if self.stage < 3 else 0
+                    start = part.start if self.stage < 3 else 0
                     moment_N.copy_(values_N[start : start + len(moment_N)])
 
     @property
@@ -145,14 +143,14 @@ class Zero(Engine):
     def _live(self, p: Any) -> Tensor:
         """This process's even share of a parameter."""
         if self.stage < 3:
-            return self.share.of(p.detach())
+            return self.share.local(p.detach())
         first, end = self.share.bounds(p.ds_numel)
         return p.ds_tensor.detach()[: end - first]
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.buffers}
 
-    def _fragments(self, name: str, key: str | None) -> Iterator[tuple[Piece, Tensor]]:
+    def _fragments(self, name: str, key: str | None) -> Iterator[tuple[TensorSlice, Tensor]]:
         """Where this process's master weights (no ``key``) or moments of a parameter lie: what to save of them, and all there is to set."""
         p: Any = self.parameters.get(name)
         if p is None:
@@ -160,29 +158,37 @@ class Zero(Engine):
         if self.stage == 3:
             local_N = safe_get_local_fp32_param(p) if key is None else safe_get_local_optimizer_state(p, key)
             first, end = self.share.bounds(self._numel(name))
-            yield Piece(name, first, local_N[: end - first]), local_N
+            yield TensorSlice(name, first, local_N[: end - first]), local_N
         elif (fragment := p._hp_mapping) is not None:
             values_N = fragment.get_hp_fragment(key)
-            yield Piece(name, fragment.lp_fragment_address.start, values_N), values_N
+            yield TensorSlice(name, fragment.lp_fragment_address.start, values_N), values_N
 
     def _padded(self, whole_N: Tensor, p: Any) -> Tensor:
         """This process's share of a parameter with the padding that ZeRO-3 has."""
         padded_N = torch.zeros(p.ds_tensor.numel(), dtype=torch.float32, device=whole_N.device)
-        part_N = self.share.of(whole_N)
+        part_N = self.share.local(whole_N)
         padded_N[: len(part_N)] = part_N
         return padded_N
+
+
+def _patch_libraries() -> None:
+    """Switch off what costs time and is not needed, of deepspeed 0.19 and torch 2.13; without effect where a name is gone."""
+    # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
+    vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+    # Deterministic algorithms would fill every empty tensor, such as DeepSpeed's buffers, before it is written.
+    vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
 
 
 def _use_channels_last(module: nn.Module) -> None:
     """Give every convolution its weights channels-last, as they lie without DeepSpeed, whose flat buffers are row-major."""
     for child in module.modules():
-        if isinstance(child, nn.Conv2d | Seed):
+        if isinstance(child, nn.Conv2d | LatentToMap):
             child.forward = partial(_forward, child)  # type: ignore[method-assign]
 
 
-def _forward(conv: nn.Conv2d | Seed, x_BCHW: Tensor) -> Tensor:
+def _forward(conv: nn.Conv2d | LatentToMap, x_BCHW: Tensor) -> Tensor:
     weight = conv.weight.to(memory_format=torch.channels_last)  # `contiguous` would leave 1 x 1 kernels as they are
-    return conv.spread(x_BCHW, weight) if isinstance(conv, Seed) else conv._conv_forward(x_BCHW, weight, conv.bias)
+    return conv.spread(x_BCHW, weight) if isinstance(conv, LatentToMap) else conv._conv_forward(x_BCHW, weight, conv.bias)
 
 
 def _fitted(tree: dict[str, Any], parameters: Any) -> dict[str, Any]:

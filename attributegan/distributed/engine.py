@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attributegan.config import OptimConfig
 from attributegan.distributed.adam import Adam
-from attributegan.distributed.sharding import Share, Table
+from attributegan.distributed.sharding import EvenShard, ShardedStateDict
 
 if TYPE_CHECKING:
     from attributegan.distributed.runtime import Runtime
@@ -56,7 +56,7 @@ class LossScale:
 
 
 class Engine(ABC):
-    """One network in training: ``engine(...)`` runs it for itself, ``engine.local(...)`` for gradients that are not its parameters'."""
+    """One network in training: ``engine(...)`` runs it for itself, ``engine.unwrapped(...)`` for gradients that are not its parameters'."""
 
     wrapped: Any  # what `engine(...)` runs
     sharded = False  # whether `parts` are even shares of the parameters
@@ -64,7 +64,7 @@ class Engine(ABC):
     def __init__(self, runtime: Runtime, module: nn.Module) -> None:
         self.runtime = runtime
         self.module = module
-        self.share = Share(runtime.rank, runtime.world)
+        self.share = EvenShard(runtime.rank, runtime.world)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         self.loss_scale = LossScale(runtime.config.train.precision == "fp16")
@@ -73,7 +73,7 @@ class Engine(ABC):
         with self.runtime.autocast():
             return self.wrapped(*args, **kwargs)
 
-    def local(self, *args: Any, **kwargs: Any) -> Any:
+    def unwrapped(self, *args: Any, **kwargs: Any) -> Any:
         """The plain network under the same precision: for the other network's phase and for penalties on inputs."""
         with self.runtime.autocast():
             return self.module(*args, **kwargs)
@@ -116,22 +116,22 @@ class Engine(ABC):
     def _step(self) -> tuple[Tensor, bool]: ...
 
     @abstractmethod
-    def parts(self) -> dict[str, Tensor]:
+    def local_state(self) -> dict[str, Tensor]:
         """What an average of the network on this process follows, by name: live tensors, whole ones or (sharded) even shares."""
 
     @abstractmethod
-    def weights(self) -> Table:
+    def model_state(self) -> ShardedStateDict:
         """Parameters and buffers."""
 
     @abstractmethod
-    def moments(self) -> Table:
+    def optimizer_state(self) -> ShardedStateDict:
         """The optimizer's state as ``{parameter}.{moment}``: the same names in every mode, so that any mode can read them."""
 
     @abstractmethod
-    def load_weights(self, read: Read) -> None: ...
+    def load_model_state(self, read: Read) -> None: ...
 
     @abstractmethod
-    def load_moments(self, names: frozenset[str], read: Read) -> None:
+    def load_optimizer_state(self, names: frozenset[str], read: Read) -> None:
         """The inverse of `moments`, of which ``names`` are there."""
 
 
@@ -167,22 +167,22 @@ class DataParallel(Engine):
         self.optimizer.zero_grad()
         return norm, taken
 
-    def parts(self) -> dict[str, Tensor]:
+    def local_state(self) -> dict[str, Tensor]:
         return self.module.state_dict()
 
-    def weights(self) -> Table:
-        return Table.replicated(self.module.state_dict(), self.share)
+    def model_state(self) -> ShardedStateDict:
+        return ShardedStateDict.replicated(self.module.state_dict(), self.share)
 
-    def moments(self) -> Table:
+    def optimizer_state(self) -> ShardedStateDict:
         state = self.optimizer.state
         tensors = {f"{name}.{key}": torch.as_tensor(value) for name, p in self.parameters.items()
                    for key, value in state.get(p, {}).items() if value is not None}  # fmt: skip
-        return Table.replicated(tensors, self.share)
+        return ShardedStateDict.replicated(tensors, self.share)
 
-    def load_weights(self, read: Read) -> None:
+    def load_model_state(self, read: Read) -> None:
         self.module.load_state_dict({name: read(name) for name in self.module.state_dict()})
 
-    def load_moments(self, names: frozenset[str], read: Read) -> None:
+    def load_optimizer_state(self, names: frozenset[str], read: Read) -> None:
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for name in names:
             parameter, _, key = name.rpartition(".")

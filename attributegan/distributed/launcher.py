@@ -10,7 +10,7 @@ from collections.abc import Mapping
 WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of kinds of MPI
 
 
-def alone(environ: Mapping[str, str]) -> str:
+def launch_problem(environ: Mapping[str, str]) -> str:
     """Why this process has not all the others that were asked for, with the fix; "" when nothing says so."""
     # accelerate's launcher for a single process names a meeting point only if it was asked for more than one process
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and not any(name in environ for name in WORLD):

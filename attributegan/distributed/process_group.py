@@ -52,11 +52,11 @@ class Processes:
         """
         chunks = [range(first, min(first + chunk, count)) for first in range(0, count, chunk)]
         mine = {}
-        for place in range(self.rank, len(chunks), self.world):
-            mine[place] = work(chunks[place])
-            progress(min(count, chunk * (place + self.world)))
+        for index in range(self.rank, len(chunks), self.world):
+            mine[index] = work(chunks[index])
+            progress(min(count, chunk * (index + self.world)))
         parts = self._gather(mine)
-        return [np.concatenate(arrays) for arrays in zip(*(parts[place] for place in sorted(parts)), strict=True)]
+        return [np.concatenate(arrays) for arrays in zip(*(parts[index] for index in sorted(parts)), strict=True)]
 
     def _gather(self, mine: dict[int, Any]) -> dict[int, Any]:
         """The entries of every process, on the main one."""
@@ -64,21 +64,21 @@ class Processes:
             return mine
         boxes: list[Any] | None = [None] * self.world if self.is_main else None
         dist.gather_object(mine, boxes, dst=0)
-        return {place: value for box in boxes or [] for place, value in box.items()}
+        return {index: value for box in boxes or [] for index, value in box.items()}
 
-    def from_main(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """The main process's ``value``, on every process."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         if self.world > 1:
             dist.barrier()
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -17,16 +17,16 @@ from typing import Any, ClassVar
 
 from torch import distributed as dist
 
-from attributegan.cli import ForNow
+from attributegan.errors import TransientError
 
 HEARD_S = 10.0  # for others to read what a process has said before it ends
 
 
-class Lost(ForNow):
+class RendezvousError(TransientError):
     """The store does not answer, or a process gives no word; says which."""
 
 
-class Meeting:
+class Rendezvous:
     """This process among ``world``, at the launcher's store.
 
     Raises:
@@ -46,11 +46,11 @@ class Meeting:
                 timeout=timedelta(seconds=seconds), multi_tenant=True,  # the process group has its store there as well
             )  # fmt: skip
         except (RuntimeError, KeyError, ValueError) as error:
-            raise Lost(self._lost(error)) from error
+            raise RendezvousError(self._lost(error)) from error
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # a launcher that starts its processes again keeps the store
         self.store = dist.PrefixStore(f"meeting/{restart}/{next(self._numbers)}", self.tcp)
 
-    def exchange(self, topic: str, value: Any, seconds: float, ranks: Sequence[int] = ()) -> dict[int, Any]:
+    def all_gather(self, topic: str, value: Any, seconds: float, ranks: Sequence[int] = ()) -> dict[int, Any]:
         """The ``value`` (JSON-like) that each process has under ``topic``, by rank; without those that gave none in ``seconds``.
 
         Args:
@@ -62,7 +62,7 @@ class Meeting:
             wanted = ranks or range(self.world)
             return {rank: json.loads(self.store.get(f"{topic}/{rank}")) for rank in wanted if self._is_there(f"{topic}/{rank}", until)}
         except RuntimeError as error:
-            raise Lost(self._lost(error)) from error
+            raise RendezvousError(self._lost(error)) from error
 
     def _is_there(self, key: str, until: float) -> bool:
         left = until - time.monotonic()
@@ -82,7 +82,7 @@ class Meeting:
         )
 
 
-def roll_call(seconds: float, problem: str = "") -> Meeting:
+def wait_for_all_ranks(seconds: float, problem: str = "") -> Rendezvous:
     """Every process that the launcher started says that it is there, or its ``problem``; none goes on without the others.
 
     Returns:
@@ -93,16 +93,16 @@ def roll_call(seconds: float, problem: str = "") -> Meeting:
         Lost: a process gives no word in ``seconds``; names it.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    meeting = Meeting(rank, world, seconds)
-    said = meeting.exchange("there", [socket.gethostname(), problem], seconds)
+    rendezvous = Rendezvous(rank, world, seconds)
+    said = rendezvous.all_gather("there", [socket.gethostname(), problem], seconds)
     missing = [rank for rank in range(world) if rank not in said]
     troubled = {rank: words for rank, words in said.items() if words[1]}
     if not missing and not troubled:
-        return meeting
-    with contextlib.suppress(Lost):  # the others have gone
-        meeting.exchange("heard", True, HEARD_S, list(said))
+        return rendezvous
+    with contextlib.suppress(RendezvousError):  # the others have gone
+        rendezvous.all_gather("heard", True, HEARD_S, list(said))
     if len(troubled) == world and len({words[1] for words in troubled.values()}) == 1:
         raise ValueError(problem)
     lines = [f"rank {rank} ({host}): {problem}" for rank, (host, problem) in troubled.items()]
     lines += [f"rank {rank}: no word in {seconds:.0f} s" for rank in missing]
-    raise (ValueError if troubled else Lost)("not all processes can start:\n  " + "\n  ".join(lines))
+    raise (ValueError if troubled else RendezvousError)("not all processes can start:\n  " + "\n  ".join(lines))

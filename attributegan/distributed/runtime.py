@@ -1,7 +1,7 @@
 """Processes, devices and precision: the only file that imports accelerate.
 
-A `Runtime` knows who this process is among how many, and gives each network the engine of its mode. The phases and the loop are written
-against these and don't know in which mode they run.
+A `Runtime` knows who this process is among how many. The phases and the loop are written against it and the engines (build.py), and don't
+know in which mode they run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from attributegan.cli import ForNow
 from attributegan.config import Config
 from attributegan.distributed import deepspeed_config, launcher
-from attributegan.distributed.engine import DataParallel, Engine
-from attributegan.distributed.rendezvous import roll_call
+from attributegan.distributed.rendezvous import wait_for_all_ranks
+from attributegan.errors import TransientError
 from attributegan.run_dir.resolved_config import previous_precision
 from attributegan.utils import precision
 from attributegan.utils.allocator import keep_freed_memory
@@ -54,7 +53,7 @@ class Runtime:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
         handlers = []
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
-            self.meeting = roll_call(config.train.timeout_s)  # kept, since rank 0 may have the store of all
+            self.rendezvous = wait_for_all_ranks(config.train.timeout_s)  # kept, since rank 0 may have the store of all
             timeout = datetime.timedelta(seconds=config.train.timeout_s)
             handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
@@ -69,25 +68,25 @@ class Runtime:
         else:
             torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = config.train.tf32
-        self.sharding = self.together(self._check)
-        self.token: str = self.from_main(secrets.token_hex(4))  # a word that this start alone has
+        self.sharding = self.run_and_raise_everywhere(self._check)
+        self.launch_id: str = self.broadcast_object(secrets.token_hex(4))  # a word that this start alone has
 
-    def _check(self) -> dict[str, deepspeed_config.Network]:
+    def _check(self) -> dict[str, deepspeed_config.NetworkSharding]:
         """How the networks are sharded; ValueError when this start can't be what was asked for."""
         train = self.config.train
-        if train.processes not in (0, self.world):
+        if train.world_size not in (0, self.world):
             raise ValueError(
-                f"train.processes: {train.processes} were asked for, the launcher gave {self.world}; "
+                f"train.world_size: {train.world_size} were asked for, the launcher gave {self.world}; "
                 "see `Many processes` in the README for launch commands that start them all"
             )
-        if not train.processes and (why := launcher.alone(self.environ)):
-            raise ValueError(f"{why} (or train.processes={self.world}, if that is what you want)")
-        if train.batch % (train.accumulation * self.world):
+        if not train.world_size and (why := launcher.launch_problem(self.environ)):
+            raise ValueError(f"{why} (or train.world_size={self.world}, if that is what you want)")
+        if train.batch % (train.grad_accumulation * self.world):
             raise ValueError(
-                f"train.batch: {train.batch} does not divide into {self.world} processes x {train.accumulation} micro-batches "
-                "(train.accumulation); choose a multiple"
+                f"train.batch: {train.batch} does not divide into {self.world} processes x {train.grad_accumulation} micro-batches "
+                "(train.grad_accumulation); choose a multiple"
             )
-        return deepspeed_config.settings(self.config, self.environ, self.world)
+        return deepspeed_config.resolve(self.config, self.environ, self.world)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The mixed-precision context of forward passes; losses are computed outside of it, in full precision."""
@@ -105,7 +104,7 @@ class Runtime:
                 chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which this start resumes"
             else:
                 chosen, self.precision_reason = precision.choose(self.device)
-        return self.from_main(chosen)
+        return self.broadcast_object(chosen)
 
     def log_precision(self) -> None:
         """Log what "auto" was decided to be and why, and a warning when the precision is slow here."""
@@ -124,14 +123,6 @@ class Runtime:
             return module
         return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
-    def engine(self, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
-        """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
-        if not self.sharding[network].stage:
-            return DataParallel(self, module, learning_rate, compile)
-        from attributegan.distributed.deepspeed_engine import Zero
-
-        return Zero(self, module, learning_rate, self.sharding[network])
-
     def images(self, images_BCHW: Tensor) -> Tensor:
         """uint8 tiles -> this device, [-1, 1], in the layout that training uses."""
         images = images_BCHW.to(self.device, non_blocking=True).to(self.dtype) / 127.5 - 1
@@ -141,7 +132,7 @@ class Runtime:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.config.train.channels_last else torch.contiguous_format
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether ``flag`` is set on any process; every process must ask."""
         if self.world == 1:
             return flag
@@ -162,29 +153,29 @@ class Runtime:
             return tensor
         return gather(tensor).flatten(0, 1)
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The main process's ``value`` (JSON-like), on every process."""
-        return self.everyone(value)[0]
+        return self.all_gather_object(value)[0]
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
         """What ``work()`` (JSON-like) gives on the main process, on every process; every process must call.
 
         The others ask again and again, so that it may take longer than ``train.timeout_s`` lets a collective wait.
         """
         with ThreadPoolExecutor(1) as pool:
             working = pool.submit(work if self.is_main else lambda: None)
-            while not self.from_main(bool(futures.wait([working], ASK_S).done)):
+            while not self.broadcast_object(bool(futures.wait([working], ASK_S).done)):
                 pass
-            return self.from_main(working.result())
+            return self.broadcast_object(working.result())
 
-    def everyone(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The ``value`` (JSON-like) of every process, in rank order, on every process."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_and_raise_everywhere(self, work: Callable[[], T]) -> T:
         """``work()``, on every process; a ValueError on any of them is raised on all, so that none waits for one that has gone.
 
         Raises:
@@ -195,12 +186,12 @@ class Runtime:
         try:
             result = work()
         except ValueError as error:
-            problem, may_pass = str(error) or type(error).__name__, isinstance(error, ForNow)
-        answers = self.everyone((problem, may_pass))
+            problem, may_pass = str(error) or type(error).__name__, isinstance(error, TransientError)
+        answers = self.all_gather_object((problem, may_pass))
         problems = [of_rank for of_rank, _ in answers]
         if any(problems):
-            told = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.everyone(socket.gethostname()))
-            raise (ForNow if all(may_pass for _, may_pass in answers) else ValueError)(told)
+            told = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.all_gather_object(socket.gethostname()))
+            raise (TransientError if all(may_pass for _, may_pass in answers) else ValueError)(told)
         return result  # type: ignore[return-value]
 
     def check_same(self, **facts: str) -> None:
@@ -212,7 +203,7 @@ class Runtime:
         Raises:
             ValueError: on every process; names the fact and the processes.
         """
-        everyone, hosts = self.everyone(facts), self.everyone(socket.gethostname())
+        everyone, hosts = self.all_gather_object(facts), self.all_gather_object(socket.gethostname())
         lines = []
         for name, value in everyone[0].items():
             others = [rank for rank, of_rank in enumerate(everyone) if of_rank[name] != value]
@@ -222,11 +213,11 @@ class Runtime:
         if lines:
             raise ValueError("processes differ; start all of them with the same code, configuration and data:\n  " + "\n  ".join(lines))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """Leave the process group; the last call of a process."""
         if dist.is_initialized():
             dist.destroy_process_group()

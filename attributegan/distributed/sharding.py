@@ -1,6 +1,6 @@
 """Which part of a tensor a process holds or writes: the even share, and pieces of any place and length.
 
-Pure arithmetic but for `Share.join`, which is a collective. What the tensors mean is elsewhere.
+Pure arithmetic but for `EvenShard.all_gather`, which is a collective. What the tensors mean is elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Share:
+class EvenShard:
     """An even share: of n elements in row-major order, process r of W has [r c, (r + 1) c) with c = ceil(n / W); ZeRO-3's partition."""
 
     rank: int
@@ -29,12 +29,12 @@ class Share:
         size = self.size(numel)
         return min(self.rank * size, numel), min((self.rank + 1) * size, numel)
 
-    def of(self, tensor: Tensor) -> Tensor:
+    def local(self, tensor: Tensor) -> Tensor:
         """The share of a tensor, 1-D; a view of a contiguous one."""
         first, end = self.bounds(tensor.numel())
         return tensor.reshape(-1)[first:end]
 
-    def join(self, part_N: Tensor, numel: int) -> Tensor:
+    def all_gather(self, part_N: Tensor, numel: int) -> Tensor:
         """The ``numel`` elements whose shares the processes hold; every process calls and gets them all."""
         if self.world == 1:
             return part_N
@@ -46,7 +46,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """Elements ``start`` to ``start + N`` of the flattened tensor ``name``."""
 
     name: str
@@ -55,20 +55,20 @@ class Piece:
 
 
 @dataclass
-class Table:
+class ShardedStateDict:
     """Named tensors: types and shapes of all, and this process's pieces; the processes together have each element once."""
 
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
-    pieces: list[Piece] = field(default_factory=list)
+    slices: list[TensorSlice] = field(default_factory=list)
 
     @classmethod
-    def replicated(cls, tensors: Mapping[str, Tensor], share: Share) -> Table:
+    def replicated(cls, tensors: Mapping[str, Tensor], share: EvenShard) -> ShardedStateDict:
         """Of tensors that every process has whole: each contributes its even share."""
         table = cls()
         for name, tensor in tensors.items():
-            table.add(name, tensor.dtype, tensor.shape, [Piece(name, share.bounds(tensor.numel())[0], share.of(tensor.detach()))])
+            table.add(name, tensor.dtype, tensor.shape, [TensorSlice(name, share.bounds(tensor.numel())[0], share.local(tensor.detach()))])
         return table
 
-    def add(self, name: str, dtype: torch.dtype, shape: Iterable[int], pieces: Iterable[Piece]) -> None:
+    def add(self, name: str, dtype: torch.dtype, shape: Iterable[int], slices: Iterable[TensorSlice]) -> None:
         self.shapes[name] = (dtype, tuple(shape))
-        self.pieces += [piece for piece in pieces if len(piece.values_N)]
+        self.slices += [part for part in slices if len(part.values_N)]

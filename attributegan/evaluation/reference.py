@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
 from attributegan.metrics.features import Features, resized
 from attributegan.metrics.quality import REPLICATES, Estimate
+from attributegan.utils.files import atomic_write, user_cache
 
-MIN_TRAIN, MIN_EXAM = 20, 10  # tiles of a level, below which it is not judged
+MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level, below which it is not judged
 CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
 MIN_CLUSTERS = 5  # slides from which on intervals are over slides; fewer say nothing by resampling
 CNN_TILES = 1_000  # fewer are too few to train a CNN from scratch
@@ -57,17 +57,17 @@ def thumbs(tiles_NHWC: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AssessedAttribute:
     """Whether an attribute is judged, and on which of its levels; by rule, from the real tiles alone."""
 
-    judged: bool
+    is_assessed: bool
     why: str  # not; "" when it is judged
     levels: tuple[int, ...]  # with enough tiles
     tiles: dict[int, tuple[int, int]]  # of each assessable level, (training, exam)
 
 
 @dataclass(frozen=True)
-class Exam:
+class HeldOutPredictions:
     """What the judge says of real tiles of slides that it has not seen."""
 
     levels_NA: np.ndarray
@@ -82,7 +82,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Real:
+class ReferenceSet:
     """What is known of the real tiles; on the main process."""
 
     schema: AttributeSchema
@@ -90,34 +90,33 @@ class Real:
     held_out: Split
     train_ND: np.ndarray  # features
     held_out_ND: np.ndarray
-    judge: predictor.Judge
+    attribute_predictor: predictor.AttributePredictor
     note: dict[str, Any]  # how the judge came about
     thumbs: np.ndarray  # held-out tiles
-    exam: Exam
-    verdicts: tuple[Verdict, ...]  # by attribute
-    exam_scores: dict[str, dict[str, Estimate]]  # of the judge, where two levels have enough tiles
+    held_out_predictions: HeldOutPredictions
+    assessments: tuple[AssessedAttribute, ...]  # by attribute
+    held_out_scores: dict[str, dict[str, Estimate]]  # of the judge, where two levels have enough tiles
 
     @property
-    def judged(self) -> list[int]:
+    def assessed_columns(self) -> list[int]:
         """Columns of the attributes that are judged."""
-        return [a for a, verdict in enumerate(self.verdicts) if verdict.judged]
+        return [a for a, assessed in enumerate(self.assessments) if assessed.is_assessed]
 
     @property
-    def judge_needs_features(self) -> bool:
-        return isinstance(self.judge, predictor.Head)
+    def predictor_needs_features(self) -> bool:
+        return isinstance(self.attribute_predictor, predictor.Head)
 
 
 @dataclass(frozen=True)
-class Cache:
+class FeatureCache:
     """Arrays and judges by the content that they were computed from."""
 
     folder: Path
 
     @classmethod
-    def at(cls, folder: Path | None) -> Cache:
+    def at(cls, folder: Path | None) -> FeatureCache:
         """In ``folder``, or in the user's own cache folder."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cls(folder or home / "attributegan" / "evaluation")
+        return cls(folder or user_cache() / "evaluation")
 
     def path(self, kind: str, *content: Any) -> Path:
         digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *content], sort_keys=True).encode()).hexdigest()
@@ -131,15 +130,14 @@ class Cache:
 
     def save(self, path: Path, array: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".writing-{os.getpid()}-{path.name}.npy")
-        np.save(aside, array, allow_pickle=False)
-        os.replace(aside, path.with_suffix(".npy"))
+        with atomic_write(path.with_suffix(".npy"), fsync=False, shared=True) as stream:
+            np.save(stream, array, allow_pickle=False)
 
 
-def study(
-    schema: AttributeSchema, train: Split, held_out: Split, features: Features, processes: Processes, cache: Cache, *,
+def analyze_reference(
+    schema: AttributeSchema, train: Split, held_out: Split, features: Features, processes: Processes, cache: FeatureCache, *,
     kind: str = "auto", seed: int = 0, steps: int = predictor.CNN_STEPS, progress: Progress = lambda what, done, total: None,
-) -> Real | None:  # fmt: skip
+) -> ReferenceSet | None:  # fmt: skip
     """Features, judge and verdicts of the real tiles; on the main process, None on the others. Every process must call.
 
     Args:
@@ -153,23 +151,38 @@ def study(
     if not processes.is_main:
         return None
     assert train_ND is not None and held_out_ND is not None
-    judge, note = _judge(schema, train, train_ND, features, processes, cache, kind, seed, steps, progress)
+    attribute_predictor, note = _fit_predictor(schema, train, train_ND, features, processes, cache, kind, seed, steps, progress)
     small = held_out.thumbs()
-    exam = _exam(schema, train, train_ND, held_out, judge.predict(small, held_out_ND), judge, cache, features, processes, progress)
-    verdicts, scores = [], {}
+    held_out_predictions = _predict_held_out(
+        schema,
+        train,
+        train_ND,
+        held_out,
+        attribute_predictor.predict(small, held_out_ND),
+        attribute_predictor,
+        cache,
+        features,
+        processes,
+        progress,
+    )
+    assessments, scores = [], {}
     for a, name in enumerate(schema.names):
-        verdict, found = _verdict(schema, a, train.levels_NA[:, a], exam)
-        verdicts.append(verdict)
+        assessed, found = _assess(schema, a, train.levels_NA[:, a], held_out_predictions)
+        assessments.append(assessed)
         if found:
             scores[name] = found
-    return Real(schema, train, held_out, train_ND, held_out_ND, judge, note, small, exam, tuple(verdicts), scores)
+    return ReferenceSet(
+        schema, train, held_out, train_ND, held_out_ND, attribute_predictor, note, small, held_out_predictions, tuple(assessments), scores
+    )
 
 
-def features_of(split: Split, name: str, features: Features, processes: Processes, cache: Cache, progress: Progress) -> np.ndarray | None:
+def features_of(
+    split: Split, name: str, features: Features, processes: Processes, cache: FeatureCache, progress: Progress
+) -> np.ndarray | None:
     """Features of all tiles, from the cache or into it; on the main process, None on the others. Every process must call."""
     path = cache.path("features", split.identity, features.identity)
     cached = cache.load(path) if processes.is_main else None
-    if processes.from_main(cached is not None):
+    if processes.broadcast_object(cached is not None):
         return cached
     found = processes.map(
         len(split), CHUNK, lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
@@ -181,25 +194,25 @@ def features_of(split: Split, name: str, features: Features, processes: Processe
     return found[0]
 
 
-def kept_judge(
-    schema: AttributeSchema, train: Split, features: Features, cache: Cache, kind: str = "auto", seed: int = 0,
+def predictor_cache(
+    schema: AttributeSchema, train: Split, features: Features, cache: FeatureCache, kind: str = "auto", seed: int = 0,
     steps: int = predictor.CNN_STEPS,
-) -> predictor.Kept:  # fmt: skip
+) -> predictor.PredictorCache:  # fmt: skip
     """The place in the cache of the judge that `study` trains with these settings."""
-    return predictor.Kept(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
+    return predictor.PredictorCache(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
 
 
-def _judge(
-    schema: AttributeSchema, train: Split, train_ND: np.ndarray, features: Features, processes: Processes, cache: Cache,
+def _fit_predictor(
+    schema: AttributeSchema, train: Split, train_ND: np.ndarray, features: Features, processes: Processes, cache: FeatureCache,
     kind: str, seed: int, steps: int, progress: Progress,
-) -> tuple[predictor.Judge, dict[str, Any]]:  # fmt: skip
-    kept = kept_judge(schema, train, features, cache, kind, seed, steps)
+) -> tuple[predictor.AttributePredictor, dict[str, Any]]:  # fmt: skip
+    kept = predictor_cache(schema, train, features, cache, kind, seed, steps)
     if found := kept.load(schema):
         return found[0].to(processes.device), found[1]
     small = train.thumbs()
     fold_N = predictor.folds(train.group_N)
 
-    def fit(kind: str, rows_N: np.ndarray, share: str) -> predictor.Judge:
+    def fit(kind: str, rows_N: np.ndarray, share: str) -> predictor.AttributePredictor:
         if kind == "features":
             return predictor.fit_head(
                 small[rows_N], train_ND[rows_N], train.levels_NA[rows_N], train.group_N[rows_N], schema, processes.device
@@ -216,23 +229,24 @@ def _judge(
             left_N = fold_N == 0  # of the training tiles: which judge is taken must not be decided on the held-out ones
             note["choice"] = {}
             for one in ("features", "cnn"):
-                judge = fit(one, ~left_N, "to choose one")
-                predicted_NA = judge.predict(small[left_N], train_ND[left_N])
+                attribute_predictor = fit(one, ~left_N, "to choose one")
+                predicted_NA = attribute_predictor.predict(small[left_N], train_ND[left_N])
                 note["choice"][one] = predictor.mean_spearman(schema, train.levels_NA[left_N], predicted_NA)
             kind = max(note["choice"], key=note["choice"].__getitem__)
-    judge = fit(kind, np.ones(len(train), bool), "on all training tiles")
-    kept.save(judge, note)
-    return judge, note | {"kind": kind}
+    attribute_predictor = fit(kind, np.ones(len(train), bool), "on all training tiles")
+    kept.save(attribute_predictor, note)
+    return attribute_predictor, note | {"kind": kind}
 
 
-def _exam(
-    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray, judge: predictor.Judge,
-    cache: Cache, features: Features, processes: Processes, progress: Progress,
-) -> Exam:  # fmt: skip
+def _predict_held_out(
+    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray,
+    attribute_predictor: predictor.AttributePredictor,
+    cache: FeatureCache, features: Features, processes: Processes, progress: Progress,
+) -> HeldOutPredictions:  # fmt: skip
     """Held-out tiles; of small sets, whose held-out slides are few, the training tiles too, crosswise."""
     fold_N = predictor.folds(train.group_N, CROSS_FOLDS)
-    if not isinstance(judge, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
-        return Exam(held_out.levels_NA, predicted_NA, held_out.group_N, crossed=False)
+    if not isinstance(attribute_predictor, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
+        return HeldOutPredictions(held_out.levels_NA, predicted_NA, held_out.group_N, crossed=False)
     path = cache.path("exam", train.identity, features.identity, schema.to_dict())
     crossed_NA = cache.load(path)
     if crossed_NA is None:
@@ -241,28 +255,30 @@ def _exam(
             seen_N, rest_N = fold_N != fold, fold_N == fold
             one = predictor.fit_head(
                 small[seen_N], train_ND[seen_N], train.levels_NA[seen_N], train.group_N[seen_N], schema, processes.device,
-                float(judge.decay),
+                float(attribute_predictor.decay),
             )  # fmt: skip
             crossed_NA[rest_N] = one.predict(small[rest_N], train_ND[rest_N])
             progress("judges without one part of the slides", int(fold) + 1, int(fold_N.max()) + 1)
         cache.save(path, crossed_NA)
     groups = np.concatenate([held_out.group_N, train.group_N + held_out.group_N.max() + 1])
-    return Exam(
+    return HeldOutPredictions(
         np.concatenate([held_out.levels_NA, train.levels_NA]), np.concatenate([predicted_NA, crossed_NA]), groups, crossed=True
     )  # fmt: skip
 
 
-def _verdict(schema: AttributeSchema, a: int, train_N: np.ndarray, exam: Exam) -> tuple[Verdict, dict[str, Estimate]]:
-    attribute, level_N = schema.attributes[a], exam.levels_NA[:, a]
+def _assess(
+    schema: AttributeSchema, a: int, train_N: np.ndarray, held_out_predictions: HeldOutPredictions
+) -> tuple[AssessedAttribute, dict[str, Estimate]]:
+    attribute, level_N = schema.attributes[a], held_out_predictions.levels_NA[:, a]
     tiles = {level: (int((train_N == level).sum()), int((level_N == level).sum())) for level in attribute.assessable}
-    levels = tuple(level for level, (train, asked) in tiles.items() if train >= MIN_TRAIN and asked >= MIN_EXAM)
+    levels = tuple(level for level, (train, asked) in tiles.items() if train >= MIN_TRAIN and asked >= MIN_HELD_OUT)
     if len(levels) < 2:
         few = ", ".join(f"level {level}: {t}/{h}" for level, (t, h) in tiles.items() if level not in levels)
-        why = f"too few tiles (training/exam) of all levels but {len(levels)}: {few}; a level needs {MIN_TRAIN}/{MIN_EXAM}"
-        return Verdict(False, why, levels, tiles), {}
-    found = control.interval(level_N, exam.predicted_NA[:, a], levels, exam.cluster_N, REPLICATES)
+        why = f"too few tiles (training/exam) of all levels but {len(levels)}: {few}; a level needs {MIN_TRAIN}/{MIN_HELD_OUT}"
+        return AssessedAttribute(False, why, levels, tiles), {}
+    found = control.interval(level_N, held_out_predictions.predicted_NA[:, a], levels, held_out_predictions.cluster_N, REPLICATES)
     order = found["spearman"]
     if not order.low > 0:
         why = f"the judge can't order real tiles of unseen slides by it: Spearman {order.value:.2f}, {order.low:.2f} to {order.high:.2f}"
-        return Verdict(False, why, levels, tiles), found
-    return Verdict(True, "", levels, tiles), found
+        return AssessedAttribute(False, why, levels, tiles), found
+    return AssessedAttribute(True, "", levels, tiles), found

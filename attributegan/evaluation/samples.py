@@ -14,29 +14,29 @@ from torch import nn
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.distributed.process_group import Processes
-from attributegan.evaluation.reference import CHUNK, Progress, Real, thumbs
+from attributegan.evaluation.reference import CHUNK, Progress, ReferenceSet, thumbs
 from attributegan.metrics.features import Features
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 
 POINTS = 9  # of a path from the lowest to the highest level
 PATHS = 16  # latents of each
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What is made; the same on every process, and for every generator that is compared."""
 
     schema: AttributeSchema
     levels_NA: np.ndarray  # of the tiles like the real ones: their joint distribution
     starts_SA: np.ndarray  # what a sweep keeps of the attributes that it does not move
-    ways: dict[int, tuple[int, ...]]  # levels that each judged attribute is moved through
+    sweep_levels: dict[int, tuple[int, ...]]  # levels that each judged attribute is moved through
     seed: int
     needs_features: bool  # of the sweeps too
 
     def sweep_rows(self) -> np.ndarray:
         """Levels of all sweep tiles: attribute by attribute, latent by latent, level by level; a last column with the latent."""
         rows = []
-        for a, levels in self.ways.items():
+        for a, levels in self.sweep_levels.items():
             for latent, start_A in enumerate(self.starts_SA):
                 rows += [(*start_A[:a], level, *start_A[a + 1 :], latent) for level in levels]
         return np.array(rows, np.int64).reshape(len(rows), len(self.schema.names) + 1)
@@ -51,26 +51,26 @@ class Plan:
         return np.array(rows, np.float64)
 
 
-def make_plan(real: Real | None, schema: AttributeSchema, processes: Processes, count: int, sweeps: int, seed: int) -> Plan:
+def make_plan(real: ReferenceSet | None, schema: AttributeSchema, processes: Processes, count: int, sweeps: int, seed: int) -> SamplingPlan:
     """Decided by the main process, which knows the real tiles."""
     plan = None
     if real is not None:
-        levels_NA = grids.levels_like(real.train.levels_NA, seed, range(count)).numpy()
-        middle_A = np.array(grids.middle_levels(schema))
+        levels_NA = latents.levels_like(real.train.levels_NA, seed, range(count)).numpy()
+        middle_A = np.array(latents.middle_levels(schema))
         unclear_A = np.array([-1 if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes])
-        starts_SA = grids.levels_like(real.train.levels_NA, seed, range(sweeps)).numpy()
+        starts_SA = latents.levels_like(real.train.levels_NA, seed, range(sweeps)).numpy()
         starts_SA = np.where(
             (starts_SA == unclear_A) | (starts_SA == UNKNOWN), middle_A, starts_SA
         )  # a sweep needs a point of the scale to start from
-        ways = {a: real.verdicts[a].levels for a in real.judged}
-        plan = Plan(schema, levels_NA, starts_SA, ways, seed, needs_features=real.judge_needs_features)
-    found = processes.from_main(plan)
+        sweep_levels = {a: real.assessments[a].levels for a in real.assessed_columns}
+        plan = SamplingPlan(schema, levels_NA, starts_SA, sweep_levels, seed, needs_features=real.predictor_needs_features)
+    found = processes.broadcast_object(plan)
     assert found is not None
     return found
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedSet:
     """Tiles of one generator, on the main process."""
 
     tiles: np.ndarray  # like the real ones, in the size that the judge sees
@@ -82,9 +82,9 @@ class Made:
 
 
 def make(
-    generator: nn.Module, latent_dim: int, plan: Plan, features: Features, processes: Processes, batch: int,
+    generator: nn.Module, latent_dim: int, plan: SamplingPlan, features: Features, processes: Processes, batch: int,
     progress: Progress = lambda what, done, total: None, precision: str = "fp32",
-) -> Made | None:  # fmt: skip
+) -> GeneratedSet | None:  # fmt: skip
     """Generate everything; None on all processes but the main one. Every process must call."""
     work = _Work(generator, latent_dim, plan, features, processes, batch, progress, precision)
     rows = np.concatenate([plan.levels_NA, np.arange(len(plan.levels_NA))[:, None]], axis=1)
@@ -94,14 +94,14 @@ def make(
     if not processes.is_main:
         return None
     points = paths[1].reshape(len(plan.schema.names), min(PATHS, len(plan.starts_SA)), POINTS, -1)
-    return Made(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
+    return GeneratedSet(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
 
 
 @dataclass(frozen=True)
 class _Work:
     generator: nn.Module
     latent_dim: int
-    plan: Plan
+    plan: SamplingPlan
     features: Features
     processes: Processes
     batch: int
@@ -118,8 +118,8 @@ class _Work:
         def chunk(chunk: range) -> list[np.ndarray]:
             part = rows[chunk.start : chunk.stop]
             levels_BA = torch.from_numpy(part[:, :-1].astype(np.int64 if exact else np.float32))
-            latents_BL = grids.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
-            tiles = grids.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
+            latents_BL = latents.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
+            tiles = generate.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
             return [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
 
         return self.processes.map(len(rows), CHUNK, chunk, lambda done: self.progress(what, done, len(rows)))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from attributegan.attributes import AttributeSchema
-from attributegan.evaluation.reference import Real
-from attributegan.evaluation.samples import POINTS, Made, Plan
+from attributegan.evaluation.reference import ReferenceSet
+from attributegan.evaluation.samples import POINTS, GeneratedSet, SamplingPlan
 from attributegan.evaluation.small_sets import memory_of, why_quality_is_not_judged
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
@@ -36,7 +36,7 @@ class Row:
     memory: quality.Memory | None = None
 
 
-def ceiling(real: Real, equal: int, measure: Measure | None) -> Row:
+def real_data_row(real: ReferenceSet, equal: int, measure: Measure | None) -> Row:
     """The real held-out tiles, scored as if they had been generated."""
     kernels = quality.Kernels.of(real.held_out_ND, real.train_ND)
     numbers = {
@@ -45,17 +45,20 @@ def ceiling(real: Real, equal: int, measure: Measure | None) -> Row:
         "tiles": len(real.held_out),
         "quality": _quality(real, real.held_out_ND, kernels, equal),
         "level_kid": _level_kid(real, kernels, real.held_out.levels_NA),
-        "control": {real.schema.names[a]: _plain(real.exam_scores[real.schema.names[a]]) for a in real.judged},
-        "confusion": _confusions(real, {a: (real.exam.levels_NA[:, a], real.exam.predicted_NA[:, a]) for a in real.judged}),
+        "control": {real.schema.names[a]: _plain(real.held_out_scores[real.schema.names[a]]) for a in real.assessed_columns},
+        "confusion": _confusions(
+            real,
+            {a: (real.held_out_predictions.levels_NA[:, a], real.held_out_predictions.predicted_NA[:, a]) for a in real.assessed_columns},
+        ),
     }
     if measure:
         numbers["measured"] = _measured(real.schema, real.held_out.levels_NA, measure(real.thumbs))
     return Row(_summed(numbers))
 
 
-def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure: Measure | None) -> list[Row]:
+def generator(real: ReferenceSet, plan: SamplingPlan, made: GeneratedSet, name: str, equal: int, measure: Measure | None) -> list[Row]:
     """A generator's row, and that of its own tiles with shuffled labels."""
-    predicted = real.judge.predict(made.sweep_tiles, made.sweep_features) if len(made.sweep_tiles) else np.zeros((0, 0))
+    predicted = real.attribute_predictor.predict(made.sweep_tiles, made.sweep_features) if len(made.sweep_tiles) else np.zeros((0, 0))
     rows = plan.sweep_rows()
     asked = _by_attribute(plan, rows, predicted)
     kernels = quality.Kernels.of(made.features_ND, real.train_ND)
@@ -68,7 +71,7 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
         **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
         "level_kid": _level_kid(real, kernels, plan.levels_NA),
         "control": {
-            plan.schema.names[a]: _plain(control.interval(level_N, said_N, plan.ways[a], latent_N, REPLICATES, plan.seed))
+            plan.schema.names[a]: _plain(control.interval(level_N, said_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))
             for a, (level_N, said_N, latent_N) in asked.items()
         },
         "confusion": _confusions(real, {a: (level_N, said_N) for a, (level_N, said_N, _) in asked.items()}),
@@ -79,14 +82,14 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
     if spreads[0] is not None and spreads[1]:
         numbers["diversity"] = spreads[0] / spreads[1]
     shuffled_NA = control.shuffled(plan.levels_NA, plan.seed)
-    floor = {
+    shuffled_baseline = {
         "name": f"{name}, {FLOOR}",
         "kind": "floor",
         "tiles": len(made.tiles),
         "level_kid": _level_kid(real, kernels, shuffled_NA),
         "control": {
             plan.schema.names[a]: _plain(
-                control.interval(control.shuffled(level_N, plan.seed), said_N, plan.ways[a], latent_N, REPLICATES, plan.seed)
+                control.interval(control.shuffled(level_N, plan.seed), said_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed)
             )
             for a, (level_N, said_N, latent_N) in asked.items()
         },
@@ -94,11 +97,11 @@ def generator(real: Real, plan: Plan, made: Made, name: str, equal: int, measure
     if measure:
         measured_NA = measure(made.tiles)
         numbers["measured"] = _measured(real.schema, plan.levels_NA, measured_NA)
-        floor["measured"] = _measured(real.schema, shuffled_NA, measured_NA)
-    return [Row(_summed(numbers), memory), Row(_summed(floor))]
+        shuffled_baseline["measured"] = _measured(real.schema, shuffled_NA, measured_NA)
+    return [Row(_summed(numbers), memory), Row(_summed(shuffled_baseline))]
 
 
-def _quality(real: Real, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
+def _quality(real: ReferenceSet, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
     """Against the training tiles. KID has all tiles; the others, which depend on the count, the first ``equal`` of both sides.
 
     Split order is shuffled when a set is packed, so the first tiles are a fair draw.
@@ -112,7 +115,7 @@ def _quality(real: Real, x_ND: np.ndarray, kernels: quality.Kernels, equal: int)
     return _plain(found)
 
 
-def _level_kid(real: Real, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
+def _level_kid(real: ReferenceSet, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
     """KID between the tiles of one level on both sides; levels with too few tiles are left out."""
     found: dict[str, dict[str, Any]] = {}
     for a, attribute in enumerate(real.schema.attributes):
@@ -124,27 +127,27 @@ def _level_kid(real: Real, kernels: quality.Kernels, levels_NA: np.ndarray) -> d
     return found
 
 
-def _by_attribute(plan: Plan, rows: np.ndarray, predicted_NA: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _by_attribute(plan: SamplingPlan, rows: np.ndarray, predicted_NA: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Of each judged attribute's own sweeps: levels asked for, its predictions, latents."""
     found, first = {}, 0
-    for a, levels in plan.ways.items():
+    for a, levels in plan.sweep_levels.items():
         part = slice(first, first + len(levels) * len(plan.starts_SA))
         found[a] = (rows[part, a], predicted_NA[part, a], rows[part, -1])
         first = part.stop
     return found
 
 
-def _sweeps(real: Real, plan: Plan, predicted_NA: np.ndarray) -> dict[str, Any]:
+def _sweeps(real: ReferenceSet, plan: SamplingPlan, predicted_NA: np.ndarray) -> dict[str, Any]:
     """The leak matrix over the judged attributes, and how monotone their sweeps are."""
-    judged = list(plan.ways)
+    judged = list(plan.sweep_levels)
     if not judged:
         return {}
     of_each, first = [], 0
-    for levels in plan.ways.values():
+    for levels in plan.sweep_levels.values():
         count = len(levels) * len(plan.starts_SA)
         of_each.append(predicted_NA[first : first + count, judged].reshape(len(plan.starts_SA), len(levels), len(judged)))
         first += count
-    spans_A = np.array([levels[-1] - levels[0] for levels in plan.ways.values()], float)
+    spans_A = np.array([levels[-1] - levels[0] for levels in plan.sweep_levels.values()], float)
     sweeps = control.Sweeps(of_each, spans_A)
     leak_AA = sweeps.leak_AA()
     names = [plan.schema.names[a] for a in judged]
@@ -154,13 +157,13 @@ def _sweeps(real: Real, plan: Plan, predicted_NA: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _paths(real: Real, plan: Plan, made: Made) -> dict[str, Any]:
+def _paths(real: ReferenceSet, plan: SamplingPlan, made: GeneratedSet) -> dict[str, Any]:
     """Path length in units of the mean squared distance of two real tiles, the share of the longest step, and the mean change of a pixel
     from end to end, over that between two real tiles of any levels. For judged attributes also the rank correlation of the levels asked
     for, those in between too, with the mean of what the judge reads: 1 when it rises at every point.
     """
     shape = made.path_features.shape[:3]
-    said_APS = real.judge.predict(made.path_tiles, made.path_features.reshape(len(made.path_tiles), -1)).reshape(*shape, -1)
+    said_APS = real.attribute_predictor.predict(made.path_tiles, made.path_features.reshape(len(made.path_tiles), -1)).reshape(*shape, -1)
     usual = 2 * float(real.train_ND.var(axis=0, dtype=np.float64).sum())
     tiles_APSHWC = made.path_tiles.reshape(*shape, *made.path_tiles.shape[1:])
     apart = control.pixel_distance(islice(pairwise(real.thumbs), PAIRS))
@@ -172,7 +175,7 @@ def _paths(real: Real, plan: Plan, made: Made) -> dict[str, Any]:
         found[name] |= {
             key: value / unit for key, value, unit in (("length", way.length, usual), ("changed", changed, apart)) if unit > 1e-6
         }
-        if a in plan.ways:
+        if a in plan.sweep_levels:
             found[name]["order"] = control.spearman(np.arange(POINTS), said_APS[a, :, :, a].mean(axis=0))
     return found
 
@@ -186,11 +189,11 @@ def _measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndar
     return found
 
 
-def _confusions(real: Real, pairs: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def _confusions(real: ReferenceSet, pairs: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Counts by level asked for and level predicted, of the levels that are judged."""
     found = {}
     for a, (level_N, said_N) in pairs.items():
-        levels = real.verdicts[a].levels
+        levels = real.assessments[a].levels
         counted_N = np.isin(level_N, levels)
         counts_LL = control.confusion(level_N[counted_N], said_N[counted_N], levels)
         found[real.schema.names[a]] = {"levels": list(levels), "counts": counts_LL.astype(int).tolist()}
@@ -211,7 +214,7 @@ def _plain(estimates: dict[str, Estimate]) -> dict[str, list[float | None]]:
     }
 
 
-def data_notes(real: Real) -> dict[str, Any]:
+def data_notes(real: ReferenceSet) -> dict[str, Any]:
     """What is judged, by rule, and on how many tiles."""
     return {
         "train_tiles": len(real.train),
@@ -220,17 +223,21 @@ def data_notes(real: Real) -> dict[str, Any]:
         "held_out_groups": len(np.unique(real.held_out.group_N)),
         "judge": real.note,
         "quality": why_quality_is_not_judged(real),
-        "exam": {"tiles": len(real.exam.group_N), "groups": len(np.unique(real.exam.group_N)), "crossed": real.exam.crossed},
+        "exam": {
+            "tiles": len(real.held_out_predictions.group_N),
+            "groups": len(np.unique(real.held_out_predictions.group_N)),
+            "crossed": real.held_out_predictions.crossed,
+        },
         "attributes": {
             name: {
-                "judged": verdict.judged,
-                "why": verdict.why,
-                "judge": _plain(real.exam_scores.get(name, {})),
+                "judged": assessed.is_assessed,
+                "why": assessed.why,
+                "judge": _plain(real.held_out_scores.get(name, {})),
                 "levels": [
-                    {"level": level, "name": attribute.levels[level], "train": train, "exam": asked, "judged": level in verdict.levels}
-                    for level, (train, asked) in verdict.tiles.items()
+                    {"level": level, "name": attribute.levels[level], "train": train, "exam": asked, "judged": level in assessed.levels}
+                    for level, (train, asked) in assessed.tiles.items()
                 ],
             }
-            for name, attribute, verdict in zip(real.schema.names, real.schema.attributes, real.verdicts, strict=True)
+            for name, attribute, assessed in zip(real.schema.names, real.schema.attributes, real.assessments, strict=True)
         },
     }

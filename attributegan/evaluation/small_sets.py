@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attributegan.evaluation.reference import MIN_TRAIN, Real
+from attributegan.evaluation.reference import MIN_TRAIN, ReferenceSet
 from attributegan.metrics import quality
 from attributegan.metrics.quality import NEIGHBOURS, Memory
 
@@ -12,7 +12,7 @@ MIN_HELD_OUT = NEIGHBOURS + 1  # tiles that the balls of neighbours need
 ALIKE = 1e-6  # of the length of a feature vector; nearer ones are the same tile
 
 
-def why_quality_is_not_judged(real: Real) -> str:
+def why_quality_is_not_judged(real: ReferenceSet) -> str:
     """What is missing for KID, FID and the scores beside them, in words; "" when nothing is."""
     for name, split_ND, least in (("training", real.train_ND, MIN_TRAIN), ("held-out", real.held_out_ND, MIN_HELD_OUT)):
         if len(split_ND) < least:
@@ -22,7 +22,7 @@ def why_quality_is_not_judged(real: Real) -> str:
     return ""
 
 
-def memory_of(real: Real, generated_ND: np.ndarray) -> Memory | None:
+def memory_of(real: ReferenceSet, generated_ND: np.ndarray) -> Memory | None:
     """`quality.memorisation`, or None where held-out tiles are too few, or the same as training tiles, and so no measure."""
     if why_quality_is_not_judged(real):
         return None

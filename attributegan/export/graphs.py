@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from attributegan.checkpoint.store import Loaded, load_for_sampling
-from attributegan.export.aside import aside, check_file
-from attributegan.sampling.grids import latents_for, levels_for
+from attributegan.checkpoint.loading import Loaded, load_for_sampling
+from attributegan.sampling.latents import latents_for, levels_for
+from attributegan.utils.files import atomic_path, check_file
 
 TOLERANCE = 1e-4  # largest difference from the network's own images, as a share of their largest value where that is above 1
 
@@ -45,7 +45,7 @@ def export_onnx(run: str | Path, out: str | Path, raw: bool = False, fractional:
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'attributegan[export]'")
     loaded = _load(run, raw)
-    with aside(out) as path, _quiet():
+    with atomic_path(out) as path, _quiet():
         model = torch.onnx.export(
             _trace(loaded, fractional),
             dynamo=True,
@@ -70,7 +70,7 @@ def export_program(run: str | Path, out: str | Path, raw: bool = False, fraction
     out = Path(out)
     check_file(out, ".pt2")
     loaded = _load(run, raw)
-    with aside(out) as path, _quiet():
+    with atomic_path(out) as path, _quiet():
         torch.export.save(_trace(loaded, fractional), path, extra_files={"attributes": json.dumps(loaded.schema.to_dict())})
         _check(loaded, fractional, torch.export.load(path).module(), path.name)
 

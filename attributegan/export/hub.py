@@ -15,11 +15,11 @@ from torch import Tensor
 
 from attributegan import config as config_module
 from attributegan.attributes import AttributeSchema
-from attributegan.checkpoint.store import Loaded, load_for_sampling
+from attributegan.checkpoint.loading import Loaded, load_for_sampling
 from attributegan.config import ModelConfig
-from attributegan.export.aside import aside, check_new_folder
 from attributegan.export.model_card import CardFacts, model_card
 from attributegan.models import Generator
+from attributegan.utils.files import atomic_path, check_new_folder
 
 WEIGHTS = "model.safetensors"
 
@@ -130,7 +130,7 @@ def export_generator(run: str | Path, out: str | Path, facts: CardFacts | None =
     check_new_folder(out)
     loaded = load_for_sampling(run, ema=not raw)
     generator = AttributeGenerator.of(loaded)
-    with aside(out) as folder:
+    with atomic_path(out) as folder:
         facts = replace(facts, data=facts.data or data_of(loaded))
         generator.save_pretrained(folder, model_card_kwargs={"facts": facts})  # type: ignore[operator]
     return generator

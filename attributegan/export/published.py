@@ -8,8 +8,9 @@ from typing import Literal
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import writer
 from attributegan.config import AugmentConfig, Config, ModelConfig, OptimConfig, RunConfig, dump
-from attributegan.export.aside import aside, check_new_folder
 from attributegan.models import published
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
+from attributegan.utils.files import atomic_path, check_new_folder
 
 
 def import_published(source: str | Path, out: str | Path, generator: Literal["raw", "ema"] = "ema") -> Config:
@@ -32,9 +33,9 @@ def import_published(source: str | Path, out: str | Path, generator: Literal["ra
     model = published.load(source)
     config = _recipe(model.config, out)
     averaged = model.generator if generator == "raw" else model.generator_ema
-    with aside(out) as folder:
+    with atomic_path(out) as folder:
         writer.save(
-            folder / "checkpoints",
+            checkpoints_dir(folder),
             0,
             generator=model.generator.state_dict(),
             generator_ema=averaged.state_dict(),

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.metrics import control
-from attributegan.training.random_draws import generator_for
+from attributegan.utils.files import atomic_write
+from attributegan.utils.rng import Purpose, rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2
@@ -33,7 +34,7 @@ MOST_WEIGHT = 10.0  # of a rare level's tiles
 PREDICT_BATCH = 64
 
 
-class Judge(nn.Module):
+class AttributePredictor(nn.Module):
     """``forward`` gives the logits of "above level k", for each attribute and each assessable level but the highest."""
 
     def __init__(self, schema: AttributeSchema) -> None:
@@ -69,7 +70,7 @@ class Judge(nn.Module):
         return torch.stack(columns, dim=1)
 
 
-class Cnn(Judge):
+class Cnn(AttributePredictor):
     """Residual blocks with max pooling, then mean and maximum over the map, and how parallel the edges are; a linear head on these."""
 
     kind = "cnn"
@@ -108,7 +109,7 @@ class _Block(nn.Module):
         return self.skip(x_BCHW) + self.residual(x_BCHW)
 
 
-class Head(Judge):
+class Head(AttributePredictor):
     """Proportional odds on standardised features (McCullagh 1980): one direction an attribute, a threshold a level."""
 
     kind = "features"
@@ -139,6 +140,7 @@ COHERENCES = 4
 NUCLEAR = (0.3, 0.6)  # absorbance from the palest to the darkest that is told apart
 
 
+# A second time, beside `attributegan.models.heads.coherence`, on purpose: what judges a generator shares no code with what trains it.
 def coherence(images_BCHW: Tensor) -> Tensor:
     """How parallel edges are, 0 to 1, at two scales, by squared and by plain strength of the edge: (B, 4).
 
@@ -172,18 +174,18 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     On a CPU the same tiles and seed give the same weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for(seed, "weights of the judge").initial_seed())
+        torch.manual_seed(rng_for(seed, Purpose.PREDICTOR_WEIGHTS).initial_seed())
         network = Cnn(schema).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=CNN_RATE, weight_decay=CNN_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CNN_RATE, total_steps=steps)
     targets_NK, weights_NK = (torch.from_numpy(array).float() for array in _targets(levels_NA, schema))
     network.train()
     for step in range(steps):
-        rng = generator_for(seed, "tiles for the judge", step)
+        rng = rng_for(seed, Purpose.PREDICTOR_TILES, step)
         row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
         images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head.weight.device)
         turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
-        images_BCHW = _spoiled(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3)), rng)
+        images_BCHW = _corrupted(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3)), rng)
         loss = F.binary_cross_entropy_with_logits(
             network(images_BCHW), targets_NK[row_B].to(images_BCHW.device), weights_NK[row_B].to(images_BCHW.device)
         )
@@ -196,7 +198,7 @@ def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSche
     return network.eval()
 
 
-def _spoiled(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
+def _corrupted(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
     """Half of the images up to 70 % blurred, then colours up to 15 % stronger or weaker and .075 lighter or darker, noise up to .08."""
 
     def uniform(*shape: int) -> Tensor:
@@ -293,27 +295,30 @@ def mean_spearman(schema: AttributeSchema, levels_NA: np.ndarray, predicted_NA: 
 
 
 @dataclass(frozen=True)
-class Kept:
+class PredictorCache:
     """A judge in a folder of the cache."""
 
     folder: Path
 
-    def save(self, judge: Judge, note: dict[str, Any]) -> None:
+    def save(self, attribute_predictor: AttributePredictor, note: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.contiguous().cpu() for key, tensor in judge.state_dict().items()}, self.folder / "judge.safetensors")
-        width = len(judge.mean_D) if isinstance(judge, Head) else 0
-        kind = judge.kind if isinstance(judge, Head | Cnn) else ""
-        about = {"kind": kind, "width": width, "attributes": judge.schema.to_dict()}
-        (self.folder / "judge.json").write_text(json.dumps(about | note, indent=1))
+        save_file(
+            {key: tensor.contiguous().cpu() for key, tensor in attribute_predictor.state_dict().items()}, self.folder / "judge.safetensors"
+        )
+        width = len(attribute_predictor.mean_D) if isinstance(attribute_predictor, Head) else 0
+        kind = attribute_predictor.kind if isinstance(attribute_predictor, Head | Cnn) else ""
+        about = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
+        with atomic_write(self.folder / "judge.json") as stream:  # last: without it there is no judge here
+            stream.write(json.dumps(about | note, indent=1).encode())
 
-    def load(self, schema: AttributeSchema) -> tuple[Judge, dict[str, Any]] | None:
+    def load(self, schema: AttributeSchema) -> tuple[AttributePredictor, dict[str, Any]] | None:
         """The judge and its note, when there is one for these attributes."""
         try:
             note = json.loads((self.folder / "judge.json").read_text())
             if "attributes" in note and AttributeSchema.from_dict(note.pop("attributes")) != schema:
                 return None
-            judge: Judge = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
-            judge.load_state_dict(load_file(self.folder / "judge.safetensors"))
+            attribute_predictor: AttributePredictor = Cnn(schema) if note["kind"] == "cnn" else Head(schema, note["width"])
+            attribute_predictor.load_state_dict(load_file(self.folder / "judge.safetensors"))
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError):
             return None
-        return judge.eval(), note
+        return attribute_predictor.eval(), note

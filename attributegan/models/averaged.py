@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attributegan.models.blocks import layout
 
-NEWEST = 0.01  # share of the newest weights in the average: of each call while training, so of each micro-batch, as in batch norm
+EMA_RATE = 0.01  # share of the newest weights in the average: of each call while training, so of each micro-batch, as in batch norm
 
 
 class AveragedConv2d(nn.Conv2d):
@@ -53,4 +53,4 @@ class AveragedLinear(nn.Linear):
 
 @torch.no_grad()
 def _follow(average: Tensor, weights: Tensor) -> None:
-    average.lerp_(weights, NEWEST)
+    average.lerp_(weights, EMA_RATE)

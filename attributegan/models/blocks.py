@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from attributegan.attributes import AttributeSchema
 from attributegan.models.batchnorm import discarded_statistics
 from attributegan.models.precision import HALVES, full_precision
-from attributegan.models.resample import NearestDoubling, blur
+from attributegan.models.resample import UpsampleNearestConv2d, blur
 
 HEAD_WIDTH = 64  # channels of an attention head
+IMAGE_CHANNELS = 3
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
@@ -37,7 +38,7 @@ def normalise(x: Tensor) -> Tensor:
     return F.normalize(full_precision(x), dim=1, eps=1e-12)
 
 
-def gate(x_BCHW: Tensor) -> Tensor:
+def glu(x_BCHW: Tensor) -> Tensor:
     """GLU over channels (Dauphin et al., ICML 2017): 2c channels -> c. Thrice as fast as `F.glu` on channels-last CPU maps."""
     value, opening = x_BCHW.chunk(2, dim=1)
     if opening.dtype in HALVES:  # CPUs compute half-precision sigmoids of a map that lies in pieces one by one
@@ -83,7 +84,7 @@ def _recomputed(stage: nn.Module, *inputs: Tensor) -> Tensor:
     return checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: discarded_statistics(stage))
 
 
-class LabelColumns(nn.Module):
+class OneHotEncoding(nn.Module):
     """Levels -> 0/1 columns, ``widths[a]`` columns for attribute a."""
 
     offsets: Tensor
@@ -106,12 +107,12 @@ class LabelColumns(nn.Module):
         return F.one_hot(levels_BA.clamp(min=0) + self.offsets, self.count) * (levels_BA >= 0)[..., None]
 
 
-def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> LabelColumns:
+def label_columns(kind: Literal["padded", "levels"], num_levels: Sequence[int]) -> OneHotEncoding:
     """Every attribute padded to as many columns as the one with most levels (published: 5 x 5), or real levels alone (21)."""
-    return LabelColumns([max(num_levels)] * len(num_levels) if kind == "padded" else num_levels)
+    return OneHotEncoding([max(num_levels)] * len(num_levels) if kind == "padded" else num_levels)
 
 
-class LevelPlaces(nn.Module):
+class OrdinalEncoding(nn.Module):
     """Levels -> three columns for each attribute: whether its level is on the scale, where on it, from -1 to 1, and whether it is "not
     assessable"; all 0 for a level that is not known. Embeddings of levels lie on a line then, with those in between on it too."""
 
@@ -240,7 +241,7 @@ class ResidualStage(nn.Module):
         return leaky(self.refine(leaky(self.down(x)))) + leaky(self.skip(F.avg_pool2d(x, 2)))
 
 
-class Halving(nn.Module):
+class DownsampleBlock(nn.Module):
     """What stands before the residual stages above 256 px: blur, Conv4x4 stride 2, LeakyReLU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -257,9 +258,9 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, doublings: int) -> None:
         super().__init__()
         widths = [channels // 2**k for k in range(doublings)] + [3]
-        self.convs = nn.ModuleList(NearestDoubling(wide, 2 * narrow) for wide, narrow in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(UpsampleNearestConv2d(wide, 2 * narrow) for wide, narrow in zip(widths, widths[1:], strict=False))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for conv in self.convs:
-            x_BCHW = gate(conv(x_BCHW))
+            x_BCHW = glu(conv(x_BCHW))
         return x_BCHW

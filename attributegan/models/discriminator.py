@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.blocks import (
+    IMAGE_CHANNELS,
     Decoder,
-    Halving,
-    LabelColumns,
+    DownsampleBlock,
+    OneHotEncoding,
     ResidualStage,
     Stages,
     global_attention,
@@ -30,7 +31,6 @@ from attributegan.models.blocks import (
 from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
 from attributegan.models.precision import full_precision
 
-IMAGE_CHANNELS = 3
 HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map
 PROXY_WIDTH = 16  # numbers of a proxy for each padded column
 
@@ -63,7 +63,7 @@ class Discriminator(Stages):
         self.image_size = config.image_size
         self.columns = label_columns(config.label_columns, schema.num_levels)
         before = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
-        self.halvings = nn.ModuleList(Halving(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
+        self.halvings = nn.ModuleList(DownsampleBlock(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
         widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
         self.stages = nn.ModuleList(
             ResidualStage(widths[k], widths[k + 1], config.attention_heads if 2 ** (top - k) in config.discriminator_attention else 0)
@@ -87,8 +87,8 @@ class Discriminator(Stages):
         *,
         embed: bool = True,
         reconstruct: bool = True,
-        learn_levels: bool = False,
-        tell_levels: bool = False,
+        train_levels: bool = False,
+        predict_levels: bool = False,
         first: int | None = None,
     ) -> DiscriminatorOutput:
         """
@@ -98,8 +98,8 @@ class Discriminator(Stages):
             quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
-            learn_levels: compute ``levels`` for the auxiliary heads to learn from, ...
-            tell_levels: ... or as they have learnt to.
+            train_levels: compute ``levels`` for the auxiliary heads to learn from, ...
+            predict_levels: ... or as they have learnt to.
             first: compute ``embedding`` to ``reconstruction_loss`` of that many images alone. One pass over all is faster than two.
 
         Raises:
@@ -110,7 +110,9 @@ class Discriminator(Stages):
             raise ValueError(f"images: {tuple(images_BCHW.shape[2:])} pixels; this discriminator is for {size} x {size}")
         maps = self._maps(images_BCHW)
         logits, logits_32 = self._answers(images_BCHW, maps[-1], self.columns(levels_BA))
-        told = self.auxiliary(images_BCHW, learn_levels) if self.auxiliary is not None and (learn_levels or tell_levels) else None
+        level_logits = (
+            self.auxiliary(images_BCHW, train_levels) if self.auxiliary is not None and (train_levels or predict_levels) else None
+        )
         images_BCHW, levels_BA, maps = images_BCHW[:first], levels_BA[:first], [map_BCHW[:first] for map_BCHW in maps]
         return DiscriminatorOutput(
             logits=logits,
@@ -118,7 +120,7 @@ class Discriminator(Stages):
             embedding=normalise(self.embedder(maps[0])) if embed else None,
             proxy=normalise(self.proxies(levels_BA)) if embed else None,
             reconstruction_loss=self._reconstruction_loss(images_BCHW, maps, quadrant) if reconstruct else None,
-            levels=told,
+            levels=level_logits,
         )
 
     def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +182,7 @@ class LevelProxies(nn.Module):
 
     def __init__(self, num_levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.columns = LabelColumns(num_levels)
+        self.columns = OneHotEncoding(num_levels)
         self.size = PROXY_WIDTH * max(num_levels) * len(num_levels)
         self.table = nn.Embedding(self.columns.count, PROXY_WIDTH * max(num_levels))
 

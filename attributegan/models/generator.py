@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from attributegan.attributes import AttributeSchema
 from attributegan.config import ModelConfig
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import Excitation, LevelPlaces, Stages, attention_block, gate, initialise, label_columns, normalise
-from attributegan.models.resample import BlurredDoubling
+from attributegan.models.blocks import (
+    IMAGE_CHANNELS,
+    Excitation,
+    OrdinalEncoding,
+    Stages,
+    attention_block,
+    glu,
+    initialise,
+    label_columns,
+    normalise,
+)
+from attributegan.models.resample import UpsampleBlurConv2d
 
-IMAGE_CHANNELS = 3
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide
 EXCITING = range(1, 5)  # stages whose output excites: those that read maps of 8 to 64 pixels
 
@@ -32,10 +41,10 @@ class Generator(Stages):
     def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
         super().__init__()
         latent = config.latent_dim
-        in_places = config.generator_levels == "places"
-        self.columns = LevelPlaces(schema) if in_places else label_columns(config.label_columns, schema.num_levels)
-        self.from_latent = _seed(latent, 2 * latent, nn.GLU(dim=1))
-        self.from_label = _seed(self.columns.count, latent // 4, nn.ReLU())
+        is_ordinal = config.generator_levels == "ordinal"
+        self.columns = OrdinalEncoding(schema) if is_ordinal else label_columns(config.label_columns, schema.num_levels)
+        self.from_latent = _latent_to_map(latent, 2 * latent, nn.GLU(dim=1))
+        self.from_label = _latent_to_map(self.columns.count, latent // 4, nn.ReLU())
         widths = stage_widths(config)
         inputs = [latent + latent // 4, *widths[:-1]]
         self.stages = nn.ModuleList(
@@ -58,11 +67,11 @@ class Generator(Stages):
                 nn.init.zeros_(stage.modulate.weight)
 
     @torch.no_grad()
-    def silence(self, attributes: Iterable[int]) -> None:
+    def zero_label_weights(self, attributes: Iterable[int]) -> None:
         """Make the levels of these attributes (by place in the schema) say nothing, as they do at first in every stage but the first: for
         attributes that a training does not use, whose columns learn nothing and would stay noise."""
         seed = self.from_label[0]
-        assert isinstance(seed, Seed)
+        assert isinstance(seed, LatentToMap)
         for a in attributes:
             first = int(self.columns.offsets[a])
             seed.weight[first : first + self.columns.widths[a]] = 0
@@ -99,7 +108,7 @@ class GeneratorStage(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, heads: int, conditions: int = 0) -> None:
         super().__init__()
         self.attention = attention_block(channels_in, heads) if heads else None
-        self.conv = BlurredDoubling(channels_in, 2 * channels_out)
+        self.conv = UpsampleBlurConv2d(channels_in, 2 * channels_out)
         self.norm = BatchNorm2d(2 * channels_out)
         self.modulate = nn.Linear(conditions, 4 * channels_out) if conditions else None
 
@@ -109,10 +118,10 @@ class GeneratorStage(nn.Module):
         if self.modulate is not None:
             scale_BC11, shift_BC11 = self.modulate(conditions_BM)[..., None, None].chunk(2, dim=1)
             x = torch.addcmul(shift_BC11, x, 1 + scale_BC11)
-        return gate(x)
+        return glu(x)
 
 
-class Seed(nn.ConvTranspose2d):
+class LatentToMap(nn.ConvTranspose2d):
     """A vector (B, channels_in, 1, 1) -> a map: of one pixel a transposed convolution is a matrix product, which is faster as such."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -137,6 +146,6 @@ def stage_widths(config: ModelConfig) -> list[int]:
     return [IMAGE_CHANNELS if n >= 8 else config.feature_width(n) for n in exponents]
 
 
-def _seed(channels_in: int, channels_out: int, act: nn.Module) -> nn.Sequential:
+def _latent_to_map(channels_in: int, channels_out: int, act: nn.Module) -> nn.Sequential:
     """A vector (B, channels_in, 1, 1) -> a 4 x 4 map."""
-    return nn.Sequential(OrderedDict(conv=Seed(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))
+    return nn.Sequential(OrderedDict(conv=LatentToMap(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))

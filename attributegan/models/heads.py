@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attributegan.models.averaged import NEWEST, AveragedConv2d, AveragedLinear
+from attributegan.models.averaged import EMA_RATE, AveragedConv2d, AveragedLinear
 from attributegan.models.batchnorm import BatchNorm2d
-from attributegan.models.blocks import leaky
+from attributegan.models.blocks import IMAGE_CHANNELS, leaky
 from attributegan.models.precision import full_precision
 
 COHERENCES = 4  # numbers of `coherence`
 AUXILIARY_WIDTHS = (32, 64, 96)
 AUXILIARY_HIDDEN = 128
 AUXILIARY_SIZE = 128  # pixels; the largest images that the auxiliary heads see
-IMAGE_CHANNELS = 3
 
 
 class ProjectionHead(nn.Module):
@@ -60,8 +59,8 @@ class AuxiliaryHeads(nn.Module):
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
         self.convs = nn.ModuleList(AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
                                    for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
-        self.norms = nn.ModuleList(BatchNorm2d(width, momentum=NEWEST) for width in AUXILIARY_WIDTHS)
-        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=NEWEST)
+        self.norms = nn.ModuleList(BatchNorm2d(width, momentum=EMA_RATE) for width in AUXILIARY_WIDTHS)
+        self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=EMA_RATE)
         self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
         self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(self.classes))
 
@@ -74,7 +73,14 @@ class AuxiliaryHeads(nn.Module):
         Returns:
             of each attribute (B, 2 levels): levels of real tiles, then those of generated ones.
         """
+        before = self.training
         self.train(learn)
+        try:
+            return self._logits(images_BCHW)
+        finally:
+            self.train(before)
+
+    def _logits(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
         parallel_BC = coherence(x)
         x = F.pixel_unshuffle(x, 2)

@@ -54,7 +54,7 @@ def _kernel(x_BCHW: Tensor) -> Tensor:
     return (taps[:, None] * taps / 16).expand(x_BCHW.shape[1], 1, 3, 3)
 
 
-class BlurredDoubling(nn.Conv2d):
+class UpsampleBlurConv2d(nn.Conv2d):
     """Nearest x2, `blur`, Conv3x3 with a border of zeros. Its weights are the convolution's.
 
     Nearest x2 and blur are together bilinear x2, borders included, which is how small maps are doubled. Larger ones are convolved before
@@ -77,7 +77,7 @@ class BlurredDoubling(nn.Conv2d):
         return _OffFrame.apply(answer, *off)
 
 
-class NearestDoubling(nn.Conv2d):
+class UpsampleNearestConv2d(nn.Conv2d):
     """Nearest x2, Conv3x3. Its weights are the convolution's; of larger maps it is one transposed convolution."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:

@@ -26,15 +26,15 @@ from attributegan.run_dir.status import slurm_job, slurm_restarts
 log = logging.getLogger("attributegan")
 
 FILE = "claim.json"
-BEAT_S = 5.0  # from one refreshing to the next
-STALE_S = 30.0  # not refreshed for so long: dead
+HEARTBEAT_S = 5.0  # from one refreshing to the next
+LEASE_S = 30.0  # not refreshed for so long: dead
 BLOCKED_S = 10.0  # far longer than a claim needs to be removed
 PATIENCE_S = 60.0  # for a submission that is about to end, and for the start before of the same job
 LOST = 2  # exit status of a training that finds its run folder claimed by another: one that starting again would not mend
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """Who has a claim."""
 
     token: str  # of this claim alone
@@ -46,7 +46,7 @@ class Holder:
     job: str  # Slurm's, or ""
     restart: int
 
-    def is_gone(self, me: Holder) -> bool | None:
+    def is_gone(self, me: LockOwner) -> bool | None:
         """Whether it has ended for certain; None when that can't be told from here."""
         if self.machine and self.machine == me.machine:
             return born(self.pid) != self.born
@@ -58,18 +58,18 @@ class Holder:
         return f"{self.what} on {self.host} (process {self.pid}{f', job {self.job}' if self.job else ''})"
 
 
-class Claim:
+class RunLock:
     """A run folder for this process alone, from `take` to `release`."""
 
     def __init__(self, folder: Path, what: Literal["training", "submission"]) -> None:
         self.path = folder / FILE
         pid = os.getpid()
-        self.me = Holder(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, born(pid), slurm_job(), slurm_restarts())
+        self.me = LockOwner(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, born(pid), slurm_job(), slurm_restarts())
         self._released = threading.Event()
         self._blocked_since = 0.0
-        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat_thread = threading.Thread(target=self._heartbeat, daemon=True)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Claim the folder, which is made when it is not there; waits for a claim whose owner may be gone.
 
         Raises:
@@ -80,38 +80,38 @@ class Claim:
             self._wait_and_create()
         except OSError as error:
             raise ValueError(f"run.dir: {self.path.parent} can't be used: {error.strerror}; choose another folder") from error
-        self._heart.start()
+        self._heartbeat_thread.start()
 
     def release(self) -> None:
         """Give the folder back, if it was taken."""
         self._released.set()
-        if self._heart.is_alive():
-            self._heart.join(BEAT_S)
-        if (held := holder(self.path.parent)) and held.token == self.me.token:
+        if self._heartbeat_thread.is_alive():
+            self._heartbeat_thread.join(HEARTBEAT_S)
+        if (owner := owner_of(self.path.parent)) and owner.token == self.me.token:
             with suppress(OSError):
                 self.path.unlink()
 
     def _wait_and_create(self) -> None:
         began, seen, since = time.monotonic(), None, 0.0
         while not self._create():
-            now, other, beat = time.monotonic(), holder(self.path.parent), _beat_of(self.path)
+            now, other, heartbeat = time.monotonic(), owner_of(self.path.parent), _heartbeat_of(self.path)
             gone = other.is_gone(self.me) if other else None
-            alive = gone is False or (seen is not None and seen[0] == other and seen[1] != beat)
+            alive = gone is False or (seen is not None and seen[0] == other and seen[1] != heartbeat)
             if now - began > PATIENCE_S or (alive and not self._waits_for(other)):
                 raise ValueError(
                     f"run.dir: {self.path.parent} is in use by the {other or 'unknown'}; stop that one first, or choose another folder. "
                     f"If it is gone for certain, remove {self.path}*"
                 )
-            if (other, beat) != seen:
-                seen, since = (other, beat), now
-            if now - since > STALE_S:
-                log.warning("%s: not refreshed for %.0f s by the %s; taken over", self.path, STALE_S, other or "one before")
-            if gone or now - since > STALE_S:
-                self._take_away(other)
+            if (other, heartbeat) != seen:
+                seen, since = (other, heartbeat), now
+            if now - since > LEASE_S:
+                log.warning("%s: not refreshed for %.0f s by the %s; taken over", self.path, LEASE_S, other or "one before")
+            if gone or now - since > LEASE_S:
+                self._break(other)
             else:
                 time.sleep(0.2)
 
-    def _waits_for(self, other: Holder | None) -> bool:
+    def _waits_for(self, other: LockOwner | None) -> bool:
         if other is None:
             return True
         return (other.what == "submission" and self.me.what == "training") or bool(self.me.job and other.job == self.me.job)
@@ -126,7 +126,7 @@ class Claim:
             file.write(json.dumps(dataclasses.asdict(self.me)) + "\n")
         return True
 
-    def _take_away(self, other: Holder | None) -> None:
+    def _break(self, other: LockOwner | None) -> None:
         """Remove the claim of ``other`` and no one else's, whoever else is about to do the same."""
         alone = self.path.with_name(f"{FILE}.removing")
         try:
@@ -140,17 +140,17 @@ class Claim:
             time.sleep(0.05)
             return
         try:
-            if holder(self.path.parent) == other:
+            if owner_of(self.path.parent) == other:
                 self.path.unlink(missing_ok=True)
         finally:
             alone.rmdir()
 
-    def _beat(self) -> None:
-        while not self._released.wait(BEAT_S):
+    def _heartbeat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
             try:
-                held = holder(self.path.parent)
-                if held is not None and held.token != self.me.token:
-                    print(f"error: run.dir: {self.path.parent} was taken over by the {held}; this one ends", file=sys.stderr, flush=True)
+                owner = owner_of(self.path.parent)
+                if owner is not None and owner.token != self.me.token:
+                    print(f"error: run.dir: {self.path.parent} was taken over by the {owner}; this one ends", file=sys.stderr, flush=True)
                     os._exit(LOST)
                 os.utime(self.path)
             except FileNotFoundError:
@@ -160,25 +160,25 @@ class Claim:
                 log.warning("%s: can't be refreshed: %s", self.path, error)
 
 
-def holder(folder: Path) -> Holder | None:
+def owner_of(folder: Path) -> LockOwner | None:
     """Who claims ``folder``; None when no one does, or when the claim can't be read."""
     return _read(folder / FILE)
 
 
-def silence_s(folder: Path) -> float:
+def seconds_since_heartbeat(folder: Path) -> float:
     """Seconds since the claim of ``folder`` was refreshed, by this machine's clock; infinite without one."""
-    beat = _beat_of(folder / FILE)
-    return time.time() - beat / 1e9 if beat else float("inf")
+    heartbeat = _heartbeat_of(folder / FILE)
+    return time.time() - heartbeat / 1e9 if heartbeat else float("inf")
 
 
-def _read(path: Path) -> Holder | None:
+def _read(path: Path) -> LockOwner | None:
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return LockOwner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _beat_of(path: Path) -> int:
+def _heartbeat_of(path: Path) -> int:
     """When the claim was last refreshed, in nanoseconds; 0 without one."""
     try:
         with path.open() as file:  # NFS asks the server for what is opened, and remembers the rest

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from datetime import timedelta
@@ -18,11 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from attributegan.run_dir import status
+from attributegan.utils.files import WRITING, atomic_write
 
 log = logging.getLogger("attributegan")
 
 
-def start_logging(folder: Path, is_main: bool) -> None:
+def init_logging(folder: Path, is_main: bool) -> None:
     """Lines to stdout and train.log from the main process; only warnings, to stderr, from the others."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout if is_main else sys.stderr)]
     if is_main:
@@ -34,7 +34,7 @@ def start_logging(folder: Path, is_main: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
 
 
-class Reporter:
+class MetricLogger:
     """The main process's view of the run; on other processes every call does nothing.
 
     Args:
@@ -51,7 +51,7 @@ class Reporter:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        for half_written in [*folder.glob(".writing-*"), *folder.glob("grids/.writing-*")]:  # by a start that was killed
+        for half_written in [*folder.glob(f"{WRITING}*"), *folder.glob(f"grids/{WRITING}*")]:  # by a start that was killed
             half_written.unlink()
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
         _drop_lines_after(folder / "metrics.jsonl", images)
@@ -88,9 +88,8 @@ class Reporter:
             return
         path = self.folder / "grids" / f"{name}-{images:012d}.png"
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f".writing-{path.name}")
-        Image.fromarray(image_HWC).save(aside, format="PNG")
-        os.replace(aside, path)
+        with atomic_write(path, fsync=False) as stream:
+            Image.fromarray(image_HWC).save(stream, format="PNG")
         self.board.add_image(name, image_HWC, images, dataformats="HWC")
 
     def close(self) -> None:
@@ -120,6 +119,5 @@ def _drop_lines_after(path: Path, images: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a kill cut short
             continue
-    aside = path.with_name(f".writing-{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(aside, path)
+    with atomic_write(path, fsync=False) as stream:
+        stream.write("".join(f"{line}\n" for line in kept).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attributegan.config import Config, RunConfig, dump, read_yaml
-from attributegan.utils.files import whole_file
+from attributegan.utils.files import atomic_write
 
 FILE = "config.yaml"
 
@@ -14,7 +14,7 @@ def write(config: Config) -> None:
     """Put the resolved configuration into the run folder."""
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / FILE) as stream:
+    with atomic_write(folder / FILE) as stream:
         stream.write(dump(config).encode())
 
 

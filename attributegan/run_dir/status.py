@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from attributegan.utils.files import atomic_write
+
 FILE = "status.json"
 State = Literal["queued", "running", "stopped", "preempted", "failed", "finished"]
 
@@ -33,7 +35,7 @@ class Status:
     job: str = ""  # Slurm's id, 45 or 45_3; empty outside of Slurm
     requeues: int = 0
     shards: str = ""  # fingerprint of the shard set
-    told: float = 0.0  # seconds since 1970, of this word
+    updated_at: float = 0.0  # seconds since 1970, of this word
     error: str = ""
 
 
@@ -41,6 +43,8 @@ def read(folder: Path) -> Status | None:
     """The status in a run folder; None when there is none to read."""
     try:
         tree = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if "told" in tree:  # the name of earlier versions, read in this one
+            tree.setdefault("updated_at", tree["told"])
         known = {f.name for f in dataclasses.fields(Status)}
         return Status(**{key: value for key, value in tree.items() if key in known})
     except (OSError, ValueError, AttributeError):
@@ -49,24 +53,20 @@ def read(folder: Path) -> Status | None:
 
 def update(folder: Path, **changes: Any) -> None:
     """Write the status in ``folder`` anew, with ``changes`` and the time."""
-    status = dataclasses.replace(read(folder) or Status(), told=time.time(), **changes)
-    aside = folder / f".writing-{FILE}-{socket.gethostname()}-{os.getpid()}"
-    try:
-        aside.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, folder / FILE)
-    finally:
-        aside.unlink(missing_ok=True)  # a full disk
+    status = dataclasses.replace(read(folder) or Status(), updated_at=time.time(), **changes)
+    with atomic_write(folder / FILE, fsync=False, shared=True) as stream:
+        stream.write((json.dumps(dataclasses.asdict(status), indent=1) + "\n").encode())
 
 
-def put_back(folder: Path, before: Status | None) -> None:
+def restore(folder: Path, before: Status | None) -> None:
     """Undo updates for something that did not come about."""
     if before is None:
         (folder / FILE).unlink(missing_ok=True)
     else:
-        update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "told"})
+        update(folder, **{name: value for name, value in dataclasses.asdict(before).items() if name != "updated_at"})
 
 
-def place() -> dict[str, Any]:
+def process_location() -> dict[str, Any]:
     """Where this process runs, as fields of `Status`."""
     host = socket.gethostname()
     nodes = os.environ.get("SLURM_JOB_NODELIST", host)

@@ -6,8 +6,7 @@ Owns pictures as arrays; files are `tools.sample`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,99 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.training.random_draws import generator_for
-from attributegan.utils.allocator import keep_freed_memory
-from attributegan.utils.precision import autocast
+from attributegan.attributes import AttributeSchema
+from attributegan.sampling.generate import generate
+from attributegan.sampling.latents import interpolate, middle_levels
 
-G = TypeVar("G", bound=nn.Module)
 GAP = 2  # white pixels between the tiles of a grid
 LARGEST_IN_GRID = 256  # pixels; larger tiles are scaled down for grids
-
-
-def latents_for(seed: int, indices: Iterable[int], latent_dim: int) -> Tensor:
-    """Standard normal latents_BL, float32 on the CPU; row ``indices[b]`` depends on it and ``seed`` alone."""
-    return torch.stack([torch.randn(latent_dim, generator=generator_for(seed, "latent of a sample", index)) for index in indices])
-
-
-def truncated(latents_BL: Tensor, bound: float) -> Tensor:
-    """The same latents drawn from a normal distribution cut off at +-``bound`` (Brock et al., ICLR 2019): fewer odd tiles, less variety.
-
-    By the quantile that each number has, so that a tile stays the tile it is, only nearer to the usual.
-    """
-    inside = torch.special.ndtr(torch.tensor(bound, dtype=torch.float64)) * 2 - 1
-    quantile_BL = (torch.special.ndtr(latents_BL.double()) - 0.5) * inside + 0.5
-    return torch.special.ndtri(quantile_BL).to(latents_BL)
-
-
-def mixed(start_BL: Tensor, end_BL: Tensor, share: float) -> Tensor:
-    """Latents between two, ``share`` 0 to 1 of the way, along the arc (White, "Sampling Generative Networks", 2016).
-
-    The straight way leads through shorter ones, which a generator has never seen.
-    """
-    angle_B1 = torch.linalg.vecdot(F.normalize(start_BL), F.normalize(end_BL))[:, None].clamp(-1, 1).acos()
-    if (angle_B1.sin() < 1e-4).any():  # in one line, and so no arc
-        return torch.lerp(start_BL, end_BL, share)
-    return (((1 - share) * angle_B1).sin() * start_BL + (share * angle_B1).sin() * end_BL) / angle_B1.sin()
-
-
-def levels_for(schema: AttributeSchema, seed: int, indices: Iterable[int], given: Mapping[str, float] | None = None) -> Tensor:
-    """levels_BA, int64 or, with levels in between, float32: ``given`` where given, else uniform over the assessable levels; a row
-    depends on its index and ``seed``.
-
-    Every attribute is drawn before the given ones replace theirs, so giving one leaves the others as they were.
-    """
-    rows = []
-    for index in indices:
-        rng = generator_for(seed, "levels of a sample", index)
-        drawn = {
-            attribute.name: attribute.assessable[int(torch.randint(len(attribute.assessable), (), generator=rng))]
-            for attribute in schema.attributes
-        }
-        rows.append(list((drawn | dict(given or {})).values()))
-    return torch.tensor(rows)
-
-
-def levels_like(real_NA: np.ndarray, seed: int, indices: Iterable[int], given: Mapping[int, float] | None = None) -> Tensor:
-    """levels_BA, int64 or, with levels in between, float32, from the joint distribution of real tiles: each row is that of a tile drawn for
-    its index and ``seed``.
-
-    Args:
-        real_NA: levels of the real tiles.
-        given: levels by column, which replace the drawn ones.
-    """
-    draws = (torch.randint(len(real_NA), (), generator=generator_for(seed, "real tile of a sample", index)) for index in indices)
-    rows_BA = torch.from_numpy(real_NA[[int(draw) for draw in draws]].astype(np.int64))
-    if any(level != int(level) for level in (given or {}).values()):
-        rows_BA = rows_BA.float()
-    for column, level in (given or {}).items():
-        rows_BA[:, column] = level
-    return rows_BA
-
-
-def middle_levels(schema: AttributeSchema, given: Mapping[str, float] | None = None) -> list[float]:
-    """Each attribute's middle assessable level (the lower of two), or the given one."""
-    middle = {attribute.name: attribute.assessable[(len(attribute.assessable) - 1) // 2] for attribute in schema.attributes}
-    return list((middle | dict(given or {})).values())
-
-
-def ready(generator: G, device: str = "cpu") -> G:
-    """The generator in eval mode on ``device``, laid out for speed, in a process that keeps the memory of its maps."""
-    if device == "cpu":
-        keep_freed_memory()
-    return generator.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@torch.no_grad()
-def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16, precision: str = "fp32") -> np.ndarray:
-    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time, in "fp32", "bf16" or "fp16"."""
-    weight = next(generator.parameters())
-    parts = []
-    for latents, levels in zip(latents_BL.split(batch), levels_BA.split(batch), strict=True):
-        with autocast(precision, weight.device):
-            images_BCHW = generator(latents.to(weight), levels.to(weight.device))
-        parts.append(((images_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
 
 
 def sweep_grid(
@@ -171,20 +83,6 @@ def frames(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, st
     tiles_BSHWC = tiles.reshape(len(latents_BL), steps, *tiles.shape[1:])
     there_SHWC = np.concatenate(list(tiles_BSHWC), axis=2)
     return np.concatenate([there_SHWC, there_SHWC[::-1]])
-
-
-def interpolate(schema: AttributeSchema, start_BA: Tensor, end_BA: Tensor, steps: int) -> Tensor:
-    """Evenly spaced levels from ``start_BA`` to ``end_BA``: fractional levels_BSA, S = ``steps``, both ends among them.
-
-    Raises:
-        ValueError: an end that is "not assessable" or not known, and so no point of the scale; names the attribute.
-    """
-    for column, attribute in enumerate(schema.attributes):
-        off = {attribute.not_assessable, UNKNOWN}.intersection(start_BA[:, column].tolist() + end_BA[:, column].tolist())
-        if off:
-            known = ", ".join(map(attribute.label, attribute.assessable))
-            raise ValueError(f"{attribute.name}: level {attribute.label(off.pop())} is not on the scale; interpolate between {known}")
-    return torch.lerp(start_BA[:, None].float(), end_BA[:, None].float(), torch.linspace(0, 1, steps)[:, None])
 
 
 def interpolation_grid(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor,

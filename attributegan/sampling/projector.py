@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attributegan.attributes import AttributeSchema
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 
 STARTS = 128  # latents and levels tried before the gradient takes over
 RATE = 0.05
@@ -42,8 +42,8 @@ def project(generator: nn.Module, schema: AttributeSchema, tile_HWC: np.ndarray,
     """
     weight = next(generator.parameters())
     target_1CHW = torch.from_numpy(np.array(tile_HWC)).to(weight.device).permute(2, 0, 1)[None].to(weight) / 127.5 - 1
-    latents_BL = grids.latents_for(seed, range(STARTS), latent_dim)
-    levels_BA = grids.levels_for(schema, seed, range(STARTS), given).to(weight.device)
+    latents_BL = latents.latents_for(seed, range(STARTS), latent_dim)
+    levels_BA = latents.levels_for(schema, seed, range(STARTS), given).to(weight.device)
     with torch.no_grad():
         found = [_distance(generator(latents_BL[k : k + 1].to(weight), levels_BA[k : k + 1]), target_1CHW).item() for k in range(STARTS)]
     best = int(np.argmin(found))
@@ -65,7 +65,7 @@ def project(generator: nn.Module, schema: AttributeSchema, tile_HWC: np.ndarray,
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    tile = grids.generate(generator, kept[1], levels_1A)[0]
+    tile = generate.generate(generator, kept[1], levels_1A)[0]
     return Projection(kept[1].cpu(), levels_1A.cpu(), tile, kept[0], found[best])
 
 

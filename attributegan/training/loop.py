@@ -15,15 +15,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from attributegan.cli import STOP_SIGNALS
-from attributegan.run_dir.reporter import Reporter
-from attributegan.sampling import grids
-from attributegan.training.profiling import traced
-from attributegan.training.trainer import Batch, Training
+from attributegan.run_dir.reporter import MetricLogger
+from attributegan.sampling import grids, latents
+from attributegan.training.profiling import profile_steps
+from attributegan.training.trainer import Batch, Trainer
 
 log = logging.getLogger("attributegan")
 
 
-class Stop:
+class StopSignal:
     """Set by a signal, so that the step at hand ends and a checkpoint is saved.
 
     A second SIGINT or SIGTERM of the same kind, seconds later, kills; one of another kind does not, since Slurm may send SIGUSR2 first and
@@ -35,7 +35,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal = 0
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         if hasattr(signal, "pthread_sigmask"):  # a launcher may have started us with the signals held back until now
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -53,7 +53,7 @@ class Stop:
             signal.raise_signal(number)
 
 
-def train(training: Training, open_data: Callable[[int], Generator[Batch, None, None]], stop: Stop) -> bool:
+def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, None]], stop: StopSignal) -> bool:
     """Train up to ``train.images``, from wherever ``training`` is.
 
     Args:
@@ -64,44 +64,44 @@ def train(training: Training, open_data: Callable[[int], Generator[Batch, None, 
     Returns:
         whether the run reached its end; False when it was stopped.
     """
-    config, runtime = training.config, training.runtime
-    report = Reporter(Path(config.run.dir), training.images, config.train.images, runtime.is_main)
-    stopped, owed = runtime.any(stop.signal != 0), False
+    config, runtime = trainer.config, trainer.runtime
+    metrics = MetricLogger(Path(config.run.dir), trainer.images, config.train.images, runtime.is_main)
+    stopped, owed = runtime.any_rank(stop.signal != 0), False
     terms: dict[str, Tensor] = {}  # the newest of each: not every step has all
 
     def due(every: int) -> bool:
         """Whether the last step went past a multiple of ``every`` images, or was the last one."""
-        images = training.images
+        images = trainer.images
         return images // every > (images - config.train.batch) // every or images >= config.train.images
 
     traces = Path(config.run.dir) / "tensorboard"
     with (
-        closing(open_data(training.images)) as data,  # on every way out: the reading processes end with it
-        traced(traces, config.run.trace if runtime.is_main else 0) as stepped,
+        closing(open_data(trainer.images)) as data,  # on every way out: the reading processes end with it
+        profile_steps(traces, config.run.trace if runtime.is_main else 0) as stepped,
     ):
-        while training.images < config.train.images and not stopped:
-            terms |= training.step(list(islice(data, config.train.accumulation)))
-            images, stopped = training.images, runtime.any(stop.signal != 0)
+        while trainer.images < config.train.images and not stopped:
+            terms |= trainer.step(list(islice(data, config.train.grad_accumulation)))
+            images, stopped = trainer.images, runtime.any_rank(stop.signal != 0)
             stepped()
-            report.progress(images)
+            metrics.progress(images)
             if due(config.run.log_every):
-                skipped = {f"skipped/{network}": float(count) for network, count in training.skipped.items()}
-                report.scalars(images, runtime.mean(terms) | skipped)
+                skipped = {f"skipped/{network}": float(count) for network, count in trainer.skipped.items()}
+                metrics.scalars(images, runtime.mean(terms) | skipped)
             if due(config.run.grid_every):
-                with training.ema.whole() as generator:
+                with trainer.ema.whole() as generator:
                     if runtime.is_main:
-                        report.grid(images, "attributes", _sweep(training, generator))
+                        metrics.grid(images, "attributes", _sweep(trainer, generator))
             owed = owed or due(config.run.save_every)
             ending = stopped or images >= config.train.images
-            if ending or (owed and not training.skipped_in_a_row):  # weights that may be about to diverge replace no good ones
-                training.save()
+            if ending or (owed and not trainer.skipped_in_a_row):  # weights that may be about to diverge replace no good ones
+                trainer.save()
                 owed = False
-    training.saved()
-    report.close()
-    return not stopped or training.images >= config.train.images
+    trainer.wait_for_checkpoint()
+    metrics.close()
+    return not stopped or trainer.images >= config.train.images
 
 
-def _sweep(training: Training, generator: nn.Module) -> np.ndarray:
+def _sweep(trainer: Trainer, generator: nn.Module) -> np.ndarray:
     """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
-    latents_BL = grids.latents_for(training.config.train.seed, range(2), training.config.model.latent_dim)
-    return grids.sweep_grid(generator, training.schema, latents_BL)
+    latents_BL = latents.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
+    return grids.sweep_grid(generator, trainer.schema, latents_BL)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attributegan.models.precision import full_precision
+
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """mean(relu(1 + real)) + mean(relu(1 - fake)); the hinge loss of Lim & Ye, "Geometric GAN", 2017, with the sign above.
@@ -21,12 +23,12 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
         real: answers to real images, any shape.
         fake: answers to generated images.
     """
-    return F.relu(1 + _full(real)).mean() + F.relu(1 - _full(fake)).mean()
+    return F.relu(1 + full_precision(real)).mean() + F.relu(1 - full_precision(fake)).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
     """mean(fake): the generator wants the answers to its images low."""
-    return _full(fake).mean()
+    return full_precision(fake).mean()
 
 
 def relativistic(better: Tensor, worse: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def relativistic(better: Tensor, worse: Tensor) -> Tensor:
     GAN is dead; long live the GAN!" (R3GAN), NeurIPS 2024, eq. 2), with the sign above: real before generated for the discriminator,
     generated before real for the generator.
     """
-    return F.softplus(_full(better) - _full(worse)).mean()
+    return F.softplus(full_precision(better) - full_precision(worse)).mean()
 
 
 def auxiliary_discriminator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def control(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Sequence[Tensor], classes_BA: Tensor) -> Tensor:
-    each = [F.cross_entropy(_full(logits_BL), class_B.clamp(min=0), reduction="none") * (class_B >= 0)
+    each = [F.cross_entropy(full_precision(logits_BL), class_B.clamp(min=0), reduction="none") * (class_B >= 0)
             for logits_BL, class_B in zip(logits, classes_BA.T, strict=True)]  # fmt: skip
     return torch.stack(each).mean()
 
@@ -90,7 +92,7 @@ def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
         fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same levels and different latents.
         real_distance: mean absolute difference of two real tiles of any levels, a scalar: somewhat more than that of two of one label.
     """
-    apart = (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
+    apart = (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
     return F.relu(1 - apart / real_distance).mean()
 
 
@@ -104,7 +106,7 @@ def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
         fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same latent, and of the same levels but for at most one attribute.
         real_distance: as in `diversity`.
     """
-    return (_full(fakes_BCHW[0::2]) - _full(fakes_BCHW[1::2])).abs().mean() / real_distance
+    return (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean() / real_distance
 
 
 def contrastive_2c(
@@ -131,8 +133,8 @@ def contrastive_2c(
             ``first + B``; by default those of this process are all.
         all_levels_NA: y_j, as above.
     """
-    x_BE, p_BE = F.normalize(_full(embedding_BE), dim=1), F.normalize(_full(proxy_BE), dim=1)
-    others_NE = x_BE if all_embeddings_NE is None else F.normalize(_full(all_embeddings_NE), dim=1)
+    x_BE, p_BE = F.normalize(full_precision(embedding_BE), dim=1), F.normalize(full_precision(proxy_BE), dim=1)
+    others_NE = x_BE if all_embeddings_NE is None else F.normalize(full_precision(all_embeddings_NE), dim=1)
     levels_NA = levels_BA if all_levels_NA is None else all_levels_NA
     with torch.autocast(x_BE.device.type, enabled=False):
         to_proxy_B1 = (x_BE * p_BE).sum(1, keepdim=True) / temperature
@@ -176,9 +178,5 @@ def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
 
     Returns: (B,), which can be differentiated once more.
     """
-    (gradient_BCHW,) = torch.autograd.grad(_full(scores).sum(), images, create_graph=True)
-    return _full(gradient_BCHW).square().sum(dim=(1, 2, 3))
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    (gradient_BCHW,) = torch.autograd.grad(full_precision(scores).sum(), images, create_graph=True)
+    return full_precision(gradient_BCHW).square().sum(dim=(1, 2, 3))

@@ -11,20 +11,20 @@ WORD = 4  # bytes of a number in fp32
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes of one network on one process."""
 
-    weights: int
+    model_state: int
     gradients: int
     optimizer: int
     average: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.average
+        return self.model_state + self.gradients + self.optimizer + self.average
 
 
-def need(parameters: int, stage: int, world: int, moments: int, averaged: bool) -> Need:
+def estimate(parameters: int, stage: int, world: int, moments: int, averaged: bool) -> MemoryEstimate:
     """Bytes per process at a stage of ZeRO (Rajbhandari et al., SC 2020, fig. 1).
 
     Args:
@@ -35,8 +35,8 @@ def need(parameters: int, stage: int, world: int, moments: int, averaged: bool) 
         averaged: whether an average of it is kept.
     """
     whole, share = WORD * parameters, WORD * -(-parameters // world)
-    return Need(
-        weights=share if stage == 3 else whole,
+    return MemoryEstimate(
+        model_state=share if stage == 3 else whole,
         gradients=share if stage >= 2 else whole,
         optimizer=(moments + 1) * share if stage else moments * whole,
         average=0 if not averaged else share if stage else whole,
@@ -47,12 +47,12 @@ def lines(parameters: dict[str, int], stages: dict[str, int], world: int, moment
     """The report at the start of a run: what each network takes, and what other stages would."""
     rows = []
     for network, count in parameters.items():
-        needs = [need(count, stage, world, moments, averaged=network == "generator") for stage in range(4)]
+        needs = [estimate(count, stage, world, moments, averaged=network == "generator") for stage in range(4)]
         this = needs[stages[network]]
         others = ", ".join(f"stage {stage} {_mib(other.total)}" for stage, other in enumerate(needs) if stage != stages[network])
         rows.append(
             f"memory of the {network} per process ({count / 1e6:.1f}M parameters, ZeRO stage {stages[network]}): {_mib(this.total)} "
-            f"(weights {_mib(this.weights)}, gradients {_mib(this.gradients)}, optimizer {_mib(this.optimizer)}, "
+            f"(weights {_mib(this.model_state)}, gradients {_mib(this.gradients)}, optimizer {_mib(this.optimizer)}, "
             f"average {_mib(this.average)})" + (f"; {others}" if world > 1 else "")
         )
     return rows

@@ -16,7 +16,7 @@ from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import DiscriminatorOutput
 from attributegan.training import augment, losses
-from attributegan.training.random_draws import Draws
+from attributegan.training.random_draws import StepNoise
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MicroBatch:
     images_BCHW: Tensor  # real tiles, [-1, 1]
     levels_BA: Tensor
     assessable_BA: Tensor  # which of the levels are known, and points of their scales
-    draws: Draws
+    noise: StepNoise
 
 
 def discriminator_phase(
@@ -44,34 +44,34 @@ def discriminator_phase(
     for k, batch in enumerate(batches):
         with discriminator.micro_batch(last=k == len(batches) - 1):
             with torch.no_grad():
-                fakes = generator(batch.draws.latents_discriminator_BL, batch.levels_BA)
-            fakes = augment.apply(fakes, batch.draws.augment_fake_BP, config.augment)
-            reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
-            answer = discriminator(
+                fakes = generator(batch.noise.latents_discriminator_BL, batch.levels_BA)
+            fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment)
+            reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
+            output = discriminator(
                 torch.cat([reals, fakes]),
                 batch.levels_BA.repeat(2, 1),
-                batch.draws.quadrant,
+                batch.noise.quadrant,
                 embed=weights.contrastive > 0,
                 reconstruct=weights.reconstruction > 0,
-                learn_levels=weights.auxiliary > 0,
+                train_levels=weights.auxiliary > 0,
                 first=len(reals),
             )
             loss = torch.zeros((), device=runtime.device)
-            for head, answers in _heads(answer).items():
-                loss = loss + terms.add(f"discriminator/adversarial{head}", _tell_apart(config, *answers.chunk(2)))
+            for head, outputs in _heads(output).items():
+                loss = loss + terms.add(f"discriminator/adversarial{head}", _d_adversarial(config, *outputs.chunk(2)))
             if weights.auxiliary:
-                told = losses.auxiliary_discriminator(answer.levels, batch.levels_BA)
-                loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", told)
+                aux_loss = losses.auxiliary_discriminator(output.levels, batch.levels_BA)
+                loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", aux_loss)
             if weights.contrastive:
-                contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, batch.levels_BA)
+                contrast = _contrastive(config, runtime, output.embedding, output.proxy, batch.levels_BA)
                 loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
             if weights.reconstruction:
-                loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", answer.reconstruction_loss)
+                loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", output.reconstruction_loss)
             if penalise:
                 for name, (gamma, penalty) in _penalties(config, discriminator, reals, fakes, batch.levels_BA).items():
                     loss = loss + weights.r1_every * gamma / 2 * terms.add(f"discriminator/{name}", penalty)
             discriminator.backward(loss / len(batches))
-            for name, logits in zip(("real_score", "fake_score"), answer.logits.float().chunk(2), strict=True):
+            for name, logits in zip(("real_score", "fake_score"), output.logits.float().chunk(2), strict=True):
                 terms.add(name, -logits.mean())
     norm, taken = discriminator.step()
     return terms.means | {"discriminator/gradient_norm": norm}, taken
@@ -86,77 +86,77 @@ def generator_phase(
     """
     weights, terms = config.loss, _Terms(len(batches))
     kinds_of_pairs = (weights.diversity > 0) + (weights.residual > 0)  # a step has pairs of one kind, whose term counts for both
-    paired, moves = kinds_of_pairs > 0, weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].draws.moves)
+    paired, vary_attribute = kinds_of_pairs > 0, weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].noise.vary_attribute)
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
-                latents_BL, levels_BA = _asked_for(batch, paired, moves)
+                latents_BL, levels_BA = _sample_conditions(batch, paired, vary_attribute)
                 plain = generator(latents_BL, levels_BA)
-                fakes = augment.apply(plain, batch.draws.augment_generator_BP, config.augment)
-                answer = discriminator.local(
-                    fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, tell_levels=weights.auxiliary > 0
+                fakes = augment.apply(plain, batch.noise.augment_generator_BP, config.augment)
+                output = discriminator.unwrapped(
+                    fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, predict_levels=weights.auxiliary > 0
                 )
-                against = _answers_to_real(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
+                against = _real_outputs(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
                 loss = torch.zeros((), device=runtime.device)
-                for head, fake_answer in _heads(answer).items():
-                    loss = loss + terms.add(f"generator/adversarial{head}", _convince(fake_answer, against.get(head)))
+                for head, fake_output in _heads(output).items():
+                    loss = loss + terms.add(f"generator/adversarial{head}", _g_adversarial(fake_output, against.get(head)))
                 if weights.auxiliary:
-                    told = losses.auxiliary_generator(answer.levels, levels_BA)
-                    loss = loss + weights.auxiliary * terms.add("generator/auxiliary", told)
+                    aux_loss = losses.auxiliary_generator(output.levels, levels_BA)
+                    loss = loss + weights.auxiliary * terms.add("generator/auxiliary", aux_loss)
                 if weights.control:
-                    loss = loss + weights.control * terms.add("generator/control", losses.control(answer.levels, levels_BA))
-                if moves:
+                    loss = loss + weights.control * terms.add("generator/control", losses.control(output.levels, levels_BA))
+                if vary_attribute:
                     changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + kinds_of_pairs * weights.residual * terms.add("generator/residual", changed)
                 elif weights.diversity:
                     alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + kinds_of_pairs * weights.diversity * terms.add("generator/diversity", alike)
                 if weights.contrastive:
-                    contrast = _contrastive(config, runtime, answer.embedding, answer.proxy, levels_BA)
+                    contrast = _contrastive(config, runtime, output.embedding, output.proxy, levels_BA)
                     loss = loss + weights.contrastive * terms.add("generator/contrastive", contrast)
                 generator.backward(loss / len(batches))
         norm, taken = generator.step()
     return terms.means | {"generator/gradient_norm": norm}, taken
 
 
-def _heads(answer: DiscriminatorOutput) -> dict[str, Tensor]:
+def _heads(output: DiscriminatorOutput) -> dict[str, Tensor]:
     """The answers of each head, by what its terms are called after."""
-    return {"": answer.logits} | ({} if answer.logits_32 is None else {"_32": answer.logits_32})
+    return {"": output.logits} | ({} if output.logits_32 is None else {"_32": output.logits_32})
 
 
-def _tell_apart(config: Config, real: Tensor, fake: Tensor) -> Tensor:
+def _d_adversarial(config: Config, real: Tensor, fake: Tensor) -> Tensor:
     return losses.relativistic(real, fake) if config.loss.adversarial == "relativistic" else losses.hinge_discriminator(real, fake)
 
 
-def _convince(fake: Tensor, real: Tensor | None) -> Tensor:
+def _g_adversarial(fake: Tensor, real: Tensor | None) -> Tensor:
     return losses.hinge_generator(fake) if real is None else losses.relativistic(fake, real)
 
 
-def _answers_to_real(config: Config, discriminator: Engine, batch: MicroBatch, paired: bool) -> dict[str, Tensor]:
+def _real_outputs(config: Config, discriminator: Engine, batch: MicroBatch, paired: bool) -> dict[str, Tensor]:
     """What the generator's tiles have to beat, by head: the answer to a real tile of the same levels, for a tile with a moved attribute
     of the same levels but for that one. Nothing here is the generator's."""
     rows = slice(None, None, 2 if paired else 1)  # of a pair the first one's
     with torch.no_grad():
-        reals = augment.apply(batch.images_BCHW[rows], batch.draws.augment_real_BP[rows], config.augment)
-        answers = _heads(discriminator.local(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
-    return {head: answer.repeat_interleave(2, dim=0) for head, answer in answers.items()} if paired else answers
+        reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment)
+        outputs = _heads(discriminator.unwrapped(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
+    return {head: output.repeat_interleave(2, dim=0) for head, output in outputs.items()} if paired else outputs
 
 
-def _asked_for(batch: MicroBatch, paired: bool, moves: bool) -> tuple[Tensor, Tensor]:
+def _sample_conditions(batch: MicroBatch, paired: bool, vary_attribute: bool) -> tuple[Tensor, Tensor]:
     """Latents and levels of the generator's tiles: those of the real ones, or in pairs, each with the levels of the first's real one.
 
     Args:
         moves: tiles of a pair have one latent, and the second has one attribute at the level of its own real tile, drawn from those that
             are assessable in both and differ; where none is, they are the same tile. Otherwise they have two latents.
     """
-    latents_BL, levels_BA = batch.draws.latents_generator_BL, batch.levels_BA
+    latents_BL, levels_BA = batch.noise.latents_generator_BL, batch.levels_BA
     if not paired:
         return latents_BL, levels_BA
     first_BA = _in_pairs(levels_BA)
-    if not moves:
+    if not vary_attribute:
         return latents_BL, first_BA
     can_move_BA = batch.assessable_BA & _in_pairs(batch.assessable_BA) & (levels_BA != first_BA)
-    number_B1 = (batch.draws.moved_B[:, None] * can_move_BA.sum(dim=1, keepdim=True)).long()
+    number_B1 = (batch.noise.moved_B[:, None] * can_move_BA.sum(dim=1, keepdim=True)).long()
     moved_BA = can_move_BA & (can_move_BA.cumsum(dim=1) == number_B1 + 1)
     return _in_pairs(latents_BL), torch.where(moved_BA, levels_BA, first_BA)
 
@@ -196,8 +196,8 @@ def _penalties(
     wanted = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
     wanted = {name: (gamma, images) for name, (gamma, images) in wanted.items() if gamma}
     images = torch.cat([images for _, images in wanted.values()]).detach().requires_grad_(True)
-    answer = discriminator.local(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
-    scores_B = sum(head.float().mean(1) for head in (answer.logits, answer.logits_32) if head is not None)
+    output = discriminator.unwrapped(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
+    scores_B = sum(head.float().mean(1) for head in (output.logits, output.logits_32) if head is not None)
     means = losses.gradient_penalty(scores_B, images).view(len(wanted), -1).mean(1)
     return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(wanted.items(), means, strict=True)}
 

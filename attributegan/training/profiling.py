@@ -10,7 +10,7 @@ WAIT, WARM_UP = 2, 1  # first steps, which build what later ones have
 
 
 @contextlib.contextmanager
-def traced(folder: Path, steps: int) -> Iterator[Callable[[], None]]:
+def profile_steps(folder: Path, steps: int) -> Iterator[Callable[[], None]]:
     """What is to be called after every step; a trace of ``steps`` of them, from the fourth on, goes into ``folder``. 0 traces nothing."""
     if not steps:
         yield lambda: None

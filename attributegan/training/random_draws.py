@@ -5,7 +5,6 @@ Numbers are drawn for the global batch and sliced, so they are the same on one p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,16 +13,11 @@ from torch import Tensor
 
 from attributegan.config import Config
 from attributegan.training import augment
-
-
-def generator_for(seed: int, purpose: str, position: int = 0) -> torch.Generator:
-    """A CPU generator that depends on the three arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+from attributegan.utils.rng import Purpose, rng_for
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepNoise:
     """The random numbers of a step, or of a slice of it: a row for each image, and numbers for all."""
 
     latents_discriminator_BL: Tensor  # standard normal
@@ -32,32 +26,32 @@ class Draws:
     augment_fake_BP: Tensor
     augment_generator_BP: Tensor
     moved_B: Tensor  # uniform in [0, 1): which attribute of a tile the generator phase moves, ...
-    moves: bool  # ... if it does in this step
+    vary_attribute: bool  # ... if it does in this step
     quadrant: int  # 0 to 3: which quadrant the second decoder rebuilds
 
     @classmethod
-    def for_step(cls, config: Config, images: int, dtype: torch.dtype) -> Draws:
+    def for_step(cls, config: Config, images: int, dtype: torch.dtype) -> StepNoise:
         """The draws of the step that starts after ``images`` real images, for the global batch."""
         seed, batch, latent_dim = config.train.seed, config.train.batch, config.model.latent_dim
 
-        def latents(purpose: str) -> Tensor:
-            return torch.randn(batch, latent_dim, generator=generator_for(seed, purpose, images), dtype=dtype)
+        def latents(purpose: Purpose) -> Tensor:
+            return torch.randn(batch, latent_dim, generator=rng_for(seed, purpose, images), dtype=dtype)
 
-        def augmentation(purpose: str) -> Tensor:
-            return augment.draw(config.augment, batch, generator_for(seed, purpose, images))
+        def augmentation(purpose: Purpose) -> Tensor:
+            return augment.draw(config.augment, batch, rng_for(seed, purpose, images))
 
         return cls(
-            latents_discriminator_BL=latents("latents of the discriminator phase"),
-            latents_generator_BL=latents("latents of the generator phase"),
-            augment_real_BP=augmentation("augmentation of real images"),
-            augment_fake_BP=augmentation("augmentation of generated images"),
-            augment_generator_BP=augmentation("augmentation in the generator phase"),
-            moved_B=torch.rand(batch, generator=generator_for(seed, "moved attributes", images)),
-            moves=bool(torch.randint(2, (), generator=generator_for(seed, "whether attributes are moved", images))),
-            quadrant=int(torch.randint(4, (), generator=generator_for(seed, "quadrant", images))),
+            latents_discriminator_BL=latents(Purpose.LATENTS_D),
+            latents_generator_BL=latents(Purpose.LATENTS_G),
+            augment_real_BP=augmentation(Purpose.AUGMENT_REAL),
+            augment_fake_BP=augmentation(Purpose.AUGMENT_FAKE),
+            augment_generator_BP=augmentation(Purpose.AUGMENT_G),
+            moved_B=torch.rand(batch, generator=rng_for(seed, Purpose.VARIED_ATTRIBUTES, images)),
+            vary_attribute=bool(torch.randint(2, (), generator=rng_for(seed, Purpose.VARY_ATTRIBUTE, images))),
+            quadrant=int(torch.randint(4, (), generator=rng_for(seed, Purpose.QUADRANT, images))),
         )
 
-    def micro_batches(self, count: int, rank: int, world: int, device: torch.device) -> Iterator[Draws]:
+    def micro_batches(self, count: int, rank: int, world: int, device: torch.device) -> Iterator[StepNoise]:
         """This rank's slice of each of ``count`` micro-batches, on ``device``."""
         micro = len(self.latents_generator_BL) // count
         share = micro // world
@@ -67,4 +61,4 @@ class Draws:
                 for name, draw in vars(self).items()
                 if isinstance(draw, Tensor)
             }
-            yield Draws(**rows, moves=self.moves, quadrant=self.quadrant)
+            yield StepNoise(**rows, vary_attribute=self.vary_attribute, quadrant=self.quadrant)

@@ -20,14 +20,17 @@ from torch import Tensor
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
 from attributegan.checkpoint.writer import Writer, remove_remains
-from attributegan.config import Config, ModelConfig, fill
+from attributegan.config import Config, ModelConfig, fill, with_current_names
+from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
-from attributegan.training.random_draws import Draws, generator_for
+from attributegan.training.random_draws import StepNoise
+from attributegan.utils.rng import Purpose, rng_for
 
 log = logging.getLogger("attributegan")
 
@@ -52,22 +55,24 @@ class Diverged(RuntimeError):
     """Too many steps in a row were not finite."""
 
 
-class Training:
+class Trainer:
     def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
         not_assessable = [UNKNOWN if attribute.not_assessable is None else attribute.not_assessable for attribute in schema.attributes]
         self.not_assessable_A = torch.tensor(not_assessable, device=runtime.device)
-        share = config.train.batch // (config.train.accumulation * runtime.world)
+        share = config.train.batch // (config.train.grad_accumulation * runtime.world)
         if (config.loss.diversity or config.loss.residual) and share % 2:
             raise ValueError(f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
                              f"{share} tiles a micro-batch; choose a batch with an even number of them")  # fmt: skip
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_for(config.train.seed, "weights").initial_seed())
+            torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
             generator = Generator(config.model, schema)
-            generator.silence(a for a, name in enumerate(schema.names) if config.data.known and name not in config.data.known)
+            generator.zero_label_weights(
+                a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
+            )
             generator = runtime.place(generator, "generator")
             discriminator = runtime.place(Discriminator(config.model, schema), "discriminator")
         for network in (generator, discriminator):
@@ -75,14 +80,14 @@ class Training:
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
             parameter.requires_grad_(False)
         averaged = copy.deepcopy(generator)
-        self.generator = runtime.engine(generator, "generator", config.optim.generator_lr, compile=config.train.compile)
+        self.generator = build_engine(runtime, generator, "generator", config.optim.generator_lr, compile=config.train.compile)
         self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
         # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
-        self.discriminator = runtime.engine(discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
-        self.folder = Path(config.run.dir) / "checkpoints"
+        self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
+        self.folder = checkpoints_dir(config.run.dir)
         self.writer = Writer(
-            self.folder, rank=runtime.rank, world=runtime.world, token=runtime.token, keep=config.run.keep,
+            self.folder, rank=runtime.rank, world=runtime.world, launch_id=runtime.launch_id, keep=config.run.keep_last,
             scratch=config.run.scratch,
         )  # fmt: skip
 
@@ -121,14 +126,14 @@ class Training:
     def _micro_batches(self, batches: Sequence[Batch]) -> list[MicroBatch]:
         runtime = self.runtime
         assert batches[0].cursor == self.images
-        draws = Draws.for_step(self.config, self.images, runtime.dtype).micro_batches(
+        noise = StepNoise.for_step(self.config, self.images, runtime.dtype).micro_batches(
             len(batches), runtime.rank, runtime.world, runtime.device
         )
         found = []
-        for batch, draw in zip(batches, draws, strict=True):
+        for batch, micro_noise in zip(batches, noise, strict=True):
             levels_BA = batch.levels_BA.to(runtime.device, non_blocking=True)
             assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
-            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, draw))
+            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
         return found
 
     def _count_skipped(self, **taken: bool) -> None:
@@ -136,7 +141,7 @@ class Training:
         self.skipped.update(bad)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
         if bad:
-            log.warning("step at %s images not taken for the %s: a loss or gradient is not finite", f"{self.images:,}", " and ".join(bad))
+            log.warning("skipped step at %s images for the %s: non-finite loss or gradient", f"{self.images:,}", " and ".join(bad))
         if self.skipped_in_a_row >= self.config.train.max_nonfinite:
             raise Diverged(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last at {self.images:,} images; "
@@ -151,8 +156,8 @@ class Training:
         """
         self._wait_for_writers()
         networks: dict[str, Engine | Ema] = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
-        weights = {name: network.weights() for name, network in networks.items()}
-        if self.runtime.any(not all(piece.values_N.isfinite().all() for table in weights.values() for piece in table.pieces)):
+        weights = {name: network.model_state() for name, network in networks.items()}
+        if self.runtime.any_rank(not all(part.values_N.isfinite().all() for table in weights.values() for part in table.slices)):
             raise Diverged(f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "
                            "Start the same command to go on from the newest, with a lower optim.*_lr if it comes again")  # fmt: skip
         self.writer.save(
@@ -165,19 +170,19 @@ class Training:
                 "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
             },
             **weights,
-            generator_optimizer=self.generator.moments(),
-            discriminator_optimizer=self.discriminator.moments(),
+            generator_optimizer=self.generator.optimizer_state(),
+            discriminator_optimizer=self.discriminator.optimizer_state(),
         )
 
-    def saved(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         """Until the last checkpoint stands; every process calls."""
         self._wait_for_writers()
         self.writer.wait()
-        self.runtime.wait()
+        self.runtime.barrier()
 
     def _wait_for_writers(self) -> None:
         """Until no process writes: asked again and again, since a large checkpoint may take longer than one collective may."""
-        while self.runtime.any(self.writer.busy):
+        while self.runtime.any_rank(self.writer.busy):
             time.sleep(0.1)
 
     def resume(self) -> bool:
@@ -189,23 +194,23 @@ class Training:
         self._check_shared()
         if self.runtime.is_main:
             remove_remains(self.folder)
-        found = self.runtime.on_main(lambda: str(store.newest(self.folder) or ""))
+        found = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
         if not found:
             return False
         if self.config.run.resume == "never":
             raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {found}; choose another folder or run.resume=auto")
-        self.runtime.together(lambda: self._load(Path(found)))
-        log.info("going on from %s", found)
+        self.runtime.run_and_raise_everywhere(lambda: self._load(Path(found)))
+        log.info("resuming from %s", found)
         for line in _changed(store.load_state(Path(found))["config"], self.config.to_dict()):
             log.info("from here on %s", line)
         return True
 
     def _check_shared(self) -> None:
         """All processes write into the run folder: refuse one that a node has for itself."""
-        mark = self.folder / f".writing-{self.runtime.token}"
+        mark = self.folder / f".writing-{self.runtime.launch_id}"
         if self.runtime.is_main:
             mark.mkdir(parents=True)
-        self.runtime.wait()
+        self.runtime.barrier()
 
         def look() -> None:
             until = time.monotonic() + SHARED_WAIT_S
@@ -214,20 +219,20 @@ class Training:
                     raise ValueError(f"run.dir: {mark.parent} is not the folder that rank 0 sees under this name; use one on a shared disk")
                 time.sleep(0.1)
 
-        self.runtime.together(look)
+        self.runtime.run_and_raise_everywhere(look)
 
     def _load(self, path: Path) -> None:
         state = store.load_state(path)
         _check_same_model(path, state, self.config, self.schema)
         for name, engine in (("generator", self.generator), ("discriminator", self.discriminator)):
-            with store.reading(path, name) as (names, read):
+            with store.open_tensors(path, name) as (names, read):
                 _check_same_names(path, name, engine, names)
-                engine.load_weights(read)
-            with store.reading(path, f"{name}_optimizer") as (names, read):
-                engine.load_moments(names, read)
+                engine.load_model_state(read)
+            with store.open_tensors(path, f"{name}_optimizer") as (names, read):
+                engine.load_optimizer_state(names, read)
             engine.loss_scale.load(state["loss_scales"][name])
-        with store.reading(path, "generator_ema") as (_, read):
-            self.ema.load_weights(read)
+        with store.open_tensors(path, "generator_ema") as (_, read):
+            self.ema.load_model_state(read)
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
@@ -240,6 +245,7 @@ def _buffers(engine: Engine) -> dict[str, Tensor]:
 def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Options that decide what is learnt and are not those of the checkpoint, a line each."""
     defaults = Config().to_dict()  # of options that there were not yet
+    saved = with_current_names(saved, "checkpoint")
     before = {section: defaults[section] | saved.get(section, {}) for section in ("loss", "augment", "optim", "data", "train")}
     return [
         f"{section}.{key} is {now[section][key]}, it was {value}"

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from attributegan.utils.files import whole_file
+from attributegan.utils.files import atomic_write
 from data_shards.format import index
 
 FILE = "SHA256SUMS"
@@ -22,7 +22,7 @@ def sha256_of(file: Path | BinaryIO) -> str:
 
 def write(folder: Path, header: index.Header) -> None:
     """Write the sums of a set whose index is in place."""
-    with whole_file(folder / FILE) as stream:
+    with atomic_write(folder / FILE) as stream:
         stream.write(_text(header, sha256_of(folder / index.FILE)).encode())
 
 

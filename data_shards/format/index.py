@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.utils.files import whole_file
+from attributegan.utils.files import atomic_write
 
 FILE = "index.parquet"
 CARD = "card.html"  # the page about the set that may lie beside it
@@ -96,7 +96,7 @@ def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
     """Write an index that is whole or not there; ``tables`` have the columns of `arrow_schema`."""
     tree = asdict(header) | {"version": VERSION, "schema": header.schema.to_dict()}
     columns = arrow_schema(header.schema).with_metadata({METADATA: json.dumps(tree)})
-    with whole_file(path) as stream, pq.ParquetWriter(stream, columns, compression="zstd") as writer:
+    with atomic_write(path) as stream, pq.ParquetWriter(stream, columns, compression="zstd") as writer:
         for table in _row_groups(tables):
             writer.write_table(table.cast(columns), row_group_size=len(table))
 
@@ -226,7 +226,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: not there; {path.parent} is no shard set. Make one with `attributegan-shard pack`") from error
+        raise ValueError(f"{path}: not there; {path.parent} is not a shard set. Make one with `attributegan-shard pack`") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{path}: not a readable index: {error}") from error
 

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_shards.rgb import opened, to_rgb
+from data_shards.format.rgb import opened, to_rgb
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's name of the format
 

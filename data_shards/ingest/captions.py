@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from attributegan.attributes import PUBLISHED
-from data_shards.ingest.spelling import corrected
+from data_shards.ingest.spelling import correct
 
 DIAGNOSIS = "diagnosis"
 DIAGNOSES = ("normal", "low grade", "high grade", "insufficient information")
@@ -167,7 +167,7 @@ def _plain(sentence: str) -> str:
     """Lower case, words that are spelt right, single blanks, no punctuation."""
     text = re.sub(r"n['’]t\b|cannot\b", lambda match: "can not" if match[0] == "cannot" else " not", sentence.lower())
     text = text.replace("ca not", "can not")
-    return " ".join(corrected(word) for word in re.findall(r"\w+", text))
+    return " ".join(correct(word) for word in re.findall(r"\w+", text))
 
 
 def _topic(text: str) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from attributegan.attributes import PUBLISHED
-from attributegan.utils.files import whole_file
-from data_shards import tables
+from attributegan.utils.files import atomic_write
+from data_shards.format import tables
 from data_shards.ingest.captions import DIAGNOSES, DIAGNOSIS, read_tile
 
 PUBLISHED_PREFIX = "/data/AttributeGAN/data/Images/"
@@ -188,7 +188,7 @@ def write(table: Imported, path: Path) -> None:
     writer.writeheader()
     writer.writerows(table.rows)
     try:
-        with whole_file(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(text.getvalue().encode())
     except OSError as error:
         raise ValueError(f"--out: {path} can't be written ({error.strerror})") from error

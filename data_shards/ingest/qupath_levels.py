@@ -22,9 +22,9 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import UNKNOWN, YAML_ERRORS, Attribute, AttributeSchema
-from data_shards.format import DECODING_ERRORS
-from data_shards.importers import IMAGES, Imported, Row
-from data_shards.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, Exported, QuPathObject
+from data_shards.format.tile import DECODING_ERRORS
+from data_shards.ingest.importers import IMAGES, Imported, Row
+from data_shards.ingest.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, Exported, QuPathObject
 
 ALL = "*"  # as a class: every object
 QUANTILES = "quantiles"

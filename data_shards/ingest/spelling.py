@@ -23,7 +23,7 @@ _SHORT, _LONG = 5, 11  # letters from which one and two slips are forgiven
 
 
 @lru_cache(maxsize=100_000)
-def corrected(word: str) -> str:
+def correct(word: str) -> str:
     """The only known word that is one slip away (two, from 11 letters on); ``word`` itself when there is none, or more than one.
 
     The first letter must be right: a slip there could add or take away a negation ("infrequent", "abnormal").
@@ -31,13 +31,13 @@ def corrected(word: str) -> str:
     if word in WORDS or len(word) < _SHORT:
         return word
     allowed = 2 if len(word) >= _LONG else 1
-    near = [(slips(word, known), known) for known in WORDS if known[0] == word[0] and abs(len(known) - len(word)) <= allowed]
+    near = [(edit_distance(word, known), known) for known in WORDS if known[0] == word[0] and abs(len(known) - len(word)) <= allowed]
     fewest = min((count for count, _ in near), default=allowed + 1)
     best = [known for count, known in near if count == fewest]
     return best[0] if fewest <= allowed and len(best) == 1 else word
 
 
-def slips(one: str, other: str) -> int:
+def edit_distance(one: str, other: str) -> int:
     """Letters to add, drop, replace or swap with their neighbour (Damerau 1964, optimal string alignment)."""
     before: list[int] = []
     last = list(range(len(other) + 1))

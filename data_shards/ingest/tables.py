@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from data_shards.files import whole_file
-from data_shards.importers import IMAGES, Imported, Row
-from data_shards.labels import Labels
+from attributegan.utils.files import atomic_write
+from data_shards.ingest.importers import IMAGES, Imported, Row
+from data_shards.packing.labels import Labels
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an ImageFolder, at its top and in its folders
 FILE_NAME = "file_name"
@@ -209,7 +209,7 @@ def write_imagefolder(labels: Labels, images: Path, kind: str, names: bool, over
     if others := [path for path in there if path != out]:
         raise ValueError(f"{others[0]}: is there too, and datasets takes one metadata file alone; remove it")
     entries = [_entry(labels.schema, row, names) for row in rows]
-    with whole_file(out) as stream:
+    with atomic_write(out) as stream:
         stream.write(_jsonl(entries) if kind == "jsonl" else _csv(entries))
     having = {row["file"] for row in rows}
     return out, sum(file not in having for file in _images(images))

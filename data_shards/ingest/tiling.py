@@ -24,8 +24,10 @@ import numpy as np
 from PIL import Image
 
 from attributegan.utils import files
-from data_shards import plain_slides, tables, worker_pool
+from data_shards import worker_pool
+from data_shards.format import tables
 from data_shards.format import tile as tile_format
+from data_shards.ingest import plain_slides
 
 VERSION = 1  # of the method; tiles of another one are not mixed with these
 COLUMNS = ("file", "slide", "x", "y", "mpp", "size", "tissue", "sharpness")
@@ -309,7 +311,7 @@ class Tiling:
     def write_table(self) -> int:
         """Write ``tiles.csv`` of all slides in ``out``; returns how many tiles it has."""
         count = 0
-        with files.whole_file(self.out / TABLE) as stream:
+        with files.atomic_write(self.out / TABLE) as stream:
             stream.write(",".join(COLUMNS).encode() + b"\n")
             for folder in _folders(self.out):
                 with (folder / TABLE).open("rb") as part:
@@ -393,7 +395,7 @@ class Tiling:
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.sync()  # once a slide: an fsync for every tile can take longer than cutting it
         os.replace(folder, self.out / folder.name)
-        files.fsync_folder(self.out)
+        files.fsync_path(self.out)
         return record
 
 

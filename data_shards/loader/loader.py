@@ -7,13 +7,12 @@ made of in tile.py and index.py.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,135 +21,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from attributegan.attributes import UNKNOWN, AttributeSchema
+from attributegan.cli import STOP_SIGNALS
 from data_shards import worker_pool as processes
-from data_shards.format import index
 from data_shards.format import tile as tile_format
-from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.loader.shard_set import ShardSet
+from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.sampler import permutation
-from data_shards.sampler.windowed_order import ShardOrder
-from data_shards.storage.cache import Cache, StoreError
-from data_shards.storage.prefetch import Ahead
-from data_shards.storage.shard_files import LocalTars, RemoteTars, Tars, open_place
+from data_shards.sampler.windowed_order import WindowedShuffle
+from data_shards.storage.cache import StoreError
+from data_shards.storage.prefetch import Prefetcher
+from data_shards.storage.shard_files import RemoteShardFiles
 
 log = logging.getLogger("attributegan.data")
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 AHEAD = 4  # micro-batches that each worker has ready or in work
-
-
-@dataclass(frozen=True)
-class ShardSet:
-    """One split of a shard set, opened for reading.
-
-    Args:
-        place: folder or URL of the set, for messages.
-        folder: of its index, on this machine.
-    """
-
-    place: str
-    folder: Path
-    header: index.Header
-    rows: index.Rows
-    tars: Tars
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        split: str = "train",
-        assessable_only: bool = False,
-        cache: Cache | None = None,
-        known: Sequence[str] = (),
-        split_option: str = "data.split",
-    ) -> ShardSet:
-        """Read the index of the set at ``path``, a folder or a URL; its tars are looked at, not read.
-
-        Args:
-            assessable_only: leave out tiles on which any attribute is "not assessable".
-            cache: for the files of a remote set; the default is that of `Cache.of`.
-            known: names of attributes; the levels of all others count as not known. Without any, all levels are as they are.
-            split_option: where the split was chosen, for messages.
-
-        Raises:
-            ValueError: no such set, split or attribute, or a shard that is missing or has another size than the index says.
-        """
-        if not str(path):
-            raise ValueError("data.shards: is empty; name the folder of a shard set, such as one that `attributegan-shard pack` made")
-        place, folder, header, tars = open_place(path, cache)
-        if split not in header.splits:
-            raise ValueError(f"{split_option}: {place} has no tiles in split {split!r}; it has {', '.join(header.splits)}")
-        if isinstance(tars, LocalTars):
-            _check_shards(folder, [shard for shard in header.shards if shard.split == split])
-        rows = index.read_rows(folder / index.FILE, header, split)
-        if assessable_only:
-            rows = rows.where(assessable(rows.levels_NA, header.schema, place))
-        return cls(place, folder, header, _knowing(rows, header.schema, known) if known else rows, tars)
-
-    def __len__(self) -> int:
-        return len(self.levels_NA)
-
-    @property
-    def schema(self) -> AttributeSchema:
-        return self.header.schema
-
-    @property
-    def levels_NA(self) -> np.ndarray:
-        """int8, one row a tile."""
-        return self.rows.levels_NA
-
-    @property
-    def image_size(self) -> int | None:
-        """Pixels of the stored tiles, when all are squares of one size."""
-        return self.header.image_size
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of all that the set holds."""
-        listed = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.header.shards)
-        return hashlib.sha256(listed.encode()).hexdigest()[:16]
-
-    @property
-    def is_remote(self) -> bool:
-        return isinstance(self.tars, RemoteTars)
-
-    def name(self, tile: int) -> str:
-        """``shard: key`` of a tile."""
-        shard, offset = self.shard_of(tile), int(self.rows.offset_N[tile])
-        rows = index.read_shard(self.folder / index.FILE, shard)
-        return f"{self.place}/{shard}: {rows['key'][rows['offset'].index(offset).as_py()]}"
-
-    def shard_of(self, tile: int) -> str:
-        return self.header.shards[self.rows.shard_N[tile]].name
-
-
-def assessable(levels_NA: np.ndarray, schema: AttributeSchema, place: str) -> np.ndarray:
-    """Which tiles have no attribute that is "not assessable", bool [N]; ValueError when none has."""
-    keep_N = np.ones(len(levels_NA), bool)
-    for attribute, levels_N in zip(schema.attributes, levels_NA.T, strict=True):
-        if attribute.not_assessable is not None:
-            keep_N &= levels_N != attribute.not_assessable
-    if not keep_N.any():
-        raise ValueError(f"data.assessable_only: no tile of {place} has all its attributes assessable; use false")
-    return keep_N
-
-
-def _knowing(rows: index.Rows, schema: AttributeSchema, known: Sequence[str]) -> index.Rows:
-    if unknown := set(known) - set(schema.names):
-        raise ValueError(f"data.known: {', '.join(sorted(unknown))}: the shards have the attributes {', '.join(schema.names)}")
-    levels_NA = rows.levels_NA.copy()
-    levels_NA[:, [name not in known for name in schema.names]] = UNKNOWN
-    return replace(rows, levels_NA=levels_NA)
-
-
-def _check_shards(folder: Path, shards: list[index.Shard]) -> None:
-    for shard in shards:
-        try:
-            size = (folder / shard.name).stat().st_size
-        except OSError as error:
-            raise ValueError(f"{folder / shard.name}: a shard of the set can't be read ({error.strerror}); copy the set again") from error
-        if size != shard.size:
-            raise ValueError(f"{folder / shard.name}: has {size:,} bytes and should have {shard.size:,}; copy the set again")
 
 
 @dataclass(frozen=True)
@@ -198,22 +82,22 @@ def batches(
     _check_room(shards, order)
     share = batch // (micro_batches * world)
     requests = _Requests(shards, order, start + rank * share, batch // micro_batches, share, flips, crop)
-    tiles = TileFiles(shards.tars, image_size)
-    repairs = _Repairs(requests, tiles)
+    tiles = TileReader(shards.tars, image_size)
+    replacements = _Replacements(requests, tiles)
     answers = _started(tiles, requests, workers, pin_memory)
-    ahead = _ahead(shards, order, start)  # after the workers, which are forks: a thread has no place in them
+    prefetcher = _prefetcher(shards, order, start)  # after the workers, which are forks: a thread has no place in them
     try:
         for request, images_BHWC, damage, failure in _heard(answers) if workers else answers:
             if failure:
                 raise failure
-            tile_B = repairs.mend(request, images_BHWC, damage)
+            tile_B = replacements._replace_damaged(request, images_BHWC, damage)
             levels_BA = torch.from_numpy(shards.levels_NA[tile_B].astype(np.int64))
-            if ahead:
-                ahead.position = request.first
+            if prefetcher:
+                prefetcher.position = request.first
             yield Batch(images_BHWC.permute(0, 3, 1, 2), levels_BA, request.first - rank * share)
     finally:  # workers don't hear the signal with which Python ends children at its exit, so an error would hang there
-        if ahead:
-            ahead.close()
+        if prefetcher:
+            prefetcher.close()
         if workers:
             answers._shutdown_workers()  # type: ignore[attr-defined]
             _remove_segments([worker.pid for worker in answers._workers])  # type: ignore[attr-defined]
@@ -235,21 +119,21 @@ def _heard(answers: Iterator[_Answer]) -> Iterator[_Answer]:
 
 def _check_room(shards: ShardSet, order: TileOrder) -> None:
     """Refuse to fetch shards again and again, because they make room for one another while all are being read."""
-    if not isinstance(shards.tars, RemoteTars):
+    if not isinstance(shards.tars, RemoteShardFiles):
         return
     number_S = np.unique(shards.rows.shard_N)
     size_S = np.sort([shards.header.shards[number].size for number in number_S])
-    open_at_once = order.window if isinstance(order, ShardOrder) else len(size_S)
+    open_at_once = order.window if isinstance(order, WindowedShuffle) else len(size_S)
     needed, limit = size_S[-open_at_once:].sum() / 1e9, shards.tars.cache.limit / 1e9
     if needed > limit:
-        raise ValueError(f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.place} that are "
-                         f"read at the same time, {needed:.3g} GB; give twice that, or a smaller data.window")  # fmt: skip
+        raise ValueError(f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.location} "
+                         f"that are read at the same time, {needed:.3g} GB; give twice that, or a smaller data.shuffle_window")  # fmt: skip
 
 
-def _ahead(shards: ShardSet, order: TileOrder, start: int) -> Ahead | None:
+def _prefetcher(shards: ShardSet, order: TileOrder, start: int) -> Prefetcher | None:
     """What fetches a remote set's shards before they are read; an order without windows doesn't tell which come next."""
-    if isinstance(shards.tars, RemoteTars) and isinstance(order, ShardOrder):
-        return Ahead(shards.tars, order.shards_from, start)
+    if isinstance(shards.tars, RemoteShardFiles) and isinstance(order, WindowedShuffle):
+        return Prefetcher(shards.tars, order.shards_from, start)
     return None
 
 
@@ -259,11 +143,11 @@ class _Request:
 
     first: int  # position of the first tile
     tile_B: np.ndarray
-    wanted: list[Wanted]
+    wanted: list[TileRequest]
 
 
 class TileOrder(Protocol):
-    """`order.Order` or `shard_order.ShardOrder`."""
+    """`order.GlobalShuffle` or `shard_order.WindowedShuffle`."""
 
     seed: int
 
@@ -277,8 +161,8 @@ class _Requests:
     def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, share: int, flips: bool, crop: float) -> None:
         self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
         self.first, self.step, self.share = first, step, share
-        self._turns = permutation.stream(order.seed, "turns of the tiles")
-        self._crops = permutation.stream(order.seed, "crops of the tiles")
+        self._turns = permutation.stream(order.seed, permutation.Purpose.TURNS)
+        self._crops = permutation.stream(order.seed, permutation.Purpose.CROPS)
 
     def __iter__(self) -> Iterator[_Request]:
         first = self.first
@@ -288,13 +172,13 @@ class _Requests:
             yield _Request(first, tile_B, self.wanted(tile_B, position_B))
             first += self.step
 
-    def wanted(self, tile_B: np.ndarray, position_B: np.ndarray) -> list[Wanted]:
+    def wanted(self, tile_B: np.ndarray, position_B: np.ndarray) -> list[TileRequest]:
         """How to get ``tile_B`` when they stand at ``position_B``."""
         rows = self.shards.rows
         turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
         columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
         crops = self._crops_at(position_B)
-        return [Wanted(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
+        return [TileRequest(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
 
     def _crops_at(self, position_B: np.ndarray) -> list[tile_format.Crop | None]:
         if self.crop == 1:
@@ -310,7 +194,7 @@ _Answer = tuple[_Request, Tensor, dict[int, str], StoreError | None]
 class _Reader:
     """The data set that the DataLoader's workers hold: requests in, pixels out."""
 
-    def __init__(self, tiles: TileFiles) -> None:
+    def __init__(self, tiles: TileReader) -> None:
         self.tiles = tiles
 
     def __getitem__(self, request: _Request) -> _Answer:
@@ -326,11 +210,11 @@ class _Reader:
     def _answer(self, request: _Request) -> _Answer:
         images_BHWC = np.zeros((len(request.wanted), self.tiles.image_size, self.tiles.image_size, 3), np.uint8)
         damage: dict[int, str] = {}
-        for place, wanted in enumerate(request.wanted):
+        for location, wanted in enumerate(request.wanted):
             try:
-                images_BHWC[place] = self.tiles.read(wanted)
-            except Damaged as error:
-                damage[place] = str(error)
+                images_BHWC[location] = self.tiles.read(wanted)
+            except TileCorrupted as error:
+                damage[location] = str(error)
             except StoreError as error:
                 return request, torch.from_numpy(images_BHWC), damage, error
         return request, torch.from_numpy(images_BHWC), damage, None
@@ -344,7 +228,7 @@ def _end_with_parent(worker: int) -> None:
     processes.end_with_parent()
 
 
-def _started(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+def _started(tiles: TileReader, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
     try:
         return _start(tiles, requests, workers, pin_memory)
     except OSError as error:
@@ -361,7 +245,7 @@ def _remove_segments(workers: Sequence[int]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
+def _start(tiles: TileReader, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Answer]:
     loader: DataLoader[_Answer] = DataLoader(
         _Reader(tiles),  # type: ignore[arg-type]
         batch_size=None,
@@ -378,31 +262,31 @@ def _start(tiles: TileFiles, requests: _Requests, workers: int, pin_memory: bool
     # step and the checkpoint; they end with the loader or with their parent.
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-class _Repairs:
+class _Replacements:
     """Puts the next tile of the order in the place of a damaged one, and stops a run whose shards are not worth training on.
 
     The replacement depends on the position alone, so processes of any number agree on it.
     """
 
-    def __init__(self, requests: _Requests, tiles: TileFiles) -> None:
+    def __init__(self, requests: _Requests, tiles: TileReader) -> None:
         self.requests, self.tiles = requests, tiles
         self.damaged: set[int] = set()
         self.most = max(10, len(requests.shards) // 1000)
 
-    def mend(self, request: _Request, images_BHWC: Tensor, damage: dict[int, str]) -> np.ndarray:
+    def _replace_damaged(self, request: _Request, images_BHWC: Tensor, damage: dict[int, str]) -> np.ndarray:
         """Fill the damaged places of ``images_BHWC``; the tiles that the batch then has, tile_B."""
         tile_B = request.tile_B.copy()
-        for place, what in damage.items():
-            self._note(int(tile_B[place]), what)
-            tile_B[place], pixels_HWC = self._next(request.first + place)
-            images_BHWC[place].numpy()[...] = pixels_HWC
+        for location, what in damage.items():
+            self._note(int(tile_B[location]), what)
+            tile_B[location], pixels_HWC = self._next(request.first + location)
+            images_BHWC[location].numpy()[...] = pixels_HWC
         return tile_B
 
     def _next(self, position: int) -> tuple[int, np.ndarray]:
@@ -410,7 +294,7 @@ class _Repairs:
             tile_B = self.requests.order[np.array([later])]
             try:
                 return int(tile_B[0]), self.tiles.read(self.requests.wanted(tile_B, np.array([position]))[0])
-            except Damaged as error:
+            except TileCorrupted as error:
                 self._note(int(tile_B[0]), str(error))
         raise self._too_many(int(tile_B[0]))
 
@@ -424,5 +308,6 @@ class _Repairs:
 
     def _too_many(self, tile: int) -> ValueError:
         shards = self.requests.shards
-        return ValueError(f"{shards.place}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in {shards.place}, the last "
-                          f"in this shard; find all with `attributegan-shard verify {shards.place}` and replace them")  # fmt: skip
+        return ValueError(f"{shards.location}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in "
+                          f"{shards.location}, the last in this shard; find all with `attributegan-shard verify {shards.location}` and "
+                          "replace them")  # fmt: skip

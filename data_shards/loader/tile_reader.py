@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from data_shards.format import tile
-from data_shards.storage.shard_files import Tars
+from data_shards.storage.shard_files import ShardFiles
 
 
-class Damaged(Exception):
+class TileCorrupted(Exception):
     """The bytes of a tile are not those that were packed, or no image."""
 
 
-class Wanted(NamedTuple):
+class TileRequest(NamedTuple):
     """Where a tile is, what of it is wanted, and how it is to be turned."""
 
     shard: int
@@ -25,18 +25,18 @@ class Wanted(NamedTuple):
     crop: tile.Crop | None = None
 
 
-class TileFiles:
+class TileReader:
     """Tiles out of the tars of a set; each process has its own.
 
     Args:
-        tars: the shards, in the order of `Wanted.shard`.
+        tars: the shards, in the order of `TileRequest.shard`.
         image_size: pixels of the tiles given.
     """
 
-    def __init__(self, tars: Tars, image_size: int) -> None:
+    def __init__(self, tars: ShardFiles, image_size: int) -> None:
         self.tars, self.image_size = tars, image_size
 
-    def read(self, wanted: Wanted) -> np.ndarray:
+    def read(self, wanted: TileRequest) -> np.ndarray:
         """The pixels of one tile, (image_size, image_size, 3) uint8.
 
         Raises:
@@ -46,15 +46,15 @@ class TileFiles:
         try:
             data = self.tars.read(wanted.shard, wanted.length, wanted.offset)
         except OSError as error:
-            raise Damaged(f"can't be read: {error.strerror}") from error
+            raise TileCorrupted(f"can't be read: {error.strerror}") from error
         if len(data) != wanted.length:
-            raise Damaged(f"the shard ends after {len(data)} of {wanted.length} bytes")
+            raise TileCorrupted(f"the shard ends after {len(data)} of {wanted.length} bytes")
         if tile.checksum(data) != wanted.checksum:
-            raise Damaged("checksum")
+            raise TileCorrupted("checksum")
         try:
             return turned(tile.decode(data, self.image_size, wanted.crop), wanted.turn)
         except tile.DECODING_ERRORS as error:
-            raise Damaged(f"not an image: {error}") from error
+            raise TileCorrupted(f"not an image: {error}") from error
 
 
 def turned(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:

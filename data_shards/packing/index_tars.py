@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from attributegan.attributes import AttributeSchema
-from data_shards import groups, litter, samples, set_rows, tar_folder, worker_pool
-from data_shards.format import checksums, index, tile
-from data_shards.samples import read_levels as read_levels
-from data_shards.tar_members import Member, members
+from data_shards import worker_pool
+from data_shards.format import checksums, groups, index, litter, samples, tile
+from data_shards.format.samples import read_levels as read_levels
+from data_shards.format.tar_members import Member, members
+from data_shards.packing import set_rows, tar_folder
 
 log = logging.getLogger("attributegan.data")
 MOST_LINES = 200  # of what is wrong, in one message
@@ -59,8 +60,8 @@ def index_tars(
     found = tar_folder.look(folder)
     if wrong := [what for tar in found.tars if (what := index.wrong_name(tar.name))]:
         raise ValueError(f"{folder}: {wrong[0]}")
-    with _writable(out) as aside:
-        scan = _Scan(schema, val, group, aside)
+    with _writable(out) as tmp_path:
+        scan = _Scan(schema, val, group, tmp_path)
         scanned = list(worker_pool.run(scan, found.tars, processes, progress))
         bad = [line for one in scanned for line in one.bad]
         if bad and not skip_bad:
@@ -68,14 +69,14 @@ def index_tars(
         _check_groups(group, scanned)
         left_out = [*bad, *(f"{name}: passed over: not a tar" for name in found.others)]
         try:
-            header = index.merge(aside / index.FILE, [scan.part(tar) for tar in found.tars], "tars as they were", left_out)
+            header = index.merge(tmp_path / index.FILE, [scan.part(tar) for tar in found.tars], "tars as they were", left_out)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        if problems := list(set_rows.problems(aside / index.FILE, header, found.tars[0].parent)):
+        if problems := list(set_rows.problems(tmp_path / index.FILE, header, found.tars[0].parent)):
             raise ValueError(f"{folder}: the tars make no clean set; nothing was written:{_lines(problems)}")
         if out != folder:
             _link(out, found.tars)
-        (aside / index.FILE).replace(out / index.FILE)
+        (tmp_path / index.FILE).replace(out / index.FILE)
     checksums.write(out, header)
     _tell(found, scanned, header, out)
     return header
@@ -86,11 +87,11 @@ def _writable(out: Path) -> Iterator[Path]:
     """A folder to write into, within ``out``; ValueError when that can't be written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        aside = tempfile.TemporaryDirectory(prefix=".index-", dir=out)
+        tmp_path = tempfile.TemporaryDirectory(prefix=".index-", dir=out)
     except OSError as error:
         raise ValueError(f"{out}: can't be written to ({error.strerror}); give a folder for the index with --out") from error
-    with aside:
-        yield Path(aside.name)
+    with tmp_path:
+        yield Path(tmp_path.name)
 
 
 def _link(out: Path, tars: Sequence[Path]) -> None:

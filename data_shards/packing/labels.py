@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards import groups, tables
+from data_shards.format import groups, tables
 from data_shards.format.tile import key_of
 
 CHUNK = 1 << 16

@@ -51,7 +51,7 @@ def pack(
         ValueError: bad rows or images (the message has them all), or ``out`` is in use; no set has been written then.
     """
     plan = make_plan(labels, source, options)
-    if found := in_the_way(out, plan.fingerprint, overwrite):
+    if found := check_output(out, plan.fingerprint, overwrite):
         return found
     work = _Work(labels.schema, source, plan.fingerprint, out.with_name(f".{out.name}.packing"))
 
@@ -70,7 +70,7 @@ def pack(
             shutil.rmtree(work.folder)
             _refuse(left_out)
         header = finish(work.folder, [job.name for job in plan.jobs], work.fingerprint, left_out)
-        take_name(work.folder, out)
+        publish(work.folder, out)
     return header
 
 
@@ -79,12 +79,12 @@ def _refuse(bad: list[str]) -> None:
     raise ValueError(f"{len(bad):,} tiles can't be packed; nothing was written. Correct them, or leave them out with --skip-bad:{lines}")
 
 
-def in_the_way(out: Path, fingerprint: str, overwrite: bool) -> index.Header | None:
+def check_output(out: Path, fingerprint: str, overwrite: bool) -> index.Header | None:
     """The set in ``out`` when it is the one wanted; ValueError when what is there must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / index.FILE).is_file():
-        raise ValueError(f"--out: {out} is there and is no shard set; choose another folder")
+        raise ValueError(f"--out: {out} is there and is not a shard set; choose another folder")
     if overwrite:
         return None
     header = checksums.check_index(out)
@@ -156,7 +156,7 @@ class _Work:
             worker_pool.count_tiles(len(shard.rows))
             return list(index.read_header(part).left_out)
         bad: list[str] = []
-        with files.whole_file(self.folder / shard.name) as stream:
+        with files.atomic_write(self.folder / shard.name) as stream:
             entry, table, size = write_tar(stream, shard.name, shard.split, self.schema, self._tiles(shard.rows, bad))
         index.write(part, index.Header(self.schema, (entry,), size, self.fingerprint, tuple(bad)), [table])
         return bad
@@ -185,15 +185,15 @@ def _remove_files(folder: Path, keep: Iterable[str]) -> None:
             path.unlink()
 
 
-def take_name(folder: Path, out: Path) -> None:
+def publish(folder: Path, out: Path) -> None:
     """Give the finished folder the name of the set; an older set there goes away after that."""
-    files.fsync_folder(folder)
+    files.fsync_path(folder)
     old = out.with_name(f".{out.name}.replaced")
     if old.exists():
         shutil.rmtree(old)
     if out.exists():
         os.replace(out, old)
     os.replace(folder, out)
-    files.fsync_folder(out.parent)
+    files.fsync_path(out.parent)
     if old.exists():
         shutil.rmtree(old)

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_shards import groups
-from data_shards.format import index
+from data_shards.format import groups, index
 from data_shards.packing.labels import Labels
 from data_shards.packing.sources import Source
 from data_shards.packing.splits import hold_out
@@ -83,7 +82,7 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
         bad.append(f"{row['where']}: {row['file']}: no such image{there}")
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
-    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, "order in the shards"))
+    shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, permutation.Purpose.PACKED_TILES))
     jobs = []
     for split, members_N in (("train", shuffled_N[~held_out_N[shuffled_N]]), ("val", shuffled_N[held_out_N[shuffled_N]])):
         jobs += [Job(f"{split}-{number:06d}.tar", split, rows) for number, rows in enumerate(_cut(members_N, size_N, options))]

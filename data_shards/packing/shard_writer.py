@@ -12,7 +12,7 @@ from typing import Any
 from attributegan.attributes import AttributeSchema
 from attributegan.utils import files
 from data_shards.format import index
-from data_shards.packing.packer import finish, in_the_way, take_name
+from data_shards.packing.packer import check_output, finish, publish
 from data_shards.packing.sources import Member
 from data_shards.packing.tar_writer import write_tar
 
@@ -26,9 +26,9 @@ def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
     Raises:
         ValueError: something else is in the way.
     """
-    if in_the_way(out, fingerprint, overwrite):
+    if check_output(out, fingerprint, overwrite):
         return False
-    folder = aside(out)
+    folder = tmp_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if any(index.read_header(part).source != fingerprint for part in folder.glob(f"*.{index.FILE}")):
         for path in folder.iterdir():
@@ -36,7 +36,7 @@ def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
     return True
 
 
-def aside(out: Path) -> Path:
+def tmp_path(out: Path) -> Path:
     """Where shards are written until all are there."""
     return out.with_name(f".{out.name}.making")
 
@@ -48,17 +48,17 @@ def names(count: int, shard_count: int) -> list[str]:
 def write(out: Path, schema: AttributeSchema, fingerprint: str, count: int, shard_count: int, tiles: Tiles, number: int) -> None:
     """Write shard ``number``, of ``shard_count`` tiles or, the last, of fewer; unless it is there."""
     name = names(count, shard_count)[number]
-    part = aside(out) / f"{name}.{index.FILE}"
+    part = tmp_path(out) / f"{name}.{index.FILE}"
     if part.exists():
         return
     wanted = range(number * shard_count, min(count, (number + 1) * shard_count))
-    with files.whole_file(aside(out) / name) as stream:
+    with files.atomic_write(tmp_path(out) / name) as stream:
         entry, table, size = write_tar(stream, name, SPLIT, schema, tiles(wanted))
     index.write(part, index.Header(schema, (entry,), size, fingerprint), [table])
 
 
 def end(out: Path, fingerprint: str, count: int, shard_count: int) -> index.Header:
     """Join the shards of all processes to a set; for the main process, after all are done."""
-    header = finish(aside(out), names(count, shard_count), fingerprint, [])
-    take_name(aside(out), out)
+    header = finish(tmp_path(out), names(count, shard_count), fingerprint, [])
+    publish(tmp_path(out), out)
     return header

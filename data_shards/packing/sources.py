@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from data_shards import intact, near_names, rgb
-from data_shards.format import tile
+from data_shards.format import intact, near_names, rgb, tile
 from data_shards.packing.labels import Labels, table_of
 
 log = logging.getLogger("attributegan.data")

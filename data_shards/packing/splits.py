@@ -32,7 +32,7 @@ def hold_out(levels_NA: np.ndarray, group_N: np.ndarray | None, fraction: float,
 def _tiles(levels_NA: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Every (1/fraction)-th tile of the list sorted by combination of levels, shuffled within."""
     count = len(levels_NA)
-    shuffled_N = permutation.shuffle(count, permutation.stream(seed, "held-out tiles"))
+    shuffled_N = permutation.shuffle(count, permutation.stream(seed, permutation.Purpose.HELD_OUT_TILES))
     sorted_N = np.lexsort((shuffled_N, *levels_NA.T))
     held_out_N = np.zeros(count, bool)
     wanted = min(max(round(fraction * count), 1), count - 1)
@@ -50,7 +50,7 @@ def _groups(levels_NA: np.ndarray, group_N: np.ndarray, fraction: float, seed: i
     keep_L = total_L > 0
     counts_GL, total_L = counts_GL[:, keep_L], total_L[keep_L]
     groups = len(counts_GL)
-    waiting_G = permutation.shuffle(groups, permutation.stream(seed, "held-out groups"))
+    waiting_G = permutation.shuffle(groups, permutation.stream(seed, permutation.Purpose.HELD_OUT_GROUPS))
     held_out_G = np.zeros(groups, bool)
     missing_L = fraction * total_L
     while len(waiting_G) > 1:

@@ -16,7 +16,7 @@ from data_shards.sampler.balance import weights
 UNIT = 1 << 20  # a weight of 1 in the integers that make the order exact
 
 
-class Order:
+class GlobalShuffle:
     """The order of a set of tiles. ``order[positions]`` gives the tile at each position, at a cost that does not depend on N.
 
     A pass is N draws at even distances along a line on which every tile has a stretch as long as its weight (systematic resampling,
@@ -42,8 +42,8 @@ class Order:
         self._first_U = np.cumsum(counts_U) - counts_U
         ends_U = np.cumsum(counts_U * self._length_U)
         self._start_U = ends_U - counts_U * self._length_U
-        self._draws = Draws(len(levels_NA), int(ends_U[-1]), seed)
-        self._shuffle = permutation.stream(seed, "order of the tiles")
+        self._draws = SystematicDraws(len(levels_NA), int(ends_U[-1]), seed)
+        self._shuffle = permutation.stream(seed, permutation.Purpose.TILES)
 
     def __len__(self) -> int:
         """Positions in a pass."""
@@ -62,7 +62,7 @@ class Order:
         return slot_B if self._tiles_N is None else self._tiles_N[slot_B].astype(np.int64)
 
 
-class Draws:
+class SystematicDraws:
     """N draws at even distances along a line of integer length, begun elsewhere in each pass.
 
     Draw r of a pass is at floor((r * length + offset) / N), with an offset in [0, length).
@@ -70,7 +70,7 @@ class Draws:
 
     def __init__(self, size: int, length: int, seed: int) -> None:
         self.size, self.length = size, length
-        self._key = permutation.stream(seed, "offset of a pass")
+        self._key = permutation.stream(seed, permutation.Purpose.EPOCH_OFFSET)
 
     def point(self, draw_B: np.ndarray, pass_B: np.ndarray) -> np.ndarray:
         """Where each draw is on the line, without leaving 64 bits on the way."""

@@ -6,6 +6,7 @@ Everything is a pure function of its arguments in 64-bit integers, so it is the 
 from __future__ import annotations
 
 import hashlib
+from enum import StrEnum
 
 import numpy as np
 
@@ -13,7 +14,22 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, made odd
 ROUNDS = 8
 
 
-def stream(seed: int, purpose: str) -> np.uint64:
+class Purpose(StrEnum):
+    """What permutations are for. Every number hangs on these strings: a name may change, a string must not."""
+
+    TILES = "order of the tiles"
+    EPOCH_OFFSET = "offset of a pass"
+    SHARDS = "order of the shards"
+    TILES_IN_WINDOW = "order of the tiles in a window"
+    TURNS = "turns of the tiles"
+    CROPS = "crops of the tiles"
+    HELD_OUT_TILES = "held-out tiles"
+    HELD_OUT_GROUPS = "held-out groups"
+    PACKED_TILES = "order in the shards"
+    EVALUATION_TILES = "tiles of an evaluation"
+
+
+def stream(seed: int, purpose: Purpose) -> np.uint64:
     """The 64-bit key of one stream of random numbers."""
     return np.uint64(int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little"))
 

@@ -1,6 +1,6 @@
 """An order for disks that are slow at random places: shards in random order, a few at a time, tiles shuffled within those.
 
-A pure function of (seed, position) like `order.Order`, with the same weights; but a pass goes through its shards in windows.
+A pure function of (seed, position) like `order.GlobalShuffle`, with the same weights; but a pass goes through its shards in windows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_shards.sampler import permutation
-from data_shards.sampler.global_order import Draws, lengths
+from data_shards.sampler.global_order import SystematicDraws, lengths
 
 
 class _Pass(NamedTuple):
@@ -25,16 +25,16 @@ class _Pass(NamedTuple):
     draws_W: np.ndarray
 
 
-class ShardOrder:
+class WindowedShuffle:
     """The order of a set of tiles with ``window`` shards open at a time.
 
-    As in `Order`, N draws at even distances meet every tile's stretch of a line floor(w) or ceil(w) times; here the line has the shards
-    one after the other, in an order drawn for each pass, and the draws are shuffled within every ``window`` of them.
+    As in `GlobalShuffle`, N draws at even distances meet every tile's stretch of a line floor(w) or ceil(w) times; here the line has the
+    shards one after the other, in an order drawn for each pass, and the draws are shuffled within every ``window`` of them.
 
     Args:
         levels_NA: int8, the levels of every tile.
         shard_N: the shard of every tile, from 0 on.
-        seed, balance: as in `Order`.
+        seed, balance: as in `GlobalShuffle`.
         window: shards that are read at the same time; more mix better.
     """
 
@@ -48,9 +48,9 @@ class ShardOrder:
         tiles_S = np.bincount(shard_N)
         self._shard_end_S = self._end_N[np.cumsum(tiles_S) - 1]
         self._shard_length_S = np.diff(self._shard_end_S, prepend=0)
-        self._draws = Draws(len(levels_NA), int(self._end_N[-1]), seed)
-        self._shards = permutation.stream(seed, "order of the shards")
-        self._shuffle = permutation.stream(seed, "order of the tiles in a window")
+        self._draws = SystematicDraws(len(levels_NA), int(self._end_N[-1]), seed)
+        self._shards = permutation.stream(seed, permutation.Purpose.SHARDS)
+        self._shuffle = permutation.stream(seed, permutation.Purpose.TILES_IN_WINDOW)
         self._pass = lru_cache(maxsize=3)(self._make_pass)
 
     def __len__(self) -> int:

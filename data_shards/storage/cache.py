@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from attributegan.cli import ForNow
+from attributegan.errors import TransientError
+from attributegan.utils.files import user_cache
 from data_shards.format import checksums, index
 from data_shards.storage import stores
 
@@ -38,7 +39,7 @@ class StoreError(ValueError):
     """A store that does not give what it should; names it, the file and what can be done."""
 
 
-class Unreachable(StoreError, ForNow):
+class Unreachable(StoreError, TransientError):
     """A store that may answer another time."""
 
 
@@ -57,8 +58,7 @@ class Cache:
     @classmethod
     def of(cls, folder: str = "", gigabytes: float = 50.0) -> Cache:
         """The cache in ``folder``, or in the user's cache folder."""
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attributegan"
-        return cls(Path(folder).expanduser() if folder else base, int(gigabytes * GIGABYTE))
+        return cls(Path(folder).expanduser() if folder else user_cache(), int(gigabytes * GIGABYTE))
 
     def path(self, shard: index.Shard) -> Path:
         return self.folder / "shards" / f"{shard.sha256}.tar"
@@ -73,7 +73,7 @@ class Cache:
             return True
         return True
 
-    def open(self, place: str, shard: index.Shard) -> BinaryIO:
+    def open(self, location: str, shard: index.Shard) -> BinaryIO:
         """The shard's file, fetched from ``place`` if need be. Bytes of an open file stay, whatever makes room.
 
         Raises:
@@ -89,19 +89,19 @@ class Cache:
                     return stream
                 stream.close()
                 path.unlink()  # not what was checked when it came
-            self.fetch(place, shard)
+            self.fetch(location, shard)
 
-    def fetch(self, place: str, shard: index.Shard, wait: bool = True) -> bool:
+    def fetch(self, location: str, shard: index.Shard, wait: bool = True) -> bool:
         """Have the shard in the cache; False without it when another process is fetching it and ``wait`` is false."""
         if shard.size > self.limit:
-            raise StoreError(f"data.cache_gb: {self.limit / GIGABYTE:g} GB can't hold {shard.name} of {stores.shown(place)}, which has "
+            raise StoreError(f"data.cache_gb: {self.limit / GIGABYTE:g} GB can't hold {shard.name} of {stores.redact(location)}, which has "
                              f"{shard.size / GIGABYTE:g} GB; give more")  # fmt: skip
         with _space(self.folder), _part(self.path(shard), wait) as part:
             if part is None:
                 return False
             if not self.path(shard).exists():
                 self._make_room(shard, part)
-                retried(place, shard.name, lambda: _download(place, shard.name, part, shard.sha256, shard.size))
+                retried(location, shard.name, lambda: _download(location, shard.name, part, shard.sha256, shard.size))
                 os.replace(part.name, self.path(shard))
             return True
 
@@ -132,19 +132,19 @@ class Cache:
                     status = entry.stat()
                     yield status.st_mtime_ns, status.st_size, Path(entry.path)
 
-    def index_of(self, place: str) -> Path:
+    def index_of(self, location: str) -> Path:
         """The folder on this machine with the index and the checksums of the set at ``place``, as they are there now.
 
         Raises:
             StoreError: they can't be had, or don't fit together.
         """
-        stores.check(place)
+        stores.check(location)
         with _space(self.folder):
             (self.folder / "sets").mkdir(parents=True, exist_ok=True)
-        return retried(place, index.FILE, lambda: self._index_of(place))
+        return retried(location, index.FILE, lambda: self._index_of(location))
 
-    def _index_of(self, place: str) -> Path:
-        text = b"".join(stores.chunks(stores.address(place, checksums.FILE)))
+    def _index_of(self, location: str) -> Path:
+        text = b"".join(stores.chunks(stores.address(location, checksums.FILE)))
         found = re.search(rb"^([0-9a-f]{64})  " + re.escape(index.FILE.encode()) + rb"$", text, re.MULTILINE)
         if found is None:
             raise OSError(f"{checksums.FILE} there has no line for {index.FILE}")
@@ -153,7 +153,7 @@ class Cache:
         with _part(folder / index.FILE, wait=True) as part:
             assert part is not None
             if not (folder / index.FILE).exists():
-                _download(place, index.FILE, part, found[1].decode())
+                _download(location, index.FILE, part, found[1].decode())
                 (folder / checksums.FILE).write_bytes(text)
                 os.replace(part.name, folder / index.FILE)
         try:
@@ -164,17 +164,17 @@ class Cache:
         return folder
 
 
-def retried(place: str, name: str, attempt: Callable[[], Result]) -> Result:
+def retried(location: str, name: str, attempt: Callable[[], Result]) -> Result:
     """The result of ``attempt``, after `TRIES` failures at most, with longer and longer pauses between.
 
     Raises:
         StoreError: names the store, the file, the last failure and what can be done.
     """
-    where = f"{stores.shown(place)}: {name}"
+    where = f"{stores.redact(location)}: {name}"
     for number in range(1, TRIES + 1):
         try:
             return attempt()
-        except stores.Refused as error:
+        except stores.StoreRejected as error:
             raise StoreError(f"{where}: can't be had: {error}. Correct data.shards, or what gives the right to read there") from error
         except OSError as error:
             last: OSError = error
@@ -186,11 +186,11 @@ def retried(place: str, name: str, attempt: Callable[[], Result]) -> Result:
                      "goes on; if it gives wrong bytes each time, copy the set there again") from last  # fmt: skip
 
 
-def _download(place: str, name: str, part: BinaryIO, sha256: str, size: int | None = None) -> None:
+def _download(location: str, name: str, part: BinaryIO, sha256: str, size: int | None = None) -> None:
     """Write a file from the store into ``part``; OSError when its bytes are not those that it should have."""
     digest, done = hashlib.sha256(), 0
     part.seek(0)
-    for data in stores.chunks(stores.address(place, name)):
+    for data in stores.chunks(stores.address(location, name)):
         digest.update(data)
         done += len(data)
         if size is not None and done > size:
@@ -224,16 +224,16 @@ def _part(path: Path, wait: bool) -> Iterator[BinaryIO | None]:
     It takes the name of ``path``, or goes away; that of a process that was killed is used again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
+    tmp_path = path.with_name(path.name + ".part")
     while True:
-        aside.touch()
+        tmp_path.touch()
         try:
-            stream = aside.open("r+b")
+            stream = tmp_path.open("r+b")
         except FileNotFoundError:
             continue
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _same_file(stream, aside):  # else the process before us is done with it
+            if _same_file(stream, tmp_path):  # else the process before us is done with it
                 break
         except BlockingIOError:
             stream.close()
@@ -243,8 +243,8 @@ def _part(path: Path, wait: bool) -> Iterator[BinaryIO | None]:
     try:
         yield stream
     finally:
-        if _same_file(stream, aside):
-            aside.unlink()
+        if _same_file(stream, tmp_path):
+            tmp_path.unlink()
         stream.close()
 
 

@@ -7,21 +7,21 @@ import threading
 from collections.abc import Callable, Iterable
 
 from data_shards.storage.cache import StoreError, fits
-from data_shards.storage.shard_files import RemoteTars
+from data_shards.storage.shard_files import RemoteShardFiles
 
 log = logging.getLogger("attributegan.data")
 
 LOOK_S = 0.5  # between looks at what other processes have fetched
 
 
-class Ahead:
+class Prefetcher:
     """Keeps in the cache the shards that come next, as many as it holds.
 
     Args:
         coming: the numbers of the shards that a position and those behind it need, in their order.
     """
 
-    def __init__(self, tars: RemoteTars, coming: Callable[[int], Iterable[int]], position: int) -> None:
+    def __init__(self, tars: RemoteShardFiles, coming: Callable[[int], Iterable[int]], position: int) -> None:
         self.tars, self.coming, self.position = tars, coming, position
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shards ahead", daemon=True)
@@ -41,7 +41,7 @@ class Ahead:
         plan = fits((self.tars.shards[number] for number in self.coming(self.position)), cache.limit)
         for shard in [shard for shard in plan if not cache.keep(shard)]:  # all that is there stays, being used just now
             try:
-                if cache.fetch(self.tars.place, shard, wait=False):
+                if cache.fetch(self.tars.location, shard, wait=False):
                     return False
             except StoreError as error:  # who reads the shard will meet it too, and stop the run
                 log.warning("fetching ahead: %s", error)

@@ -14,7 +14,7 @@ from data_shards.storage.cache import Cache
 OPEN_FILES = 128
 
 
-class Tars(Protocol):
+class ShardFiles(Protocol):
     """Travels to worker processes, before anything is read."""
 
     def read(self, number: int, length: int, offset: int) -> bytes:
@@ -24,7 +24,7 @@ class Tars(Protocol):
         """A shard, from its beginning."""
 
 
-class LocalTars:
+class LocalShardFiles:
     """Tars in a folder, kept open for reading at any place."""
 
     def __init__(self, folder: Path, shards: tuple[index.Shard, ...]) -> None:
@@ -50,21 +50,21 @@ class LocalTars:
             os.close(descriptor)
 
 
-class RemoteTars:
+class RemoteShardFiles:
     """Tars of a store. None is kept open, so that those that make room in the cache do so at once."""
 
-    def __init__(self, place: str, shards: tuple[index.Shard, ...], cache: Cache) -> None:
-        self.place, self.shards, self.cache = place, shards, cache
+    def __init__(self, location: str, shards: tuple[index.Shard, ...], cache: Cache) -> None:
+        self.location, self.shards, self.cache = location, shards, cache
 
     def read(self, number: int, length: int, offset: int) -> bytes:
         with self.open(number) as stream:
             return os.pread(stream.fileno(), length, offset)
 
     def open(self, number: int) -> BinaryIO:
-        return self.cache.open(self.place, self.shards[number])
+        return self.cache.open(self.location, self.shards[number])
 
 
-def open_place(path: str | Path, cache: Cache | None = None) -> tuple[str, Path, index.Header, Tars]:
+def open_location(path: str | Path, cache: Cache | None = None) -> tuple[str, Path, index.Header, ShardFiles]:
     """A set in a folder or at a URL: its place in words, the folder of its index, that index's header, and its tars.
 
     Raises:
@@ -73,8 +73,8 @@ def open_place(path: str | Path, cache: Cache | None = None) -> tuple[str, Path,
     if not stores.is_remote(str(path)):
         folder = Path(path)
         header = checksums.check_index(folder)
-        return str(folder), folder, header, LocalTars(folder, header.shards)
+        return str(folder), folder, header, LocalShardFiles(folder, header.shards)
     cache = cache or Cache.of()
     folder = cache.index_of(str(path))
     header = checksums.check_index(folder)
-    return stores.shown(str(path)), folder, header, RemoteTars(str(path), header.shards, cache)
+    return stores.redact(str(path)), folder, header, RemoteShardFiles(str(path), header.shards, cache)

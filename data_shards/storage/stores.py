@@ -32,34 +32,34 @@ STALL_S = 60.0  # without a byte, after which a transfer is given up
 LATER = (408, 425, 429)  # the answers below 500 that ask to come again
 
 
-class Refused(Exception):
+class StoreRejected(Exception):
     """The store answered, and will answer the same when it is asked again: no such file, no right to it, a program that is missing."""
 
 
-def is_remote(place: str) -> bool:
-    return place.partition(":")[0] in SCHEMES and ":" in place
+def is_remote(location: str) -> bool:
+    return location.partition(":")[0] in SCHEMES and ":" in location
 
 
-def check(place: str) -> None:
+def check(location: str) -> None:
     """ValueError when ``place`` can't be a remote set."""
-    if place.startswith("pipe:") and "{}" not in place:
-        raise ValueError(f"data.shards: {place}: has no {{}}, which stands for the name of the file to write to the standard output, "
+    if location.startswith("pipe:") and "{}" not in location:
+        raise ValueError(f"data.shards: {location}: has no {{}}, which stands for the name of the file to write to the standard output, "
                          "as in 'pipe:ssh host cat /data/shards/{}'")  # fmt: skip
 
 
-def address(place: str, name: str) -> str:
+def address(location: str, name: str) -> str:
     """The URL of file ``name`` of the set at ``place``."""
-    if place.startswith("pipe:"):
-        return place.replace("{}", shlex.quote(name))
-    base, question, query = place.partition("?") if place.startswith("http") else (place, "", "")
-    return f"{base.rstrip('/')}/{name if place.startswith(('s3:', 'gs:')) else urllib.parse.quote(name)}{question}{query}"
+    if location.startswith("pipe:"):
+        return location.replace("{}", shlex.quote(name))
+    base, question, query = location.partition("?") if location.startswith("http") else (location, "", "")
+    return f"{base.rstrip('/')}/{name if location.startswith(('s3:', 'gs:')) else urllib.parse.quote(name)}{question}{query}"
 
 
-def shown(place: str) -> str:
+def redact(location: str) -> str:
     """``place`` for people and logs: without what may be a secret, such as the signature in a query."""
-    if not place.startswith(("http:", "https:")):
-        return place
-    parts = urllib.parse.urlsplit(place)
+    if not location.startswith(("http:", "https:")):
+        return location
+    parts = urllib.parse.urlsplit(location)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -84,7 +84,7 @@ def chunks(url: str) -> Iterator[bytes]:
             if getattr(stream, "length", None):
                 raise OSError(f"cut off {stream.length:,} bytes before the end")
     except http.client.InvalidURL as error:
-        raise Refused(str(error).partition(".")[0]) from error
+        raise StoreRejected(str(error).partition(".")[0]) from error
     except http.client.HTTPException as error:
         raise OSError(str(error) or type(error).__name__) from error
 
@@ -102,7 +102,7 @@ def _output(pipe: Pipe) -> Iterator[bytes]:
             yield data
         if status := pipe.proc.wait(STALL_S):
             said = {126: " (no permission)", 127: " (no such program)"}.get(status, "")
-            raise (Refused if said else OSError)(f"the command ended with status {status}{said}")
+            raise (StoreRejected if said else OSError)(f"the command ended with status {status}{said}")
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"the command has not ended {STALL_S:g} s after its last byte") from error
     finally:
@@ -125,7 +125,7 @@ def _request(request: urllib.request.Request) -> BinaryIO:
     except urllib.error.HTTPError as error:
         if error.code >= 500 or error.code in LATER:
             raise
-        raise Refused(f"HTTP {error.code} {error.reason}") from error
+        raise StoreRejected(f"HTTP {error.code} {error.reason}") from error
 
 
 def _hf(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
@@ -134,7 +134,7 @@ def _hf(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
 
     parts = re.fullmatch(r"hf://(?:(dataset|model|space)s/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", url)
     if parts is None:
-        raise Refused("write hf://datasets/OWNER/NAME/FOLDER, with @REVISION after the name if wanted")
+        raise StoreRejected("write hf://datasets/OWNER/NAME/FOLDER, with @REVISION after the name if wanted")
     kind, repository, revision, path = parts.groups()
     file = hf_hub_url(repository, urllib.parse.unquote(path), repo_type=kind, revision=revision)
     request = urllib.request.Request(file)  # noqa: S310  # the hub's, https
@@ -164,11 +164,11 @@ class _S3Stream:
             return do()
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            raise (OSError if status >= 500 or status in LATER else Refused)(str(error)) from error
+            raise (OSError if status >= 500 or status in LATER else StoreRejected)(str(error)) from error
         except (EndpointConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise OSError(str(error)) from error
         except BotoCoreError as error:
-            raise Refused(str(error)) from error
+            raise StoreRejected(str(error)) from error
 
 
 @lru_cache(maxsize=1)
@@ -179,7 +179,7 @@ def _s3_client(process: int) -> Any:
         from botocore import UNSIGNED
         from botocore.config import Config
     except ImportError as error:
-        raise Refused("s3:// needs boto3: pip install 'attributegan[s3]'") from error
+        raise StoreRejected("s3:// needs boto3: pip install 'attributegan[s3]'") from error
     session = boto3.session.Session()
     signature = {} if session.get_credentials() else {"signature_version": UNSIGNED}  # a public bucket
     limits = Config(connect_timeout=STALL_S, read_timeout=STALL_S, retries={"total_max_attempts": 1}, **signature)
@@ -205,4 +205,4 @@ def _program(command: str | list[str], shell: bool) -> Pipe:
     try:
         return Pipe(command, mode="rb", shell=shell, bufsize=0, stdin=subprocess.DEVNULL, start_new_session=True)
     except FileNotFoundError as error:
-        raise Refused(f"the program {error.filename} is not installed") from error
+        raise StoreRejected(f"the program {error.filename} is not installed") from error

@@ -27,7 +27,7 @@ class Speed:
 
 def of_launch(facts: Sequence[Facts], world: int, asked: int) -> list[str]:
     """Processes that are missing, or were not started as asked for."""
-    found = sorted({fact.alone for fact in facts} - {""})
+    found = sorted({fact.launch_problem for fact in facts} - {""})
     if asked not in (0, world):
         found.append(f"{asked} processes were asked for (--processes), the launcher gave {world}: compare num_processes and num_machines "
                      "of its configuration, and see that it is started on every machine with its own machine_rank")  # fmt: skip

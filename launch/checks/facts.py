@@ -32,7 +32,7 @@ class Facts:
     host: str
     node: str  # equal for processes that share a machine and its network
     versions: dict[str, str]  # that must be equal everywhere
-    alone: str  # why the launcher is thought to have started too few processes, or ""
+    launch_problem: str  # why the launcher is thought to have started too few processes, or ""
     slurm_tasks: int  # of the Slurm step, or of the job outside of steps; 0 outside of Slurm
     cpu_wanted: bool  # whether the launcher was told to leave GPUs alone
     gpus_there: int  # NVIDIA GPUs in the machine, whatever torch says
@@ -56,7 +56,7 @@ def look(environ: Mapping[str, str] = os.environ) -> Facts:
         host=socket.gethostname(),
         node=_node(),
         versions=versions(),
-        alone=launcher.alone(environ),
+        launch_problem=launcher.launch_problem(environ),
         slurm_tasks=int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "0"))),
         cpu_wanted=environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
         gpus_there=_gpus_there(),

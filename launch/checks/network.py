@@ -17,39 +17,39 @@ from launch.checks import facts as facts_module
 from launch.checks.diagnosis import Speed
 
 if TYPE_CHECKING:
-    from attributegan.distributed.rendezvous import Meeting
+    from attributegan.distributed.rendezvous import Rendezvous
     from launch.checks.facts import Facts
 
 LARGE = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}  # bytes of a large message
 ROUNDS = 5  # of telling the time; the least difference counts, as all others have waiting in them
 
 
-def measure(meeting: Meeting, everyone: Sequence[Facts], seconds: float, limit: float) -> tuple[list[Speed], list[float]]:
+def measure(rendezvous: Rendezvous, everyone: Sequence[Facts], seconds: float, limit: float) -> tuple[list[Speed], list[float]]:
     """Speeds of every group, and by how much each process's clock is ahead of the first's; a collective of all processes.
 
     Args:
         seconds: about how long to measure, over all groups.
         limit: seconds after which a process that waits for others gives up.
     """
-    device = torch.device("cuda", everyone[meeting.rank].local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", everyone[rendezvous.rank].local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # or NCCL ends the process before it has told what is wrong
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store = dist.PrefixStore("doctor/group", meeting.store)
-    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=timedelta(seconds=limit))
+    store = dist.PrefixStore("doctor/group", rendezvous.store)
+    dist.init_process_group(backend, store=store, rank=rendezvous.rank, world_size=rendezvous.world, timeout=timedelta(seconds=limit))
     try:
         speeds = []
         groups = _groups(everyone)
         for name, (ranks, across) in groups.items():
             group = dist.new_group(ranks)
             result = [0.0, 0.0]
-            if meeting.rank in ranks:
+            if rendezvous.rank in ranks:
                 result = [*_speed(group, device, len(ranks), seconds / len(groups))]
             told = torch.tensor(result, dtype=torch.float64, device=device)
             dist.broadcast(told, src=ranks[0])
             speeds.append(Speed(name, across, *told.tolist()))
-        return speeds, _clocks(device, meeting.world)
+        return speeds, _clocks(device, rendezvous.world)
     finally:
         dist.destroy_process_group()
 

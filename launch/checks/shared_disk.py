@@ -8,30 +8,30 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attributegan.distributed.rendezvous import Meeting
+from attributegan.distributed.rendezvous import Rendezvous
 from launch.checks import diagnosis
 from launch.checks.facts import Facts
 from launch.checks.timeout import bounded
 
 
-def try_out(meeting: Meeting, folder: Path, everyone: Sequence[Facts], seconds: float) -> list[str]:
+def try_out(rendezvous: Rendezvous, folder: Path, everyone: Sequence[Facts], seconds: float) -> list[str]:
     """Problems of the disk, the same on all processes.
 
     Args:
         seconds: in which a process must see what another has written.
     """
     here = [fact.rank for fact in everyone]
-    words = meeting.exchange("word", os.urandom(8).hex(), seconds, here)
+    words = rendezvous.all_gather("word", os.urandom(8).hex(), seconds, here)
     own = folder / f".attributegan-doctor-{words.get(here[0], 'alone')}"
     try:
-        done, problem = bounded(lambda: _write(own, meeting.rank, words[meeting.rank]), seconds)
-        wrote = meeting.exchange("wrote", done if done is not None else problem, 2 * seconds, here)
+        done, problem = bounded(lambda: _write(own, rendezvous.rank, words[rendezvous.rank]), seconds)
+        wrote = rendezvous.all_gather("wrote", done if done is not None else problem, 2 * seconds, here)
         writers = {rank: words[rank] for rank, problem in wrote.items() if not problem and rank in words}
-        unseen = bounded(lambda: _unseen(own, writers, seconds), 2 * seconds)[0] if meeting.rank in writers else []
-        looked = meeting.exchange("unseen", list(writers) if unseen is None else unseen, 3 * seconds, here)
+        unseen = bounded(lambda: _unseen(own, writers, seconds), 2 * seconds)[0] if rendezvous.rank in writers else []
+        looked = rendezvous.all_gather("unseen", list(writers) if unseen is None else unseen, 3 * seconds, here)
     finally:
-        bounded(lambda: _remove(own / str(meeting.rank)), seconds)
-    meeting.exchange("removed", True, seconds, here)
+        bounded(lambda: _remove(own / str(rendezvous.rank)), seconds)
+    rendezvous.all_gather("removed", True, seconds, here)
     bounded(lambda: _remove(own), seconds)
     silent = "no word of it in time"
     return diagnosis.of_disk(everyone, str(folder), [wrote.get(rank, silent) for rank in here], [looked.get(rank, []) for rank in here])

@@ -111,7 +111,7 @@ class Player:
         if (mode.name, window) not in self._undisturbed:
             folder = self.folder / f"undisturbed-{mode.name}-{window}".replace(" ", "-")
             shutil.rmtree(folder, ignore_errors=True)
-            started = self._start(mode, folder, str(self.shards), (f"data.window={window}",), {}, {})
+            started = self._start(mode, folder, str(self.shards), (f"data.shuffle_window={window}",), {}, {})
             try:
                 assert started.wait(LIMIT_S) == 0, started.said()
             finally:
@@ -127,7 +127,7 @@ class Player:
         files = {"seen": str(folder / "seen"), "fired": str(folder / "fired")}
         plan = {**files, "settings": SETTINGS, "strike": "", "pause": 0, "rank": 0, **inside}
         variables = {"CHAOS": json.dumps(plan), "TMPDIR": str(folder / "tmp"), **environment}
-        return mode.start(shards, folder / "run", (f"run.save_every={SAVE_EVERY}", "run.keep=0", *options), variables, _token(folder))
+        return mode.start(shards, folder / "run", (f"run.save_every={SAVE_EVERY}", "run.keep_last=0", *options), variables, _token(folder))
 
     def _play(self, case: Case, fault: Fault, scene: Scene, outcome: Outcome) -> None:
         scene.folder.mkdir(parents=True)
@@ -136,7 +136,7 @@ class Player:
         if inside:
             inside |= {"at": case.at, "rank": faults.rank_of(scene.rng, scene.mode.world, inside)}
             scene.struck = ", ".join(f"{key} {value}" for key, value in inside.items() if key != "strike")
-        options = (f"data.window={fault.window}", *fault.options)
+        options = (f"data.shuffle_window={fault.window}", *fault.options)
 
         def start(inside: dict[str, object]) -> Started:
             return self._start(scene.mode, scene.folder, scene.shards, options, environment, inside)

@@ -105,7 +105,7 @@ class Fault:
     mounts: bool = False
 
 
-GOES_ON = "going on from"
+GOES_ON = "resuming from"
 ANOTHER = (
     "has given no sign of life",
     "does not answer",
@@ -428,14 +428,14 @@ FAULTS = (
     Fault("SIGTERM to all processes", EVERYWHERE, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _all)),
     Fault("SIGTERM to a launcher", LAUNCHED, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _launchers)),
     Fault("one process stands still", LAUNCHED[:5], ANOTHER, _stand_still, at_least=8),
-    Fault("killed while writing a checkpoint", EVERYWHERE, KILLED, inside=_dies_in_write, options=("run.keep=2",), ends=None),
+    Fault("killed while writing a checkpoint", EVERYWHERE, KILLED, inside=_dies_in_write, options=("run.keep_last=2",), ends=None),
     Fault("error while writing a checkpoint", EVERYWHERE, ("Input/output error",), inside=_error_in_write),
     Fault("disk full", LOCAL, ("No space left",), _fill, prepare=_small_disk, heal=_free, mounts=True),
     Fault("run folder read-only", LOCAL, ("Read-only file system",), _read_only, heal=_writable, mounts=True),
     Fault("run folder vanishes", LOCAL, ("No such file",), _vanish, heal=_come_back),
-    Fault("checkpoint: flipped bit", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("flipped bit")),
-    Fault("checkpoint: missing file", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("missing")),
-    Fault("checkpoint: truncated file", LOCAL, ("passing over a damaged checkpoint", "tiles,"), _damage_checkpoint("truncated")),
+    Fault("checkpoint: flipped bit", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("flipped bit")),
+    Fault("checkpoint: missing file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("missing")),
+    Fault("checkpoint: truncated file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("truncated")),
     Fault("tiles damaged while training", LOCAL, ("damaged (",), _damage_shard, prepare=_own_shards, told=True, ends=None),
     Fault("shards cut off while training", LOCAL, ("damaged tiles met",), _truncate_shards, prepare=_own_shards, heal=_whole_shards,
           told=True, ends=None),

@@ -114,7 +114,7 @@ class Slurm(Mode):
         file = run.with_name("cluster.yaml")
         run.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(cluster))
-        given = [argument for argument in arguments(shards, run, 0) if not argument.startswith("train.processes")]
+        given = [argument for argument in arguments(shards, run, 0) if not argument.startswith("train.world_size")]
         command = [sys.executable, "-m", "slurm.submit", *given, "--cluster", str(file), *options]
         before = self.cluster.environment | variables(environment, token)
         submitted = subprocess.run(
@@ -176,7 +176,7 @@ def arguments(shards: str, run: Path, processes: int) -> list[str]:
     config = run.with_name("config.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(TINY))
-    return ["--config", str(config), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
+    return ["--config", str(config), f"data.shards={shards}", f"run.dir={run}", f"train.world_size={processes}"]
 
 
 def variables(environment: dict[str, str], token: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ KILLED_READERS = ("pymp-",)  # of multiprocessing in processes that were killed 
 
 def same_end(run: Path, undisturbed: Path) -> list[str]:
     """The last checkpoint is bit for bit that of the undisturbed run, and is whole."""
-    last, wanted = store.newest(run / "checkpoints"), store.newest(undisturbed / "checkpoints")
+    last, wanted = store.latest(run / "checkpoints"), store.latest(undisturbed / "checkpoints")
     if last is None or wanted is None or last.name != wanted.name:
         return [f"ended with {last and last.name}, not {wanted and wanted.name}"]
     wrong = differing(tensors_in(last), tensors_in(wanted))
@@ -50,7 +50,7 @@ def metrics_once(run: Path, step: int, images: int) -> list[str]:
 
 def good_checkpoint_stands(run: Path, before: int, damaged: str) -> list[str]:
     """What was said to be saved is there and whole, but for the one that the case damaged."""
-    newest = store.newest(run / "checkpoints")
+    newest = store.latest(run / "checkpoints")
     images = int(newest.name.partition("-")[2]) if newest else 0
     if images >= before or damaged.startswith(f"images-{before:012d}"):
         return []

@@ -21,7 +21,7 @@ logging.basicConfig(format="%(message)s")
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    with watchdog.Watch(rank, 2, "token", stopped=lambda: False) as watching:
+    with watchdog.Watchdog(rank, 2, "token", stopped=lambda: False) as watchdog_of_run:
         if rank == 1:
             time.sleep(0.5)
             match sys.argv[1]:
@@ -30,7 +30,7 @@ if __name__ == "__main__":
                 case "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "stuck":  # the network is cut: requests to the store never return
-                    watching._store = SimpleNamespace(set=lambda *_: time.sleep(1000))
+                    watchdog_of_run._store = SimpleNamespace(set=lambda *_: time.sleep(1000))
                     time.sleep(1000)
                 case "hang":
                     os.kill(os.getpid(), signal.SIGSTOP)

@@ -26,7 +26,7 @@ from attributegan import config
 from attributegan.distributed.engine import DataParallel, Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.training import losses
-from attributegan.training.trainer import Training
+from attributegan.training.trainer import Trainer
 from attributegan.utils import collectives
 
 
@@ -48,8 +48,8 @@ SPOILS = {
 
 def main(path: str) -> None:
     launcher = dict(os.environ)
-    end, kept = Runtime.end, Training.step
-    Runtime.end = lambda self: None  # the processes go on to the next run
+    end, kept = Runtime.shutdown, Trainer.step
+    Runtime.shutdown = lambda self: None  # the processes go on to the next run
     for tree in json.loads(Path(path).read_text()):
         job = Job(**tree)
         os.environ.update({name: value for name, value in launcher.items() if name.startswith("ACCELERATE_")})
@@ -60,7 +60,7 @@ def main(path: str) -> None:
                 if not job.spoil:
                     raise
                 print(f"{job.spoil}: {type(error).__name__}: {error}")
-    Training.step = kept
+    Trainer.step = kept
     if dist.is_initialized():
         end(None)  # type: ignore[arg-type]
 
@@ -68,40 +68,43 @@ def main(path: str) -> None:
 @contextlib.contextmanager
 def _noted(job: Job) -> Iterator[None]:
     """Write what the job asks for, from inside of its run."""
-    resume, saved = Training.resume, Training.saved
+    resume, saved = Trainer.resume, Trainer.wait_for_checkpoint
 
-    def resume_and_save(self: Training) -> bool:
+    def resume_and_save(self: Trainer) -> bool:
         found = resume(self)
         if job.save_again:
             self.writer.folder = Path(job.save_again)
             self.writer.folder.mkdir(exist_ok=True)
             self.save()
             self.writer.wait()
-            self.runtime.wait()
+            self.runtime.barrier()
             self.writer.folder = self.folder
         return found
 
-    def saved_and_noted(self: Training) -> None:
+    def saved_and_noted(self: Trainer) -> None:
         saved(self)
         if job.facts:
-            facts = self.runtime.everyone(_facts(self))
+            facts = self.runtime.all_gather_object(_facts(self))
             if self.runtime.is_main:
                 Path(job.facts).write_text(json.dumps(facts))
 
-    with unittest.mock.patch.object(Training, "resume", resume_and_save), unittest.mock.patch.object(Training, "saved", saved_and_noted):
+    with (
+        unittest.mock.patch.object(Trainer, "resume", resume_and_save),
+        unittest.mock.patch.object(Trainer, "wait_for_checkpoint", saved_and_noted),
+    ):
         yield
 
 
-def _facts(training: Training) -> dict[str, Any]:
+def _facts(trainer: Trainer) -> dict[str, Any]:
     """Hashes of what this process has whole, and the bytes of its optimizers with their master weights, from the tensors."""
-    with training.ema.whole() as averaged:
+    with trainer.ema.whole() as averaged:
         whole = {"ema": averaged.state_dict()} | {
             name: engine.module.state_dict()
-            for name, engine in (("generator", training.generator), ("discriminator", training.discriminator))
-            if training.runtime.sharding[name].stage < 3
+            for name, engine in (("generator", trainer.generator), ("discriminator", trainer.discriminator))
+            if trainer.runtime.sharding[name].stage < 3
         }
         hashes = {name: _hash(state) for name, state in whole.items()}
-    engines = {"generator": training.generator, "discriminator": training.discriminator}
+    engines = {"generator": trainer.generator, "discriminator": trainer.discriminator}
     return {
         "hashes": hashes,
         "optimizer_bytes": {name: _bytes(engine) for name, engine in engines.items()},

@@ -73,8 +73,8 @@ def launch(
     port = free_port() if nodes[0] is LOOPBACK else 29500
     started = []
     for rank, node in enumerate(nodes):
-        meeting = ("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", node.first_address)
-        arguments = [*node.before, *launcher(mode, 2, *meeting, "--main_process_port", str(port)), *commands[rank % len(commands)]]
+        rendezvous = ("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", node.first_address)
+        arguments = [*node.before, *launcher(mode, 2, *rendezvous, "--main_process_port", str(port)), *commands[rank % len(commands)]]
         started.append(begin(arguments, run.with_name(f"{run.name}-{rank}"), cwd=cwds[rank], **node.environment | environment))
     return started
 

@@ -31,14 +31,14 @@ TINY = {
     "optim": {"generator_lr": 1e-3, "discriminator_lr": 1e-3, "ema_half_life": 50},
     "data": {"workers": 1},
     "train": {"images": 80, "batch": 8, "precision": "fp32"},
-    "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep": 0},
+    "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep_last": 0},
 }
 
 CONTROL = (  # overrides of the above: every term that is not on there, and levels that are not known
-    "model.conditioning=projection", "model.generator_modulation=true", "model.generator_levels=places", "model.auxiliary_heads=true",
+    "model.conditioning=projection", "model.generator_modulation=true", "model.generator_levels=ordinal", "model.auxiliary_heads=true",
     "loss.adversarial=relativistic",
     "loss.auxiliary=1", "loss.control=1", "loss.diversity=1", "loss.residual=1", "loss.r2_gamma=0.1", "loss.contrastive_over=attribute",
-    "data.known=[cell_crowding, mitosis, pleomorphism]",
+    "data.attributes=[cell_crowding, mitosis, pleomorphism]",
 )  # fmt: skip
 
 MODES = ("one", "cpu", "zero1", "zero2", "zero3")  # one process, or a file of configs/accelerate
@@ -70,7 +70,7 @@ def write_config(run: Path) -> Path:
 def start(shards: Path, run: Path, *overrides: str, processes: int = 1, mode: str = "") -> subprocess.Popen:
     """Start training in a process group of its own; output goes to ``{run}.out``."""
     before = launcher(mode or ("cpu" if processes > 1 else "one"), processes)
-    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", f"train.processes={processes}"]
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", f"train.world_size={processes}"]
     return begin([*before, SCRIPT, *options, *overrides], run)
 
 
@@ -100,7 +100,7 @@ def train_all(shards: Path, folder: Path, *runs: tuple[str, ...], processes: int
         runs: name of the folder of each within ``folder``, and its overrides; a name that comes twice is resumed.
     """
     config = str(write_config(folder / "all"))
-    common = [f"data.shards={shards}", f"train.processes={processes}"]
+    common = [f"data.shards={shards}", f"train.world_size={processes}"]
     jobs = [{"config": config, "overrides": [*common, f"run.dir={folder / name}", *overrides]} for name, *overrides in runs]
     (folder / "all.json").write_text(json.dumps(jobs))
     command = [*launcher("cpu" if processes > 1 else "one", processes), str(ROOT / "tests" / "helpers" / "many_runs.py")]

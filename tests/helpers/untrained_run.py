@@ -16,7 +16,7 @@ from attributegan.models import Generator
 SMALLEST = ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=())
 
 
-def untrained(run: Path, images: int, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights) -> Path:
+def untrained_run(run: Path, images: int, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights) -> Path:
     """A run folder's checkpoint of a 32 px generator with random weights; its average is another one."""
     torch.manual_seed(0)
     weights, average = (change(Generator(SMALLEST, PUBLISHED).state_dict()) for _ in range(2))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(seconds(1500))  # the first test waits for all 
 SGD = ("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4")
 KINDS = {  # 5 to 10 steps each; gradient penalty and contrastive loss are on
     "adam": ("train.images=80", "run.save_every=40"),
-    "accumulated": ("train.images=80", "train.accumulation=2", "run.save_every=1000", *SGD),
+    "accumulated": ("train.images=80", "train.grad_accumulation=2", "run.save_every=1000", *SGD),
     "bf16": ("train.images=40", "train.precision=bf16", "run.save_every=1000"),
     "fp16": ("train.images=40", "train.precision=fp16", "run.save_every=1000"),
     "recomputed": ("train.images=40", "train.activation_checkpointing=true", "run.save_every=1000"),
@@ -61,7 +61,7 @@ def start(folder: Path, shards: Path) -> Start:
 
     def start(mode: str, processes: int, jobs: list[dict]) -> None:
         name = folder / f"start-{next(numbers)}-{mode}-{processes}"
-        common = [f"data.shards={shards}", f"train.processes={processes}"]
+        common = [f"data.shards={shards}", f"train.world_size={processes}"]
         trees = [
             {key: value for key, value in job.items() if key != "run"}
             | {"config": config, "overrides": [*common, f"run.dir={job['run']}", *job["overrides"]]}

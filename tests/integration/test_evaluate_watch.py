@@ -13,11 +13,11 @@ import pytest
 import runs
 import torch
 from time_limits import seconds
-from untrained_run import untrained
+from untrained_run import untrained_run
 
-from attributegan.checkpoint import store
+from attributegan.checkpoint import loading
 from tools import evaluate
-from tools.evaluation import watch as watch_module
+from tools.evaluation import history
 
 OPTIONS = [
     "--count",
@@ -28,14 +28,14 @@ OPTIONS = [
     "tests.helpers.fake_features:pooled",
     "--feature-size",
     "32",
-    "--judge",
+    "--predictor",
     "features",
 ]
 
 
 def save(run: Path, images: int, brightness: float) -> Path:
     """A checkpoint whose tiles are of one shade; the nearer to the phantoms', the smaller its KID."""
-    return untrained(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
+    return untrained_run(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
 
 
 def watch(run: Path, shards: Path, *arguments: str) -> int:
@@ -51,16 +51,16 @@ def test_every_checkpoint_is_evaluated_once_and_the_best_is_kept(shards: Path, t
     for images, brightness in ((100, -5.0), (200, 0.4), (300, 5.0)):
         save(run, images, brightness)
     assert watch(run, shards) == 0
-    lines = watch_module.lines(run)
+    lines = history.lines(run)
     assert [line["images"] for line in lines] == [100, 200, 300]
     assert lines[1]["kid"] == min(line["kid"] for line in lines)
     assert best(run) == ["images-000000000200"]
-    assert store.load_for_sampling(run / "best").images == 200
+    assert loading.load_for_sampling(run / "best").images == 200
     assert (run / "evaluation" / "images-000000000300" / "report.html").is_file()
     assert not any((run / "evaluation" / ".held").iterdir())
     shutil.rmtree(run / "checkpoints" / "images-000000000200")  # as training does with old ones
-    assert store.load_for_sampling(run / "best").images == 200
-    assert watch(run, shards) == 0 and len(watch_module.lines(run)) == 3
+    assert loading.load_for_sampling(run / "best").images == 200
+    assert watch(run, shards) == 0 and len(history.lines(run)) == 3
 
 
 def test_only_multiples_of_every_and_damaged_ones_are_passed_over(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +69,7 @@ def test_only_multiples_of_every_and_damaged_ones_are_passed_over(shards: Path, 
         save(run, images, 0.0)
     (run / "checkpoints" / "images-000000000110" / "generator_ema.safetensors").write_bytes(b"")
     assert watch(run, shards, "--every", "100") == 0
-    lines = watch_module.lines(run)
+    lines = history.lines(run)
     assert [line["images"] for line in lines] == [110, 210] and "error" in lines[0] and "kid" in lines[1]
     assert "passed over" in caplog.text
     assert best(run) == ["images-000000000210"]
@@ -80,7 +80,7 @@ def test_a_line_that_a_kill_cut_short_takes_no_other_with_it(shards: Path, tmp_p
     save(run, 100, 0.0)
     (run / "evaluation.jsonl").write_text('{"images": 50, "kid": 0.1}\n{"images": 7')
     assert watch(run, shards) == 0
-    assert [line["images"] for line in watch_module.lines(run)] == [50, 100]
+    assert [line["images"] for line in history.lines(run)] == [50, 100]
 
 
 def test_results_of_other_features_do_not_decide_what_is_best(shards: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_results_of_other_features_do_not_decide_what_is_best(shards: Path, tmp_
     save(run, 200, -5.0)  # worse, but the first that these features see
     assert watch(run, shards, "--feature-size", "16") == 0
     assert best(run) == ["images-000000000200"]
-    assert [line["images"] for line in watch_module.comparable(watch_module.lines(run))] == [200]
+    assert [line["images"] for line in history.comparable(history.lines(run))] == [200]
 
 
 def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
@@ -100,7 +100,7 @@ def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: 
     run = tmp_path / "run"
     overrides = ["train.images=40", "evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2",
                  "evaluate.features=tests.helpers.fake_features:pooled",
-                 "run.keep=1"]  # fmt: skip
+                 "run.keep_last=1"]  # fmt: skip
     process = runs.start(shards, run, *overrides, processes=2)
     assert process.wait(timeout=seconds(280)) == 0, runs.output(run)
     lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]

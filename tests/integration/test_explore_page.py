@@ -20,7 +20,7 @@ from time_limits import seconds
 
 from attributegan.export import AttributeGenerator
 from attributegan.metrics import predictor
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from tools.explorer import model, quiz
 from tools.explorer.drawing import Painter
 from tools.explorer.state import read
@@ -36,19 +36,21 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def attribute_predictor(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge that has learnt for a moment."""
     opened = ShardSet.open(shards)
     folder = tmp_path_factory.mktemp("judge")
     tiles = np.random.default_rng(0).integers(0, 255, (len(opened), 32, 32, 3), np.uint8)
-    predictor.Kept(folder).save(predictor.fit_cnn(tiles, opened.levels_NA.astype(int), opened.schema, steps=3), {"training_tiles": 77})
+    predictor.PredictorCache(folder).save(
+        predictor.fit_cnn(tiles, opened.levels_NA.astype(int), opened.schema, steps=3), {"training_tiles": 77}
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
-def explorer(trained: Path, shards: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def explorer(trained: Path, shards: Path, attribute_predictor: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     cache = str(tmp_path_factory.mktemp("cache"))
-    with served(trained, "--shards", str(shards), "--cache", cache, "--judge", str(judge)) as found:
+    with served(trained, "--shards", str(shards), "--cache", cache, "--predictor", str(attribute_predictor)) as found:
         yield found
 
 

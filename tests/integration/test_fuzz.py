@@ -28,8 +28,8 @@ from attributegan.checkpoint import store, writer
 from data_shards.format import checksums, index
 from data_shards.ingest import importers
 from data_shards.ingest.captions import read_tile
-from data_shards.loader.loader import ShardSet
-from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.loader.shard_set import ShardSet
+from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.packing.index_tars import index_tars
 from data_shards.packing.labels import read_labels
 from data_shards.verify import verify
@@ -55,15 +55,15 @@ DAMAGE = st.lists(st.one_of(CUTS, FLIPS, BLOCKS, COPIES), min_size=1, max_size=4
 
 def damaged(data: bytes, damage: list[tuple[str, float, bytes]]) -> bytes:
     for how, share, content in damage:
-        place = int(share * len(data))
+        location = int(share * len(data))
         if how == "cut":
-            data = data[:place]
+            data = data[:location]
         elif how == "flip":
-            data = data[:place] + content + data[place + len(content) :]
+            data = data[:location] + content + data[location + len(content) :]
         elif how == "put":
-            data = data[:place] + content + data[place:]
+            data = data[:location] + content + data[location:]
         else:  # a block of the tar a second time, somewhere else
-            first = 512 * (place // 512)
+            first = 512 * (location // 512)
             data = data[:first] + data[512 * (content[0] % (1 + len(data) // 512)) :][:512] + data[first:]
     return data
 
@@ -126,19 +126,19 @@ def test_tiles_by_the_reader(copy: Path, original: Path, damage: list, shift: in
     before, after = (original / tar.name).read_bytes(), damaged((original / tar.name).read_bytes(), damage)
     tar.write_bytes(after)
     header, rows = index.read_header(original / index.FILE), index.read_table(original / index.FILE).to_pylist()
-    from data_shards.storage.shard_files import LocalTars
+    from data_shards.storage.shard_files import LocalShardFiles
 
-    files = TileFiles(LocalTars(copy, header.shards), size)
+    files = TileReader(LocalShardFiles(copy, header.shards), size)
     for row in rows:
-        place = max(0, row["offset"] + shift)
-        for checksum in (row["checksum"], tile.checksum(after[place : place + row["length"]])):
+        location = max(0, row["offset"] + shift)
+        for checksum in (row["checksum"], tile.checksum(after[location : location + row["length"]])):
             try:
-                pixels_HWC = files.read(Wanted(0, place, row["length"], checksum, 0))
-            except Damaged:
+                pixels_HWC = files.read(TileRequest(0, location, row["length"], checksum, 0))
+            except TileCorrupted:
                 continue
             assert pixels_HWC.shape == (size, size, 3)
             if checksum == row["checksum"]:
-                assert after[place : place + row["length"]] == before[row["offset"] : row["offset"] + row["length"]]
+                assert after[location : location + row["length"]] == before[row["offset"] : row["offset"] + row["length"]]
 
 
 # Indexes
@@ -199,7 +199,7 @@ def _replace(tree: Any, where: list[int], value: Any) -> None:
 
 # Configurations
 
-KEYS = ("train.images", "run.dir", "model.attributes", "data.known", "optim.generator_lr", "")
+KEYS = ("train.images", "run.dir", "model.attributes", "data.attributes", "optim.generator_lr", "")
 YAML_TEXT = yaml.safe_dump(TINY)
 
 
@@ -248,9 +248,9 @@ def test_values_that_yaml_itself_can_not_read(tmp_path: Path, value: str) -> Non
 @pytest.mark.parametrize(("column", "value"), [("offset", 2**63 - 1), ("offset", None), ("length", None), ("grade", None), ("shard", None)])
 def test_index_whose_rows_lack_something_or_lead_past_all_numbers(copy: Path, column: str, value: int | None) -> None:
     header, table = index.read_header(copy / index.FILE), index.read_table(copy / index.FILE)
-    place, field = table.column_names.index(column), table.schema.field(column)
+    location, field = table.column_names.index(column), table.schema.field(column)
     values = pa.array([value, *table[column].to_pylist()[1:]], field.type)
-    index.write(copy / index.FILE, header, [table.set_column(place, field, values)])
+    index.write(copy / index.FILE, header, [table.set_column(location, field, values)])
     with pytest.raises(ValueError, match=str(copy / index.FILE)):
         index.read_rows(copy / index.FILE, header, "train")
 

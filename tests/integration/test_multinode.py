@@ -18,7 +18,7 @@ def on_one_node(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_on(nodes: tuple[Node, Node], mode: str, shards: Path, run: Path) -> None:
-    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=2", *SHORT]
+    command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.world_size=2", *SHORT]
     started = launch(nodes, mode, run, command)
     for rank, process in enumerate(started):
         assert process.wait(timeout=seconds(240)) == 0, output(run.with_name(f"run-{rank}"))

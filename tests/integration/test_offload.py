@@ -7,7 +7,7 @@ import pytest
 from runs import ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, write_config
 from time_limits import seconds
 
-ACCUMULATED = "train.accumulation=2"  # for which offloading has code of its own
+ACCUMULATED = "train.grad_accumulation=2"  # for which offloading has code of its own
 SGD = ("optim.name=sgd",)
 STAGES = {"one": 1, "two": 2, "three": 3}
 HOW = {  # by name of a run, the images up to which its parts train, and whether offloaded

@@ -15,7 +15,7 @@ from runs import ROOT, SCRIPT, begin, free_port, kill, launcher, output, process
 from time_limits import seconds
 
 from attributegan.distributed import launcher as launcher_module
-from attributegan.distributed.rendezvous import Lost, roll_call
+from attributegan.distributed.rendezvous import RendezvousError, wait_for_all_ranks
 
 NODES = (LOOPBACK, LOOPBACK)
 LIMIT_S = seconds(90)
@@ -64,10 +64,10 @@ def test_options_that_one_node_can_not_read(shards: Path, tmp_path: Path) -> Non
 
 def test_options_that_the_nodes_can_not_run_with(shards: Path, tmp_path: Path) -> None:
     for said in refused(
-        tmp_path, "multinode_ddp", [f"data.shards={shards}", "train.batch=9"], [f"data.shards={shards}", "train.processes=3"]
+        tmp_path, "multinode_ddp", [f"data.shards={shards}", "train.batch=9"], [f"data.shards={shards}", "train.world_size=3"]
     ):
         assert f"rank 0 ({socket.gethostname()}): train.batch: 9 does not divide into 2 processes" in said
-        assert f"rank 1 ({socket.gethostname()}): train.processes: 3 were asked for, the launcher gave 2" in said
+        assert f"rank 1 ({socket.gethostname()}): train.world_size: 3 were asked for, the launcher gave 2" in said
 
 
 def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
@@ -85,12 +85,16 @@ def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path)
     """As Slurm starts them: rank 0 has the store of the process group, also when it is rank 0 that can't start."""
 
     def start(name: str, *of_first: str) -> list[int]:
-        meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        rendezvous = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         run = tmp_path / name
         command = [sys.executable, SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.images=16"]
         started = [
             begin(
-                [*command, *(of_first if rank == 0 else ())], tmp_path / f"{name}-{rank}", **meeting, RANK=str(rank), LOCAL_RANK=str(rank)
+                [*command, *(of_first if rank == 0 else ())],
+                tmp_path / f"{name}-{rank}",
+                **rendezvous,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
             )
             for rank in range(2)
         ]
@@ -106,23 +110,27 @@ def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path)
 def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Lost, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
-        roll_call(1.0)
+    with pytest.raises(RendezvousError, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
+        wait_for_all_ranks(1.0)
 
 
 def test_bare_srun_is_seen() -> None:
     """``srun python launch/train.py``: as many single runs as tasks. Under a launcher, or as one task of a batch script, all is well."""
-    assert "srun started 2 processes" in launcher_module.alone({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
-    assert launcher_module.alone({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}) == "" == launcher_module.alone({"SLURM_NTASKS": "2"})
+    assert "srun started 2 processes" in launcher_module.launch_problem({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
+    assert (
+        launcher_module.launch_problem({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"})
+        == ""
+        == launcher_module.launch_problem({"SLURM_NTASKS": "2"})
+    )
 
 
 def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
     """Here while it opens the data; the other one waits for no time-out of a collective."""
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
     for folder in (first, second):
-        watch = folder / "attributegan" / "distributed" / "watchdog.py"
-        assert "\nSILENCE_S = 20.0" in watch.read_text()
-        watch.write_text(watch.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
+        watchdog = folder / "attributegan" / "distributed" / "watchdog.py"
+        assert "\nSILENCE_S = 20.0" in watchdog.read_text()
+        watchdog.write_text(watchdog.read_text().replace("\nSILENCE_S = 20.0", "\nSILENCE_S = 5.0"))
     read = second / "data_shards" / "loader" / "loader.py"
     assert read.read_text().count("if not str(path):") == 1
     stops = "import os, signal\n        os.kill(os.getpid(), signal.SIGSTOP)\n        if not str(path):"

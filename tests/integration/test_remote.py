@@ -23,14 +23,15 @@ from time_limits import seconds
 
 from attributegan.config import from_dict
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet, batches
-from data_shards.sampler.windowed_order import ShardOrder
+from data_shards.loader.loader import batches
+from data_shards.loader.shard_set import ShardSet
+from data_shards.sampler.windowed_order import WindowedShuffle
 from data_shards.storage import cache as cache_module
 from data_shards.storage import stores
 from data_shards.storage.cache import Cache, StoreError, Unreachable
 from data_shards.verify import verify
 from launch import evaluator
-from tools.evaluation import watch
+from tools.evaluation import history
 from tools.shard import main
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +62,10 @@ def files_of(cache: Cache) -> dict[str, int]:
     return sizes
 
 
-def steps(place: str | Path, cache: Cache, world: int = 1, workers: int = 0, start: int = 0, window: int = 2) -> torch.Tensor:
+def steps(location: str | Path, cache: Cache, world: int = 1, workers: int = 0, start: int = 0, window: int = 2) -> torch.Tensor:
     """The images of three global batches of 24, put together from those of all ranks."""
-    shards = ShardSet.open(place, cache=cache)
-    order = ShardOrder(shards.levels_NA, shards.rows.shard_N, 0, 0.0, window)
+    shards = ShardSet.open(location, cache=cache)
+    order = WindowedShuffle(shards.levels_NA, shards.rows.shard_N, 0, 0.0, window)
     options = {"start": start, "batch": 24, "micro_batches": 1, "world": world, "workers": workers, "flips": True, "image_size": 16}
     ranks = [list(islice(batches(shards, order, rank=rank, **options), 3)) for rank in range(world)]  # type: ignore[arg-type]
     return torch.cat([ranks[rank][number].images_BCHW for number in range(3) for rank in range(world)])
@@ -145,7 +146,7 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(folder: Path, site: We
     assert set(files_of(cache)) == {f"{shards[number].sha256}.tar" for number in (0, 2, 3)}
     assert torch.equal(steps(site.url, cache), steps(folder, cache))
     assert sum(files_of(cache).values()) <= cache.limit
-    with pytest.raises(ValueError, match=r"data.cache_gb: .* can't hold the 4 shards .* smaller data.window"):
+    with pytest.raises(ValueError, match=r"data.cache_gb: .* can't hold the 4 shards .* smaller data.shuffle_window"):
         steps(site.url, cache, window=4)
     with pytest.raises(StoreError, match=r"data.cache_gb: .* can't hold train-000000.tar"):
         Cache(tmp_path, largest // 2).open(site.url, shards[0])
@@ -166,7 +167,7 @@ def test_a_file_in_use_can_go_and_one_of_another_size_is_fetched_again(folder: P
 
 def test_shards_are_fetched_before_they_are_read_as_many_as_fit(folder: Path, site: Web, tmp_path: Path) -> None:
     shards = ShardSet.open(site.url, cache=Cache(tmp_path, 5 * max(shard.size for shard in index.read_header(folder / index.FILE).shards)))
-    order = ShardOrder(shards.levels_NA, shards.rows.shard_N, 0, 0.0, window=2)
+    order = WindowedShuffle(shards.levels_NA, shards.rows.shard_N, 0, 0.0, window=2)
     cache = shards.tars.cache  # type: ignore[attr-defined]
     options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 16}
     data = batches(shards, order, start=0, batch=8, **options)  # type: ignore[arg-type]
@@ -182,7 +183,7 @@ def test_shards_are_fetched_before_they_are_read_as_many_as_fit(folder: Path, si
 def test_windows_tell_their_shards(folder: Path) -> None:
     shards = ShardSet.open(folder)
     for balance in (0.0, 1.0):
-        order = ShardOrder(shards.levels_NA, shards.rows.shard_N, 3, balance, window=2)
+        order = WindowedShuffle(shards.levels_NA, shards.rows.shard_N, 3, balance, window=2)
         for position in range(0, 2 * TILES, 7):
             coming = list(order.shards_from(position))
             for ahead in range(TILES):
@@ -237,15 +238,15 @@ def test_names_of_shards_lead_nowhere_else(folder: Path, tmp_path: Path) -> None
 
 def test_secrets_of_an_address_are_used_and_not_told(site: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site.faults["train-000001.tar"] = ["404"]
-    place = site.url + "/a%20b/set?sig=secret"
-    assert main(["verify", place, "--cache", str(tmp_path), "--workers", "1"]) == 1
+    location = site.url + "/a%20b/set?sig=secret"
+    assert main(["verify", location, "--cache", str(tmp_path), "--workers", "1"]) == 1
     told = capsys.readouterr().out
     assert "train-000001.tar: can't be had" in told and "secret" not in told
     assert all(request["path"].startswith("/a%20b/set/") and request["path"].endswith("?sig=secret") for request in site.headers)
     assert main(["verify", site.url + "/a b/set?sig=secret", "--cache", str(tmp_path), "--workers", "1"]) == 1
     told = capsys.readouterr().out
     assert "can't be had: URL can't contain control characters" in told and "secret" not in told
-    assert stores.shown("https://me:secret@host/x") == "https://host/x"
+    assert stores.redact("https://me:secret@host/x") == "https://host/x"
 
 
 # Other stores
@@ -338,13 +339,13 @@ def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path,
     evaluation = ["evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2", "evaluate.features=tests.helpers.fake_features:pooled"]
     with web(shards) as site:
         options = ["run.save_every=16", "model.image_size=32"]
-        here = train(shards, tmp_path / "here", "data.window=8", "train.images=32", *options)
+        here = train(shards, tmp_path / "here", "data.shuffle_window=8", "train.images=32", *options)
         elsewhere = [f"data.shards={site.url}/set?sig=secret", f"data.cache={tmp_path / 'cache'}", *options]
         train(Path("unused"), run, "train.images=16", *elsewhere, *evaluation)
         remote = train(Path("unused"), run, "train.images=32", *elsewhere)
         assert all(request["path"].endswith("?sig=secret") for request in site.headers)
     assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
-    assert [line["images"] for line in watch.lines(run)] == [16], (run / "evaluation.log").read_text()
+    assert [line["images"] for line in history.lines(run)] == [16], (run / "evaluation.log").read_text()
     assert not (tmp_path / "known" / "attributegan" / "shards").exists()  # the evaluation's shards are where the training's are
     told = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
     assert told == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()

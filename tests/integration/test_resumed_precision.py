@@ -13,7 +13,7 @@ from attributegan.utils.precision import native_bf16
 def resume(shards: Path, run: Path, **environment: str) -> str:
     """Train on to 16 images with ``train.precision=auto``; what this start printed."""
     before = len(output(run))
-    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=1", "train.images=16"]
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.world_size=1", "train.images=16"]
     process = begin([*launcher("one", 1), SCRIPT, *options, "train.precision=auto"], run, **environment)
     assert process.wait(timeout=seconds(240)) == 0, output(run)
     return output(run)[before:]

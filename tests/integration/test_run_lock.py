@@ -13,7 +13,7 @@ from runs import ROOT, kill, output, start, train, wait_for
 from time_limits import seconds
 
 from attributegan.run_dir import lock, status
-from attributegan.run_dir.lock import Claim
+from attributegan.run_dir.lock import RunLock
 from tools import runs
 
 
@@ -54,9 +54,9 @@ def test_stopped_and_failed_runs_are_called_that(shards: Path, tmp_path: Path) -
     assert " failed " in listed(tmp_path / "wide") and "can't allocate memory" in status.read(tmp_path / "wide").error
 
 
-def held_by(folder: Path, **changes: object) -> Claim:
+def held_by(folder: Path, **changes: object) -> RunLock:
     """A claim that some other process has."""
-    other = Claim(folder, "training")
+    other = RunLock(folder, "training")
     other.me = dataclasses.replace(other.me, token="other", **changes)
     folder.mkdir(exist_ok=True)
     assert other._create()
@@ -65,21 +65,21 @@ def held_by(folder: Path, **changes: object) -> Claim:
 
 def test_claim_of_another_machine_stands_while_it_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is taken over when nobody refreshes it, even if its owner wakes up later."""
-    monkeypatch.setattr(lock, "STALE_S", seconds(1.0))
-    monkeypatch.setattr(lock, "BEAT_S", 0.2)
+    monkeypatch.setattr(lock, "LEASE_S", seconds(1.0))
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     there = held_by(tmp_path, machine="elsewhere", host="node7", pid=77)
-    there._heart.start()
+    there._heartbeat_thread.start()
     with pytest.raises(ValueError, match=r"in use by the training on node7 \(process 77\)"):
-        Claim(tmp_path, "training").take()
+        RunLock(tmp_path, "training").acquire()
     there._released.set()
-    there._heart.join()
-    mine = Claim(tmp_path, "training")
-    mine.take()
-    assert lock.holder(tmp_path) == mine.me
+    there._heartbeat_thread.join()
+    mine = RunLock(tmp_path, "training")
+    mine.acquire()
+    assert lock.owner_of(tmp_path) == mine.me
     there.release()
-    assert lock.holder(tmp_path) == mine.me, "what another has now is not released"
+    assert lock.owner_of(tmp_path) == mine.me, "what another has now is not released"
     mine.release()
-    assert lock.holder(tmp_path) is None
+    assert lock.owner_of(tmp_path) is None
 
 
 def test_training_whose_folder_was_taken_over_ends(tmp_path: Path) -> None:
@@ -87,15 +87,15 @@ def test_training_whose_folder_was_taken_over_ends(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from attributegan.run_dir import lock as claim
-claim.BEAT_S = 0.2
-claim.Claim(Path({str(tmp_path)!r}), "training").take()
+from attributegan.run_dir import lock
+lock.HEARTBEAT_S = 0.2
+lock.RunLock(Path({str(tmp_path)!r}), "training").acquire()
 print("taken", flush=True)
 time.sleep({seconds(120)})
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sleeper:
         assert sleeper.stdout.readline() == "taken\n"
-        Claim(tmp_path, "training")._take_away(lock.holder(tmp_path))
+        RunLock(tmp_path, "training")._break(lock.owner_of(tmp_path))
         held_by(tmp_path, host="node7")
         assert sleeper.wait(timeout=seconds(30)) == lock.LOST
         assert "was taken over by the training on node7" in sleeper.stderr.read()
@@ -106,8 +106,8 @@ def test_job_that_starts_again_does_not_wait_for_itself(tmp_path: Path, monkeypa
     monkeypatch.setenv("SLURM_JOB_ID", "45")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     began = time.monotonic()
-    Claim(tmp_path, "training").take()
-    assert time.monotonic() - began < lock.STALE_S / 2
+    RunLock(tmp_path, "training").acquire()
+    assert time.monotonic() - began < lock.LEASE_S / 2
 
 
 def test_of_many_at_once_one_gets_a_dead_claim(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_of_many_at_once_one_gets_a_dead_claim(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from attributegan.run_dir.lock import Claim
-Claim(Path({str(tmp_path)!r}), "training").take()
+from attributegan.run_dir.lock import RunLock
+RunLock(Path({str(tmp_path)!r}), "training").acquire()
 print("taken", flush=True)
 time.sleep({seconds(120)})
 """
@@ -132,18 +132,18 @@ time.sleep({seconds(120)})
         taker.kill()
     said = [taker.communicate()[0] for taker in takers]
     assert len(alive) == 1 and said.count("taken\n") == 1
-    assert lock.holder(tmp_path).pid == alive[0].pid
+    assert lock.owner_of(tmp_path).pid == alive[0].pid
 
 
 def test_list_takes_slurms_word_for_jobs_and_silence_for_death(tmp_path: Path) -> None:
-    now = status.Status(state="running", job="45", told=time.time() - 3600)
+    now = status.Status(state="running", job="45", updated_at=time.time() - 3600)
     assert runs.state_of(tmp_path, now, {}) == "dead"
     assert runs.state_of(tmp_path, now, {"45": "PENDING"}) == "queued"
     assert runs.state_of(tmp_path, now, {"45": "RUNNING"}) == "running"
     lost_node = dataclasses.replace(now, state="failed")
     assert runs.state_of(tmp_path, lost_node, {"45": "PENDING"}) == "queued"
     assert runs.state_of(tmp_path, lost_node, {}) == "failed"
-    assert runs.state_of(tmp_path, dataclasses.replace(now, told=time.time()), {}) == "running"
+    assert runs.state_of(tmp_path, dataclasses.replace(now, updated_at=time.time()), {}) == "running"
 
 
 def test_follow_prints_the_log_until_the_run_ends(shards: Path, tmp_path: Path) -> None:
@@ -168,23 +168,23 @@ def test_removal_that_a_kill_cut_short_blocks_nobody(tmp_path: Path, monkeypatch
     monkeypatch.setattr(lock, "BLOCKED_S", 0.3)
     held_by(tmp_path, born="before")
     (tmp_path / f"{lock.FILE}.removing").mkdir()
-    mine = Claim(tmp_path, "training")
-    mine.take()
+    mine = RunLock(tmp_path, "training")
+    mine.acquire()
     mine.release()
     assert os.listdir(tmp_path) == []
 
 
 def test_claim_outlives_a_folder_that_is_away_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
     folder, away = tmp_path / "run", tmp_path / "away"
-    mine = Claim(folder, "training")
-    mine.take()
+    mine = RunLock(folder, "training")
+    mine.acquire()
     folder.rename(away)
     time.sleep(0.5)
     away.rename(folder)
-    before = lock._beat_of(mine.path)
+    before = lock._heartbeat_of(mine.path)
     time.sleep(0.5)
-    assert mine._heart.is_alive() and lock._beat_of(mine.path) > before
+    assert mine._heartbeat_thread.is_alive() and lock._heartbeat_of(mine.path) > before
     mine.release()
 
 

@@ -29,10 +29,10 @@ from attributegan.checkpoint import store, writer
 from attributegan.models import published
 from data_shards.format import checksums, index, tile
 from data_shards.ingest.importers import read_captions
-from data_shards.loader.loader import ShardSet
-from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.loader.shard_set import ShardSet
+from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.packing.index_tars import index_tars
-from data_shards.storage.shard_files import LocalTars
+from data_shards.storage.shard_files import LocalShardFiles
 from data_shards.verify import verify
 from slurm import cluster_config, sweep
 
@@ -77,7 +77,7 @@ def test_code_in_a_checkpoint_does_not_run(trap: bytes, tmp_path: Path, name: st
         store.verify(folder)
         store.load(folder, "generator")
 
-    with pytest.raises(store.Damaged, match=str(folder)):
+    with pytest.raises(store.CheckpointCorrupted, match=str(folder)):
         load()
 
 
@@ -103,7 +103,7 @@ def test_code_in_a_shard_does_not_run(trap: bytes, tmp_path: Path, kind: str) ->
     list(verify(tmp_path))
     shards = ShardSet.open(tmp_path)
     row = shards.rows
-    TileFiles(shards.tars, 16).read(Wanted(0, int(row.offset_N[0]), int(row.length_N[0]), int(row.checksum_N[0]), 0))
+    TileReader(shards.tars, 16).read(TileRequest(0, int(row.offset_N[0]), int(row.length_N[0]), int(row.checksum_N[0]), 0))
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"])
@@ -236,9 +236,9 @@ def test_decompression_bombs_are_refused(tmp_path: Path, data: bytes) -> None:
     (folder / "train-000000.tar").write_bytes((tmp_path / "a.tar").read_bytes())
     assert any("train-000000.tar" in line for line in verify(folder))
     if is_image:
-        files = TileFiles(LocalTars(folder, header.shards), 16)
-        with pytest.raises(Damaged, match="not an image"):
-            files.read(Wanted(0, 512, len(data), tile.checksum(data), 0))
+        files = TileReader(LocalShardFiles(folder, header.shards), 16)
+        with pytest.raises(TileCorrupted, match="not an image"):
+            files.read(TileRequest(0, 512, len(data), tile.checksum(data), 0))
 
 
 def test_names_of_shards_lead_nowhere_else(tmp_path: Path) -> None:

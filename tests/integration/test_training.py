@@ -34,10 +34,10 @@ from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED
 from attributegan.checkpoint import store
-from attributegan.checkpoint.store import load_for_sampling
+from attributegan.checkpoint.loading import load_for_sampling
 from attributegan.config import Config, from_dict
 from attributegan.run_dir import status
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from attributegan.training import trainer
 
 
@@ -66,7 +66,7 @@ def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory):
             wait_for(folder / name, at, process)
             assert kill(process, how) != 0
             if how is not signal.SIGKILL:
-                stopped_at = json.loads((store.find(folder / name) / "state.json").read_text())["images"]
+                stopped_at = json.loads((store.resolve(folder / name) / "state.json").read_text())["images"]
                 assert stopped_at >= at, output(folder / name)
                 assert "stopped and saved" in output(folder / name)
         train_all(shards, folder, *((name,) for name in INTERRUPTED), processes=processes)
@@ -81,7 +81,7 @@ def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shards, folder,
         ("logged", "train.images=16", "run.grid_every=8"),
         ("penalised", "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic"),
-        ("unused", "train.images=16", "data.known=[mitosis]", "model.generator_modulation=true"),
+        ("unused", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true"),
         ("traced", "run.trace=2"),
     )  # fmt: skip
     return folder
@@ -123,7 +123,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     for node in range(2):
         where = ["--num_machines", "2", "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
         run = tmp_path / "run" if node == 0 else tmp_path / "other"
-        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.processes=2"]
+        options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "train.world_size=2"]
         nodes.append(begin([*launcher("cpu", 2, *where), SCRIPT, *options, "train.images=8000"], run))
     wait_for(tmp_path / "run", 24, nodes[0])
     worker = process_of(1, nodes[1])
@@ -136,7 +136,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
 ALIKE = {  # runs of one and of two processes, and the largest relative difference between them
     "fp32": (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
     "fp64": (("train.precision=fp64",), 1e-10),
-    "accumulated": (("train.precision=fp64", "train.accumulation=2"), 1e-10),
+    "accumulated": (("train.precision=fp64", "train.grad_accumulation=2"), 1e-10),
     "controlled": (("train.precision=fp64", *CONTROL), 1e-10),
 }
 
@@ -157,7 +157,7 @@ def test_two_processes_are_the_same_run_as_one(alike, name: str) -> None:
 def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:
     """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
     still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
-    whole, halves = train_all(shards, tmp_path, ("whole", *still), ("halves", *still, "train.accumulation=2")).values()
+    whole, halves = train_all(shards, tmp_path, ("whole", *still), ("halves", *still, "train.grad_accumulation=2")).values()
     names = [name for name in whole if name.startswith("discriminator/")]
     # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
     reached = [name for name in names if "decoder" in name]
@@ -176,8 +176,8 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
 def test_attributes_that_a_training_does_not_use_move_nothing(short: Path) -> None:
     for ema in (True, False):
         model = load_for_sampling(short / "unused", ema=ema)
-        latents_BL = grids.latents_for(0, [0], model.config.model.latent_dim)
-        tiles = [grids.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
+        latents_BL = latents.latents_for(0, [0], model.config.model.latent_dim)
+        tiles = [generate.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
         assert (tiles[0] == tiles[1]).all() and (tiles[0] != tiles[2]).any()
 
 
@@ -187,14 +187,14 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["train.batch=7", "train.accumulation=2"], "train.batch: 7 does not divide"),
-        (["train.processes=3"], "train.processes: 3 were asked for, the launcher gave 1"),
+        (["train.batch=7", "train.grad_accumulation=2"], "train.batch: 7 does not divide"),
+        (["train.world_size=3"], "train.world_size: 3 were asked for, the launcher gave 1"),
         (["data.shards=nowhere"], "nowhere"),
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
-        (["data.known=[necrosis]"], "data.known: necrosis: the shards have the attributes cell_crowding"),
-        (["loss.diversity=1", "train.batch=6", "train.accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
-        (["loss.residual=1", "train.batch=6", "train.accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
+        (["data.attributes=[necrosis]"], "data.attributes: necrosis: the shards have the attributes cell_crowding"),
+        (["loss.diversity=1", "train.batch=6", "train.grad_accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
+        (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],
 )
 def test_bad_input_is_refused_with_status_2(
@@ -242,7 +242,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path
     newest = max((run / "checkpoints").glob("images-*"))
     (newest / "generator.safetensors").write_bytes(b"")
     assert differing(train(shards, run), undisturbed[1]) == []
-    assert f"passing over a damaged checkpoint: {newest / 'generator.safetensors'}" in output(run)
+    assert f"skipping corrupted checkpoint: {newest / 'generator.safetensors'}" in output(run)
 
 
 def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Path, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None
     options = {
         "plain": "train.compile=false",
         "recomputed": "train.activation_checkpointing=true",
-        "window": "data.window=2",
+        "window": "data.shuffle_window=2",
         "assessable": "data.assessable_only=true",
         "bf16": "train.precision=bf16",
         "fp16": "train.precision=fp16",
@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_version_of_a_network_is_refused_by_name(
 
     control = ("model.auxiliary_heads=true", "loss.auxiliary=1", "data.workers=0")
     train(shards, tmp_path, "train.images=8", *control)
-    found = store.find(tmp_path)
+    found = store.resolve(tmp_path)
     path, manifest = found / "discriminator.safetensors", json.loads((found / "manifest.json").read_text())
     tensors = load_file(path)
     del tensors["auxiliary.logits.averaged_bias"]
@@ -318,8 +318,8 @@ def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) ->
     saved = {"model": config.to_dict()["model"]}
     del saved["model"]["generator_levels"]
     trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
-    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "places"}})
-    with pytest.raises(ValueError, match="model.generator_levels was 'columns', is 'places'"):
+    other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "ordinal"}})
+    with pytest.raises(ValueError, match="model.generator_levels was 'onehot', is 'ordinal'"):
         trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
 
 
@@ -331,7 +331,7 @@ def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: 
     narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7", "model.attention_heads=1"]
     short = ["train.images=4", "train.batch=4", "data.workers=0", f"data.shards={shards}", f"run.dir={tmp_path / 'run'}"]
     assert main(["--config", str(path), *narrow, *short]) == 0
-    assert store.find(tmp_path / "run").name == "images-000000000004"
+    assert store.resolve(tmp_path / "run").name == "images-000000000004"
 
 
 def test_steps_can_be_traced(short: Path) -> None:
@@ -346,12 +346,12 @@ def test_steps_can_be_traced(short: Path) -> None:
 def test_weights_that_are_not_finite_replace_no_good_ones(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], network: str
 ) -> None:
-    from attributegan.training.trainer import Training
+    from attributegan.training.trainer import Trainer
     from launch.train import main
 
-    step = Training.step
+    step = Trainer.step
 
-    def step_and_spoil(self: Training, batches: object) -> dict:
+    def step_and_spoil(self: Trainer, batches: object) -> dict:
         terms = step(self, batches)
         if self.images == 16:
             state = self.ema.average if network == "ema" else getattr(self, network).module.state_dict()
@@ -359,12 +359,12 @@ def test_weights_that_are_not_finite_replace_no_good_ones(
             weight[(0,) * weight.dim()] = float("nan")
         return terms
 
-    monkeypatch.setattr(Training, "step", step_and_spoil)
+    monkeypatch.setattr(Trainer, "step", step_and_spoil)
     run = tmp_path / "run"
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "run.save_every=8", "data.workers=0"]
     assert main([*options, "train.images=24"]) == 3
     assert "weights at 16 images are not finite" in capsys.readouterr().err
-    assert store.find(run).name == "images-000000000008"
+    assert store.resolve(run).name == "images-000000000008"
 
 
 def test_start_removes_what_a_kill_left_half_written(shards: Path, tmp_path: Path) -> None:

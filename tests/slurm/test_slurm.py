@@ -202,7 +202,7 @@ def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undistur
     lost = [
         turn
         for stop, turn in zip(saved, turns, strict=True)
-        if stop and f"going on from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
+        if stop and f"resuming from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
     ]
     assert len([stop for stop in saved if stop]) >= len(told) and not lost, "told to stop, not a step is lost"
 

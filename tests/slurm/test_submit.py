@@ -16,7 +16,7 @@ from time_limits import seconds
 from attributegan.run_dir import status
 from slurm import cluster_config, exit_records, requeue, sweep, task_env
 from slurm.cluster_config import ClusterConfig
-from slurm.exit_records import Ending
+from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
 
 
@@ -87,7 +87,7 @@ def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
     ("extra", "named"),
     [
         (["train.batch=9"], "train.batch: 9 does not divide into 2 processes"),
-        (["train.processes=4"], "train.processes: 4 were asked for, the cluster file gives 2"),
+        (["train.world_size=4"], "train.world_size: 4 were asked for, the cluster file gives 2"),
         (["data.shards=nowhere", "--local"], "nowhere"),
         (["--array=absent.yaml"], "absent.yaml"),
         (["--array=absent.yaml", "--local"], "--array: is for Slurm"),
@@ -173,8 +173,8 @@ def _local_processes(run: Path, rank: int) -> list[int]:
     return sorted(found)
 
 
-def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> Ending:
-    return Ending(rank, 4, f"node{rank}", code, when, words)
+def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRecord:
+    return ExitRecord(rank, 4, f"node{rank}", code, when, words)
 
 
 def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, files: list[str], shards: Path) -> None:
@@ -187,10 +187,10 @@ def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, fi
 
 def test_culprit_is_the_first_that_failed_and_else_the_one_that_says_nothing() -> None:
     reset = [ended(rank, 1, when=5 + rank, words="Connection reset") for rank in (0, 2, 3)]
-    assert exit_records.culprit([*reset, ended(1, 1, when=4, words="KeyError")]).words == "KeyError"
-    assert exit_records.culprit([*reset, ended(1, -9, when=4)]).rank == 1
-    assert "gone without a word" in str(exit_records.culprit([*reset, ended(1, None)]))
-    assert exit_records.culprit([ended(0, 128 + signal.SIGUSR2), ended(1, -signal.SIGTERM), ended(2, 0)]) is None
+    assert exit_records.first_failure([*reset, ended(1, 1, when=4, words="KeyError")]).output_tail == "KeyError"
+    assert exit_records.first_failure([*reset, ended(1, -9, when=4)]).rank == 1
+    assert "gone without a word" in str(exit_records.first_failure([*reset, ended(1, None)]))
+    assert exit_records.first_failure([ended(0, 128 + signal.SIGUSR2), ended(1, -signal.SIGTERM), ended(2, 0)]) is None
 
 
 def submission(tmp_path: Path, max_requeues: int = 2) -> Path:

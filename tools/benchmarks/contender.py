@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Side:
+class Contender:
     """Processes of ``python -m tools.benchmarks.contender``.
 
     Args:
@@ -119,7 +119,7 @@ def settings_of(options: argparse.Namespace, folder: Path) -> Any:
     from attributegan import config
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = [f"train.batch={options.batch * processes}", f"run.dir={folder}", "run.keep=1"]
+    batch = [f"train.batch={options.batch * processes}", f"run.dir={folder}", "run.keep_last=1"]
     settings = config.load(options.config, [*batch, *options.overrides])
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, attributes="published"))
 
@@ -130,20 +130,20 @@ def _train(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, A
 
     from attributegan.attributes import PUBLISHED
     from attributegan.distributed.runtime import Runtime
-    from attributegan.training.trainer import Training
+    from attributegan.training.trainer import Trainer
     from data_shards.loader.loader import Batch
 
     settings = settings_of(options, folder)
-    training = Training(settings, PUBLISHED, Runtime(settings))
+    trainer = Trainer(settings, PUBLISHED, Runtime(settings))
     images_BCHW, levels_BA = tiles(options.batch, settings.model.image_size)
 
     def step() -> None:
-        training.step([Batch(images_BCHW, levels_BA, training.images)])
-        if training.runtime.device.type == "cuda":
+        trainer.step([Batch(images_BCHW, levels_BA, trainer.images)])
+        if trainer.runtime.device.type == "cuda":
             torch.cuda.synchronize()
 
     flops = _counted(step)
-    gradients = sum(p.numel() * 4 for engine in (training.generator, training.discriminator) for p in engine.parameters.values())
+    gradients = sum(p.numel() * 4 for engine in (trainer.generator, trainer.discriminator) for p in engine.parameters.values())
 
     def work() -> dict[str, Any]:
         sent = _loopback_bytes()
@@ -151,7 +151,7 @@ def _train(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, A
         found = {"loopback_bytes": _loopback_bytes() - sent, "gradient_bytes": gradients}
         return found | ({"gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})
 
-    return work, {"flops": flops, "device": training.runtime.device.type}
+    return work, {"flops": flops, "device": trainer.runtime.device.type}
 
 
 def _plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
@@ -161,12 +161,12 @@ def _plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, A
     from tools.benchmarks.reference_model import PlainTraining
 
     model = settings_of(options, folder).model
-    training = PlainTraining(model.image_size, model.latent_dim)
+    trainer = PlainTraining(model.image_size, model.latent_dim)
     images_BCHW, levels_BA = tiles(options.batch, model.image_size)
 
     def step() -> None:
         latents = torch.randn(2, options.batch, model.latent_dim)
-        training.step(images_BCHW, levels_BA, (latents[0], latents[1]), quadrant=0)
+        trainer.step(images_BCHW, levels_BA, (latents[0], latents[1]), quadrant=0)
 
     return step, {"flops": _counted(step), "device": "cpu"}
 
@@ -175,10 +175,10 @@ def _sample(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, 
     """Tiles of our generator as `attributegan-sample` makes them."""
     from attributegan.attributes import PUBLISHED
     from attributegan.models import Generator
-    from attributegan.sampling.grids import ready
+    from attributegan.sampling.generate import prepare_for_inference
 
     settings = settings_of(options, folder)
-    generator = ready(Generator(settings.model, PUBLISHED))
+    generator = prepare_for_inference(Generator(settings.model, PUBLISHED))
     return _sampling(generator, settings, options.batch), {}
 
 
@@ -192,7 +192,7 @@ def _sample_plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict
 def _sampling(generator: Any, settings: Any, batch: int) -> Work:
     import torch
 
-    from attributegan.sampling.grids import generate
+    from attributegan.sampling.generate import generate
 
     latents_BL, levels_BA = torch.randn(batch, settings.model.latent_dim), torch.ones(batch, 5, dtype=torch.int64)
 

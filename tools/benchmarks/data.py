@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # these import slowly
-    from tools.bench import Result
+    from tools.benchmarks.harness import Result
 
 DIFFERENT = 60  # images that are drawn or read; the others are the same with another comment inside
 HEADER = "file,slide,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\n"
@@ -102,10 +102,11 @@ def _pngs(folder: Path, images: Path | None) -> list[Path]:
 
 
 def _read(arguments: argparse.Namespace) -> Result:
-    from data_shards.loader.loader import ShardSet, batches
-    from data_shards.sampler.global_order import Order
-    from tools.bench import Result, in_turns
+    from data_shards.loader.loader import batches
+    from data_shards.loader.shard_set import ShardSet
+    from data_shards.sampler.global_order import GlobalShuffle
     from tools.benchmarks import baselines
+    from tools.benchmarks.harness import Result, interleaved
     from tools.shard import main as shard
 
     batch, workers = 32, arguments.workers
@@ -124,16 +125,16 @@ def _read(arguments: argparse.Namespace) -> Result:
 
         def ours() -> float:
             options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": workers, "flips": True, "image_size": 512}
-            order = Order(shards.levels_NA, 0, 1.0)
+            order = GlobalShuffle(shards.levels_NA, 0, 1.0)
             with closing(batches(shards, order, start=0, batch=batch, **options)) as data:
                 return _rate(data, batch, arguments.count)
 
-        sides = {
+        contenders = {
             "shards": ours,
             "webdataset": lambda: _rate(baselines.webdataset_batches(tars, batch, workers, 0), batch, arguments.count),
             "single PNGs": lambda: _rate(baselines.single_image_batches(pngs, 512, batch, workers), batch, arguments.count // 4),
         }
-        values = in_turns(sides, arguments.repeats)
+        values = interleaved(contenders, arguments.repeats)
     against = [("shards", "webdataset"), ("shards", "single PNGs")]
     return Result("read", "images/s", values, against, {"workers": workers, "tiles": "512 px JPEG against 500 px PNG resized to 512"})
 
@@ -147,7 +148,7 @@ def _rate(batches: Iterator[Any], batch: int, count: int) -> float:
 
 
 def _pack(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, in_turns
+    from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -168,12 +169,12 @@ def _pack(arguments: argparse.Namespace) -> Result:
             used.setdefault(name, []).append(round(_processor_seconds() - before, 2))
             return megabytes / seconds
 
-        sides = {
+        contenders = {
             "pack": lambda: timed("pack", command),
             "tar": lambda: timed("tar", tar),
             "tar and sync": lambda: timed("tar and sync", tar, ["sync", str(here / "plain.tar")]),
         }
-        values = in_turns(sides, arguments.repeats)
+        values = interleaved(contenders, arguments.repeats)
     facts = {
         "files": arguments.count,
         "MB": round(megabytes, 1),
@@ -191,13 +192,13 @@ def _processor_seconds() -> float:
 FIRST_BATCH = """
 import json, resource, sys, time
 began = time.perf_counter()
-from data_shards.sampler.global_order import Order
+from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.loader.loader import ShardSet, batches
 imported = time.perf_counter()
 shards = ShardSet.open(sys.argv[1])
 opened = time.perf_counter()
 options = dict(batch=64, micro_batches=1, rank=0, world=1, workers=2, flips=True, image_size=64)
-data = batches(shards, Order(shards.levels_NA, 0, 1.0), start=int(sys.argv[2]), **options)
+data = batches(shards, GlobalShuffle(shards.levels_NA, 0, 1.0), start=int(sys.argv[2]), **options)
 next(data)
 first = time.perf_counter()
 data.close()
@@ -209,7 +210,7 @@ print(json.dumps({"open": opened - imported, "first": first - imported, "all": f
 def _start(arguments: argparse.Namespace) -> Result:
     import json
 
-    from tools.bench import Result, in_turns
+    from tools.benchmarks.harness import Result, interleaved
 
     if arguments.rows < 10_000:
         raise ValueError(f"--rows: {arguments.rows} is below 10,000")
@@ -223,8 +224,8 @@ def _start(arguments: argparse.Namespace) -> Result:
             told.setdefault(str(position), []).append(answer)
             return float(answer["first"])
 
-        sides = {"first batch": lambda: first_batch(0), "first batch at image 10^8": lambda: first_batch(10**8)}
-        values = in_turns(sides, arguments.repeats)
+        contenders = {"first batch": lambda: first_batch(0), "first batch at image 10^8": lambda: first_batch(10**8)}
+        values = interleaved(contenders, arguments.repeats)
     worst = {name: max(answer[name] for answers in told.values() for answer in answers[1:]) for name in ("open", "all", "MiB")}
     facts = {"rows": arguments.rows, "opening, slowest, s": round(worst["open"], 2), "imports too, slowest, s": round(worst["all"], 2),
              "memory, most, MiB": round(worst["MiB"])}  # fmt: skip
@@ -261,12 +262,12 @@ def _order_cost(size: int) -> dict[str, float]:
     import numpy as np
 
     from data_shards.sampler import permutation
-    from data_shards.sampler.global_order import Order
-    from data_shards.sampler.windowed_order import ShardOrder
+    from data_shards.sampler.global_order import GlobalShuffle
+    from data_shards.sampler.windowed_order import WindowedShuffle
 
     number_N = permutation.hashes(np.uint64(0), np.arange(size))
     levels_NA = np.stack([number_N % count for count in (5, 4, 4, 3, 5)], axis=1).astype(np.int8)
-    orders = {"random": Order(levels_NA, 0, 1.0), "windows": ShardOrder(levels_NA, np.arange(size) // 1000, 0, 1.0, 8)}
+    orders = {"random": GlobalShuffle(levels_NA, 0, 1.0), "windows": WindowedShuffle(levels_NA, np.arange(size) // 1000, 0, 1.0, 8)}
     return {name: _batch_cost(order) for name, order in orders.items()}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from tools.bench import Result
+    from tools.benchmarks.harness import Result
 
 NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
 
@@ -31,18 +31,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
 
 
 def _explore(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, in_turns
+    from tools.benchmarks.harness import Result, interleaved
 
     if arguments.count < 1:
         raise ValueError(f"--count: {arguments.count} must be above 0")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        sides = {}
+        contenders = {}
         for number, config in enumerate(arguments.config or NETWORKS):
             size = _untrained(config, folder / str(number))
             visitor = _Visitor(stack.enter_context(_served(folder / str(number))), arguments.count)
-            sides[f"{size} px ({Path(config).stem})"] = visitor.moves
-        return Result("explore", "ms", in_turns(sides, arguments.repeats))
+            contenders[f"{size} px ({Path(config).stem})"] = visitor.moves
+        return Result("explore", "ms", interleaved(contenders, arguments.repeats))
 
 
 def _untrained(config: str, run: Path) -> int:
@@ -51,11 +51,12 @@ def _untrained(config: str, run: Path) -> int:
     from attributegan.attributes import PUBLISHED
     from attributegan.checkpoint import writer
     from attributegan.models import Generator
+    from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 
     settings = config_module.load(config)
     weights = Generator(settings.model, PUBLISHED).state_dict()
     state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
-    writer.save(run / "checkpoints", 0, state=state, generator_ema=weights)
+    writer.save(checkpoints_dir(run), 0, state=state, generator_ema=weights)
     return settings.model.image_size
 
 
@@ -77,8 +78,8 @@ def _served(run: Path) -> Iterator[str]:
 class _Visitor:
     """Moves a slider and waits for each tile."""
 
-    def __init__(self, place: str, count: int) -> None:
-        self.connection, self.count, self.seed = http.client.HTTPConnection(place), count, 0
+    def __init__(self, location: str, count: int) -> None:
+        self.connection, self.count, self.seed = http.client.HTTPConnection(location), count, 0
 
     def moves(self) -> float:
         """Median milliseconds from a request to the whole PNG; no tile comes twice."""

@@ -214,7 +214,7 @@ class PlainDiscriminator(nn.Module):
 
 
 class PlainTraining:
-    """Both networks with Adam; `step` takes uint8 tiles as `attributegan.training.trainer.Training` does."""
+    """Both networks with Adam; `step` takes uint8 tiles as `attributegan.training.trainer.Trainer` does."""
 
     def __init__(self, size: int, width: int, learning_rate: float = 2e-4) -> None:
         self.generator, self.discriminator = PlainGenerator(size, width), PlainDiscriminator(size, width)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attributegan.training.trainer import Training
-    from tools.bench import Result
-    from tools.benchmarks.contender import Side
+    from attributegan.training.trainer import Trainer
+    from tools.benchmarks.contender import Contender
+    from tools.benchmarks.harness import Result
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
@@ -41,44 +41,44 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
 
 def _train(arguments: argparse.Namespace) -> Result:
     """Images/s; with the share of the machine's best rate that the sides reach."""
-    from tools.benchmarks.contender import Side
+    from tools.benchmarks.contender import Contender
 
     words = _words(arguments)
     precisions = _precisions()
-    ours = {name: [f"train.precision={name}"] for name in precisions} | {side[0]: side[1:] for side in arguments.side}
-    sides = {name: Side(["train", *words, *more], threads=arguments.threads) for name, more in ours.items()}
+    ours = {name: [f"train.precision={name}"] for name in precisions} | {contender[0]: contender[1:] for contender in arguments.side}
+    contenders = {name: Contender(["train", *words, *more], threads=arguments.threads) for name, more in ours.items()}
     against = []
     if _is_published(arguments):
-        sides["plain"] = Side(["plain", *words], threads=arguments.threads)
+        contenders["plain"] = Contender(["plain", *words], threads=arguments.threads)
         against = [(name, "plain") for name in ours]
-    rates = {f"reference {precision}": Side(["convolve", *words, f"train.precision={precision}"], threads=arguments.threads)
+    rates = {f"reference {precision}": Contender(["convolve", *words, f"train.precision={precision}"], threads=arguments.threads)
              for precision in precisions}  # fmt: skip
-    result, last = _in_turns("train", sides, arguments, against, beside=rates)
-    for name, side in sides.items():
+    result, last = _interleaved("train", contenders, arguments, against, beside=rates)
+    for name, contender in contenders.items():
         result.facts[f"{name}: peak memory, GB"] = round(last[name].get("gpu_bytes", last[name]["peak_bytes"]) / 1e9, 2)
-        result.facts[f"{name}: GFLOP an image"] = round(side.facts["flops"] / arguments.batch / 1e9, 1)
-    for name, side in rates.items():
-        rate = side.facts["flops"] / last[name]["seconds"]
+        result.facts[f"{name}: GFLOP an image"] = round(contender.facts["flops"] / arguments.batch / 1e9, 1)
+    for name, contender in rates.items():
+        rate = contender.facts["flops"] / last[name]["seconds"]
         result.facts[f"{name}, GFLOP/s"] = round(rate / 1e9)
-        result.facts[f"{name}, by"] = side.facts["best"]
+        result.facts[f"{name}, by"] = contender.facts["best"]
         precision = name.split()[1]
-        work = sides.get("plain", sides[precision]).facts["flops"] / arguments.batch
-        shares = [round(value * work / rate, 2) for value in result.sides[precision]]
+        work = contenders.get("plain", contenders[precision]).facts["flops"] / arguments.batch
+        shares = [round(value * work / rate, 2) for value in result.contenders[precision]]
         result.facts[f"{precision}: share of that rate, counting the operations of {'the plain form' if against else 'ours'}"] = shares
     return result
 
 
 def _sample(arguments: argparse.Namespace) -> Result:
-    from tools.benchmarks.contender import Side
+    from tools.benchmarks.contender import Contender
 
     words = _words(arguments)
     precisions = _precisions()
-    sides = {precision: Side(["sample", *words, f"train.precision={precision}"]) for precision in precisions}
+    contenders = {precision: Contender(["sample", *words, f"train.precision={precision}"]) for precision in precisions}
     against = []
     if _is_published(arguments):
-        sides["plain"] = Side(["sample-plain", *words])
+        contenders["plain"] = Contender(["sample-plain", *words])
         against = [(name, "plain") for name in precisions]
-    return _in_turns("sample", sides, arguments, against)[0]
+    return _interleaved("sample", contenders, arguments, against)[0]
 
 
 def _precisions() -> list[str]:
@@ -94,47 +94,47 @@ def _precisions() -> list[str]:
 
 
 def _processes(arguments: argparse.Namespace) -> Result:
-    from tools.benchmarks.contender import Side
+    from tools.benchmarks.contender import Contender
 
     if arguments.processes < 2:
         raise ValueError(f"--processes: {arguments.processes} must be above 1")
     words, many, count = _words(arguments), f"{arguments.processes} processes", arguments.processes
-    sides = {"1 process": Side(["train", *words], threads=1), many: Side(["train", *words], count, threads=1)}
+    contenders = {"1 process": Contender(["train", *words], threads=1), many: Contender(["train", *words], count, threads=1)}
     against = [(many, "1 process")]
     apart = f"{many} apart"  # what the machine can do at most, which has one memory
     if arguments.apart:
-        sides[apart] = Side(["train", *words], count, threads=1, apart=True)
+        contenders[apart] = Contender(["train", *words], count, threads=1, apart=True)
         against += [(apart, "1 process"), (many, apart)]
-    result, last = _in_turns("processes", sides, arguments, against, processes={many: count, apart: count})
+    result, last = _interleaved("processes", contenders, arguments, against, processes={many: count, apart: count})
     gradients = last[many]["gradient_bytes"]
     result.facts["gradients of both networks, MB"] = round(gradients / 1e6, 1)
     result.facts["bytes of a step on the loopback device over those of the gradients"] = round(last[many]["loopback_bytes"] / gradients, 3)
     return result
 
 
-def _in_turns(
+def _interleaved(
     name: str,
-    sides: Mapping[str, Side],
+    contenders: Mapping[str, Contender],
     arguments: argparse.Namespace,
     against: list[tuple[str, str]],
     processes: Mapping[str, int] | None = None,
-    beside: Mapping[str, Side] | None = None,
+    beside: Mapping[str, Contender] | None = None,
 ) -> tuple[Result, dict[str, dict[str, float]]]:
     """Images/s of the sides, and their last answers; ``beside`` are sides that take their turns and are no result of their own."""
-    from tools.bench import Result, in_turns
+    from tools.benchmarks.harness import Result, interleaved
 
-    everyone, last = {**sides, **(beside or {})}, {}
+    everyone, last = {**contenders, **(beside or {})}, {}
 
     def turn(key: str) -> float:
         last[key] = everyone[key].turn()
         return arguments.batch * (processes or {}).get(key, 1) / last[key]["seconds"]
 
     try:
-        values = in_turns({key: lambda key=key: turn(key) for key in everyone}, arguments.repeats)  # type: ignore[misc]
+        values = interleaved({key: lambda key=key: turn(key) for key in everyone}, arguments.repeats)  # type: ignore[misc]
     finally:
-        for side in everyone.values():
-            side.close()
-    return Result(name, "images/s", {key: values[key] for key in sides}, against), last
+        for contender in everyone.values():
+            contender.close()
+    return Result(name, "images/s", {key: values[key] for key in contenders}, against), last
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
@@ -154,54 +154,54 @@ def _is_published(arguments: argparse.Namespace) -> bool:
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Result:
-    from tools.bench import Result, in_turns
+    from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        training = _training(arguments, Path(folder))
+        trainer = _training(arguments, Path(folder))
         returned, stands = [], []
 
         def plain() -> float:
-            return _steps(training, 1)
+            return _steps(trainer, 1)
 
         def writing() -> float:
             """Mean seconds of the steps that fit into the writing of a checkpoint, at least one."""
             begun = time.perf_counter()
-            training.save()
+            trainer.save()
             returned.append(time.perf_counter() - begun)
-            seconds = [_steps(training, 1)]
-            while training.writer.busy:
-                seconds.append(_steps(training, 1))
-            training.saved()
+            seconds = [_steps(trainer, 1)]
+            while trainer.writer.busy:
+                seconds.append(_steps(trainer, 1))
+            trainer.wait_for_checkpoint()
             stands.append(time.perf_counter() - begun)
             return sum(seconds) / len(seconds)
 
-        sides = in_turns({"step while writing": writing, "step": plain}, arguments.repeats)
+        contenders = interleaved({"step while writing": writing, "step": plain}, arguments.repeats)
         size = sum(path.stat().st_size for path in max(Path(folder, "checkpoints").iterdir()).iterdir())
         facts = {
             "checkpoint, MB": round(size / 1e6, 1),
             "seconds until `save` returns": [round(value, 3) for value in returned[1:]],
             "seconds until it stands": [round(value, 3) for value in stands[1:]],
         }
-        return Result("checkpoint", "s", sides, against=[("step while writing", "step")], facts=facts)
+        return Result("checkpoint", "s", contenders, against=[("step while writing", "step")], facts=facts)
 
 
-def _training(arguments: argparse.Namespace, folder: Path) -> Training:
+def _training(arguments: argparse.Namespace, folder: Path) -> Trainer:
     from attributegan.attributes import PUBLISHED
     from attributegan.distributed.runtime import Runtime
-    from attributegan.training.trainer import Training
+    from attributegan.training.trainer import Trainer
     from tools.benchmarks.contender import settings_of
 
     settings = settings_of(arguments, folder)
-    return Training(settings, PUBLISHED, Runtime(settings))
+    return Trainer(settings, PUBLISHED, Runtime(settings))
 
 
-def _steps(training: Training, count: int) -> float:
+def _steps(trainer: Trainer, count: int) -> float:
     """Seconds of ``count`` steps on tiles of noise."""
     from data_shards.loader.loader import Batch
     from tools.benchmarks.contender import tiles
 
-    images_BCHW, levels_BA = tiles(training.config.train.batch, training.config.model.image_size)
+    images_BCHW, levels_BA = tiles(trainer.config.train.batch, trainer.config.model.image_size)
     begun = time.perf_counter()
     for _ in range(count):
-        training.step([Batch(images_BCHW, levels_BA, training.images)])
+        trainer.step([Batch(images_BCHW, levels_BA, trainer.images)])
     return time.perf_counter() - begun

@@ -17,13 +17,12 @@ EXAMPLES = """\
   attributegan-evaluate compare report-a report-b report-c --out comparison.html"""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = cli.parser("Set results of evaluations side by side.", EXAMPLES)
-    parser.prog = "attributegan-evaluate compare"
+def add(commands: Any) -> None:
+    """Add the command ``compare``."""
+    parser = cli.command(commands, "compare", "results side by side", "Set results of evaluations side by side.", EXAMPLES)
     parser.add_argument("results", metavar="REPORT", nargs="+", type=Path, help="folder of a report, or its result.json")
     parser.add_argument("--out", metavar="FILE", required=True, type=Path, help="page to write, ending in .html")
-    options = parser.parse_args(argv)
-    return cli.exit_status(lambda: compare(options.results, options.out))
+    parser.set_defaults(work=lambda options: compare(options.results, options.out))
 
 
 def compare(paths: Sequence[Path], out: Path) -> None:
@@ -32,7 +31,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: a path that is no result, or a page that can't be written.
     """
-    from attributegan.utils.files import whole_file
+    from attributegan.utils.files import atomic_write
     from attributegan.utils.html_page import Section, to_html
     from tools.evaluation import report
 
@@ -56,7 +55,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     page = to_html("Comparison of evaluations", "Tiles made by models, measured against real ones.", sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out) as stream:
+        with atomic_write(out) as stream:
             stream.write(page.encode())
     except OSError as error:
         raise ValueError(f"--out: {out} can't be written ({error.strerror})") from error
@@ -65,8 +64,8 @@ def compare(paths: Sequence[Path], out: Path) -> None:
 
 def _rows(members: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """The ceiling once, then the rows of each result under the name of its folder."""
-    ceiling = [row for row in members[0][1]["rows"] if row["kind"] == "ceiling"]
-    return ceiling + [
+    real_data_rows = [row for row in members[0][1]["rows"] if row["kind"] == "ceiling"]
+    return real_data_rows + [
         row | {"name": f"{label}: {row['name']}"} for label, found in members for row in found["rows"] if row["kind"] != "ceiling"
     ]
 

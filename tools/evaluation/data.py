@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from attributegan.checkpoint.store import Loaded
+from attributegan.checkpoint.loading import Loaded
 from attributegan.evaluation.reference import Split
 from data_shards.format import checksums, index
-from data_shards.loader.loader import ShardSet, assessable
-from data_shards.loader.tile_reader import Damaged, TileFiles, Wanted
+from data_shards.loader.shard_set import ShardSet, assessable
+from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.sampler import permutation
 from data_shards.storage.cache import Cache
-from tools import options as options_module
+from tools.evaluation.options import EvaluationSettings
 
 
 @dataclass(frozen=True)
 class Data:
-    place: str  # of the set, in words that tell no secret
+    location: str  # of the set, in words that tell no secret
     schema: AttributeSchema
     train: Split
     held_out: Split
@@ -30,29 +29,29 @@ class Data:
     measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms
 
 
-def open_data(options: argparse.Namespace, model: Loaded) -> Data:
+def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
     """Both splits, read in the size that the model makes.
 
     Raises:
         ValueError: no such set or splits.
     """
-    if options.train == options.held_out:
-        raise ValueError(f"--held-out: {options.held_out} is the training split too; give tiles that the model has not seen")
+    if settings.train == settings.held_out:
+        raise ValueError(f"--held-out: {settings.held_out} is the training split too; give tiles that the model has not seen")
     size = model.config.model.image_size
-    cache = options_module.cache_of(options)
+    cache = Cache.of(settings.shards_cache, settings.shards_cache_gb)
     opened = [
-        open_split(options.shards, split, size, options.most, options.assessable_only, cache, option)
-        for option, split in (("--train", options.train), ("--held-out", options.held_out))
+        open_split(settings.shards, split, size, settings.max_real, settings.assessable_only, cache, option)
+        for option, split in (("--train", settings.train), ("--held-out", settings.held_out))
     ]
     (shards, _), names, (train, held_out) = zip(*opened, strict=True)
     known = [set(filter(None, group)) for group in names]
     is_phantom = shards.schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
     apart = not known[0] & known[1] if all(known) else None
-    return Data(shards.place, shards.schema, train, held_out, apart, _measure() if is_phantom else None)
+    return Data(shards.location, shards.schema, train, held_out, apart, _measure() if is_phantom else None)
 
 
 def open_split(
-    place: str, split: str, size: int, most: int, assessable_only: bool, cache: Cache, option: str
+    location: str, split: str, size: int, most: int, assessable_only: bool, cache: Cache, option: str
 ) -> tuple[ShardSet, list[str], Split]:  # fmt: skip
     """A split of a shard set, the slide of each of its tiles, and at most ``most`` of these, read in ``size`` pixels.
 
@@ -64,7 +63,7 @@ def open_split(
     Raises:
         ValueError: no such set or split.
     """
-    shards = ShardSet.open(place, split, cache=cache, split_option=option)
+    shards = ShardSet.open(location, split, cache=cache, split_option=option)
     table = index.read_table(shards.folder / index.FILE, ["group", "split"])
     names = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
     return shards, names, _split(shards, names, size, most, assessable_only)
@@ -81,16 +80,16 @@ def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
 
 def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
     """Tiles drawn from the whole split: tars that others made may have them in the order of their levels."""
-    files = TileFiles(shards.tars, size)
+    files = TileReader(shards.tars, size)
     rows = shards.rows
-    use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.place)) if assessable_only else np.arange(len(shards))
-    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, "tiles of an evaluation"))][:most]
+    use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
+    drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         tiles_N = drawn_N[number_N]
         columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
-        places = [Wanted(*place, 0) for place in zip(*columns, strict=True)]  # type: ignore[call-arg]
-        return np.stack([_read(shards, files, tile, place) for tile, place in zip(tiles_N.tolist(), places, strict=True)])
+        places = [TileRequest(*location, 0) for location in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return np.stack([_read(shards, files, tile, location) for tile, location in zip(tiles_N.tolist(), places, strict=True)])
 
     digest = hashlib.sha256((shards.folder / checksums.FILE).read_bytes())
     digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
@@ -98,11 +97,11 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_
     return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
 
 
-def _read(shards: ShardSet, files: TileFiles, tile: int, wanted: Wanted) -> np.ndarray:
+def _read(shards: ShardSet, files: TileReader, tile: int, wanted: TileRequest) -> np.ndarray:
     try:
         return files.read(wanted)
-    except Damaged as error:
-        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.place}`") from error
+    except TileCorrupted as error:
+        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.location}`") from error
 
 
 def _measure() -> Callable[[np.ndarray], np.ndarray]:

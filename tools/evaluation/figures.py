@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attributegan.checkpoint.store import Loaded
-from attributegan.evaluation.reference import Real, thumbs
+from attributegan.checkpoint.loading import Loaded
+from attributegan.evaluation.reference import ReferenceSet, thumbs
 from attributegan.evaluation.scores import Row
 from attributegan.metrics.quality import nearest
-from attributegan.sampling import grids
+from attributegan.sampling import grids, latents
 from attributegan.utils.html_page import Picture
 
 NEIGHBOURS = 8  # generated tiles shown, those nearest to a training tile
@@ -37,14 +37,16 @@ class Pictures:
     curves: list[Picture]
 
 
-def take(models: Mapping[str, Loaded], known: Real, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]) -> Pictures:
+def take(
+    models: Mapping[str, Loaded], known: ReferenceSet, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]
+) -> Pictures:
     """All pictures; the rows in the order of the models."""
     sheets = {"real training tiles": png(sheet(thumbs(known.train.read(np.arange(min(TILES, len(known.train)))))), "real training tiles")}
     sweeps, neighbours = {}, {}
     memories = {row.numbers["name"]: row.memory for row in rows if row.memory}
     for name, loaded in models.items():
         sheets[name] = png(sheet(made[name].tiles[:TILES]), f"tiles of {name}")
-        latents_BL = grids.latents_for(0, range(2), loaded.config.model.latent_dim)
+        latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
         sweeps[name] = png(grids.sweep_grid(loaded.generator, known.schema, latents_BL), f"sweeps of {name}")
         closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
         columns = [made[name].tiles[closest], thumbs(known.train.read(memories[name].nearest_N[closest]))]
@@ -91,10 +93,10 @@ def curves(paths: Sequence[str | Path]) -> list[Picture]:
 
 def series_of(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Finite numbers of a run over images; {} when the folder is no run's."""
-    from tools.evaluation import watch
+    from tools.evaluation import history
 
     found: dict[str, list[tuple[float, float]]] = {}
-    sources = {"": watch.lines(run, "metrics.jsonl"), "evaluation/": watch.comparable(watch.lines(run))}
+    sources = {"": history.lines(run, "metrics.jsonl"), "evaluation/": history.comparable(history.lines(run))}
     for prefix, entries in sources.items():
         for entry in entries:
             for key, value in entry.items():

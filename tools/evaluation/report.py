@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tools.evaluation.figures import Pictures
 
 NONE = "–"
-OBEYS_LITTLE = 0.2  # mean Spearman below which a small leak says nothing
+LOW_CONTROL_SCORE = 0.2  # mean Spearman below which a small leak says nothing
 UNREAL = 0.1  # precision and coverage below which the judge sees what it never learnt from
 QUALITY = ("kid", "fid", "precision", "recall", "density", "coverage")
 SCORES = ("accuracy", "mae", "kappa", "spearman")
@@ -28,7 +28,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         Section("At a glance", glance_text(result), [glance(rows)]),
         judged(result),
         Section("Control", CONTROL_TEXT, [*control(rows), *confusions(rows)]),
-        Section("Leaks", LEAK_TEXT, [*leaks(rows), *ways(rows)]),
+        Section("Leaks", LEAK_TEXT, [*leaks(rows), *sweep_levels(rows)]),
         Section("Sweeps", "Each attribute from its lowest level to its highest; all else, the latent included, is kept.",
                 [Table([name], [[picture]]) for name, picture in pictures.sweeps.items()]),
         Section("Tiles", "As they come, not chosen.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
@@ -123,7 +123,7 @@ def _obeys(row: Mapping[str, Any]) -> Cell:
 def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
         return Figure(NONE)
-    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= OBEYS_LITTLE else Figure("not judged", "obeys too little")
+    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= LOW_CONTROL_SCORE else Figure("not judged", "obeys too little")
 
 
 def _diversity(row: Mapping[str, Any]) -> Figure:
@@ -153,17 +153,17 @@ def judged(result: Mapping[str, Any]) -> Section:
     judge = data["judge"]
     tried = ", ".join(f"{kind} {value:.2f}" for kind, value in judge.get("choice", {}).items())
     choice = f" It was chosen by mean Spearman on left-out training groups: {tried}." if tried else ""
-    exam = data["exam"]
+    checked = data["exam"]
     crossed = (
         ": held-out tiles, and, since the set is small, training tiles read by judges that were trained without their group"
-        if exam["crossed"]
+        if checked["crossed"]
         else ", held out"
     )
     text = (
         f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups (slides), "
-        f"and from nothing that trains a generator.{choice} First its own exam, on {exam['tiles']} real tiles of {exam['groups']} groups "
-        f"that it has not seen{crossed}. An attribute is judged when two of its levels have enough tiles and the interval of Spearman is "
-        "above 0."
+        f"and from nothing that trains a generator.{choice} First its own exam, on {checked['tiles']} real tiles of "
+        f"{checked['groups']} groups that it has not seen{crossed}. An attribute is judged when two of its levels have "
+        "enough tiles and the interval of Spearman is above 0."
     )
     return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/exam"], rows)])
 
@@ -194,7 +194,7 @@ def leaks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             yield Table(["moved", *names], body, title=row["name"])
 
 
-def ways(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def sweep_levels(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Monotonicity and smoothness."""
     header = [
         "attribute",

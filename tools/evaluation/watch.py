@@ -7,48 +7,47 @@ RUN gets evaluation/ (a report for each), evaluation.jsonl (a line for each) and
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from attributegan import cli
+from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, images_of, list_checkpoints
+from tools.evaluation.history import LINES, comparable, lines
+from tools.evaluation.options import EvaluationSettings, common_options
 
 EXAMPLES = """\
   attributegan-evaluate watch runs/first --shards shards --every 20000
   attributegan-evaluate watch runs/first --shards shards --once                 the checkpoints that are there, then the end
   attributegan-sample runs/first/best --out tiles"""
 
-BEST = {"kid": min, "obeys": max}
-LINES = "evaluation.jsonl"
+BEST = {"kid": min, "control_score": max}
+FIELDS = {"control_score": "obeys"}  # in lines of evaluations, where it is called otherwise
 
 log = logging.getLogger("attributegan")
 
 
-def main(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    return cli.exit_status(lambda: watch(options))
-
-
-def _parser() -> argparse.ArgumentParser:
-    from tools.evaluate import common_options
-
-    parser = cli.parser("Evaluate the checkpoints of a run as they appear, until its last, and keep the best.", EXAMPLES)
-    parser.prog = "attributegan-evaluate watch"
+def add(commands: Any) -> None:
+    """Add the command ``watch``."""
+    parser = cli.command(
+        commands, "watch", "evaluate the checkpoints of a training run as they appear",
+        "Evaluate the checkpoints of a run as they appear, until its last, and keep the best.", EXAMPLES,
+    )  # fmt: skip
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run; it may still be empty")
     common_options(parser)
     parser.add_argument("--every", metavar="N", type=int, default=1, help="images between evaluations, at least (every checkpoint)")
-    parser.add_argument("--best", choices=tuple(BEST), default="kid", help="keep the checkpoint of the smallest KID, or that obeys best")
+    parser.add_argument("--best", choices=tuple(BEST), type=lambda text: "control_score" if text == "obeys" else text, default="kid",
+                        help="keep the checkpoint of the smallest KID, or that obeys best")  # fmt: skip
     parser.add_argument("--poll", metavar="S", type=float, default=10, help="seconds between looks (%(default)s)")
     parser.add_argument("--once", action="store_true", help="don't wait for checkpoints to come")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # end with the process that started this one
-    return parser
+    parser.set_defaults(work=watch)
 
 
 def watch(options: argparse.Namespace) -> None:
@@ -57,9 +56,8 @@ def watch(options: argparse.Namespace) -> None:
     Raises:
         ValueError: options or data that can't be.
     """
-    from tools import evaluate
-
-    evaluate.check(options)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings = EvaluationSettings.of(options, model=options.run, out=options.run / "evaluation")
     for name, least in (("every", 1), ("poll", 0.1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: {getattr(options, name)} must be at least {least}")
@@ -68,32 +66,18 @@ def watch(options: argparse.Namespace) -> None:
         last = max((line["images"] for line in lines(options.run)), default=0)
         waiting = _waiting(options.run, last, options.every, end := _end(options.run))
         if waiting:
-            _evaluate(waiting[0], options)
+            _evaluate(waiting[0], options.run, options.best, settings)
         elif options.once or (end and last >= end):
             return
         else:
             time.sleep(options.poll)
 
 
-def lines(run: Path, name: str = LINES) -> list[dict[str, Any]]:
-    """What has been evaluated, or another table of a run, oldest first; a line that a kill cut short is passed over."""
-    found = []
-    path = run / name
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("images"), int | float):
-            found.append(entry)
-    return found
-
-
 def _waiting(run: Path, last: int, every: int, end: int) -> list[Path]:
     """Checkpoints to evaluate, oldest first: those past the next multiple of ``every``, and the last of the run."""
     found = []
-    for path in sorted((run / "checkpoints").glob("images-*")):
-        images = int(path.name.removeprefix("images-"))
+    for path in list_checkpoints(run):
+        images = images_of(path)
         if images > last and (images // every > last // every or images == end):
             found.append(path)
     return found
@@ -109,31 +93,31 @@ def _end(run: Path) -> int:
     return -(-train.images // train.batch) * train.batch
 
 
-def _evaluate(checkpoint: Path, options: argparse.Namespace) -> None:
+def _evaluate(checkpoint: Path, run: Path, best: str, settings: EvaluationSettings) -> None:
     """One report, one line, and the best kept. The checkpoint is held while that lasts: training removes old ones."""
     from attributegan.checkpoint import store as checkpoints
-    from tools import evaluate
     from tools.evaluation import report
+    from tools.evaluation.run import evaluate
 
-    images = int(checkpoint.name.removeprefix("images-"))
-    held = options.run / "evaluation" / ".held" / checkpoint.name
+    images = images_of(checkpoint)
+    held = run / "evaluation" / ".held" / checkpoint.name
     try:
         _link(checkpoint, held)
         checkpoints.verify(held)
-    except (OSError, checkpoints.Damaged) as error:
+    except (OSError, checkpoints.CheckpointCorrupted) as error:
         log.warning("%s can't be evaluated, passed over: %s", checkpoint, error)
-        _note(options.run, {"images": images, "error": str(error)})
+        _note(run, {"images": images, "error": str(error)})
         shutil.rmtree(held, ignore_errors=True)
         return
-    out = options.run / "evaluation" / checkpoint.name
-    result = evaluate.evaluate(argparse.Namespace(**{**vars(options), "model": held, "out": out, "baseline": []}))
+    out = run / "evaluation" / checkpoint.name
+    result = evaluate(dataclasses.replace(settings, model=held, out=out))
     assert result is not None
     row = next(row for row in result["rows"] if row["kind"] == "generator")
     numbers = report.scalars(row)
-    report.write_board(options.run / "evaluation" / "tensorboard", images, result)
+    report.write_board(run / "evaluation" / "tensorboard", images, result)
     shutil.rmtree(out / "tensorboard")
-    _note(options.run, {"images": images, "of": _conditions(result), **numbers})
-    _keep_best(held, options.run, options.best)
+    _note(run, {"images": images, "of": _conditions(result), **numbers})
+    _keep_best(held, run, best)
     shutil.rmtree(held)
 
 
@@ -152,19 +136,14 @@ def _conditions(result: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def comparable(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that compare with the newest."""
-    kinds = [line.get("of") for line in found if "of" in line]
-    return [line for line in found if kinds and line.get("of") == kinds[-1]]
-
-
 def _keep_best(held: Path, run: Path, by: str) -> None:
     """Make ``held`` the best one when no evaluated checkpoint is better; the one before goes once this one stands."""
-    scores = {line["images"]: line[by] for line in comparable(lines(run)) if by in line}
-    images = int(held.name.removeprefix("images-"))
+    field = FIELDS.get(by, by)
+    scores = {line["images"]: line[field] for line in comparable(lines(run)) if field in line}
+    images = images_of(held)
     if images not in scores or scores[images] != BEST[by](scores.values()):
         return
-    folder = run / "best" / "checkpoints"
+    folder = checkpoints_dir(run / "best")
     _link(held, folder / held.name)
     for other in folder.glob("images-*"):
         if other.name != held.name:
@@ -174,13 +153,13 @@ def _keep_best(held: Path, run: Path, by: str) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for every file of a checkpoint, which takes no space; a copy where the file system has none."""
-    aside = target.with_name(f".linking-{target.name}")
-    for folder in (aside, target):
+    tmp_path = target.with_name(f".linking-{target.name}")
+    for folder in (tmp_path, target):
         shutil.rmtree(folder, ignore_errors=True)
-    aside.mkdir(parents=True)
+    tmp_path.mkdir(parents=True)
     for path in source.iterdir():
         try:
-            os.link(path, aside / path.name)
+            os.link(path, tmp_path / path.name)
         except OSError:
-            shutil.copy2(path, aside / path.name)
-    os.replace(aside, target)
+            shutil.copy2(path, tmp_path / path.name)
+    os.replace(tmp_path, target)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from tools.explorer.model import Model
 from tools.explorer.state import State, query_of
 
@@ -25,7 +25,7 @@ class Painter:
 
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self.model, self.precision = model, precision
-        self.generator = grids.ready(model.generator, "cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = generate.prepare_for_inference(model.generator, "cuda" if torch.cuda.is_available() else "cpu")
         self._kept = functools.lru_cache(KEPT)(self._draw)
 
     def tile(self, state: State) -> np.ndarray:
@@ -38,14 +38,14 @@ class Painter:
 
     def _draw(self, state: State) -> np.ndarray:
         start_BL, end_BL = (
-            grids.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed)
+            latents.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed)
         )  # fmt: skip
-        latents_BL = grids.mixed(start_BL, end_BL, state.mix) if state.mix else start_BL
+        latents_BL = latents.slerp(start_BL, end_BL, state.mix) if state.mix else start_BL
         if state.truncation is not None:
-            latents_BL = grids.truncated(latents_BL, state.truncation)
+            latents_BL = latents.truncate_latents(latents_BL, state.truncation)
         whole = all(level == int(level) for level in state.levels)
         levels_BA = torch.tensor([state.levels], dtype=torch.int64 if whole else torch.float32)
-        return grids.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]
+        return generate.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]
 
     def _texts(self, state: State) -> dict[str, str]:
         schema, model = self.generator.schema, self.model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from attributegan.checkpoint import store
+from attributegan.checkpoint import loading, store
 from attributegan.export import AttributeGenerator
 from attributegan.export.hub import WEIGHTS, data_of
 from attributegan.export.model_card import CardFacts
@@ -42,14 +42,16 @@ def load(path: Path, raw: bool = False) -> Model:
     """
     if (path / "config.json").is_file():
         if raw:
-            raise ValueError(f"--raw: {path} is an exported generator, which has one kind of weights; leave --raw out, or give the run")
+            raise ValueError(
+                f"--no-ema: {path} is an exported generator, which has one kind of weights; leave --no-ema out, or give the run"
+            )
         generator = AttributeGenerator.from_pretrained(path)
         identity = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()[:12]
         readme = path / "README.md"
         card = ModelCard(readme.read_text(encoding="utf-8")).text if readme.is_file() else "This model has no card."
         return Model(generator, path.resolve().name, identity, None, card)
-    found = store.find(path)
-    loaded = store.load_for_sampling(found, ema=not raw)
+    found = store.resolve(path)
+    loaded = loading.load_for_sampling(found, ema=not raw)
     generator = AttributeGenerator.of(loaded)
     identity = hashlib.sha256((found / store.MANIFEST).read_bytes() + bytes(raw)).hexdigest()[:12]
     card = generator.generate_model_card(CardFacts(data_of(loaded))).text

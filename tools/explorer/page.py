@@ -48,7 +48,7 @@ class Pages:
 
     def quiz(self) -> str:
         """The page of the quiz."""
-        return self._page("quiz.html", names=self.schema.names, has_judge=self.reader.judge is not None)
+        return self._page("quiz.html", names=self.schema.names, has_judge=self.reader.attribute_predictor is not None)
 
     def enter(self, wrong: bool) -> str:
         """Where a visitor gives the token; tells nothing of the model."""

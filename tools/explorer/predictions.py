@@ -14,7 +14,9 @@ from attributegan.evaluation import reference
 from attributegan.metrics import features, predictor, quality
 
 NEAREST = 4
-NO_JUDGE = "No judge reads this tile: start with --shards of real tiles that attributegan-evaluate has been run on, or with --judge."
+NO_PREDICTOR = (
+    "No judge reads this tile: start with --shards of real tiles that attributegan-evaluate has been run on, or with --predictor."
+)
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class RealTiles:
 class Reader:
     """Reads tiles, with what there is."""
 
-    judge: predictor.Judge | None
-    judge_note: str
+    attribute_predictor: predictor.AttributePredictor | None
+    predictor_note: str
     network: features.Features | None
     tiles: RealTiles | None
 
     def levels(self, tile_HWC: np.ndarray) -> list[float] | None:
         """The level of each attribute that the judge sees; None without one."""
-        if self.judge is None:
+        if self.attribute_predictor is None:
             return None
         small = reference.thumbs(tile_HWC[None])
-        seen_ND = self._features(tile_HWC) if isinstance(self.judge, predictor.Head) else None
-        return self.judge.predict(small, seen_ND)[0].tolist()
+        seen_ND = self._features(tile_HWC) if isinstance(self.attribute_predictor, predictor.Head) else None
+        return self.attribute_predictor.predict(small, seen_ND)[0].tolist()
 
     def nearest(self, tile_HWC: np.ndarray) -> list[int]:
         """Rows of the nearest real tiles; [] without any."""
@@ -57,7 +59,8 @@ class Reader:
 
 
 def open_reader(
-    schema: AttributeSchema, tiles: reference.Split | None, judge: Path | None, cache: Path | None, progress: reference.Progress
+    schema: AttributeSchema, tiles: reference.Split | None, attribute_predictor: Path | None, cache: Path | None,
+    progress: reference.Progress,
 ) -> Reader:  # fmt: skip
     """The judge and the features of real tiles, as far as there are any.
 
@@ -69,22 +72,28 @@ def open_reader(
     Raises:
         ValueError: a judge that can't be used, or does not fit the model.
     """
-    kept, network, known = None if judge is None else predictor.Kept(judge), None, None
+    kept, network, known = None if attribute_predictor is None else predictor.PredictorCache(attribute_predictor), None, None
     if tiles is not None:
-        network, place = features.load(), reference.Cache.at(cache)
+        network, place = features.load(), reference.FeatureCache.at(cache)
         found_ND = reference.features_of(tiles, "real tiles", network, Processes(), place, progress)
         assert found_ND is not None
         known = RealTiles(tiles, found_ND)
-        kept = kept or reference.kept_judge(schema, tiles, network, place)
+        kept = kept or reference.predictor_cache(schema, tiles, network, place)
     found = None if kept is None else kept.load(schema)
-    if judge and found is None:
-        raise ValueError(f"--judge {judge}: no judge for the model's attributes; give a judge-… folder of attributegan-evaluate's cache")
+    if attribute_predictor and found is None:
+        raise ValueError(
+            f"--predictor {attribute_predictor}: no judge for the model's attributes; give a judge-… folder of "
+            "attributegan-evaluate's cache"
+        )
     if found and isinstance(found[0], predictor.Head):
         network = network or features.load()
         width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
         if width != len(found[0].mean_D):
-            raise ValueError(f"--judge {judge}: was fitted on the features of another network than {network.name}; give one that was not")
-    return Reader(found[0] if found else None, _note(found[1]) if found else NO_JUDGE, network, known)
+            raise ValueError(
+                f"--predictor {attribute_predictor}: was fitted on the features of another network than {network.name}; "
+                "give one that was not"
+            )
+    return Reader(found[0] if found else None, _note(found[1]) if found else NO_PREDICTOR, network, known)
 
 
 def _note(note: dict[str, Any]) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from attributegan.attributes import AttributeSchema
-from attributegan.sampling import grids
-from attributegan.training.random_draws import generator_for
+from attributegan.sampling import latents
+from attributegan.utils.rng import Purpose, rng_for
 from tools.explorer.state import State
 
 
 def state_of(schema: AttributeSchema, number: int, size: int) -> State:
     """The tile of a round: levels and latent drawn for it, every assessable level as likely."""
-    return State(tuple(grids.levels_for(schema, number, [0])[0].tolist()), seed=number, size=size)
+    return State(tuple(latents.levels_for(schema, number, [0])[0].tolist()), seed=number, size=size)
 
 
 def attribute_of(schema: AttributeSchema, number: int) -> int:
     """The column of the attribute that a round asks for, where the visitor has chosen none."""
-    return int(torch.randint(len(schema.attributes), (), generator=generator_for(number, "attribute of a quiz")))
+    return int(torch.randint(len(schema.attributes), (), generator=rng_for(number, Purpose.QUIZ_ATTRIBUTE)))

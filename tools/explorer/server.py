@@ -82,7 +82,7 @@ class Explorer:
         """The level of each attribute that the judge reads off the tile; null without a judge."""
         state = self._state(request)
         levels = await self._draw(request, lambda: self.reader.levels(self.painter.tile(state)))
-        return JSONResponse({"levels": levels and dict(zip(self.schema.names, levels, strict=True)), "note": self.reader.judge_note})
+        return JSONResponse({"levels": levels and dict(zip(self.schema.names, levels, strict=True)), "note": self.reader.predictor_note})
 
     async def nearest(self, request: Request) -> Response:
         """The real tiles nearest to the tile, by row, with their labels in words."""

@@ -1,4 +1,4 @@
-"""The pages of the labeler and its answers to a browser. Who may see them is `tools.explorer.guard`'s.
+"""The pages of the labeler and its answers to a browser. Who may see them is `tools.explorer.auth`'s.
 
 Every answer is on the disk before its request is confirmed. The CSVs follow a few seconds later, and at the end.
 """
@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from tools.explorer.guard import guarded
+from tools.explorer.auth import guarded
 from tools.labeler import agreement
 from tools.labeler.consensus import Writer
 from tools.labeler.queue import Queue

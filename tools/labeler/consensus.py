@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
-from data_shards.files import whole_file
+from attributegan.utils.files import atomic_write
 from tools.labeler import agreement
 from tools.labeler.ratings import Rating, Ratings
 from tools.labeler.tiles import Tiles
@@ -104,7 +104,7 @@ class Writer:
         data = text.getvalue().encode()
         self._check(path)
         self.ratings.will_write(path.name, hashlib.sha256(data).hexdigest())
-        with whole_file(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(data)
 
     def _check(self, path: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from attributegan.attributes import AttributeSchema
-from attributegan.evaluation import real
+from attributegan.evaluation import reference
 from attributegan.metrics import features, predictor
-from data_shards import format
+from data_shards.format import tile
 from tools.labeler.tiles import Tiles
 
 CHUNK = 32  # tiles at a time
@@ -35,7 +35,12 @@ class Predictions:
 
 
 def predict(
-    folder: Path, schema: AttributeSchema, tiles: Tiles, size: int | None, cache: real.Cache, progress: Callable[[int, int], None]
+    folder: Path,
+    schema: AttributeSchema,
+    tiles: Tiles,
+    size: int | None,
+    cache: reference.FeatureCache,
+    progress: Callable[[int, int], None],
 ) -> Predictions:
     """Predictions of all tiles, from the cache or into it; unreadable tiles have none.
 
@@ -64,8 +69,8 @@ def predict(
     return Predictions({file: row[:-1] for file, row in known}, {file: row[-1] for file, row in known})
 
 
-def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.Judge, int]:
-    found = predictor.Kept(folder).load(schema)
+def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.AttributePredictor, int]:
+    found = predictor.PredictorCache(folder).load(schema)
     if found is None:
         raise ValueError(
             f"--predictor {folder}: no predictor of these attributes; give a judge-… folder of attributegan-evaluate's cache "
@@ -78,7 +83,9 @@ def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[pred
     return judge, size
 
 
-def _predict(judge: predictor.Judge, network: features.Features | None, root: Path, files: tuple[str, ...], size: int) -> np.ndarray:
+def _predict(
+    judge: predictor.AttributePredictor, network: features.Features | None, root: Path, files: tuple[str, ...], size: int
+) -> np.ndarray:
     """(N, A + 1) float64: levels and uncertainty; NaN for tiles that can't be read."""
     tiles: list[np.ndarray] = []
     rows_N = []
@@ -91,7 +98,7 @@ def _predict(judge: predictor.Judge, network: features.Features | None, root: Pa
     result_NA = np.full((len(files), len(judge.schema.names) + 1), np.nan)
     if tiles:
         tiles_NHWC = np.stack(tiles)
-        small = real.thumbs(tiles_NHWC)
+        small = reference.thumbs(tiles_NHWC)
         seen_ND = None if network is None else network(tiles_NHWC)
         result_NA[rows_N, :-1] = judge.predict(small, seen_ND)
         result_NA[rows_N, -1] = _uncertainty(judge, small, seen_ND)
@@ -101,13 +108,13 @@ def _predict(judge: predictor.Judge, network: features.Features | None, root: Pa
 def _tile(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            return np.asarray(format.fit(image.convert("RGB"), size))
-    except format.DECODING_ERRORS as error:
+            return np.asarray(tile.fit(image.convert("RGB"), size))
+    except tile.DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
 
 
 @torch.inference_mode()
-def _uncertainty(judge: predictor.Judge, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
+def _uncertainty(judge: predictor.AttributePredictor, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
     """Mean entropy of the binary answers, each attribute counting alike; (N,)."""
     logits_NK = judge.eval()(*judge.inputs(tiles_NHWC, features_ND, next(judge.parameters()).device)).double()
     p_NK = logits_NK.sigmoid().clamp(1e-12, 1 - 1e-12)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.attributes import AttributeSchema
-from data_shards.files import fsync_folder
+from attributegan.utils.files import fsync_path
 
 FORMAT = 1
 LONGEST_NAME, LONGEST_COMMENT = 60, 2000  # characters
@@ -179,7 +179,7 @@ class Ratings:
             header = {"format": FORMAT, "attributes": self.schema.to_dict()}
             os.write(self._descriptor, json.dumps(header, ensure_ascii=False).encode() + b"\n")
             os.fsync(self._descriptor)
-            fsync_folder(self.path.parent)
+            fsync_path(self.path.parent)
             return
         self._check_header(lines[0])
         for number, line in enumerate(lines[1:], 2):

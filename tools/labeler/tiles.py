@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_shards.format import DECODING_ERRORS, EXTENSIONS, key_of
-from data_shards.importers import IMAGES
+from data_shards.format.tile import DECODING_ERRORS, EXTENSIONS, key_of
+from data_shards.ingest.importers import IMAGES
 
 TABLE = "tiles.csv"  # of `attributegan-shard tile`
 MEDIA = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}

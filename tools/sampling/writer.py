@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attributegan.checkpoint.store import Loaded
+from attributegan.checkpoint.loading import Loaded
 from attributegan.distributed.process_group import Processes
-from attributegan.sampling import grids
+from attributegan.sampling import generate
+from attributegan.sampling import latents as latents_module
+from attributegan.utils.files import WRITING, atomic_write
 
 if TYPE_CHECKING:
     from data_shards.packing.sources import Member
@@ -44,19 +46,19 @@ class Recipe:
     def levels(self, indices: range) -> torch.Tensor:
         schema = self.loaded.schema
         if self.real_NA is None:
-            return grids.levels_for(schema, self.seed, indices, self.given)
-        return grids.levels_like(
+            return latents_module.levels_for(schema, self.seed, indices, self.given)
+        return latents_module.levels_like(
             self.real_NA, self.seed, indices, {schema.names.index(name): level for name, level in self.given.items()}
         )  # fmt: skip
 
     def latents(self, indices: range) -> torch.Tensor:
-        latents_BL = grids.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
-        return latents_BL if self.truncation is None else grids.truncated(latents_BL, self.truncation)
+        latents_BL = latents_module.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
+        return latents_BL if self.truncation is None else latents_module.truncate_latents(latents_BL, self.truncation)
 
     def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
         levels_BA = self.levels(indices)
-        return grids.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
+        return generate.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
 
     def fingerprint(self, count: int, model: str) -> str:
         """Of the whole set."""
@@ -73,8 +75,8 @@ def to_replace(out: Path, overwrite: bool) -> list[Path]:
     """
     if not out.is_dir():
         return []
-    tiles = [file for table in (TABLE, _aside(TABLE)) for file in _listed(out / table)]
-    ours = {out / name for of_one in [*tiles, *PICTURES, TABLE] for name in (of_one, _aside(of_one))}
+    tiles = [file for table in (TABLE, _tmp_name(TABLE)) for file in _listed(out / table)]
+    ours = {out / name for of_one in [*tiles, *PICTURES, TABLE] for name in (of_one, _tmp_name(of_one))}
     there = set(out.iterdir())
     if others := sorted(there - ours):
         raise ValueError(f"--out {out}: has files that are of no sampling, such as {others[0].name}; choose another folder")
@@ -96,20 +98,20 @@ def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Pro
     """Image files and samples.csv, which takes its name last: it says that its tiles are there."""
     chunks = [range(first, min(first + recipe.batch, count)) for first in range(0, count, recipe.batch)]
     if processes.is_main:
-        with (out / _aside(TABLE)).open("w", newline="", encoding="utf-8") as file:
+        with (out / _tmp_name(TABLE)).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["file", *recipe.loaded.schema.names, "seed"])
             for chunk in chunks:
                 rows = zip(chunk, recipe.levels(chunk).tolist(), strict=True)
                 writer.writerows([file_name(k, kind), *recipe.loaded.schema.written(row).values(), recipe.seed] for k, row in rows)
-    processes.wait()
+    processes.barrier()
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
-            _put(out / file_name(index, kind), encoded(tile_HWC, kind))
-    processes.wait()
+            write_whole(out / file_name(index, kind), encoded(tile_HWC, kind), fsync=False)
+    processes.barrier()
     if processes.is_main:
         os.sync()  # tiles and table, once for all
-        os.replace(out / _aside(TABLE), out / TABLE)
+        os.replace(out / _tmp_name(TABLE), out / TABLE)
 
 
 def file_name(index: int, kind: str) -> str:
@@ -121,7 +123,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
     from data_shards.packing import shard_writer
 
     fingerprint = recipe.fingerprint(count, f"{model} {shard_count}")
-    if not processes.from_main(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
+    if not processes.broadcast_object(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
         return
 
     def tiles(wanted: range) -> Iterator[tuple[Mapping[str, Any], Member]]:
@@ -133,7 +135,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
     shards = len(shard_writer.names(count, shard_count))
     for number in _bar(range(processes.rank, shards, processes.world), processes, "shard"):
         shard_writer.write(out, recipe.loaded.schema, fingerprint, count, shard_count, tiles, number)
-    processes.wait()
+    processes.barrier()
     if processes.is_main:
         shard_writer.end(out, fingerprint, count, shard_count)
 
@@ -162,25 +164,13 @@ def encoded(image_HWC: np.ndarray, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def _aside(name: str) -> str:
-    return f".writing-{name}"
+def _tmp_name(name: str) -> str:
+    return f"{WRITING}{name}"
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Write aside, then rename: under its name a file is whole."""
-    aside = path.with_name(_aside(path.name))
-    aside.write_bytes(data)
-    os.replace(aside, path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The same, and on the disk."""
-    aside = path.with_name(_aside(path.name))
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+def write_whole(path: Path, data: bytes, fsync: bool = True) -> None:
+    with atomic_write(path, fsync=fsync) as stream:
+        stream.write(data)
 
 
 def film(frames_FHWC: np.ndarray, kind: str, per_second: int = 12) -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
-from data_shards import importers
+from data_shards.ingest import importers
 
 if TYPE_CHECKING:
-    from data_shards.importers import Imported
+    from data_shards.ingest.importers import Imported
 
 QUPATH_EXAMPLES = """\
 Exports are GeoJSON files called after their image (H7.geojson for H7.svs) and tables of measurements (TSV, CSV). With --tiles, images are
@@ -103,7 +103,7 @@ def _columns(texts: Sequence[str], schema: AttributeSchema) -> dict[str, str]:
 
 
 def _qupath(arguments: argparse.Namespace) -> int:
-    from data_shards import qupath, qupath_levels
+    from data_shards.ingest import qupath, qupath_levels
 
     try:
         import shapely  # noqa: F401
@@ -128,22 +128,22 @@ def _qupath(arguments: argparse.Namespace) -> int:
 
 
 def _imagefolder(arguments: argparse.Namespace) -> int:
-    from data_shards import tables
+    from data_shards.ingest import tables
 
     schema = _schema(arguments)
     return _finish(tables.read_imagefolder(arguments.folder, schema, _columns(arguments.column, schema)), arguments.out)
 
 
 def _table(arguments: argparse.Namespace) -> int:
-    from data_shards import tables
+    from data_shards.ingest import tables
 
     schema = _schema(arguments)
     return _finish(tables.read_table(arguments.table, schema, _columns(arguments.column, schema)), arguments.out)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from data_shards import tables
-    from data_shards.labels import read_labels
+    from data_shards.ingest import tables
+    from data_shards.packing.labels import read_labels
 
     if not arguments.images.is_dir():
         raise ValueError(f"--images: {arguments.images} is not a folder")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.litter import is_litter
+from data_shards.format.litter import is_litter
 
 EXAMPLES = """\
 Tiles go into DIR/{slide} as images, and DIR/tiles.csv says for each: file, slide, x and y (corner, in pixels of the slide's full

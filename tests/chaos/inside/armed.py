@@ -29,14 +29,14 @@ IMAGES = 0  # seen by this process
 TORN = 2  # a write that is cut short stops at this part of it
 
 
-def arm(training: ModuleType) -> None:
+def arm(trainer: ModuleType) -> None:
     for name, value in PLAN["settings"].items():
         module, _, attribute = name.rpartition(".")
         setattr(importlib.import_module(module), attribute, value)
     rank = int(os.environ.get("RANK", "0"))
-    _note_steps(training.Training, rank)
+    _note_steps(trainer.Training, rank)
     if PLAN["strike"] and rank == PLAN["rank"] and not os.path.exists(PLAN["fired"]):
-        STRIKES[PLAN["strike"]](training)
+        STRIKES[PLAN["strike"]](trainer)
 
 
 def _note_steps(cls: Any, rank: int) -> None:
@@ -70,7 +70,7 @@ def _die() -> None:
     time.sleep(60)
 
 
-def _in_write(training: ModuleType) -> None:
+def _in_write(trainer: ModuleType) -> None:
     """At the ``nth`` call of ``call`` by the thread that writes checkpoints: die before, in the middle, or get an error."""
     calls, nth, how = 0, PLAN["nth"], PLAN["how"]
     owner = pathlib.Path if PLAN["call"] == "write_text" else os
@@ -95,7 +95,7 @@ def _in_write(training: ModuleType) -> None:
     setattr(owner, PLAN["call"], wrapped)
 
 
-def _not_finite(training: ModuleType) -> None:
+def _not_finite(trainer: ModuleType) -> None:
     """NaN in a loss, a gradient or a weight; the first two at every step from the moment on, while this start lasts."""
     from attributegan.distributed.engine import Engine
 
@@ -129,36 +129,36 @@ def _not_finite(training: ModuleType) -> None:
             part.data[(0,) * part.dim()] = float("nan")
 
     name = "save" if PLAN["where"] == "weight before it is saved" else "step"
-    plain = getattr(training.Training, name)
+    plain = getattr(trainer.Training, name)
 
     def wrapped(self: Any, *arguments: Any) -> Any:
         if _fire():
             spoil(self)
         return plain(self, *arguments)
 
-    setattr(training.Training, name, wrapped)
+    setattr(trainer.Training, name, wrapped)
 
 
-def _clock(training: ModuleType) -> None:
+def _clock(trainer: ModuleType) -> None:
     """The clock is set forward or back."""
-    plain, step = time.time, training.Training.step
+    plain, step = time.time, trainer.Training.step
 
     def wrapped(self: Any, batches: Any) -> Any:
         if _fire():
             time.time = lambda: plain() + PLAN["seconds"]
         return step(self, batches)
 
-    training.Training.step = wrapped
+    trainer.Training.step = wrapped
 
 
-def _no_memory(training: ModuleType) -> None:
+def _no_memory(trainer: ModuleType) -> None:
     """A reading process may not have any more memory."""
     import multiprocessing
     import resource
 
-    from data_shards.loader.tile_reader import TileFiles
+    from data_shards.loader.tile_reader import TileReader
 
-    plain = TileFiles.read
+    plain = TileReader.read
     reads = 0
 
     def read(self: Any, wanted: Any) -> Any:
@@ -173,7 +173,7 @@ def _no_memory(training: ModuleType) -> None:
             bytearray(1 << 26)
         return plain(self, wanted)
 
-    TileFiles.read = read
+    TileReader.read = read
 
 
 STRIKES = {"in write": _in_write, "not finite": _not_finite, "clock": _clock, "no memory": _no_memory}

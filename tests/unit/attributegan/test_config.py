@@ -38,20 +38,20 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"train": {"batch": "many"}}, "train.batch: expected a whole number"),
         ({"train": {"batch": 1.5}}, "train.batch: expected a whole number"),
         ({"train": {"batch": True}}, "train.batch: expected a whole number"),
-        ({"train": {"batch": 9, "accumulation": 2}}, "train.batch: 9 does not divide"),
+        ({"train": {"batch": 9, "grad_accumulation": 2}}, "train.batch: 9 does not divide"),
         ({"train": {"channels_last": 1}}, "train.channels_last: expected true or false"),
         ({"optim": {"generator_lr": float("nan")}}, "optim.generator_lr: nan is not a finite number"),
         ({"optim": {"betas": [0.5]}}, "optim.betas"),
         ({"augment": {"policy": ["zoom"]}}, "augment.policy: unknown"),
         ({"run": {"save_every": 0}}, "run.save_every"),
-        ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 goes with a loss.r1_gamma above 0"),
+        ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 requires loss.r1_gamma > 0"),
         ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 with model.auxiliary_heads=false"),
         ({"model": {"auxiliary_heads": True}, "loss": {"auxiliary": -1}}, "loss.auxiliary: -1.0 is negative"),
-        ({"loss": {"control": 1}}, "loss.control: 1.0 goes with a loss.auxiliary above 0"),
+        ({"loss": {"control": 1}}, "loss.control: 1.0 requires loss.auxiliary > 0"),
         ({"loss": {"diversity": -1}}, "loss.diversity: -1.0 is negative"),
         ({"loss": {"residual": -1}}, "loss.residual: -1.0 is negative"),
-        ({"loss": {"contrastive": 0, "temperature": 0.5}}, "loss.temperature: 0.5 goes with a loss.contrastive above 0"),
-        ({"augment": {"policy": [], "probability": 0.5}}, "augment.probability: 0.5 goes with an augment.policy"),
+        ({"loss": {"contrastive": 0, "temperature": 0.5}}, "loss.temperature: 0.5 requires loss.contrastive > 0"),
+        ({"augment": {"policy": [], "probability": 0.5}}, "augment.probability: 0.5 requires augment.policy"),
     ],
 )
 def test_bad_options_are_named(tree: dict, named: str) -> None:
@@ -72,12 +72,12 @@ def test_malformed_override_is_named(override: str) -> None:
         (["train.batch=0", "train.batch=many"], "'train.batch=many': train.batch: expected a whole number"),
         (["modle.size=64"], "'modle.size=64': modle: unknown option"),
         (["model.size=64"], "'model.size=64': model.size: unknown option"),
-        (["train.accumulation=5"], "small.yaml with overrides: train.batch: 8 does not divide into train.accumulation=5"),
-        ([], "small.yaml: run.keep: -1 is negative"),
+        (["train.grad_accumulation=5"], "small.yaml with overrides: train.batch: 8 does not divide into train.grad_accumulation=5"),
+        ([], "small.yaml: run.keep_last: -1 is negative"),
     ],
 )
 def test_what_is_wrong_is_the_override_or_the_file(overrides: list[str], said: str, tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text("train: {batch: 8}\n" + ("" if overrides else "run: {keep: -1}\n"))
+    (tmp_path / "small.yaml").write_text("train: {batch: 8}\n" + ("" if overrides else "run: {keep_last: -1}\n"))
     with pytest.raises(ValueError) as caught:
         load(tmp_path / "small.yaml", overrides)
     assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(said)

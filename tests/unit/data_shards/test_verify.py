@@ -16,13 +16,14 @@ import webdataset
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_tiles
 
 from data_shards.format import checksums, index, tile
-from data_shards.loader.loader import ShardSet, batches
+from data_shards.loader.loader import batches
+from data_shards.loader.shard_set import ShardSet
 from data_shards.packing.labels import read_labels
 from data_shards.packing.packer import pack
 from data_shards.packing.plan import Options
 from data_shards.packing.sources import Folder
-from data_shards.sampler.global_order import Order
-from data_shards.storage.shard_files import LocalTars
+from data_shards.sampler.global_order import GlobalShuffle
+from data_shards.storage.shard_files import LocalShardFiles
 from data_shards.verify import verify
 from tools.shard import main
 
@@ -45,9 +46,9 @@ def test_a_set_with_tiles_left_out_is_clean(tmp_path: Path) -> None:
     assert list(verify(tmp_path / "set")) == []
 
 
-def flip(path: Path, place: int, bit: int = 1) -> None:
+def flip(path: Path, location: int, bit: int = 1) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= bit
+    data[location] ^= bit
     path.write_bytes(data)
 
 
@@ -151,20 +152,20 @@ def random_damage(folder: Path, rng: random.Random) -> None:
     """One of the things that disks, copies and hands do to files."""
     path = rng.choice(sorted(folder.iterdir()))
     data = bytearray(path.read_bytes())
-    place = rng.randrange(len(data))
+    location = rng.randrange(len(data))
     kind = rng.choice(["flip", "flip", "flip", "truncate", "zeros", "append", "swap", "delete", "levels", "repeat"])
     if kind == "flip":
-        data[place] ^= 1 << rng.randrange(8)
+        data[location] ^= 1 << rng.randrange(8)
     elif kind == "truncate":
-        del data[place:]
+        del data[location:]
     elif kind == "zeros":
         nonzero = [number for number, byte in enumerate(data) if byte]
-        place = rng.choice(nonzero)
-        data[place : place + 512] = bytes(len(data[place : place + 512]))
+        location = rng.choice(nonzero)
+        data[location : location + 512] = bytes(len(data[location : location + 512]))
     elif kind == "append":
         data += rng.randbytes(rng.randrange(1, 600))
     elif kind == "repeat":
-        data[place:place] = data[place : place + 512]
+        data[location:location] = data[location : location + 512]
     path.write_bytes(data)
     tar = rng.choice(sorted(folder.glob("*.tar")))
     if kind == "delete":
@@ -192,7 +193,7 @@ def test_a_thousand_random_damages_are_found_and_none_crashes_a_reader(tmp_path:
         assert list(verify(folder)), "not found"
         for shards in (
             lambda: ShardSet.open(folder),
-            lambda: ShardSet(str(folder), folder, opened.header, opened.rows, LocalTars(folder, opened.header.shards)),
+            lambda: ShardSet(str(folder), folder, opened.header, opened.rows, LocalShardFiles(folder, opened.header.shards)),
         ):
             try:
                 read_a_pass(shards())
@@ -202,7 +203,7 @@ def test_a_thousand_random_damages_are_found_and_none_crashes_a_reader(tmp_path:
 
 
 def read_a_pass(shards: ShardSet) -> None:
-    order = Order(shards.levels_NA, 0, 0.0)
+    order = GlobalShuffle(shards.levels_NA, 0, 0.0)
     options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 8}
     for batch in islice(batches(shards, order, start=0, batch=8, **options), 2):  # type: ignore[arg-type]
         assert batch.images_BCHW.shape == (8, 3, 8, 8)
@@ -239,7 +240,7 @@ def test_tars_of_others_get_an_index(tmp_path: Path) -> None:
     assert shards.schema == TWO and len(shards) == 20 and shards.image_size == 16
     assert {row["group"] for row in rows_of(tmp_path / "tars")} == {"s0", "s1", "s2"}
     options = {"start": 0, "batch": 20, "micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 16}
-    batch = next(batches(shards, Order(shards.levels_NA, 0, 0.0), **options))  # type: ignore[arg-type]
+    batch = next(batches(shards, GlobalShuffle(shards.levels_NA, 0, 0.0), **options))  # type: ignore[arg-type]
     numbers = (batch.images_BCHW[:, 0, 0, 0]).tolist()
     assert sorted(numbers) == list(range(20))
     assert [tuple(levels_A) for levels_A in batch.levels_BA.tolist()] == [levels_of(number) for number in numbers]

@@ -10,19 +10,20 @@ import pytest
 from shards import pixels_of
 
 from attributegan.utils.precision import native_bf16
-from tools.bench import Result, in_turns, main
+from tools.bench import main
 from tools.benchmarks import train
+from tools.benchmarks.harness import Result, interleaved
 from tools.benchmarks.scaling import Step
 
 
 def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
     calls: list[str] = []
 
-    def side(name: str) -> float:
+    def contender(name: str) -> float:
         calls.append(name)
         return len(calls)
 
-    values = in_turns({"a": lambda: side("a"), "b": lambda: side("b")}, 2)
+    values = interleaved({"a": lambda: contender("a"), "b": lambda: contender("b")}, 2)
     assert calls == ["a", "b"] * 3 and values == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
     result = Result("name", "s", values, [("b", "a")])
     assert result.ratios() == {"b / a": [4 / 3, 6 / 5]}
@@ -38,7 +39,7 @@ def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
         (["start", "--rows", "10000"], {"first batch", "first batch at image 10^8"}),
     ],
 )
-def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], contenders: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -46,10 +47,10 @@ def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: 
     images = ["--images", str(tmp_path / "images")] if words[0] != "start" else []
     assert main([*words, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["sides"]) == sides and all(value > 0 for values in result["sides"].values() for value in values)
+    assert set(result["sides"]) == contenders and all(value > 0 for values in result["sides"].values() for value in values)
     assert result["ratios"] and all(len(values) == 1 for values in result["ratios"].values()) and result["machine"]["cores"]
     told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in sides)
+    assert all(f"  {name} " in told for name in contenders)
 
 
 def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +67,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     small = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=6"]
     assert main(["checkpoint", "--repeats", "2", "--batch", "2", "--json", str(tmp_path / "out.json"), *small]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert all(seconds > 0 for side in tree["sides"].values() for seconds in side)
+    assert all(seconds > 0 for contender in tree["sides"].values() for seconds in contender)
     assert tree["facts"]["checkpoint, MB"] > 0.1
     assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
 
@@ -76,8 +77,8 @@ def test_explore(tmp_path: Path) -> None:
     """Tiles through the server, a side for each network."""
     out = tmp_path / "out.json"
     assert main(["explore", "--repeats", "1", "--count", "2", "--config", "configs/train/small.yaml", "--json", str(out)]) == 0
-    sides = json.loads(out.read_text())["sides"]
-    assert list(sides) == ["64 px (small)"] and all(value > 0 for value in sides["64 px (small)"])
+    contenders = json.loads(out.read_text())["sides"]
+    assert list(contenders) == ["64 px (small)"] and all(value > 0 for value in contenders["64 px (small)"])
 
 
 TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_dim=16", "model.fmap_max=16"]  # the smallest plain form
@@ -98,11 +99,11 @@ OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
     ],
 )
 def test_training_and_sampling(
-    tmp_path: Path, words: list[str], sides: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, words: list[str], contenders: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert set(tree["sides"]) == sides and all(value > 0 for values in tree["sides"].values() for value in values)
+    assert set(tree["sides"]) == contenders and all(value > 0 for values in tree["sides"].values() for value in values)
     assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
     assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (words[0] != "processes" and not native_bf16())
     if words[0] == "train":

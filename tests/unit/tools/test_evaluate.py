@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -21,19 +20,20 @@ from shards import rows_of as rows_of_set
 from stores import web
 from time_limits import seconds
 from torch import Tensor, nn
-from untrained_run import untrained
+from untrained_run import untrained_run
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.checkpoint import store
+from attributegan.checkpoint import loading
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference, samples
 from attributegan.evaluation import scores as scores_module
 from attributegan.metrics import control, features, predictor
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from data_shards.phantoms import measure, render
 from tools import evaluate
-from tools.evaluation import compare
 from tools.evaluation import report as report_module
+from tools.evaluation import run as run_module
+from tools.evaluation.options import EvaluationSettings
 from tools.shard import main as shard_main
 
 ROOT = Path(__file__).parents[3]
@@ -67,21 +67,21 @@ def split(count: int, seed: int) -> reference.Split:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> reference.Real:
+def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
     """Phantoms, with a judge trained for seconds."""
-    cache = reference.Cache(tmp_path_factory.mktemp("cache"))
+    cache = reference.FeatureCache(tmp_path_factory.mktemp("cache"))
     network = features.Features("pooled", "1", SIZE, Pooled())
-    found = reference.study(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
+    found = reference.analyze_reference(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
     assert found is not None
     return found
 
 
-def rows_of(known: reference.Real, obeys: bool) -> dict[str, dict]:
+def rows_of(known: reference.ReferenceSet, obeys: bool) -> dict[str, dict]:
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     network = features.Features("pooled", "1", SIZE, Pooled())
     made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
     assert made is not None
-    rows = [scores_module.ceiling(known, 160, measure.measure)]
+    rows = [scores_module.real_data_row(known, 160, measure.measure)]
     rows += scores_module.generator(known, plan, made, "model", 160, measure.measure)
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
@@ -98,10 +98,10 @@ def floor_error() -> float:
     return math.hypot(*of_counts) / len(counts)
 
 
-def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> None:
+def test_generator_that_obeys_scores_near_the_ceiling(known: reference.ReferenceSet) -> None:
     rows = rows_of(known, obeys=True)
     ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
-    assert known.judged == [0, 1, 2, 3, 4]
+    assert known.assessed_columns == [0, 1, 2, 3, 4]
     assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
     assert abs(floor["obeys"]) < 3 * floor_error()
     for attribute in PUBLISHED.attributes:
@@ -120,18 +120,18 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Real) -> 
     assert crowding[0] < crowding[1]
 
 
-def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.Real) -> None:
+def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.ReferenceSet) -> None:
     model = rows_of(known, obeys=True)["generator"]
     plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
     apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
-    latents_SL = grids.latents_for(0, range(SWEEPS), 8)
+    latents_SL = latents.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
-            grids.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
+            generate.generate(Renderer(True), latents_SL, torch.from_numpy(rows_APSK[a, :, end, :-1])).astype(float) for end in (0, -1)
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
-    (table,) = report_module.ways([model])
+    (table,) = report_module.sweep_levels([model])
     for name, *cells in table.rows:
         path = model["paths"][name]
         assert [cell.text for cell in cells] == [
@@ -140,7 +140,7 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
 
 
-def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.Real) -> None:
+def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.ReferenceSet) -> None:
     model = rows_of(known, obeys=False)["generator"]
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
@@ -150,7 +150,7 @@ def test_generator_that_ignores_its_labels_scores_near_the_floor(known: referenc
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 
 
-def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.Real) -> None:
+def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.ReferenceSet) -> None:
     """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
     rng = np.random.default_rng(0)
     schema = AttributeSchema(
@@ -162,12 +162,12 @@ def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: referenc
         levels[:3, 0] = 3
         levels[:, 2] = rng.integers(0, 2, len(levels))
     said = np.stack([held_out[:, 0] + 0.1 * rng.standard_normal(100), np.ones(100), rng.random(100)], axis=1)
-    exam = reference.Exam(held_out, said, np.arange(100) // 10, crossed=False)
-    found = [reference._verdict(schema, a, train[:, a], exam) for a in range(3)]
+    held_out_predictions = reference.HeldOutPredictions(held_out, said, np.arange(100) // 10, crossed=False)
+    found = [reference._assess(schema, a, train[:, a], held_out_predictions) for a in range(3)]
     (many, scores), (one, none), (noise, _) = found
-    assert many.judged and many.levels == (1, 2) and scores["accuracy"].value > 0.95
-    assert not one.judged and not none and "level 0: 0/0" in one.why
-    assert not noise.judged and "can't order real tiles of unseen slides" in noise.why
+    assert many.is_assessed and many.levels == (1, 2) and scores["accuracy"].value > 0.95
+    assert not one.is_assessed and not none and "level 0: 0/0" in one.why
+    assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.why
 
 
 def test_intervals_are_over_slides_where_there_are_some() -> None:
@@ -177,7 +177,8 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
     said = levels + 1.5 * np.random.default_rng(1).standard_normal(10)[slides][:, None]
     schema = AttributeSchema((PUBLISHED.attributes[0],))
     wide, narrow = (
-        reference._verdict(schema, 0, levels[:, 0], reference.Exam(levels, said, group, False))[1]["mae"] for group in (slides, slides // 5)
+        reference._assess(schema, 0, levels[:, 0], reference.HeldOutPredictions(levels, said, group, False))[1]["mae"]
+        for group in (slides, slides // 5)
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
@@ -185,27 +186,34 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
 def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
     """Training tiles join the exam; a judge that had seen their slide would remember it."""
     network = features.Features("pooled", "1", SIZE, Pooled())
-    found = reference.study(PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), kind="features")
-    assert found and found.exam.crossed and found.exam.predicted_NA.shape == (140, 5) and len(np.unique(found.exam.group_N)) == 7
+    found = reference.analyze_reference(
+        PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.FeatureCache(tmp_path), kind="features"
+    )
+    assert (
+        found
+        and found.held_out_predictions.crossed
+        and found.held_out_predictions.predicted_NA.shape == (140, 5)
+        and len(np.unique(found.held_out_predictions.group_N)) == 7
+    )
     train = found.train
-    seen = found.judge.predict(train.thumbs(), found.train_ND)
-    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.exam.predicted_NA[40:])]
+    seen = found.attribute_predictor.predict(train.thumbs(), found.train_ND)
+    apart = [predictor.mean_spearman(PUBLISHED, train.levels_NA, said) for said in (seen, found.held_out_predictions.predicted_NA[40:])]
     assert apart[0] > apart[1] + 0.1
     note = scores_module.data_notes(found)
     assert note["exam"] == {"tiles": 140, "groups": 7, "crossed": True}
 
 
 def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, network = reference.Cache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
-    first = reference.study(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
+    cache, network = reference.FeatureCache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
+    first = reference.analyze_reference(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
     monkeypatch.setattr(predictor, "fit_head", None)  # would fail
     uses = []
     counting = features.Features("pooled", "1", SIZE, lambda images: uses.append(len(images)) or Pooled()(images))
-    again = reference.study(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    again = reference.analyze_reference(PUBLISHED, split(60, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert first and again and not uses
-    np.testing.assert_array_equal(first.exam.predicted_NA, again.exam.predicted_NA)
+    np.testing.assert_array_equal(first.held_out_predictions.predicted_NA, again.held_out_predictions.predicted_NA)
     monkeypatch.undo()
-    other = reference.study(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
+    other = reference.analyze_reference(PUBLISHED, split(61, 0), split(40, 1), counting, Processes(), cache, kind="features")
     assert other and sum(uses) == 61
 
 
@@ -215,7 +223,9 @@ def test_auto_takes_the_judge_that_reads_left_out_groups_better(tmp_path: Path, 
     monkeypatch.setattr(reference, "CNN_TILES", 200)
     network = features.Features("pooled", "1", SIZE, Pooled())
     for count, kinds in ((240, {"features", "cnn"}), (100, set())):
-        found = reference.study(PUBLISHED, split(count, 0), split(40, 1), network, Processes(), reference.Cache(tmp_path), steps=60)
+        found = reference.analyze_reference(
+            PUBLISHED, split(count, 0), split(40, 1), network, Processes(), reference.FeatureCache(tmp_path), steps=60
+        )
         assert found and set(found.note.get("choice", {})) == kinds
         if kinds:
             assert found.note["kind"] == max(kinds, key=found.note["choice"].__getitem__)
@@ -232,7 +242,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with an untrained generator."""
     folder = tmp_path_factory.mktemp("runs") / "untrained"
-    untrained(folder, 1234)
+    untrained_run(folder, 1234)
     lines = [{"images": images, "real_score": images / 10, "skipped": None} for images in (100, 200)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 30')
     return folder
@@ -240,7 +250,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
     return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--judge", "features",
+            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--predictor", "features",
             "--precision", "fp32"]  # fmt: skip
 
 
@@ -297,15 +307,15 @@ def numbers(tree: object) -> list[float]:
 
 def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "comparison.html"
-    assert compare.main([str(report), str(report / "result.json"), "--out", str(out)]) == 0
+    assert evaluate.main(["compare", str(report), str(report / "result.json"), "--out", str(out)]) == 0
     assert "Not comparable" not in out.read_text() and out.read_text().count("untrained") >= 2
     other = json.loads((report / "result.json").read_text())
     other["features"]["size"] = 64
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text(json.dumps(other))
-    assert compare.main([str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
+    assert evaluate.main(["compare", str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
     assert "Not comparable" in out.read_text() and "other features" in capsys.readouterr().err
-    assert compare.main([str(report), str(tmp_path), "--out", str(out)]) == 2
+    assert evaluate.main(["compare", str(report), str(tmp_path), "--out", str(out)]) == 2
     assert "no result of an evaluation" in capsys.readouterr().err
 
 
@@ -338,8 +348,8 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
     model = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(image_size=16)))
     identities = set()
     for words in ([], ["--assessable-only"]):
-        options = evaluate._parser().parse_args(["run", "--shards", str(place), "--out", "o", *words])
-        data = data_module.open_data(options, model)  # type: ignore[arg-type]
+        options = evaluate._parser().parse_args(["report", "run", "--shards", str(place), "--out", "o", *words])
+        data = data_module.open_data(EvaluationSettings.of(options), model)  # type: ignore[arg-type]
         for name, part in (("train", data.train), ("val", data.held_out)):
             expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
             pixels_NHWC = part.read(np.arange(len(part))).astype(int)
@@ -354,7 +364,7 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
 def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> None:
     from tools.evaluation import data as data_module
 
-    loaded = store.load_for_sampling(run)
+    loaded = loading.load_for_sampling(run)
     schema = AttributeSchema((Attribute("grade", ("low", "high")),))
     data = data_module.Data("shards", schema, split(4, 0), split(4, 1), None, None)
     with pytest.raises(ValueError, match="does not fit the shards: the model has the attributes cell_crowding"):
@@ -368,14 +378,18 @@ def test_help_is_there_at_once() -> None:
 
 
 def test_options_are_those_of_the_parser() -> None:
-    options = evaluate._parser().parse_args(["run", "--shards", "s", "--out", "o"])
-    assert isinstance(options, argparse.Namespace) and options.held_out == "val" and options.features == features.DEFAULT
+    options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
+    assert EvaluationSettings.of(options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
+    assert EvaluationSettings.features == features.DEFAULT
 
 
 def test_models_are_called_by_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
-    assert evaluate.names_of(paths) == ["run", "b", "b at 12,000"]
-    assert evaluate.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    assert run_module.names_of(paths) == ["run", "b", "b at 12,000"]
+    assert run_module.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [
+        str(tmp_path / "a" / "run"),
+        str(tmp_path / "b" / "run"),
+    ]
 
 
 def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.checkpoint import store
-from attributegan.sampling import grids
+from attributegan.checkpoint import loading
+from attributegan.sampling import generate, grids
+from attributegan.sampling import latents as latents_module
 from tools.sample import main
 
 SMALL = AttributeSchema((Attribute("size", ("none", "low", "mid", "high"), not_assessable=0), Attribute("tone", ("dark", "light"))))
@@ -33,7 +34,7 @@ class Painted(nn.Module):
 
 
 def latents(count: int) -> Tensor:
-    return grids.latents_for(0, range(count), 8)
+    return latents_module.latents_for(0, range(count), 8)
 
 
 def cells(grid_HWC: np.ndarray, size: int, columns: int) -> np.ndarray:
@@ -44,45 +45,45 @@ def cells(grid_HWC: np.ndarray, size: int, columns: int) -> np.ndarray:
 
 
 def test_latents_are_standard_normal_and_depend_on_seed_and_index_only() -> None:
-    many = grids.latents_for(3, range(500), 32)
+    many = latents_module.latents_for(3, range(500), 32)
     assert many.shape == (500, 32) and many.dtype == torch.float32
     assert abs(many.mean()) < 0.03 and abs(many.std() - 1) < 0.03
-    assert torch.equal(grids.latents_for(3, [7, 499], 32), many[[7, 499]])
-    assert not torch.equal(grids.latents_for(4, [7], 32), many[[7]])
+    assert torch.equal(latents_module.latents_for(3, [7, 499], 32), many[[7, 499]])
+    assert not torch.equal(latents_module.latents_for(4, [7], 32), many[[7]])
     assert len(many.unique(dim=0)) == 500
 
 
 def test_drawn_levels_are_uniform_over_what_can_be_assessed() -> None:
-    levels_BA = grids.levels_for(PUBLISHED, 0, range(3000))
+    levels_BA = latents_module.levels_for(PUBLISHED, 0, range(3000))
     assert levels_BA.dtype == torch.int64
     for column, attribute in zip(levels_BA.T, PUBLISHED.attributes, strict=True):
         shares = [(column == level).float().mean().item() for level in attribute.assessable]
         assert shares == pytest.approx([1 / len(shares)] * len(shares), abs=4 * 0.5 / 3000**0.5) and sum(shares) == pytest.approx(1)
-    assert torch.equal(grids.levels_for(PUBLISHED, 0, [5, 2000]), levels_BA[[5, 2000]])
+    assert torch.equal(latents_module.levels_for(PUBLISHED, 0, [5, 2000]), levels_BA[[5, 2000]])
 
 
 def test_given_levels_leave_the_drawn_ones() -> None:
-    free, fixed = (grids.levels_for(PUBLISHED, 0, range(50), given) for given in ({}, {"mitosis": 0, "nucleoli": 2}))
+    free, fixed = (latents_module.levels_for(PUBLISHED, 0, range(50), given) for given in ({}, {"mitosis": 0, "nucleoli": 2}))
     assert (fixed[:, 2] == 0).all() and (fixed[:, 3] == 2).all()
     assert torch.equal(free[:, [0, 1, 4]], fixed[:, [0, 1, 4]])
 
 
 def test_middle_levels() -> None:
-    assert grids.middle_levels(PUBLISHED) == [2, 2, 2, 1, 2]
-    assert grids.middle_levels(PUBLISHED, {"nucleoli": 2, "cell_crowding": 0}) == [0, 2, 2, 2, 2]
+    assert latents_module.middle_levels(PUBLISHED) == [2, 2, 2, 1, 2]
+    assert latents_module.middle_levels(PUBLISHED, {"nucleoli": 2, "cell_crowding": 0}) == [0, 2, 2, 2, 2]
 
 
 def test_tiles_are_scaled_clamped_and_made_in_batches() -> None:
     generator = Painted(size=8)
     levels_BA = torch.tensor([[0, 4], [2, 1], [4, 3], [8, 0], [-1, 0]])
-    tiles = grids.generate(generator, latents(5), levels_BA, batch=2)
+    tiles = generate.generate(generator, latents(5), levels_BA, batch=2)
     assert tiles.shape == (5, 8, 8, 3) and tiles.dtype == np.uint8
     assert generator.batches == [2, 2, 1]
     assert tiles[:, 0, 0, 0].tolist() == [0, 128, 255, 255, 0] and tiles[:3, 0, 0, 1].tolist() == [255, 64, 191]
 
 
 def test_tiles_of_a_generator_in_double_precision() -> None:
-    single, double = (grids.generate(network, latents(3), torch.ones(3, 2)) for network in (Painted(), Painted().double()))
+    single, double = (generate.generate(network, latents(3), torch.ones(3, 2)) for network in (Painted(), Painted().double()))
     assert abs(single.astype(int) - double).max() <= 1
 
 
@@ -90,7 +91,7 @@ def test_sweep_rows_change_one_attribute_of_one_latent() -> None:
     grid = grids.sweep_grid(Painted(), SMALL, latents(2), [2, 1])
     assert grid.dtype == np.uint8 and grid.shape[0] == 4 * (32 + grids.GAP)
     shown = cells(grid, size=32, columns=3)
-    blue = grids.generate(Painted(), latents(2), torch.zeros(2, 2))[:, 0, 0, 2]
+    blue = generate.generate(Painted(), latents(2), torch.zeros(2, 2))[:, 0, 0, 2]
     for row, latent in enumerate([0, 1, 0, 1]):
         expected = [(64, 64), (128, 64), (191, 64)] if row < 2 else [(128, 0), (128, 64)]
         assert shown[row, : len(expected)].tolist() == [[*color, blue[latent]] for color in expected]
@@ -109,7 +110,7 @@ def test_large_tiles_are_scaled_down_in_grids() -> None:
 
 
 def test_interpolated_levels_are_even_and_reach_both_ends() -> None:
-    levels_BSA = grids.interpolate(SMALL, torch.tensor([[1, 0], [3, 1]]), torch.tensor([[3, 0], [2, 0]]), steps=5)
+    levels_BSA = latents_module.interpolate(SMALL, torch.tensor([[1, 0], [3, 1]]), torch.tensor([[3, 0], [2, 0]]), steps=5)
     assert levels_BSA[0].tolist() == [[1, 0], [1.5, 0], [2, 0], [2.5, 0], [3, 0]]
     assert levels_BSA[1].tolist() == [[3, 1], [2.75, 0.75], [2.5, 0.5], [2.25, 0.25], [2, 0]]
 
@@ -117,9 +118,9 @@ def test_interpolated_levels_are_even_and_reach_both_ends() -> None:
 @pytest.mark.parametrize("ends", [([[0, 0]], [[2, 0]]), ([[2, 0]], [[0, 0]])])
 def test_interpolation_through_not_assessable_is_refused(ends: tuple[list, list]) -> None:
     with pytest.raises(ValueError, match="size: level 0 is not on the scale; interpolate between 1, 2, 3"):
-        grids.interpolate(SMALL, torch.tensor(ends[0]), torch.tensor(ends[1]), 3)
+        latents_module.interpolate(SMALL, torch.tensor(ends[0]), torch.tensor(ends[1]), 3)
     with pytest.raises(ValueError, match="size: level -1 is not on the scale"):
-        grids.interpolate(SMALL, torch.tensor([[1, 0]]), torch.tensor([[-1, 0]]), 3)
+        latents_module.interpolate(SMALL, torch.tensor([[1, 0]]), torch.tensor([[-1, 0]]), 3)
 
 
 def test_interpolation_grid_goes_from_start_to_end() -> None:
@@ -143,11 +144,11 @@ def test_command_writes_tiles_and_their_levels(sampled: Callable[..., Path], run
     assert "5 tiles" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == [*(f"{k:06d}.png" for k in range(5)), "samples.csv"]
     rows = table(folder)
-    expected = grids.levels_for(PUBLISHED, 9, range(5), {"cell_crowding": 3, "mitosis": 3})
+    expected = latents_module.levels_for(PUBLISHED, 9, range(5), {"cell_crowding": 3, "mitosis": 3})
     assert [[int(row[name]) for name in PUBLISHED.names] for row in rows] == expected.tolist()
     assert {row["seed"] for row in rows} == {"9"}
-    generator = store.load_for_sampling(run).generator
-    tiles = grids.generate(generator, grids.latents_for(9, range(5), 16), expected)
+    generator = loading.load_for_sampling(run).generator
+    tiles = generate.generate(generator, latents_module.latents_for(9, range(5), 16), expected)
     for row, tile in zip(rows, tiles, strict=True):
         np.testing.assert_allclose(pixels(folder, row["file"]).astype(int), tile, atol=1)
 
@@ -171,15 +172,15 @@ def test_tile_is_the_same_whatever_count_and_batch(sampled: Callable[..., Path])
 
 
 def test_raw_weights_give_other_tiles(sampled: Callable[..., Path]) -> None:
-    averaged, raw = sampled("averaged", "--count", "1"), sampled("raw", "--count", "1", "--raw")
+    averaged, raw = sampled("averaged", "--count", "1"), sampled("raw", "--count", "1", "--no-ema")
     assert table(averaged) == table(raw)
     assert (pixels(averaged, "000000.png") != pixels(raw, "000000.png")).any()
 
 
 def test_command_writes_a_sweep(sampled: Callable[..., Path], run: Path) -> None:
     folder = sampled("sweep", "--count", "2", "--sweep", "--levels", "nucleoli=2")
-    generator = store.load_for_sampling(run).generator
-    expected = grids.sweep_grid(generator, PUBLISHED, grids.latents_for(0, range(2), 16), [2, 2, 2, 2, 2])
+    generator = loading.load_for_sampling(run).generator
+    expected = grids.sweep_grid(generator, PUBLISHED, latents_module.latents_for(0, range(2), 16), [2, 2, 2, 2, 2])
     np.testing.assert_allclose(pixels(folder, "sweep.png").astype(int), expected, atol=1)
 
 

@@ -19,10 +19,12 @@ from time_limits import seconds
 from torch import Tensor, nn
 
 from attributegan.attributes import PUBLISHED
-from attributegan.sampling import grids
+from attributegan.sampling import generate, grids
+from attributegan.sampling import latents as latents_module
 from attributegan.sampling.projector import project
-from data_shards.loader.loader import ShardSet, batches
-from data_shards.sampler.global_order import Order
+from data_shards.loader.loader import batches
+from data_shards.loader.shard_set import ShardSet
+from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.verify import verify
 from tools.sample import main
 
@@ -39,37 +41,37 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_truncated_latents_are_the_same_ones_nearer_to_the_middle() -> None:
-    latents = grids.latents_for(0, range(400), 16)
-    cut = grids.truncated(latents, 0.8)
+    latents = latents_module.latents_for(0, range(400), 16)
+    cut = latents_module.truncate_latents(latents, 0.8)
     assert cut.abs().max() <= 0.8 and cut.dtype == latents.dtype
     order = latents.flatten().argsort()
     assert (cut.flatten()[order].diff() >= 0).all() and (cut * latents >= 0).all()
     # Cut off, not clipped: flat within the bounds, nothing heaped at them.
     shares = np.histogram(cut.numpy(), bins=4, range=(-0.8, 0.8))[0] / cut.numel()
     assert shares.min() > 0.2 and (cut.abs() > 0.799).float().mean() < 0.01
-    torch.testing.assert_close(grids.truncated(latents, 8.0), latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(latents_module.truncate_latents(latents, 8.0), latents, atol=1e-4, rtol=1e-4)
 
 
 def test_levels_like_real_ones_keep_their_joint_distribution() -> None:
     real = np.array([[1, 1], [1, 1], [1, 1], [3, 2]], np.int8)
-    drawn = grids.levels_like(real, 0, range(2000))
+    drawn = latents_module.levels_like(real, 0, range(2000))
     assert drawn.dtype == torch.int64 and {tuple(row) for row in drawn.tolist()} == {(1, 1), (3, 2)}
     assert (drawn[:, 0] == 1).float().mean().item() == pytest.approx(0.75, abs=0.04)
-    assert torch.equal(grids.levels_like(real, 0, [7, 1999]), drawn[[7, 1999]])
-    assert (grids.levels_like(real, 0, range(20), {1: 2})[:, 1] == 2).all()
+    assert torch.equal(latents_module.levels_like(real, 0, [7, 1999]), drawn[[7, 1999]])
+    assert (latents_module.levels_like(real, 0, range(20), {1: 2})[:, 1] == 2).all()
 
 
 def test_grid_of_two_attributes() -> None:
-    shown = cells(grids.pair_grid(Painted(), SMALL, grids.latents_for(0, [0], 8), "tone", "size"), size=32, columns=3)
+    shown = cells(grids.pair_grid(Painted(), SMALL, latents_module.latents_for(0, [0], 8), "tone", "size"), size=32, columns=3)
     assert shown[:, :, 0].tolist() == [[64, 128, 191]] * 2 and shown[:, :, 1].tolist() == [[0] * 3, [64] * 3]
     for pair, message in ((("tone", "tone"), "two different"), (("tone", "colour"), "no such attribute; the model has size, tone")):
         with pytest.raises(ValueError, match=message):
-            grids.pair_grid(Painted(), SMALL, grids.latents_for(0, [0], 8), *pair)
+            grids.pair_grid(Painted(), SMALL, latents_module.latents_for(0, [0], 8), *pair)
 
 
 def test_frames_go_there_and_back() -> None:
     start, end = torch.tensor([[1, 0], [3, 0]]), torch.tensor([[3, 0], [1, 0]])
-    film = grids.frames(Painted(), SMALL, grids.latents_for(0, range(2), 8), start, end, steps=5)
+    film = grids.frames(Painted(), SMALL, latents_module.latents_for(0, range(2), 8), start, end, steps=5)
     assert film.shape == (10, 32, 64, 3)
     assert film[:, 0, 0, 0].tolist() == [64, 96, 128, 159, 191, 191, 159, 128, 96, 64]
     assert film[:5, 0, 63, 0].tolist() == [191, 159, 128, 96, 64]
@@ -120,9 +122,9 @@ def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., 
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in two.iterdir()}
     assert list(verify(out, 1, lambda done: None)) == []
     shards = ShardSet.open(out)
-    np.testing.assert_array_equal(shards.levels_NA, grids.levels_for(PUBLISHED, 0, range(25)))
-    reader = batches(shards, Order(shards.levels_NA, 0, 0.0), start=0, batch=25, micro_batches=1, rank=0, world=1, workers=0, flips=False,
-                     image_size=32)  # fmt: skip
+    np.testing.assert_array_equal(shards.levels_NA, latents_module.levels_for(PUBLISHED, 0, range(25)))
+    reader = batches(shards, GlobalShuffle(shards.levels_NA, 0, 0.0), start=0, batch=25, micro_batches=1, rank=0, world=1, workers=0,
+                     flips=False, image_size=32)  # fmt: skip
     batch = next(reader)
     reader.close()
     files = sampled("files", "--count", "25", "--batch", "5")
@@ -149,7 +151,7 @@ def test_shards_that_were_begun_are_gone_on_with(sampled: Callable[..., Path], t
     from data_shards.format import index
     from data_shards.packing import shard_writer
 
-    folder = shard_writer.aside(tmp_path / "again")
+    folder = shard_writer.tmp_path(tmp_path / "again")
     folder.mkdir()
     source = index.read_header(done / "index.parquet").source
     header = index.read_header(done / "index.parquet")
@@ -205,7 +207,7 @@ class Blob(nn.Module):
 
 def test_projection_finds_a_tile_of_the_generator() -> None:
     truth = torch.tensor([[0.7, -1.1, 0.3, 0.0]])
-    tile = grids.generate(Blob(), truth, torch.tensor([[3, 1]]))[0]
+    tile = generate.generate(Blob(), truth, torch.tensor([[3, 1]]))[0]
     found = project(Blob(), SMALL, tile, 4, given={"size": 3, "tone": 1}, steps=150)
     assert found.levels_1A.tolist() == [[3, 1]]
     assert found.distance < 0.2 * found.start and found.latent_1L[0, :2].tolist() == pytest.approx([0.7, -1.1], abs=0.05)
@@ -214,7 +216,7 @@ def test_projection_finds_a_tile_of_the_generator() -> None:
 
 
 def test_projection_of_levels_too() -> None:
-    tile = grids.generate(Blob(), torch.tensor([[0.0, 0.0, 0, 0]]), torch.tensor([[1, 0]]))[0]
+    tile = generate.generate(Blob(), torch.tensor([[0.0, 0.0, 0, 0]]), torch.tensor([[1, 0]]))[0]
     assert project(Blob(), SMALL, tile, 4, steps=1).levels_1A[0, 1] == 0
 
 

@@ -10,7 +10,7 @@ from time_limits import seconds
 
 from attributegan.checkpoint import store
 from attributegan.checkpoint import writer as writer_module
-from attributegan.distributed.sharding import Piece, Share, Table
+from attributegan.distributed.sharding import EvenShard, ShardedStateDict, TensorSlice
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
@@ -36,7 +36,7 @@ def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     for images in (100, 200, 300):
         write(tmp_path, images, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["images-000000000200", "images-000000000300"]
-    assert store.newest(tmp_path) == tmp_path / "images-000000000300"
+    assert store.latest(tmp_path) == tmp_path / "images-000000000300"
 
 
 def damage_flip(path: Path) -> None:
@@ -54,12 +54,12 @@ def damage_truncate(path: Path) -> None:
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage) -> None:
     older, newer = write(tmp_path, 100), write(tmp_path, 200)
     damage(newer / name)
-    with pytest.raises(store.Damaged, match="images-000000000200"):
+    with pytest.raises(store.CheckpointCorrupted, match="images-000000000200"):
         store.verify(newer)
-    assert store.newest(tmp_path) == older
+    assert store.latest(tmp_path) == older
 
 
-@pytest.mark.parametrize("call", ["writer.os.pwrite", "writer.os.fsync", "store._fsync", "store.os.rename"])
+@pytest.mark.parametrize("call", ["writer.os.pwrite", "writer.os.fsync", "store.fsync_path", "store.os.rename"])
 def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Disk full in the middle of each kind of operation."""
     older = write(tmp_path, 100)
@@ -78,20 +78,20 @@ def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.
 def test_half_written_folder_of_a_killed_run_is_no_checkpoint(tmp_path: Path) -> None:
     older = write(tmp_path, 100)
     os.rename(write(tmp_path, 200), tmp_path / ".writing-images-000000000200")
-    assert store.newest(tmp_path) == older
+    assert store.latest(tmp_path) == older
 
 
 def test_find_takes_run_or_checkpoint_and_names_what_is_neither(tmp_path: Path) -> None:
     path = write(tmp_path / "checkpoints", 100)
-    assert store.find(tmp_path) == path == store.find(path)
+    assert store.resolve(tmp_path) == path == store.resolve(path)
     with pytest.raises(ValueError, match="neither a checkpoint nor a run folder"):
-        store.find(tmp_path / "checkpoints" / "nothing")
+        store.resolve(tmp_path / "checkpoints" / "nothing")
 
 
 def test_manifest_with_a_path_outside_reads_nothing_there(tmp_path: Path) -> None:
     path = write(tmp_path, 100)
     (path / "manifest.json").write_text('{"../../etc/passwd": {"bytes": 1, "sha256": "0"}, "state.json": {"bytes": 1, "sha256": "0"}}')
-    with pytest.raises(store.Damaged, match="images-000000000100/passwd: is missing"):
+    with pytest.raises(store.CheckpointCorrupted, match="images-000000000100/passwd: is missing"):
         store.verify(path)
 
 
@@ -100,13 +100,14 @@ def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: boo
     """Three processes, shares and pieces of any place; the file is the one that safetensors itself would read."""
     folder = tmp_path / "checkpoints"
     writers = [
-        writer_module.Writer(folder, rank=rank, world=3, token="t", scratch=str(tmp_path / "local") if scratch else "") for rank in range(3)
+        writer_module.Writer(folder, rank=rank, world=3, launch_id="t", scratch=str(tmp_path / "local") if scratch else "")
+        for rank in range(3)
     ]
     whole = {"a": torch.arange(35.0).reshape(5, 7), "b": torch.tensor(3), "c": torch.randn(2, 3).bfloat16()}
     for rank in (2, 1, 0):
-        table = Table.replicated(whole, Share(rank, 3))
-        table.add("d", torch.float64, (4,), [Piece("d", 1, torch.tensor([1.0, 2.0, 3.0]).double())] if rank == 1 else [])
-        table.add("d", torch.float64, (4,), [Piece("d", 0, torch.tensor([0.0]).double())] if rank == 2 else [])
+        table = ShardedStateDict.replicated(whole, EvenShard(rank, 3))
+        table.add("d", torch.float64, (4,), [TensorSlice("d", 1, torch.tensor([1.0, 2.0, 3.0]).double())] if rank == 1 else [])
+        table.add("d", torch.float64, (4,), [TensorSlice("d", 0, torch.tensor([0.0]).double())] if rank == 2 else [])
         writers[rank].save(5, {"note": rank}, generator=table)
         whole["a"] += 0  # what was taken is a copy
     for writer in writers:
@@ -121,27 +122,27 @@ def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: boo
 
 def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = write(tmp_path, 100)
-    writers = [writer_module.Writer(tmp_path, rank=rank, world=2, token="t") for rank in range(2)]
+    writers = [writer_module.Writer(tmp_path, rank=rank, world=2, launch_id="t") for rank in range(2)]
     monkeypatch.setattr(writers[1], "_write_pieces", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for writer in writers:
-        writer.save(200, {}, generator=Table.replicated(TENSORS, Share(writer.rank, 2)))
+        writer.save(200, {}, generator=ShardedStateDict.replicated(TENSORS, EvenShard(writer.rank, 2)))
     with pytest.raises(OSError, match="process 1 could not write its part: OSError.*No space"):
         writers[0].wait()
     with pytest.raises(OSError, match="No space"):
         writers[1].wait()
-    assert store.newest(tmp_path) == older
+    assert store.latest(tmp_path) == older
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`save` returns before the bytes are written, and takes what the tensors were at the call."""
     go_on = threading.Event()
-    pieces = writer_module.Writer._write_pieces
-    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(seconds(30)), pieces(*arguments)))
-    writer = writer_module.Writer(tmp_path, rank=0, world=1, token="t")
+    slices = writer_module.Writer._write_pieces
+    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(seconds(30)), slices(*arguments)))
+    writer = writer_module.Writer(tmp_path, rank=0, world=1, launch_id="t")
     weights = torch.zeros(4)
-    writer.save(1, {}, generator=Table.replicated({"w": weights}, Share(0, 1)))
+    writer.save(1, {}, generator=ShardedStateDict.replicated({"w": weights}, EvenShard(0, 1)))
     weights += 1
-    assert store.newest(tmp_path) is None
+    assert store.latest(tmp_path) is None
     go_on.set()
     writer.wait()
     assert store.load(tmp_path / store.name_of(1), "generator")[1]["generator"]["w"].tolist() == [0, 0, 0, 0]
@@ -150,7 +151,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 def test_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     """As where a disk was unmounted: a checkpoint written under it would be hidden when it is back."""
     run = tmp_path / "run"
-    writer = writer_module.Writer(run / "checkpoints", rank=0, world=1, token="t")
+    writer = writer_module.Writer(run / "checkpoints", rank=0, world=1, launch_id="t")
     run.rename(tmp_path / "away")
     writer.save(8, {})
     with pytest.raises(FileNotFoundError):
@@ -163,6 +164,6 @@ def test_rotation_never_takes_a_good_checkpoint_for_a_newer_damaged_one(tmp_path
     write(tmp_path, 1000)
     damage_flip(write(tmp_path, 2000) / "generator.safetensors")
     write(tmp_path, 1500, keep=1)
-    assert store.newest(tmp_path) == tmp_path / "images-000000001500"
+    assert store.latest(tmp_path) == tmp_path / "images-000000001500"
     write(tmp_path, 2000, keep=1)
-    assert os.listdir(tmp_path) == ["images-000000002000"] and store.newest(tmp_path) == tmp_path / "images-000000002000"
+    assert os.listdir(tmp_path) == ["images-000000002000"] and store.latest(tmp_path) == tmp_path / "images-000000002000"

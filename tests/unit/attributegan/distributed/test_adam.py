@@ -16,15 +16,15 @@ def trained(kind: type[torch.optim.Optimizer], cuts: list[int], dtype: torch.dty
     """Weights and moments after five steps of weights in one piece, or cut."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(NUMEL, generator=generator).to(dtype)
-    pieces = [nn.Parameter(part.clone()) for part in weights.tensor_split(cuts)]
-    optimizer = kind(pieces, lr=LEARNING_RATE, betas=BETAS, **options)  # type: ignore[call-arg]
+    slices = [nn.Parameter(part.clone()) for part in weights.tensor_split(cuts)]
+    optimizer = kind(slices, lr=LEARNING_RATE, betas=BETAS, **options)  # type: ignore[call-arg]
     for step in range(5):
         gradient = (torch.randn(NUMEL, generator=generator) * 10.0 ** (step - 2)).to(dtype)
-        for piece, part in zip(pieces, gradient.tensor_split(cuts), strict=True):
-            piece.grad = part.clone()
+        for part, part in zip(slices, gradient.tensor_split(cuts), strict=True):
+            part.grad = part.clone()
         optimizer.step()
-    found = {key: torch.cat([optimizer.state[piece][key] for piece in pieces]) for key in ("exp_avg", "exp_avg_sq")}
-    return found | {"weights": torch.cat([piece.detach() for piece in pieces])}
+    found = {key: torch.cat([optimizer.state[part][key] for part in slices]) for key in ("exp_avg", "exp_avg_sq")}
+    return found | {"weights": torch.cat([part.detach() for part in slices])}
 
 
 @pytest.mark.parametrize("cuts", [[7], [16, 500], [3, 5, 499, 1000]])

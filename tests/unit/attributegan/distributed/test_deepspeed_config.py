@@ -11,7 +11,7 @@ from runs import ROOT
 
 from attributegan.config import Config, from_dict
 from attributegan.distributed import launcher
-from attributegan.distributed.deepspeed_config import Network, settings
+from attributegan.distributed.deepspeed_config import NetworkSharding, resolve
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_MIXED_PRECISION": "no"}
 WORLD = 2
@@ -53,7 +53,7 @@ def environment(tmp_path: Path, kind: str, **tree: Any) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("ACCELERATE_")}
 
 
-def stages(networks: dict[str, Network]) -> tuple[int, int]:
+def stages(networks: dict[str, NetworkSharding]) -> tuple[int, int]:
     return networks["generator"].stage, networks["discriminator"].stage
 
 
@@ -61,13 +61,13 @@ def stages(networks: dict[str, Network]) -> tuple[int, int]:
 def test_files_that_ship(name: str, tmp_path: Path) -> None:
     tree = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{name}.yaml").read_text())
     stage = int(name[-1])
-    assert stages(settings(config(), environment(tmp_path, "DEEPSPEED", **tree | {"num_processes": 2}), WORLD)) == (stage, min(stage, 2))
+    assert stages(resolve(config(), environment(tmp_path, "DEEPSPEED", **tree | {"num_processes": 2}), WORLD)) == (stage, min(stage, 2))
 
 
 @pytest.mark.parametrize("name", ["cpu", "ddp", "multinode_ddp"])
 def test_files_that_ship_without_deepspeed(name: str, tmp_path: Path) -> None:
     tree = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{name}.yaml").read_text())
-    assert stages(settings(config(), environment(tmp_path, "MULTI_GPU", **tree | {"num_processes": 2}), WORLD)) == (0, 0)
+    assert stages(resolve(config(), environment(tmp_path, "MULTI_GPU", **tree | {"num_processes": 2}), WORLD)) == (0, 0)
 
 
 def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
         deepspeed_config={"zero_stage": 3, "offload_optimizer_device": "cpu", "offload_param_device": "cpu", "zero3_init_flag": True,
                           "gradient_accumulation_steps": 2, "gradient_clipping": 0.5, "zero3_save_16bit_model": False},
     )  # fmt: skip
-    asked = config(train={"batch": 8, "accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
-    networks = settings(asked, environ, WORLD)
+    asked = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
+    networks = resolve(asked, environ, WORLD)
     assert networks["generator"].deepspeed == {
         "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
         "train_batch_size": 8,
@@ -95,11 +95,11 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
 def test_what_accelerate_config_writes_unasked_says_nothing(tmp_path: Path, write: Write) -> None:
     unasked = {"zero_stage": 2, "offload_optimizer_device": "none", "offload_param_device": "none", "gradient_accumulation_steps": 1}
     environ = environment(tmp_path, "DEEPSPEED", deepspeed_config=unasked)
-    networks = settings(config(), environ, WORLD)
+    networks = resolve(config(), environ, WORLD)
     assert networks["generator"].deepspeed["zero_optimization"] == {"stage": 2}
     assert networks["generator"].deepspeed["gradient_clipping"] == 0  # none; accelerate's "auto" would be 1
     own = write("own.json", zero(2, offload_optimizer={"device": "cpu", "pin_memory": True}))
-    networks = settings(config(deepspeed={"generator": own}), environ, WORLD)
+    networks = resolve(config(deepspeed={"generator": own}), environ, WORLD)
     assert networks["generator"].deepspeed["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert networks["discriminator"].deepspeed["zero_optimization"] == {"stage": 2}
 
@@ -109,7 +109,7 @@ def test_a_deepspeed_file_of_accelerate_is_for_both(tmp_path: Path, write: Write
         "both.json", zero(3, reduce_bucket_size=1000, offload_param={"device": "cpu"}) | {"train_batch_size": "auto", "bf16": None}
     )
     environ = environment(tmp_path, "DEEPSPEED", deepspeed_config={"deepspeed_config_file": file, "zero3_init_flag": True})
-    networks = settings(config(), environ, WORLD)
+    networks = resolve(config(), environ, WORLD)
     assert stages(networks) == (3, 2)  # the discriminator has a penalty, which stage 3 can't do
     assert networks["generator"].deepspeed["zero_optimization"]["offload_param"] == {"device": "cpu"}
     assert networks["discriminator"].deepspeed["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
@@ -118,7 +118,7 @@ def test_a_deepspeed_file_of_accelerate_is_for_both(tmp_path: Path, write: Write
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "deepspeed").glob("*.json")), ids=lambda path: path.stem)
 def test_deepspeed_files_that_ship(file: Path) -> None:
-    generator = settings(config(deepspeed={"generator": str(file)}), {}, WORLD)["generator"]
+    generator = resolve(config(deepspeed={"generator": str(file)}), {}, WORLD)["generator"]
     assert generator.stage == int(file.stem.removesuffix("_offload")[-1])
     assert generator.deepspeed["zero_optimization"] == json.loads(file.read_text())["zero_optimization"]
 
@@ -127,19 +127,19 @@ def test_deepspeed_files_that_ship(file: Path) -> None:
 @pytest.mark.parametrize("discriminator", [0, 1, 2])
 def test_files_by_network(generator: int, discriminator: int, write: Write) -> None:
     own = {"generator": write("g.json", zero(generator)), "discriminator": write("d.json", zero(discriminator))}
-    assert stages(settings(config(deepspeed=own), {}, WORLD)) == (generator, discriminator)
-    assert stages(settings(config(deepspeed={"generator": own["generator"]}), {}, WORLD)) == (generator, 0)
+    assert stages(resolve(config(deepspeed=own), {}, WORLD)) == (generator, discriminator)
+    assert stages(resolve(config(deepspeed={"generator": own["generator"]}), {}, WORLD)) == (generator, 0)
 
 
 def test_both_at_stage_3_without_a_penalty(write: Write) -> None:
     file = write("three.json", zero(3))
     own = {"generator": file, "discriminator": file}
-    assert stages(settings(config(loss={"r1_gamma": 0.0}, deepspeed=own), {}, WORLD)) == (3, 3)
+    assert stages(resolve(config(loss={"r1_gamma": 0.0}, deepspeed=own), {}, WORLD)) == (3, 3)
 
 
 def test_discriminator_may_be_lower_than_accelerate_says(write: Write) -> None:
     own = {"discriminator": write("d.json", zero(1))}
-    assert stages(settings(config(deepspeed=own), DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, WORLD)) == (3, 1)
+    assert stages(resolve(config(deepspeed=own), DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, WORLD)) == (3, 1)
 
 
 BAD_FILES = {  # what is in the generator's file, and what the message has to say beside the file
@@ -160,7 +160,7 @@ BAD_FILES = {  # what is in the generator's file, and what the message has to sa
     "quantized": (zero(2, zero_quantized_gradients=True), "zero_optimization.zero_quantized_gradients: remove it"),
     "batch": (zero(2) | {"train_batch_size": 16}, "train_batch_size is 16, train.batch is 8; make them the same, or leave"),
     "micro batch": (zero(2) | {"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8, train.batch / (train.acc"),
-    "accumulation": (zero(2) | {"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, train.accumulation is 1"),
+    "grad_accumulation": (zero(2) | {"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, train.grad_accumulation is 1"),
     "clipping": (zero(2) | {"gradient_clipping": 1.0}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
     "clipping at 0": (zero(0) | {"gradient_clipping": 1.0}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
     "not a number": (zero(2) | {"gradient_clipping": "much"}, "gradient_clipping is much, optim.grad_clip is 0"),
@@ -174,29 +174,32 @@ def test_files_that_are_refused(name: str, write: Write) -> None:
     tree, said = BAD_FILES[name]
     file = write("bad.json", tree)
     with pytest.raises(ValueError) as refused:
-        settings(config(deepspeed={"generator": file}), {}, WORLD)
+        resolve(config(deepspeed={"generator": file}), {}, WORLD)
     assert str(refused.value).startswith(file) and said in str(refused.value)
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json: not a readable DeepSpeed configuration"):
-        settings(config(deepspeed={"generator": str(tmp_path / "none.json")}), {}, WORLD)
+        resolve(config(deepspeed={"generator": str(tmp_path / "none.json")}), {}, WORLD)
     with pytest.raises(ValueError, match=r"none\.json: not a readable"):
-        settings(config(), DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "none.json")}, WORLD)
+        resolve(config(), DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "none.json")}, WORLD)
 
 
 def test_precision_that_a_file_turns_off(write: Write) -> None:
     file = write("off.json", zero(2) | {"bf16": {"enabled": False}})
     with pytest.raises(ValueError, match=r"bf16\.enabled is False, train\.precision is bf16; make them the same"):
-        settings(config(train={"batch": 8, "precision": "bf16"}, deepspeed={"generator": file}), {}, WORLD)
-    assert stages(settings(config(deepspeed={"generator": file}), {}, WORLD)) == (2, 0)
+        resolve(config(train={"batch": 8, "precision": "bf16"}, deepspeed={"generator": file}), {}, WORLD)
+    assert stages(resolve(config(deepspeed={"generator": file}), {}, WORLD)) == (2, 0)
 
 
 BAD_LAUNCHES = {  # what accelerate says against the defaults of `config`
     "stage": ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "5"}, "zero_stage of accelerate's configuration: 5 is no stage"),
     "precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision: fp16 in accelerate's configuration, train.precision is fp32"),
     "fp8": ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision: fp8"),
-    "accumulation": ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, "gradient_accumulation_steps is 2, train.accumulation is 1"),
+    "grad_accumulation": (
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"},
+        "gradient_accumulation_steps is 2, train.grad_accumulation is 1",
+    ),
     "clipping": ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
     "nvme": ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "accelerate's configuration: offload_optimizer to nvme"),
     "offload at 0": ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "needs a stage"),
@@ -210,7 +213,7 @@ BAD_LAUNCHES = {  # what accelerate says against the defaults of `config`
 def test_launches_that_are_refused(name: str) -> None:
     environ, said = BAD_LAUNCHES[name]
     with pytest.raises(ValueError) as refused:
-        settings(config(), DEEPSPEED | environ, WORLD)
+        resolve(config(), DEEPSPEED | environ, WORLD)
     assert said in str(refused.value)
 
 
@@ -224,11 +227,11 @@ def test_two_places_that_differ(write: Write) -> None:
     ):  # fmt: skip
         file = write("own.json", tree)
         with pytest.raises(ValueError) as refused:
-            settings(config(deepspeed={"generator": file}), environ, WORLD)
+            resolve(config(deepspeed={"generator": file}), environ, WORLD)
         assert str(refused.value).startswith(file) and said in str(refused.value)
     both = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": write("launcher.json", zero(1)), "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
     with pytest.raises(ValueError, match=r"launcher\.json: zero_optimization\.stage is 1, .* zero_stage 2; make them the same"):
-        settings(config(), DEEPSPEED | both, WORLD)
+        resolve(config(), DEEPSPEED | both, WORLD)
 
 
 def test_combinations_that_would_train_wrongly(write: Write) -> None:
@@ -236,19 +239,19 @@ def test_combinations_that_would_train_wrongly(write: Write) -> None:
     with pytest.raises(
         ValueError, match=r"three\.json: zero_optimization\.stage is 3 for the discriminator, .* use deepspeed\.discriminator="
     ):
-        settings(config(deepspeed={"generator": file, "discriminator": file}), {}, WORLD)
+        resolve(config(deepspeed={"generator": file, "discriminator": file}), {}, WORLD)
     with pytest.raises(ValueError, match=r"train\.precision: fp64 .* use configs/accelerate/ddp\.yaml"):
-        settings(config(train={"batch": 8, "precision": "fp64"}), DEEPSPEED, WORLD)
+        resolve(config(train={"batch": 8, "precision": "fp64"}), DEEPSPEED, WORLD)
     with pytest.raises(ValueError, match=r"train\.compile: not possible under ZeRO \(generator: stage 2\)"):
-        settings(config(train={"batch": 8, "compile": True}), DEEPSPEED, WORLD)
+        resolve(config(train={"batch": 8, "compile": True}), DEEPSPEED, WORLD)
 
 
 def test_signs_of_single_processes() -> None:
     """What launchers leave (test_doctor.py has the launches themselves); kinds of MPI set sizes of their own."""
     single = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
-    assert "started single ones" in launcher.alone(single)
+    assert "started single ones" in launcher.launch_problem(single)
     for size in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        assert launcher.alone(single | {size: "2"}) == ""
-    assert launcher.alone({"MASTER_ADDR": "10.0.0.1"}) == "" == launcher.alone({})
-    assert "hostfile" in launcher.alone({"ACCELERATE_USE_DEEPSPEED": "true", "CROSS_SIZE": "1"})
-    assert launcher.alone({"ACCELERATE_USE_DEEPSPEED": "true", "CROSS_SIZE": "2"}) == ""
+        assert launcher.launch_problem(single | {size: "2"}) == ""
+    assert launcher.launch_problem({"MASTER_ADDR": "10.0.0.1"}) == "" == launcher.launch_problem({})
+    assert "hostfile" in launcher.launch_problem({"ACCELERATE_USE_DEEPSPEED": "true", "CROSS_SIZE": "1"})
+    assert launcher.launch_problem({"ACCELERATE_USE_DEEPSPEED": "true", "CROSS_SIZE": "2"}) == ""

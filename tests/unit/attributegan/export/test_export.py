@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from attributegan import config
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
-from attributegan.checkpoint import store, writer
+from attributegan.checkpoint import loading, store, writer
 from attributegan.config import Config, DataConfig, ModelConfig
 from attributegan.distributed.runtime import Runtime
 from attributegan.export import AttributeGenerator, graphs
 from attributegan.models import Generator, published
-from attributegan.sampling import grids
-from attributegan.training.trainer import Training
+from attributegan.sampling import generate, latents
+from attributegan.training.trainer import Trainer
 from tools.export import main
 from tools.sample import main as sample_main
 
@@ -59,13 +59,13 @@ def untrained_run(folder: Path, config: ModelConfig) -> Path:
 
 
 def inputs(batch: int, fractional: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    levels_BA = grids.levels_for(SCHEMA, 3, range(batch))
-    return grids.latents_for(3, range(batch), 16), levels_BA.float() * 0.75 if fractional else levels_BA
+    levels_BA = latents.levels_for(SCHEMA, 3, range(batch))
+    return latents.latents_for(3, range(batch), 16), levels_BA.float() * 0.75 if fractional else levels_BA
 
 
 @torch.no_grad()
 def images(model: Path | Generator, batch: int, fractional: bool = False, raw: bool = False) -> torch.Tensor:
-    generator = model if isinstance(model, Generator) else store.load_for_sampling(model, ema=not raw).generator
+    generator = model if isinstance(model, Generator) else loading.load_for_sampling(model, ema=not raw).generator
     return generator(*inputs(batch, fractional))
 
 
@@ -117,12 +117,12 @@ def sampled(model: Path, out: Path, *options: str) -> np.ndarray:
 def test_published_checkpoint_is_sampled_by_the_command(imported: Callable[[int, str], Imported], tmp_path: Path, size: int) -> None:
     ema, raw = imported(size, "ema"), imported(size, "raw")
     model = published.load(ema.file)
-    latents_BL, levels_BA = grids.latents_for(0, range(2), 32), grids.levels_for(PUBLISHED, 0, range(2))
-    averaged_tiles, raw_tiles = (grids.generate(network, latents_BL, levels_BA) for network in (model.generator_ema, model.generator))
+    latents_BL, levels_BA = latents.latents_for(0, range(2), 32), latents.levels_for(PUBLISHED, 0, range(2))
+    averaged_tiles, raw_tiles = (generate.generate(network, latents_BL, levels_BA) for network in (model.generator_ema, model.generator))
     assert averaged_tiles.shape == (2, size, size, 3) and (averaged_tiles != raw_tiles).mean() > 0.5
     for tiles, expected in (
         (sampled(ema.run, tmp_path / "a"), averaged_tiles),
-        (sampled(ema.run, tmp_path / "b", "--raw"), raw_tiles),
+        (sampled(ema.run, tmp_path / "b", "--no-ema"), raw_tiles),
         (sampled(raw.run / "checkpoints" / "images-000000000000", tmp_path / "c"), raw_tiles),
     ):
         differences = np.abs(tiles.astype(int) - expected)  # the command computes in another memory format
@@ -141,24 +141,24 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     shutil.copytree(source.run, tmp_path / "run")
     settings = config.load(source.run / "config.yaml", [f"run.dir={tmp_path / 'run'}", "train.batch=2", "train.precision=fp32"])
     assert config.load(source.run / "config.yaml").run.dir == str(source.run)
-    model, start = published.load(source.file), Training(settings, PUBLISHED, Runtime(settings))
+    model, start = published.load(source.file), Trainer(settings, PUBLISHED, Runtime(settings))
     assert start.resume() and start.images == 0
     for mine, theirs in ((start.generator.module, model.generator), (start.discriminator.module, model.discriminator)):
         assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in mine.state_dict().items())
     rng = torch.Generator().manual_seed(0)
     for cursor in (0, 2):
         tiles = torch.randint(256, (2, 3, 256, 256), dtype=torch.uint8, generator=rng)
-        terms = start.step([RandomBatch(tiles, grids.levels_for(PUBLISHED, 0, range(cursor, cursor + 2)), cursor)])
+        terms = start.step([RandomBatch(tiles, latents.levels_for(PUBLISHED, 0, range(cursor, cursor + 2)), cursor)])
         assert all(term.isfinite() for term in terms.values())
     assert not start.skipped
     moved = (start.generator.module.to_image.weight - model.generator.to_image.weight).abs().mean()
     kept = (start.ema.average["to_image.bias"] - model.generator_ema.to_image.bias).abs().max()
     assert moved > 1e-5 and kept < 1e-4  # the average that came in is not replaced by the raw weights, which are 0.5 away
     start.save()
-    start.saved()
-    again = Training(settings, PUBLISHED, Runtime(settings))
+    start.wait_for_checkpoint()
+    again = Trainer(settings, PUBLISHED, Runtime(settings))
     assert again.resume() and again.images == 4
-    assert len(again.generator.moments().shapes) == 3 * len(again.generator.parameters)
+    assert len(again.generator.optimizer_state().shapes) == 3 * len(again.generator.parameters)
 
 
 class Code:
@@ -246,7 +246,7 @@ def test_generator_comes_back_from_its_folder(run: Path, folder: Path, tmp_path:
     assert not generator.training
     assert (generator.schema, generator.latent_dim, generator.image_size) == (SCHEMA, 16, 32)
     assert torch.equal(images(generator, 4), images(run, 4))
-    assert main(["generator", str(run), "--out", str(tmp_path / "raw"), "--raw"]) == 0
+    assert main(["generator", str(run), "--out", str(tmp_path / "raw"), "--no-ema"]) == 0
     assert torch.equal(images(AttributeGenerator.from_pretrained(str(tmp_path / "raw")), 4), images(run, 4, raw=True))
     assert not torch.equal(images(run, 4), images(run, 4, raw=True))
 
@@ -389,7 +389,7 @@ def test_graphs_give_the_networks_images(
     run = request.getfixturevalue(model)
     file = tmp_path / f"generator{suffix}"
     file.write_text("an older one")
-    assert main([command, str(run), "--out", str(file), *(["--fractional"] if fractional else ["--raw"])]) == 0
+    assert main([command, str(run), "--out", str(file), *(["--fractional"] if fractional else ["--no-ema"])]) == 0
     assert list(tmp_path.iterdir()) == [file]
     call, attributes = read(file)
     assert AttributeSchema.from_dict(json.loads(attributes)) == SCHEMA
@@ -422,7 +422,7 @@ def test_a_graph_that_differs_does_not_get_its_name(run: Path, tmp_path: Path, m
 @pytest.fixture
 def broken(run: Path, tmp_path: Path) -> Path:
     """A checkpoint of a run that went wrong."""
-    state, tensors = store.load(store.find(run), "generator_ema")
+    state, tensors = store.load(store.resolve(run), "generator_ema")
     tensors["generator_ema"]["to_image.bias"][1] = float("nan")
     return writer.save(tmp_path / "broken", 1, state=state, **tensors)
 

@@ -169,14 +169,14 @@ def test_resized_tiles_stay_between_black_and_white() -> None:
 
 
 def test_sizes_that_can_be_asked_for() -> None:
-    assert features.load("tests.test_features:means", size=8).size == 8
-    assert features.load("tests.test_features:means").size == 224
+    assert features.load("tests.unit.attributegan.metrics.test_features:means", size=8).size == 8
+    assert features.load("tests.unit.attributegan.metrics.test_features:means").size == 224
     with pytest.raises(ValueError, match="--feature-size: 7 is below 8 pixels"):
-        features.load("tests.test_features:means", size=7)
+        features.load("tests.unit.attributegan.metrics.test_features:means", size=7)
 
 
 def test_networks_are_loaded_for_evaluation() -> None:
-    assert not features.load("tests.test_features:means").network.training
+    assert not features.load("tests.unit.attributegan.metrics.test_features:means").network.training
     weights = features._weights(Means())
     assert features._weights(Means().half()) != weights and len(weights) == len("weights ") + 16
 

@@ -76,13 +76,13 @@ def phantoms() -> tuple[np.ndarray, np.ndarray]:
 def test_cnn_reads_every_attribute_of_phantoms(phantoms: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     """Enough of each, within seconds: polarity too, which convolutions alone do not learn."""
     tiles, levels = phantoms
-    judge = predictor.fit_cnn(tiles[:700], levels[:700], PUBLISHED, steps=150)
-    predicted = judge.predict(tiles[700:])
+    attribute_predictor = predictor.fit_cnn(tiles[:700], levels[:700], PUBLISHED, steps=150)
+    predicted = attribute_predictor.predict(tiles[700:])
     for a, attribute in enumerate(PUBLISHED.attributes):
         assert control.scores(levels[700:, a], predicted[:, a], attribute.assessable).spearman > 0.8, attribute.name
-    kept = predictor.Kept(tmp_path / "judge")
+    kept = predictor.PredictorCache(tmp_path / "judge")
     assert kept.load(PUBLISHED) is None
-    kept.save(judge, {"note": 1})
+    kept.save(attribute_predictor, {"note": 1})
     loaded, note = kept.load(PUBLISHED)
     assert note["note"] == 1
     np.testing.assert_array_equal(loaded.predict(tiles[700:]), predicted)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attributegan.models.averaged import NEWEST, AveragedConv2d, AveragedLinear
+from attributegan.models.averaged import EMA_RATE, AveragedConv2d, AveragedLinear
 from attributegan.models.heads import AuxiliaryHeads, coherence
 
 
@@ -36,7 +36,7 @@ def test_averaged_layers_learn_with_weights_and_answer_with_their_average(layer:
             p.data.copy_(seen[-1][name])
         assert torch.equal(learning, plain.train()(x))
     for name, p in plain.named_parameters():  # the newest counts NEWEST, the one before that share of the rest, and so on
-        p.data.copy_(sum(NEWEST * (1 - NEWEST) ** age * weights[name] for age, weights in enumerate(reversed(seen))))
+        p.data.copy_(sum(EMA_RATE * (1 - EMA_RATE) ** age * weights[name] for age, weights in enumerate(reversed(seen))))
     answer = tested.eval()(x)
     torch.testing.assert_close(answer, plain.train()(x), rtol=1e-12, atol=1e-12)
     answer.sum().backward()
@@ -47,7 +47,7 @@ def test_averaged_layers_learn_with_weights_and_answer_with_their_average(layer:
 
 def test_auxiliary_heads_answer_by_averages_alone() -> None:
     heads = AuxiliaryHeads([3, 2])
-    assert {norm.momentum for norm in (*heads.norms, heads.scale)} == {NEWEST}  # statistics and weights of one window
+    assert {norm.momentum for norm in (*heads.norms, heads.scale)} == {EMA_RATE}  # statistics and weights of one window
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     for _ in range(5):
         heads(images, learn=True)

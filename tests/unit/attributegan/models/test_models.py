@@ -24,7 +24,7 @@ TINY = ModelConfig(
 )
 FIGURE = dataclasses.replace(TINY, label_columns="levels", proxy="level")
 CONTROLLED = dataclasses.replace(
-    FIGURE, conditioning="projection", generator_levels="places", generator_modulation=True, auxiliary_heads=True
+    FIGURE, conditioning="projection", generator_levels="ordinal", generator_modulation=True, auxiliary_heads=True
 )
 OTHER = AttributeSchema((Attribute("grade", ("low", "middle", "high")), Attribute("stroma", ("little", "much"))))
 LEVELS = torch.tensor([[0, 0, 0, 0, 0], [4, 3, 3, 2, 4], [1, 2, 0, 1, 3]])
@@ -50,7 +50,7 @@ def test_every_size(size: int, kind: str) -> None:
         generator, discriminator = networks(config)
         levels = torch.zeros(2, 5, dtype=torch.long)
         made = generator(torch.randn(2, 32), levels)
-        answer = discriminator(made, levels, 3, tell_levels=kind == "controlled")
+        answer = discriminator(made, levels, 3, predict_levels=kind == "controlled")
     assert made.shape == (2, 3, size, size)
     if kind == "controlled":
         assert answer.logits.shape == (2, 1) and answer.logits_32 is None
@@ -193,7 +193,7 @@ def test_blur_and_its_derivatives() -> None:
 @pytest.mark.parametrize("blurred", [True, False])
 def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int, int], blurred: bool) -> None:
     torch.manual_seed(0)
-    module = (resample.BlurredDoubling if blurred else resample.NearestDoubling)(3, 4).double()
+    module = (resample.UpsampleBlurConv2d if blurred else resample.UpsampleNearestConv2d)(3, 4).double()
     x = torch.randn(2, 3, *shape, dtype=torch.double, requires_grad=True)
     doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     expected = F.conv2d(written_out_blur(doubled) if blurred else doubled, module.weight, module.bias, padding=1)
@@ -208,14 +208,14 @@ def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int,
 def test_transposed_doubling_can_be_differentiated_twice() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 32, 32, dtype=torch.double, requires_grad=True)
-    module = resample.BlurredDoubling(1, 1).double()
+    module = resample.UpsampleBlurConv2d(1, 1).double()
     assert torch.autograd.gradgradcheck(lambda x, weight: module._conv_forward(x, weight, module.bias).square().mean((2, 3)),
                                         (x, module.weight), fast_mode=True)  # fmt: skip
 
 
 def test_gate_is_glu() -> None:
     x = torch.randn(2, 6, 3, 3, dtype=torch.double)
-    torch.testing.assert_close(blocks.gate(x), F.glu(x, dim=1), atol=1e-15, rtol=0)
+    torch.testing.assert_close(blocks.glu(x), F.glu(x, dim=1), atol=1e-15, rtol=0)
 
 
 def test_attention_mixes_positions_by_softmax() -> None:
@@ -349,11 +349,11 @@ def test_state_dicts_hold_weights_and_statistics_alone() -> None:
     assert torch.equal(other.eval()(latents, LEVELS), generator.eval()(latents, LEVELS))
 
 
-@pytest.mark.parametrize("kind", ["columns", "places"])
+@pytest.mark.parametrize("kind", ["onehot", "ordinal"])
 def test_levels_in_between_are_mixed_from_their_neighbours_alone(kind: str) -> None:
     """What a network gets of a level moves evenly from each whole level to the next, and "not assessable" (0) never has a part in it."""
-    columns = blocks.label_columns("levels", PUBLISHED.num_levels) if kind == "columns" else blocks.LevelPlaces(PUBLISHED)
-    unclear = {"columns": 0, "places": 2}[kind]
+    columns = blocks.label_columns("levels", PUBLISHED.num_levels) if kind == "onehot" else blocks.OrdinalEncoding(PUBLISHED)
+    unclear = {"onehot": 0, "ordinal": 2}[kind]
     whole = columns(torch.tensor([[level, 1, 1, 1, 1] for level in range(5)])).float()
     for level in (1, 2, 3):
         for share in (0.0, 0.25, 0.5, 0.9):
@@ -364,7 +364,7 @@ def test_levels_in_between_are_mixed_from_their_neighbours_alone(kind: str) -> N
     mixed = columns(torch.tensor([[2.5, 1, 1, 1, 1]]))
     generator, discriminator = networks(dataclasses.replace(CONTROLLED, generator_levels=kind))
     of_generator = generator.stages[0].modulate.weight.data.normal_().T[CONTROLLED.latent_dim :]
-    for table in (of_generator, discriminator.head.embeddings)[: 2 if kind == "columns" else 1]:
+    for table in (of_generator, discriminator.head.embeddings)[: 2 if kind == "onehot" else 1]:
         torch.testing.assert_close(mixed @ table, (whole[2:3] @ table + whole[3:4] @ table) / 2)
 
 
@@ -401,7 +401,7 @@ def test_places_of_levels_by_hand() -> None:
     """Attribute 0 has the levels 1 to 3 and 0 for "not assessable", attribute 1 the levels 0 and 1, attribute 2 one level and no more."""
     one = Attribute("one", ("unclear", "there"), not_assessable=0)
     schema = AttributeSchema((Attribute("size", ("unclear", "a", "b", "c"), not_assessable=0), Attribute("stroma", ("a", "b")), one))
-    places = blocks.LevelPlaces(schema)
+    places = blocks.OrdinalEncoding(schema)
     whole = torch.tensor([[1, 0, 1], [2, 1, 0], [3, -1, -1], [0, 0, 1]])
     expected = [[1, -1, 0, 1, -1, 0, 1, -1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, -1, 0, 1, -1, 0]]
     assert places(whole).tolist() == places(whole.float()).tolist() == expected
@@ -413,7 +413,7 @@ def test_silenced_attributes_say_nothing_and_the_others_what_they_said(config: M
     generator, _ = networks(config)
     generator.eval()
     before = copy.deepcopy(generator)
-    generator.silence([1, 4])
+    generator.zero_label_weights([1, 4])
     latents = torch.randn(len(LEVELS), config.latent_dim)
     masked = LEVELS.clone()
     masked[:, [1, 4]] = -1

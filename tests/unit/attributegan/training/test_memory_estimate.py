@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attributegan.distributed.sharding import Share, Table
+from attributegan.distributed.sharding import EvenShard, ShardedStateDict
 from attributegan.training import memory_estimate
 
 
@@ -17,13 +17,13 @@ def test_whole_network_takes_what_its_tensors_take() -> None:
     tensors = [*network.parameters(), *(p.grad for p in network.parameters())]
     tensors += [value for state in adam.state.values() for value in state.values() if value.numel() > 1]
     average = [p.clone() for p in network.parameters()]
-    need = memory_estimate.need(620, stage=0, world=4, moments=2, averaged=True)
+    need = memory_estimate.estimate(620, stage=0, world=4, moments=2, averaged=True)
     assert need.total == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *average])
 
 
 def test_stages_share_out_more_and_more() -> None:
-    needs = [memory_estimate.need(1000, stage, world=4, moments=2, averaged=True) for stage in range(4)]
-    assert [need.weights for need in needs] == [4000, 4000, 4000, 1000]
+    needs = [memory_estimate.estimate(1000, stage, world=4, moments=2, averaged=True) for stage in range(4)]
+    assert [need.model_state for need in needs] == [4000, 4000, 4000, 1000]
     assert [need.gradients for need in needs] == [4000, 4000, 1000, 1000]
     assert [need.optimizer for need in needs] == [8000, 3000, 3000, 3000]
     assert [need.average for need in needs] == [4000, 1000, 1000, 1000]
@@ -44,10 +44,10 @@ def test_shares_are_disjoint_and_complete(world: int, shape: tuple[int, ...]) ->
     whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
     if whole.ndim == 4:
         whole = whole.contiguous(memory_format=torch.channels_last)  # the share is of row-major order all the same
-    tables = [Table.replicated({"w": whole}, Share(rank, world)) for rank in range(world)]
+    tables = [ShardedStateDict.replicated({"w": whole}, EvenShard(rank, world)) for rank in range(world)]
     joined = torch.full((whole.numel(),), float("nan"))
-    for piece in (piece for table in tables for piece in table.pieces):
-        part = joined[piece.start : piece.start + len(piece.values_N)]
+    for part in (part for table in tables for part in table.slices):
+        part = joined[part.start : part.start + len(part.values_N)]
         assert part.isnan().all()
-        part.copy_(piece.values_N)
+        part.copy_(part.values_N)
     assert torch.equal(joined.view(shape), whole)

@@ -12,7 +12,7 @@ from torch import Tensor
 from attributegan.config import Config, LossConfig
 from attributegan.models import DiscriminatorOutput
 from attributegan.training import phases
-from attributegan.training.random_draws import Draws
+from attributegan.training.random_draws import StepNoise
 
 PLAIN = dataclasses.replace(
     Config(), train=dataclasses.replace(Config().train, batch=4), augment=dataclasses.replace(Config().augment, policy=())
@@ -22,7 +22,7 @@ PLAIN = dataclasses.replace(
 class Echo:
     """A discriminator whose answer is an image's first pixel and its first level."""
 
-    def local(self, images_BCHW: Tensor, levels_BA: Tensor, **_: bool) -> DiscriminatorOutput:
+    def unwrapped(self, images_BCHW: Tensor, levels_BA: Tensor, **_: bool) -> DiscriminatorOutput:
         return DiscriminatorOutput(torch.stack([images_BCHW[:, 0, 0, 0], levels_BA[:, 0].float()], dim=1), None, None, None, None, None)
 
     @contextlib.contextmanager
@@ -35,9 +35,9 @@ class Teller(Echo):
 
     SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 
-    def local(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
+    def unwrapped(self, images_BCHW: Tensor, levels_BA: Tensor, **options: bool) -> DiscriminatorOutput:
         logits_BK = torch.tensor([*self.SHARES, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]).log().expand(len(images_BCHW), -1)
-        return super().local(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("tell_levels") else None)
+        return super().unwrapped(images_BCHW, levels_BA)._replace(levels=(logits_BK,) if options.get("predict_levels") else None)
 
 
 class Linear:
@@ -61,18 +61,18 @@ class Linear:
         return torch.zeros(()), True
 
 
-def batch_of(levels: list[list[int]], moves: bool = False, moved: float = 0.0) -> phases.MicroBatch:
+def batch_of(levels: list[list[int]], vary_attribute: bool = False, moved: float = 0.0) -> phases.MicroBatch:
     """Four tiles, the k-th all of k; level 0 is not assessable."""
     levels_BA = torch.tensor(levels)
-    draws = Draws.for_step(PLAIN, images=0, dtype=torch.float32)
-    draws = dataclasses.replace(draws, moves=moves, moved_B=torch.full((4,), moved))
-    return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, levels_BA > 0, draws)
+    noise = StepNoise.for_step(PLAIN, images=0, dtype=torch.float32)
+    noise = dataclasses.replace(noise, vary_attribute=vary_attribute, moved_B=torch.full((4,), moved))
+    return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, levels_BA > 0, noise)
 
 
 def test_every_generated_tile_meets_a_real_one_of_its_levels() -> None:
     batch = batch_of([[1], [2], [3], [4]])
-    assert phases._answers_to_real(PLAIN, Echo(), batch, paired=False)[""].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-    answers = phases._answers_to_real(PLAIN, Echo(), batch, paired=True)
+    assert phases._real_outputs(PLAIN, Echo(), batch, paired=False)[""].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    answers = phases._real_outputs(PLAIN, Echo(), batch, paired=True)
     assert answers[""].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert answers[""][:, 1].tolist() == phases._in_pairs(batch.levels_BA)[:, 0].tolist()
 
@@ -82,14 +82,14 @@ LEVELS = [[1, 1, 1, 0], [2, -1, 4, 2], [3, 2, -1, 1], [4, 1, 3, 1]]  # of the fi
 
 def test_without_pairs_every_tile_has_the_levels_of_a_real_one() -> None:
     batch = batch_of(LEVELS)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=False, moves=False)
-    assert levels_BA is batch.levels_BA and latents_BL is batch.draws.latents_generator_BL
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=False, vary_attribute=False)
+    assert levels_BA is batch.levels_BA and latents_BL is batch.noise.latents_generator_BL
 
 
 def test_tiles_of_one_label_have_two_latents() -> None:
-    batch = batch_of(LEVELS, moves=True)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=True, moves=False)
-    assert torch.equal(latents_BL, batch.draws.latents_generator_BL)
+    batch = batch_of(LEVELS, vary_attribute=True)
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=True, vary_attribute=False)
+    assert torch.equal(latents_BL, batch.noise.latents_generator_BL)
     assert levels_BA.tolist() == [LEVELS[0], LEVELS[0], LEVELS[2], LEVELS[2]]
 
 
@@ -101,27 +101,27 @@ def test_an_assessable_attribute_moves_to_where_another_tile_has_it_and_all_else
     moved: float, second: list[int], fourth: list[int]
 ) -> None:
     batch = batch_of(LEVELS, moved=moved)
-    latents_BL, levels_BA = phases._asked_for(batch, paired=True, moves=True)
-    assert torch.equal(latents_BL, batch.draws.latents_generator_BL[[0, 0, 2, 2]])
+    latents_BL, levels_BA = phases._sample_conditions(batch, paired=True, vary_attribute=True)
+    assert torch.equal(latents_BL, batch.noise.latents_generator_BL[[0, 0, 2, 2]])
     assert levels_BA.tolist() == [LEVELS[0], second, LEVELS[2], fourth]
     assert batch.levels_BA.tolist() == LEVELS
 
 
 def test_where_nothing_can_move_the_pair_is_one_tile() -> None:
-    _, levels_BA = phases._asked_for(batch_of([[1, -1], [1, 2], [0, 3], [2, 3]], moved=0.9), paired=True, moves=True)
+    _, levels_BA = phases._sample_conditions(batch_of([[1, -1], [1, 2], [0, 3], [2, 3]], moved=0.9), paired=True, vary_attribute=True)
     assert levels_BA.tolist() == [[1, -1], [1, -1], [0, 3], [0, 3]]
 
 
-def loss_of(moves: bool, **weights: float) -> tuple[float, dict[str, Tensor], Tensor]:
+def loss_of(vary_attribute: bool, **weights: float) -> tuple[float, dict[str, Tensor], Tensor]:
     """The generator's loss without that of the discriminator's answer, its terms, and the tiles."""
     config = dataclasses.replace(PLAIN, loss=LossConfig(contrastive=0, reconstruction=0, **weights))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
-    batch = batch_of([[1, 1], [2, 1], [3, 2], [1, 2]], moves=moves)
+    batch = batch_of([[1, 1], [2, 1], [3, 2], [1, 2]], vary_attribute=vary_attribute)
     terms, _ = phases.generator_phase(config, runtime, generator, Echo(), [batch])
     return generator.losses[0] - float(terms["generator/adversarial"]), terms, generator.made
 
 
-def test_levels_that_were_asked_for_are_those_to_be_told() -> None:
+def test_levels_that_were_sample_conditions_are_those_to_be_told() -> None:
     loss = LossConfig(contrastive=0, reconstruction=0, auxiliary=0.5, control=3, diversity=0.3)
     config = dataclasses.replace(PLAIN, loss=loss, model=dataclasses.replace(PLAIN.model, auxiliary_heads=True))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
@@ -137,31 +137,31 @@ def test_levels_that_were_asked_for_are_those_to_be_told() -> None:
 
 def test_moved_attributes_and_diversity_take_turns_at_twice_the_weight() -> None:
     # Real tiles 0 and 1 are 1 apart, and so are 2 and 3.
-    loss, terms, made = loss_of(moves=True, residual=0.3, diversity=0.7)
+    loss, terms, made = loss_of(vary_attribute=True, residual=0.3, diversity=0.7)
     apart = (made[0::2] - made[1::2])[:, 0, 0, 0].abs()
     torch.testing.assert_close(apart, torch.tensor([1.0, 2.0]))  # the first attribute from 1 to 2, and from 3 to 1
     assert loss == pytest.approx(2 * 0.3 * 1.5, rel=1e-4) and "generator/diversity" not in terms
     assert float(terms["generator/residual"]) == pytest.approx(1.5)
-    loss, terms, made = loss_of(moves=False, residual=0.3, diversity=0.7)
+    loss, terms, made = loss_of(vary_attribute=False, residual=0.3, diversity=0.7)
     apart = (made[0::2] - made[1::2])[:, 0, 0, 0].abs()
     assert loss == pytest.approx(2 * 0.7 * float((1 - apart).clamp(min=0).mean()), abs=1e-4) and "generator/residual" not in terms
     assert loss > 0
 
 
-@pytest.mark.parametrize("moves", [False, True])
-def test_one_kind_of_pairs_alone_has_every_step(moves: bool) -> None:
-    loss, terms, _ = loss_of(moves=moves, residual=0.3)
+@pytest.mark.parametrize("vary_attribute", [False, True])
+def test_one_kind_of_pairs_alone_has_every_step(vary_attribute: bool) -> None:
+    loss, terms, _ = loss_of(vary_attribute=vary_attribute, residual=0.3)
     assert loss == pytest.approx(0.3 * 1.5, rel=1e-4) and "generator/residual" in terms
-    _, terms, made = loss_of(moves=moves, diversity=0.7)
+    _, terms, made = loss_of(vary_attribute=vary_attribute, diversity=0.7)
     apart = (made[0::2] - made[1::2])[:, 0, 0, 0].abs()
     assert float(terms["generator/diversity"]) == pytest.approx(float((1 - apart).clamp(min=0).mean()), abs=1e-5)
 
 
 def test_half_of_the_steps_move_attributes_and_slices_of_a_step_agree() -> None:
-    steps = [Draws.for_step(PLAIN, images, torch.float32) for images in range(0, 800, 4)]
-    assert abs(sum(draws.moves for draws in steps) - 100) < 4 * 0.5 * len(steps) ** 0.5  # 4 standard errors
-    assert len({float(draws.moved_B[0]) for draws in steps}) == len(steps)
-    for draws in steps[:6]:
-        parts = [next(draws.micro_batches(1, rank, 2, torch.device("cpu"))) for rank in range(2)]
-        assert [part.moves for part in parts] == [draws.moves] * 2
-        assert torch.equal(torch.cat([part.moved_B for part in parts]), draws.moved_B)
+    steps = [StepNoise.for_step(PLAIN, images, torch.float32) for images in range(0, 800, 4)]
+    assert abs(sum(noise.vary_attribute for noise in steps) - 100) < 4 * 0.5 * len(steps) ** 0.5  # 4 standard errors
+    assert len({float(noise.moved_B[0]) for noise in steps}) == len(steps)
+    for noise in steps[:6]:
+        parts = [next(noise.micro_batches(1, rank, 2, torch.device("cpu"))) for rank in range(2)]
+        assert [part.vary_attribute for part in parts] == [noise.vary_attribute] * 2
+        assert torch.equal(torch.cat([part.moved_B for part in parts]), noise.moved_B)

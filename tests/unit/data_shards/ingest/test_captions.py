@@ -14,7 +14,7 @@ from PIL import Image
 from attributegan import cli
 from attributegan.attributes import PUBLISHED
 from data_shards.ingest import captions, importers
-from data_shards.ingest.spelling import corrected, slips
+from data_shards.ingest.spelling import correct, edit_distance
 from data_shards.packing.labels import read_labels
 from tools.shards import import_labels
 
@@ -138,10 +138,10 @@ def test_an_unknown_sentence_is_listed_with_its_place() -> None:
 
 
 def test_spelling_forgives_one_slip_and_never_a_negation() -> None:
-    assert slips("abcd", "acbd") == 1 and slips("kitten", "sitting") == 3 and slips("", "abc") == 3
-    assert corrected("pleomorphsim") == "pleomorphism" and corrected("moderatley") == "moderately"
+    assert edit_distance("abcd", "acbd") == 1 and edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
+    assert correct("pleomorphsim") == "pleomorphism" and correct("moderatley") == "moderately"
     for word in ("frequent", "infrequent", "conspicuous", "abnormal", "unfrequent", "nfrequent", "weird"):
-        assert corrected(word) == word
+        assert correct(word) == word
 
 
 def test_import_captions_lists_what_is_wrong_and_writes_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

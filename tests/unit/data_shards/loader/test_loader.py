@@ -21,9 +21,10 @@ from time_limits import seconds
 
 from data_shards.format import checksums, index
 from data_shards.loader import loader as reading
-from data_shards.loader.loader import Batch, ShardSet, batches
-from data_shards.sampler.global_order import Order
-from data_shards.sampler.windowed_order import ShardOrder
+from data_shards.loader.loader import Batch, batches
+from data_shards.loader.shard_set import ShardSet
+from data_shards.sampler.global_order import GlobalShuffle
+from data_shards.sampler.windowed_order import WindowedShuffle
 
 ROOT = Path(__file__).parents[4]
 
@@ -35,7 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path, *, start: int = 0, batch: int = 24, balance: float = 0.0, window: int = 0, **more: object) -> Iterator[Batch]:
     shards = ShardSet.open(folder)
-    order = ShardOrder(shards.levels_NA, shards.rows.shard_N, 0, balance, window) if window else Order(shards.levels_NA, 0, balance)
+    order = (
+        WindowedShuffle(shards.levels_NA, shards.rows.shard_N, 0, balance, window)
+        if window
+        else GlobalShuffle(shards.levels_NA, 0, balance)
+    )
     defaults = {"micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 16}
     return batches(shards, order, start=start, batch=batch, **(defaults | more))  # type: ignore[arg-type]
 
@@ -117,12 +122,12 @@ def test_crops_are_windows_of_the_tiles_at_places_drawn_for_each_position(
     images_NCHW, _ = steps(folder, 6, world, micro_batches, workers=workers, **options)
     later_NCHW, _ = steps(folder, 3, 1, start=72, **options)
     assert torch.equal(images_NCHW[72:], later_NCHW)
-    tiles_N = Order(ShardSet.open(folder).levels_NA, 0, 0.0)[np.arange(144)]
+    tiles_N = GlobalShuffle(ShardSet.open(folder).levels_NA, 0, 0.0)[np.arange(144)]
     places = []
     for number, image_CHW in zip(numbers(steps(folder, 6, 1)[0]), images_NCHW, strict=True):
         window_HWC, tile_HWC = image_CHW.permute(1, 2, 0).numpy(), pixels_of(number)
-        [place] = [(y, x) for y in range(5) for x in range(5) if np.array_equal(tile_HWC[y : y + 12, x : x + 12], window_HWC)]
-        places.append(place)
+        [location] = [(y, x) for y in range(5) for x in range(5) if np.array_equal(tile_HWC[y : y + 12, x : x + 12], window_HWC)]
+        places.append(location)
     assert len(tiles_N) == len(places) and {y for y, _ in places} == {x for _, x in places} == set(range(5))
 
 
@@ -253,14 +258,14 @@ def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) ->
 SCRIPT = """
 import os, signal, sys, time
 from itertools import islice
-from data_shards.sampler.global_order import Order
+from data_shards.sampler.global_order import GlobalShuffle
 from data_shards.loader.loader import ShardSet, batches
 seen = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: seen.append(number))
 shards = ShardSet.open(sys.argv[1])
 options = dict(start=0, batch=8, micro_batches=1, rank=0, world=1, workers=2, flips=True, image_size=16)
-data = batches(shards, Order(shards.levels_NA, 0, 0.0), **options)
+data = batches(shards, GlobalShuffle(shards.levels_NA, 0, 0.0), **options)
 next(data)
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 print(*children, flush=True)
@@ -324,7 +329,7 @@ def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, m
 def test_attributes_can_count_as_not_known(folder: Path) -> None:
     shards, plain = ShardSet.open(folder, known=("size",)), ShardSet.open(folder)
     assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
-    with pytest.raises(ValueError, match="data.known: colour: the shards have the attributes grade, size"):
+    with pytest.raises(ValueError, match="data.attributes: colour: the shards have the attributes grade, size"):
         ShardSet.open(folder, known=("colour", "size"))
 
 
@@ -361,7 +366,7 @@ def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypat
     def gone(*_: object) -> None:
         raise FileNotFoundError("train-000000.tar")
 
-    monkeypatch.setattr("data_shards.loader.tile_reader.TileFiles.read", gone)
+    monkeypatch.setattr("data_shards.loader.tile_reader.TileReader.read", gone)
     with pytest.raises(FileNotFoundError, match="train-000000"):
         next(read(folder, workers=0))
 
@@ -387,7 +392,7 @@ def test_reader_without_memory_ends_at_once_and_is_missed(
     def none_left(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("data_shards.loader.tile_reader.TileFiles.read", none_left)
+    monkeypatch.setattr("data_shards.loader.tile_reader.TileReader.read", none_left)
     with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
         next(read(folder, workers=1))
     assert "a process that reads tiles gets no memory" in capfd.readouterr().err

@@ -209,7 +209,7 @@ def test_a_folder_of_something_else_is_never_replaced(tiles: Path, capsys: pytes
     (tiles / "set").mkdir()
     (tiles / "set" / "thesis.txt").write_text("years of work")
     assert main(command(tiles, "--overwrite")) == 2
-    assert "is no shard set" in capsys.readouterr().err
+    assert "is not a shard set" in capsys.readouterr().err
     assert (tiles / "set" / "thesis.txt").read_text() == "years of work"
 
 

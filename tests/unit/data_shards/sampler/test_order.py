@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data_shards.sampler.balance import LEAST, MOST, SWEEPS, weights
-from data_shards.sampler.global_order import UNIT, Draws, Order, combinations, lengths
+from data_shards.sampler.global_order import UNIT, GlobalShuffle, SystematicDraws, combinations, lengths
 from data_shards.sampler.permutation import GOLDEN, hashes, mix, permute, shuffle, stream
-from data_shards.sampler.windowed_order import ShardOrder
+from data_shards.sampler.windowed_order import WindowedShuffle
 
 
 def skewed_levels(count: int = 2000) -> np.ndarray:
@@ -28,17 +28,17 @@ def test_permute_sends_every_place_everywhere_equally_often() -> None:
     size, keys = 7, 21_000
     counts = np.zeros((size, size))
     key_K = hashes(stream(0, "test"), np.arange(keys))
-    for place in range(size):
-        counts[place] = np.bincount(permute(np.full(keys, place), size, key_K), minlength=size)
+    for location in range(size):
+        counts[location] = np.bincount(permute(np.full(keys, location), size, key_K), minlength=size)
     chi_squared = ((counts - keys / size) ** 2 / (keys / size)).sum()
     assert chi_squared < 80  # 36 degrees of freedom: exceeded with probability 4e-5
 
 
 def test_without_balance_every_pass_has_every_tile_once() -> None:
     levels_NA = skewed_levels(333)
-    order = Order(levels_NA, seed=3, balance=0)
+    order = GlobalShuffle(levels_NA, seed=3, balance=0)
     passes = order[np.arange(5 * 333)].reshape(5, 333)
-    by_shards = ShardOrder(levels_NA, skewed_shards(333), 3, 0, window=2)[np.arange(5 * 333)].reshape(5, 333)
+    by_shards = WindowedShuffle(levels_NA, skewed_shards(333), 3, 0, window=2)[np.arange(5 * 333)].reshape(5, 333)
     assert len({tuple(tiles_N) for tiles_N in by_shards}) == 5
     for tiles_N in [*passes, *by_shards]:
         assert np.array_equal(np.sort(tiles_N), np.arange(333))
@@ -52,8 +52,8 @@ def skewed_shards(count: int = 2000) -> np.ndarray:
     return np.random.default_rng(1).choice(13, count, p=np.arange(1, 14) / 91)
 
 
-def both_orders(levels_NA: np.ndarray, seed: int, balance: float) -> list[Order | ShardOrder]:
-    return [Order(levels_NA, seed, balance), ShardOrder(levels_NA, skewed_shards(len(levels_NA)), seed, balance, window=3)]
+def both_orders(levels_NA: np.ndarray, seed: int, balance: float) -> list[GlobalShuffle | WindowedShuffle]:
+    return [GlobalShuffle(levels_NA, seed, balance), WindowedShuffle(levels_NA, skewed_shards(len(levels_NA)), seed, balance, window=3)]
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
@@ -77,13 +77,13 @@ def test_a_tile_comes_floor_or_ceil_of_its_weight_and_takes_even_turns(balance: 
         tile_PN = order[np.arange(passes * len(levels_NA))].reshape(passes, -1)
         count_PN = np.stack([np.bincount(tile_N, minlength=len(levels_NA)) for tile_N in tile_PN])
         assert (count_PN >= np.floor(weight_N - 1e-4)).all() and (count_PN <= np.ceil(weight_N + 1e-4)).all()
-        if isinstance(order, Order):
+        if isinstance(order, GlobalShuffle):
             assert np.abs(count_PN.sum(axis=0) - passes * weight_N).max() < 3  # far below the 1.6 * sqrt(30) of independent draws
 
 
 def test_full_balance_makes_every_attribute_uniform() -> None:
     levels_NA = skewed_levels()
-    tile_N = Order(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
+    tile_N = GlobalShuffle(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
     for levels_N in levels_NA.T:
         share_L = np.bincount(levels_N[tile_N]) / len(tile_N)
         assert np.abs(share_L - 1 / len(share_L)).max() < 0.003
@@ -92,11 +92,11 @@ def test_full_balance_makes_every_attribute_uniform() -> None:
 @pytest.mark.parametrize(("balance", "window"), [(0.0, 1), (0.0, 4), (1.0, 4), (0.0, 99)])
 def test_few_shards_are_open_at_a_time_and_their_tiles_are_mixed(balance: float, window: int) -> None:
     shard_N = skewed_shards()
-    order = ShardOrder(skewed_levels(), shard_N, 0, balance, window)
+    order = WindowedShuffle(skewed_levels(), shard_N, 0, balance, window)
     shard_P = shard_N[order[np.arange(3 * len(order), 4 * len(order))]]
     first = {shard: int(np.flatnonzero(shard_P == shard)[0]) for shard in range(13)}
     last = {shard: int(np.flatnonzero(shard_P == shard)[-1]) for shard in range(13)}
-    opened = [sum(first[shard] <= place <= last[shard] for shard in range(13)) for place in range(len(order))]
+    opened = [sum(first[shard] <= location <= last[shard] for shard in range(13)) for location in range(len(order))]
     assert max(opened) <= min(window, 13)
     if window > 1:
         assert np.mean(np.diff(shard_P) != 0) > 0.5
@@ -125,23 +125,23 @@ def test_contradictory_targets_leave_every_tile_in_the_order() -> None:
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
     assert weight_N.min() >= LEAST and weight_N.max() <= MOST and weight_N.mean() == pytest.approx(1)
-    order = Order(levels_NA, 0, 1.0)
+    order = GlobalShuffle(levels_NA, 0, 1.0)
     assert set(order[np.arange(10 * len(order))].tolist()) == set(range(1000))
 
 
 def test_more_combinations_than_64_bits_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.balance"):
-        Order(np.full((2, 64), 2, np.int8), 0, 1.0)
+        GlobalShuffle(np.full((2, 64), 2, np.int8), 0, 1.0)
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
     """A run that was started with an older version goes on with the same tiles: this test must not be edited."""
     number_N = np.arange(100)
     levels_NA = np.stack([number_N % 7 == 0, number_N % 5], axis=1).astype(np.int8)
-    assert Order(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
-    assert Order(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
-    assert ShardOrder(levels_NA, number_N // 9, 7, 0.0, window=3)[np.arange(98, 104)].tolist() == [38, 82, 81, 52, 50, 82]
-    assert ShardOrder(levels_NA, number_N // 9, 7, 1.0, window=3)[np.arange(98, 104)].tolist() == [81, 36, 83, 53, 49, 84]
+    assert GlobalShuffle(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
+    assert GlobalShuffle(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
+    assert WindowedShuffle(levels_NA, number_N // 9, 7, 0.0, window=3)[np.arange(98, 104)].tolist() == [38, 82, 81, 52, 50, 82]
+    assert WindowedShuffle(levels_NA, number_N // 9, 7, 1.0, window=3)[np.arange(98, 104)].tolist() == [81, 36, 83, 53, 49, 84]
     assert (UNIT, SWEEPS, LEAST, MOST) == (1 << 20, 50, 0.1, 10.0)
     assert shuffle(10, stream(7, "test")).tolist() == [0, 2, 8, 3, 5, 7, 1, 6, 9, 4]
     assert hashes(stream(7, "test"), np.arange(2)).tolist() == [3815718566342527626, 16609560037831940967]
@@ -158,7 +158,7 @@ def test_combinations_and_their_bounds() -> None:
 
 
 def test_stretches_of_the_line_begin_with_the_first_tile_of_a_combination() -> None:
-    order = Order(skewed_levels(), 0, 1.0)
+    order = GlobalShuffle(skewed_levels(), 0, 1.0)
     assert order._tile_at(order._start_U).tolist() == order._tiles_N[order._first_U].tolist()
     assert order._tile_at(order._start_U[1:] - 1).tolist() == order._tiles_N[order._first_U[1:] - 1].tolist()
 
@@ -187,7 +187,7 @@ def test_windows_with_one_draw_or_none(window: int) -> None:
     levels_NA = skewed_levels(300)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
-    order = ShardOrder(levels_NA, np.arange(300), 5, 1.0, window)
+    order = WindowedShuffle(levels_NA, np.arange(300), 5, 1.0, window)
     for number in range(4):
         count_N = np.bincount(order[np.arange(number * 300, (number + 1) * 300)], minlength=300)
         assert (count_N >= np.floor(weight_N - 1e-4)).all() and (count_N <= np.ceil(weight_N + 1e-4)).all()
@@ -196,7 +196,7 @@ def test_windows_with_one_draw_or_none(window: int) -> None:
 @pytest.mark.parametrize("balance", [0.0, 1.0])
 def test_passes_that_begin_at_the_beginning_of_the_line(balance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that draws are at the very place where a shard or a combination begins."""
-    monkeypatch.setattr(Draws, "_offset", lambda self, pass_B: np.zeros(len(pass_B), np.int64))
+    monkeypatch.setattr(SystematicDraws, "_offset", lambda self, pass_B: np.zeros(len(pass_B), np.int64))
     levels_NA = skewed_levels(300)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, balance)[combination_N]
@@ -207,14 +207,14 @@ def test_passes_that_begin_at_the_beginning_of_the_line(balance: float, monkeypa
 
 def test_shards_have_the_length_of_their_tiles() -> None:
     shard_N = skewed_shards(300)
-    order = ShardOrder(skewed_levels(300), shard_N, 0, 0.5, window=2)
+    order = WindowedShuffle(skewed_levels(300), shard_N, 0, 0.5, window=2)
     expected = np.bincount(shard_N, lengths(skewed_levels(300), 0.5))
     assert order._shard_length_S.tolist() == expected[expected > 0].tolist()
 
 
 def test_shards_to_come_begin_with_the_window_of_the_position() -> None:
     shard_N = np.repeat(np.arange(8), 10) * 3  # numbers with gaps
-    order = ShardOrder(np.zeros((80, 1), np.int8), shard_N, 1, 0.0, window=2)
+    order = WindowedShuffle(np.zeros((80, 1), np.int8), shard_N, 1, 0.0, window=2)
     met_P = shard_N[order[np.arange(160)]]
     for position in (0, 1, 19, 20, 21, 60, 79, 80, 100):
         window = position // 20
@@ -245,7 +245,7 @@ def test_levels_that_are_not_known_do_not_count_in_the_balance() -> None:
     levels_NA[unknown_N, 1] = -1
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     assert (levels_UA[combination_N] == levels_NA).all()
-    tile_N = Order(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
+    tile_N = GlobalShuffle(levels_NA, 0, 1.0)[np.arange(20 * len(levels_NA))]
     share_L = np.bincount(levels_NA[tile_N, 1] + 1) / len(tile_N)
     assert share_L[0] == pytest.approx(unknown_N.mean(), abs=0.01)
     assert np.abs(share_L[1:] - (1 - share_L[0]) / (len(share_L) - 1)).max() < 0.01

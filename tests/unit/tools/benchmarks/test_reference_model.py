@@ -12,8 +12,8 @@ from attributegan import config
 from attributegan.attributes import PUBLISHED
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import published
-from attributegan.training.random_draws import Draws
-from attributegan.training.trainer import Training
+from attributegan.training.random_draws import StepNoise
+from attributegan.training.trainer import Trainer
 from data_shards.loader.loader import Batch
 from tools.benchmarks.reference_model import PlainTraining
 
@@ -27,7 +27,7 @@ def test_the_same_weights_after_steps(tmp_path: Path, size: int) -> None:
     options = [f"model.image_size={size}", f"model.latent_dim={WIDTH}", f"model.fmap_max={WIDTH}", "train.batch=3", "train.precision=fp64"]
     settings = config.load(str(ROOT / "configs/train/published.yaml"), [*options, "optim.name=sgd", f"run.dir={tmp_path}"])
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, attributes="published"))
-    ours = Training(settings, PUBLISHED, Runtime(settings))
+    ours = Trainer(settings, PUBLISHED, Runtime(settings))
     state = _published(ours)
     plain = PlainTraining(size, WIDTH)
     for part, network in (("G", plain.generator), ("D", plain.discriminator)):
@@ -39,7 +39,7 @@ def test_the_same_weights_after_steps(tmp_path: Path, size: int) -> None:
     for step in range(2):
         images_BCHW = torch.randint(0, 256, (3, 3, size, size), generator=rng, dtype=torch.uint8)
         levels_BA = torch.stack([torch.randint(0, count, (3,), generator=rng) for count in (5, 4, 4, 3, 5)], dim=1)
-        draws = Draws.for_step(settings, 3 * step, torch.double)
+        draws = StepNoise.for_step(settings, 3 * step, torch.double)
         ours.step([Batch(images_BCHW, levels_BA, 3 * step)])
         plain.step(images_BCHW, levels_BA, (draws.latents_discriminator_BL, draws.latents_generator_BL), int(draws.quadrant))
     trained = _published(ours)
@@ -53,7 +53,7 @@ def test_the_same_weights_after_steps(tmp_path: Path, size: int) -> None:
     assert changed > 150  # of about 200 tensors
 
 
-def _published(training: Training) -> dict[str, torch.Tensor]:
-    generator, discriminator = training.generator.module, training.discriminator.module
+def _published(trainer: Trainer) -> dict[str, torch.Tensor]:
+    generator, discriminator = trainer.generator.module, trainer.discriminator.module
     state = published.to_published(generator, generator, discriminator)  # type: ignore[arg-type]
     return {key: tensor.clone() for key, tensor in state.items()}

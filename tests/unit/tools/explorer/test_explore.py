@@ -20,14 +20,14 @@ from browser import Served, served
 from PIL import Image
 from shards import make_set
 from time_limits import seconds
-from untrained_run import SMALLEST, untrained
+from untrained_run import SMALLEST, untrained_run
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference
 from attributegan.export import AttributeGenerator, export_generator
 from attributegan.metrics import features, predictor
-from attributegan.sampling import grids
+from attributegan.sampling import generate, latents
 from data_shards.storage.cache import Cache as ShardCache
 from tools import explore
 from tools.evaluation.data import open_split
@@ -36,7 +36,7 @@ from tools.explorer.drawing import Painter
 from tools.explorer.state import State, query_of, read, sizes
 
 TOKEN = "a-token-of-a-test"
-NO_READER = predictions.Reader(None, predictions.NO_JUDGE, None, None)
+NO_READER = predictions.Reader(None, predictions.NO_PREDICTOR, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +136,20 @@ def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
 
 
 def test_mixed_latents_keep_their_length() -> None:
-    start, end = grids.latents_for(0, range(4), 96), grids.latents_for(1, range(4), 96)
-    assert torch.allclose(grids.mixed(start, end, 0), start) and torch.allclose(grids.mixed(start, end, 1), end, atol=1e-6)
-    half = grids.mixed(start, end, 0.5)
+    start, end = latents.latents_for(0, range(4), 96), latents.latents_for(1, range(4), 96)
+    assert torch.allclose(latents.slerp(start, end, 0), start) and torch.allclose(latents.slerp(start, end, 1), end, atol=1e-6)
+    half = latents.slerp(start, end, 0.5)
     assert (half.norm(dim=1) > 0.9 * torch.minimum(start.norm(dim=1), end.norm(dim=1))).all()
-    assert torch.allclose(grids.mixed(start, start, 0.3), start) and torch.equal(grids.mixed(start, -start, 0.5), torch.zeros(4, 96))
+    assert torch.allclose(latents.slerp(start, start, 0.3), start) and torch.equal(latents.slerp(start, -start, 0.5), torch.zeros(4, 96))
 
 
 def test_the_tile_is_that_of_sampling(run: Path) -> None:
     shown = model.load(run)
     painter, state = Painter(shown), read(PUBLISHED, 32, {"seed": "3"})[0]
-    latent, levels = grids.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
-    assert np.array_equal(painter.tile(state), grids.generate(shown.generator, latent, levels)[0])
+    latent, levels = latents.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
+    assert np.array_equal(painter.tile(state), generate.generate(shown.generator, latent, levels)[0])
     moved = painter.tile(replace(state, truncation=0.5))
-    assert np.array_equal(moved, grids.generate(shown.generator, grids.truncated(latent, 0.5), levels)[0])
+    assert np.array_equal(moved, generate.generate(shown.generator, latents.truncate_latents(latent, 0.5), levels)[0])
     assert np.array_equal(painter.tile(replace(state, mix=1.0, mix_seed=4)), painter.tile(replace(state, seed=4)))
     assert painter.tile(replace(state, size=128)) is painter.tile(state)  # drawn once
 
@@ -164,7 +164,7 @@ def test_runs_checkpoints_and_exports_are_shown(run: Path, tmp_path: Path) -> No
     checkpoint = next((run / "checkpoints").iterdir())
     assert model.load(checkpoint).identity == shown.identity != model.load(run, raw=True).identity
     assert model.load(checkpoint).name == run.name
-    with pytest.raises(ValueError, match="--raw"):
+    with pytest.raises(ValueError, match="--no-ema"):
         model.load(tmp_path / "exported", raw=True)
 
 
@@ -190,7 +190,7 @@ def test_refusals_have_words(explorer: Served) -> None:
 
 def test_without_judge_or_shards_the_page_says_so(explorer: Served) -> None:
     text = asked(explorer, "/")[1].decode()
-    assert predictions.NO_JUDGE in text and "start attributegan-explore with --shards" in text
+    assert predictions.NO_PREDICTOR in text and "start attributegan-explore with --shards" in text
     assert json.loads(asked(explorer, "/reading")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
     assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["read"] is None
 
@@ -308,30 +308,30 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
 
 def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
     _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
-    network, cache = features.load(), reference.Cache.at(tmp_path / "cache")
+    network, cache = features.load(), reference.FeatureCache.at(tmp_path / "cache")
 
-    def opened(judge: Path | None = None) -> predictions.Reader:
-        return predictions.open_reader(PUBLISHED, split, judge, tmp_path / "cache", lambda *told: None)
+    def opened(attribute_predictor: Path | None = None) -> predictions.Reader:
+        return predictions.open_reader(PUBLISHED, split, attribute_predictor, tmp_path / "cache", lambda *told: None)
 
     without = opened()
-    assert without.judge is None and without.judge_note == predictions.NO_JUDGE and without.tiles is not None
+    assert without.attribute_predictor is None and without.predictor_note == predictions.NO_PREDICTOR and without.tiles is not None
     tile = split.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
     features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *told: None)
     assert features_ND is not None
-    judge = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
+    attribute_predictor = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
     note = {"training_tiles": 96, "choice": {"features": 0.625}}
-    reference.kept_judge(PUBLISHED, split, network, cache).save(judge, note)
+    reference.predictor_cache(PUBLISHED, split, network, cache).save(attribute_predictor, note)
     found = opened()
-    assert "learnt on 96 real tiles" in found.judge_note and "0.62" in found.judge_note
-    assert found.levels(tile) == pytest.approx(judge.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
+    assert "learnt on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
+    assert found.levels(tile) == pytest.approx(attribute_predictor.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
     given = tmp_path / "given"
-    predictor.Kept(given).save(judge, note)
+    predictor.PredictorCache(given).save(attribute_predictor, note)
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
     with pytest.raises(ValueError, match="no judge for the model's attributes"):
         predictions.open_reader(other, None, given, None, lambda *told: None)
-    predictor.Kept(given).save(predictor.Head(PUBLISHED, 12), {})
+    predictor.PredictorCache(given).save(predictor.Head(PUBLISHED, 12), {})
     with pytest.raises(ValueError, match="features of another network"):
         opened(given)
 
@@ -341,10 +341,10 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     [
         (["--port", "65536"], "--port: 65536 is not from 0 to 65535"),
         (["--host", ""], "--host: names no address"),
-        (["--most", "0"], "--most: 0 must be at least 1"),
+        (["--max-real", "0"], "--max-real: 0 must be at least 1"),
         (["--token-file", "nowhere"], "--token-file nowhere: can't be read"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen there"),
-        (["--judge", "nowhere", "--port", "0"], "--judge nowhere: no judge for the model's attributes"),
+        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no judge for the model's attributes"),
         (["--shards", "nowhere", "--port", "0"], "nowhere"),
     ],
 )
@@ -369,5 +369,5 @@ def test_a_model_that_is_not_there_and_a_port_that_is_taken(
 
 
 def test_a_newer_checkpoint_makes_other_links(run: Path, tmp_path: Path) -> None:
-    untrained(tmp_path / "run", 5)
+    untrained_run(tmp_path / "run", 5)
     assert model.load(tmp_path / "run").identity != model.load(run).identity

@@ -1,0 +1,18 @@
+"""Which engine a network gets: the whole network on every process, or shards of it by DeepSpeed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from attributegan.distributed.engine import DataParallel, Engine
+from attributegan.distributed.runtime import Runtime
+
+
+def build_engine(runtime: Runtime, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
+    """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
+    sharding = runtime.sharding[network]
+    if not sharding.stage:
+        return DataParallel(runtime, module, learning_rate, compile)
+    from attributegan.distributed.deepspeed_engine import DeepSpeedEngine  # imports deepspeed, which takes seconds
+
+    return DeepSpeedEngine(runtime, module, learning_rate, sharding)

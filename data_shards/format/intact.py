@@ -1,0 +1,75 @@
+"""Whether an image file is whole: cut off, zero-padded or damaged ones often decode all the same, to grey or stripes.
+
+JPEGs are decoded by libjpeg-turbo with its warnings taken for errors, PNGs are checked by their checksums, everything else by decoding.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import simplejpeg
+from PIL import Image
+
+from data_shards.format.rgb import opened
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+ZEROS = 1 / 8  # of a WebP, at its end; large empty ones have a twentieth
+CUT = "is cut off or damaged"
+
+
+def check(data: bytes) -> None:
+    """Refuse an image that is not whole.
+
+    Raises:
+        ValueError: says what is wrong; or any other of `format.DECODING_ERRORS`.
+    """
+    if data[:2] == b"\xff\xd8" and _check_jpeg(data):
+        return
+    if data.startswith(PNG_SIGNATURE) and _check_png(data):
+        return
+    with opened(data) as image:
+        if image.format == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
+            raise ValueError(f"the WebP {CUT}: it has {len(data):,} bytes and says {int.from_bytes(data[4:8], 'little') + 8:,}")
+        if image.format == "WEBP" and len(data.rstrip(b"\0")) < len(data) * (1 - ZEROS):
+            raise ValueError(f"the WebP {CUT}: it ends in zeros")
+        image.load()
+
+
+def _check_jpeg(data: bytes) -> bool:
+    """True for a JPEG that is whole; False for one that libjpeg-turbo doesn't know, which Pillow is to judge."""
+    try:
+        _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
+        simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        if "remature end" in str(error) or "orrupt JPEG" in str(error):
+            raise ValueError(f"the JPEG {CUT}: {error}") from error
+        return False
+    return True
+
+
+def _check_png(data: bytes) -> bool:
+    """True for a PNG that is whole; False for an interlaced one, which Pillow is to judge."""
+    pixels, at = [], len(PNG_SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        content, at = data[at + 8 : at + 8 + length], at + 12 + length
+        if at > len(data):
+            raise ValueError(f"the PNG {CUT}: it ends within a part")
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(data[at - 4 : at], "big"):
+            raise ValueError(f"the PNG {CUT}: a checksum is wrong")
+        if kind == b"IDAT":
+            pixels.append(content)
+    width, height, bits, colours = (int.from_bytes(data[first:last], "big") for first, last in ((16, 20), (20, 24), (24, 25), (25, 26)))
+    expected = height * (1 + (width * bits * CHANNELS.get(colours, 0) + 7) // 8)
+    if data[28] or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):  # Pillow interlaces, and refuses what is too large
+        return False
+    inflating = zlib.decompressobj()
+    found = len(inflating.decompress(b"".join(pixels), expected))
+    if found < expected:
+        raise ValueError(f"the PNG {CUT}: it has {found:,} bytes of {expected:,}")
+    inflating.decompress(inflating.unconsumed_tail, 64)  # its own checksum
+    if not inflating.eof:
+        raise ValueError(f"the PNG {CUT}: its pixels have no end")
+    return True

@@ -1,0 +1,50 @@
+"""What every benchmark shares: contenders in turns, and the result with its ratios."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Result:
+    """What one benchmark measured.
+
+    Args:
+        unit: of the values; those of a rate are better when larger.
+        sides: the values of each side, turn by turn.
+        against: the side that others are compared with, if any.
+        facts: what else was measured or must be known, such as sizes.
+    """
+
+    name: str
+    unit: str
+    contenders: dict[str, list[float]]
+    against: list[tuple[str, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def ratios(self) -> dict[str, list[float]]:
+        """One side over another, turn by turn."""
+        return {f"{a} / {b}": [x / y for x, y in zip(self.contenders[a], self.contenders[b], strict=True)] for a, b in self.against}
+
+    def lines(self) -> list[str]:
+        rows = [_line(contender, values, self.unit) for contender, values in self.contenders.items()]
+        return [self.name, *rows, *(_line(name, values, "") for name, values in self.ratios().items()),
+                *(f"  {name}: {value}" for name, value in self.facts.items())]  # fmt: skip
+
+
+def _line(name: str, values: Sequence[float], unit: str) -> str:
+    return f"  {name:32s} {statistics.median(values):12,.4g} {unit}  ({min(values):,.4g} to {max(values):,.4g})"
+
+
+def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Run every side once to warm up and then ``repeats`` times, one after the other; each gives its own value."""
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        for name, contender in contenders.items():
+            value = contender()
+            if turn:
+                values[name].append(value)
+    return values

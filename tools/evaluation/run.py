@@ -1,0 +1,148 @@
+"""An evaluation, from checkpoints and shards to the report's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # these import slowly, and help texts should not
+    from attributegan.checkpoint.loading import Loaded
+    from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.reference import ReferenceSet
+    from attributegan.evaluation.scores import Row
+from tools.evaluation.options import EvaluationSettings
+from tools.options import precision_of
+from tools.progress import StageProgress
+
+RESULT, PAGE = "result.json", "report.html"
+
+
+def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
+    """Do it all; the result, on the main process. Every process of a launch calls.
+
+    Raises:
+        ValueError: a model, data or feature network that can't be used, or can't be used together.
+    """
+    from attributegan.checkpoint.loading import load_for_sampling
+    from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.reference import FeatureCache
+    from attributegan.utils.files import require_writable
+
+    require_writable(settings.out, "--out")
+    require_writable(FeatureCache.at(settings.cache).folder, "--cache")
+    paths = [settings.model, *settings.baseline]
+    models = {name: load_for_sampling(path, ema=not settings.no_ema) for name, path in zip(names_of(paths), paths, strict=True)}
+    processes = Processes()
+    try:
+        return Evaluation(settings, models, processes).run()
+    finally:
+        processes.shutdown()
+
+
+def names_of(paths: Sequence[str | Path]) -> list[str]:
+    """How models are called in a report: a run by its folder, a checkpoint by its images too, like-named ones by their whole path.
+
+    Raises:
+        ValueError: one of them twice.
+    """
+    whole = [Path(path).resolve() for path in paths]
+    if len(set(whole)) < len(whole):
+        raise ValueError("--baseline: the same model twice")
+    short = [_name(path) for path in whole]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, whole, strict=True)]
+
+
+def _name(path: Path) -> str:
+    if not path.name.startswith("images-"):
+        return path.name
+    run = next(part for part in reversed(path.parent.parts) if part not in ("checkpoints", "evaluation", ".held"))
+    return f"{run} at {int(path.name.removeprefix('images-')):,}"
+
+
+class Evaluation:
+    """One evaluation of one or several models on one set of real tiles."""
+
+    def __init__(self, settings: EvaluationSettings, models: dict[str, Loaded], processes: Processes) -> None:
+        from attributegan.metrics import features
+        from tools.evaluation import data
+
+        self.settings, self.models, self.processes = settings, models, processes
+        first = next(iter(models.values()))
+        self.data = data.open_data(settings, first)
+        for name, loaded in models.items():
+            data.check_model(name, loaded, first, self.data)
+        self.features = features.load(settings.features, settings.feature_size).to(processes.device)
+        self.precision = processes.broadcast_object(precision_of(settings.precision) if processes.is_main else "")
+        self.progress = StageProgress(processes.is_main)
+
+    def run(self) -> dict[str, Any] | None:
+        from attributegan.evaluation import reference, samples, scores
+
+        settings, processes = self.settings, self.processes
+        cache = reference.FeatureCache.at(settings.cache)
+        known = reference.analyze_reference(
+            self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
+            kind=settings.predictor, seed=settings.seed, steps=settings.predictor_steps, progress=self.progress,
+        )  # fmt: skip
+        plan = samples.make_plan(known, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
+        equal = min(len(self.data.train), len(self.data.held_out), settings.count)
+        rows = [scores.real_data_row(known, equal, self.data.measure)] if known else []
+        made = {}
+        for name, loaded in self.models.items():
+            loaded.generator.to(processes.device)
+            tiles = samples.make(
+                loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, settings.batch,
+                partial(self._tell, name), self.precision,
+            )  # fmt: skip
+            if known and tiles:
+                made[name] = tiles
+                rows += scores.generator(known, plan, tiles, name, equal, self.data.measure)
+        self.progress.close()
+        if known is None:
+            return None
+        summary = self._summary(known, rows, equal)
+        self._write(known, rows, made, summary)
+        return summary
+
+    def _tell(self, name: str, what: str, done: int, total: int) -> None:
+        self.progress(f"{name}: {what}", done, total)
+
+    def _summary(self, known: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
+        from attributegan.evaluation import scores
+
+        settings = self.settings
+        return {
+            "format": scores.FORMAT,
+            "features": self.features.identity,
+            "data": {"shards": self.data.location, "identity": [known.train.identity, known.held_out.identity],
+                     "splits": [settings.train, settings.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
+            "settings": {"count": settings.count, "sweeps": settings.sweeps, "most": settings.max_real, "seed": settings.seed,
+                         "raw": settings.no_ema, "assessable_only": settings.assessable_only, "equal": equal},
+            "precision": self.precision,
+            "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
+                       for name, loaded in self.models.items()},
+            "rows": [row.numbers for row in rows],
+        }  # fmt: skip
+
+    def _write(self, known: ReferenceSet, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
+        """The JSON last: its presence says that the report is whole."""
+        from attributegan.utils.files import atomic_write
+        from tools.evaluation import figures, report
+
+        out = self.settings.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out {out}: can't be made: {error}") from error
+        pictures = figures.take(self.models, known, rows, made, [self.settings.model, *self.settings.baseline])
+        with atomic_write(out / PAGE) as stream:
+            stream.write(report.page(summary, pictures).encode())
+        main_images = next(iter(self.models.values())).images
+        report.write_board(out / "tensorboard", main_images, summary)
+        with atomic_write(out / RESULT) as stream:
+            stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
+        print(report.as_text(summary))
+        print(f"\n{out / PAGE}")
