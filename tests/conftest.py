@@ -31,7 +31,19 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
     "browser": ("integration/test_explore_page.py", "integration/test_label_page.py"),
     "root": ("slurm/test_slurm.py",),
 }
-SLOW_FIXTURES = {"explorer", "guarded", "imported", "known", "out", "phantoms", "ranks", "real", "report", "states"}  # of unit tests
+SLOW_FIXTURES = {
+    "explorer",
+    "guarded",
+    "imported",
+    "known",
+    "out",
+    "phantoms",
+    "ranks",
+    "real",
+    "report",
+    "server",
+    "states",
+}  # of unit tests
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -236,7 +236,6 @@ def test_skipped_tiles_come_back_when_asked_for(ratings: Ratings) -> None:
 # Agreement and consensus
 
 
-@pytest.mark.slow
 def test_quadratic_kappa() -> None:
     # Two raters, three levels; the formula by hand: penalties 0, 1, 4.
     counts_LL = np.array([[10, 2, 0], [3, 8, 1], [0, 2, 4]])
@@ -414,7 +413,6 @@ def test_buttons_and_keys() -> None:
 # Predictions
 
 
-@pytest.mark.slow
 def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "tiles", [f"t{number}.png" for number in range(5)])
     (folder / "t9.png").write_bytes(b"no image")
