@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from time_limits import seconds
 
 FOLDER = Path(__file__).parents[1] / "mutants"
 sys.path.insert(0, str(FOLDER))
@@ -60,7 +61,7 @@ def test_each_operator_number_condition_argument_and_statement_is_changed_once()
 
 def search(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "run.py"), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds(200))
 
 
 def test_a_mutant_that_matters_is_killed_and_one_that_can_not_is_listed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Clean:
 def main() -> int:
     options = _parser().parse_args()
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
     table = yaml.safe_load((Path(__file__).parent / "modules.yaml").read_text())
     wanted = [name for name in table if not options.module or any(name == one or name.endswith(f".{one}") for one in options.module)]
     if not wanted:
@@ -85,6 +85,7 @@ def main() -> int:
     if not options.report:
         for name in HEAVY:
             importlib.import_module(name)
+        importlib.import_module("time_limits").calibrate()  # once, not in each fork
         sys.dont_write_bytecode = False  # tests are compiled once
         gc.collect()
         gc.freeze()  # forks needn't look through all that again
