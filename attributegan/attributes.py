@@ -35,8 +35,8 @@ class Attribute:
 
     Args:
         name: identifier used in files and on command lines, e.g. ``cell_crowding``.
-        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``. Where names are numbers that are not their own places, as in
-            (1, 2, 3), a number always means the name: see `numbered`.
+        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``. Where names are numbers that are not their own places, as
+            in (1, 2, 3), a number always means the name: see `numbered`.
         not_assessable: the level that says "can't be judged on this tile", or None. It is never between two others.
     """
 
@@ -297,7 +297,7 @@ def _not_assessable(value: Any, attribute: Attribute) -> int | None:
         raise ValueError(f"{attribute.name}: not_assessable is {value!r}; give a level's name or number, or leave it out")
     if by_name is not None and by_place is not None and by_place in range(len(attribute.levels)) and by_name != by_place:
         raise ValueError(f"{attribute.name}: not_assessable: {value} is the name of one level and the place of another; write "
-                         f"'{BY_PLACE}{by_name}' for the level named {value}, '{BY_PLACE}{by_place}' for {attribute.levels[by_place]}")  # fmt: skip
+                         f"'{BY_PLACE}{by_name}' for the level named {value}, '{BY_PLACE}{by_place}' for the other one")  # fmt: skip
     return by_place if by_name is None else by_name
 
 

@@ -1,7 +1,7 @@
 """One sample of a WebDataset tar: its image, its levels and its group, as `attributegan-shard index` and ``verify`` take them.
 
-Levels are in ``.json``, by attribute name at the top or under ``levels``, or, for a schema with one attribute, in ``.cls``. What is taken for
-a level is what `attributegan-shard pack` takes from a CSV.
+Levels are in ``.json``, by attribute name at the top or under ``levels``, or, for a schema with one attribute, in ``.cls``. What is taken
+for a level is what `attributegan-shard pack` takes from a CSV.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def image_of(kinds: Mapping[str, Member]) -> Member:
     if images:
         return kinds[images[0]]
     if dotted := [kind for kind in kinds if kind.rpartition(".")[2] in IMAGES and "." in kind]:
-        raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(list(kinds)[:4])}: WebDataset takes everything after the first "
-                         f"dot of a name for its kind, so write names with one dot alone (… _{dotted[0]})")  # fmt: skip
+        raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(list(kinds)[:4])}: WebDataset takes everything after the "
+                         f"first dot of a name for its kind, so write names with one dot alone (… _{dotted[0]})")  # fmt: skip
     raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(kinds)}")
 
 

@@ -1,7 +1,7 @@
 """An index for tars that others made: read every member once, find the images and their levels.
 
-A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. What it must have is in samples.py, what
-a tar must be in tar_members.py, and what else may lie in the folder in tar_folder.py.
+A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. What it must have is in samples.py,
+what a tar must be in tar_members.py, and what else may lie in the folder in tar_folder.py.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def _check_apart(key: str, sample: Sequence[Member], kinds_of: dict[str, set[str
         again = ", ".join(sorted(kinds & kinds_of[key]))
         if again:
             raise ValueError(f"{key}.{again} is in the tar twice; write the tar again with each sample once")
-        raise ValueError(f"the members of {key} don't follow one another, as WebDataset needs; sort them: unpack the tar, and write it with "
-                         "`tar --sort=name -C FOLDER -cf NEW.tar .`")  # fmt: skip
+        raise ValueError(f"the members of {key} don't follow one another, as WebDataset needs; sort them: unpack the tar, and write it "
+                         "with `tar --sort=name -C FOLDER -cf NEW.tar .`")  # fmt: skip
     kinds_of[key] = kinds
 
 
@@ -218,5 +218,5 @@ def _check_layout(wrong: dict[str, str], kinds_of: dict[str, set[str]]) -> None:
             and kinds & {"json", "cls"}
             and not set.intersection(*(kinds_of[key] for key in keys))
         ):
-            raise ValueError(f"{' and '.join(keys[:2])} are one sample in two folders; WebDataset joins only members that are equal up to the "
-                             "first dot, the folder included, so put images and levels side by side")  # fmt: skip
+            raise ValueError(f"{' and '.join(keys[:2])} are one sample in two folders; WebDataset joins only members that are equal up to "
+                             "the first dot, the folder included, so put images and levels side by side")  # fmt: skip
