@@ -254,7 +254,7 @@ def test_folders_that_can_not_be_written_to_are_refused_first(
 def test_a_percent_sign_in_a_run_folder_is_no_pattern_of_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from slurm import submit
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     arguments = [
         "--config",
         str(root / "configs/train/small.yaml"),
