@@ -17,8 +17,14 @@ from attributegan.training.random_draws import StepNoise
 
 BATCH, LEVELS = 4, 5
 EVERYTHING: dict[str, Any] = {
-    "contrastive": 0.3, "reconstruction": 0.7, "auxiliary": 0.5, "r1_gamma": 2.0, "r2_gamma": 3.0, "r1_every": 4, "temperature": 0.5,
-}  # fmt: skip
+    "contrastive": 0.3,
+    "reconstruction": 0.7,
+    "auxiliary": 0.5,
+    "r1_gamma": 2.0,
+    "r2_gamma": 3.0,
+    "r1_every": 4,
+    "temperature": 0.5,
+}
 
 
 def answer_to(images: Tensor, levels: Tensor, quadrant: int, first: int | None) -> DiscriminatorOutput:
@@ -43,8 +49,18 @@ class Judge:
         self.last: list[bool] = []
         self.is_frozen, self.frozen_calls = False, []
 
-    def __call__(self, images: Tensor, levels: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True,
-                 train_levels: bool = False, predict_levels: bool = False, first: int | None = None) -> DiscriminatorOutput:  # fmt: skip
+    def __call__(
+        self,
+        images: Tensor,
+        levels: Tensor,
+        quadrant: int = 0,
+        *,
+        embed: bool = True,
+        reconstruct: bool = True,
+        train_levels: bool = False,
+        predict_levels: bool = False,
+        first: int | None = None,
+    ) -> DiscriminatorOutput:
         self.calls.append({"embed": embed, "reconstruct": reconstruct, "learn": train_levels, "tell": predict_levels, "n": len(images)})
         self.frozen_calls.append(self.is_frozen)
         answer = answer_to(images, levels, quadrant, first)
@@ -97,8 +113,9 @@ def configured(**loss: Any) -> Config:
     return Config(
         model=dataclasses.replace(ModelConfig(), auxiliary_heads="auxiliary" in loss),
         train=dataclasses.replace(Config().train, batch=BATCH),
-        loss=LossConfig(**loss), augment=AugmentConfig(policy=("color",)),
-    )  # fmt: skip
+        loss=LossConfig(**loss),
+        augment=AugmentConfig(policy=("color",)),
+    )
 
 
 def two_batches(config: Config) -> list[phases.MicroBatch]:
@@ -165,8 +182,13 @@ def test_terms_that_are_off_are_not_asked_for() -> None:
     config = configured()
     judge = Judge()
     found, taken = phases.discriminator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1], penalise=False)
-    assert set(found) == {"discriminator/adversarial", "discriminator/adversarial_32", "discriminator/gradient_norm", "real_score",
-                          "fake_score"}  # fmt: skip
+    assert set(found) == {
+        "discriminator/adversarial",
+        "discriminator/adversarial_32",
+        "discriminator/gradient_norm",
+        "real_score",
+        "fake_score",
+    }
     assert judge.calls == [{"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": 2 * BATCH}] and not taken
     judge = Judge()
     found, _ = phases.generator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1])

@@ -181,8 +181,14 @@ def test_other_colour_spaces(tmp_path: Path) -> None:
 
 
 def test_files_that_every_reader_sees_alike_stay_byte_for_byte(tmp_path: Path) -> None:
-    images = {"rgb.png": Image.fromarray(RGB_HWC), "grey.png": Image.fromarray(RGB_HWC[..., 0]), "p.png": Image.fromarray(RGB_HWC).quantize(9),
-              "opaque.png": Image.fromarray(RGB_HWC).convert("RGBA"), "t.jpg": Image.fromarray(RGB_HWC), "t.webp": Image.fromarray(RGB_HWC)}  # fmt: skip
+    images = {
+        "rgb.png": Image.fromarray(RGB_HWC),
+        "grey.png": Image.fromarray(RGB_HWC[..., 0]),
+        "p.png": Image.fromarray(RGB_HWC).quantize(9),
+        "opaque.png": Image.fromarray(RGB_HWC).convert("RGBA"),
+        "t.jpg": Image.fromarray(RGB_HWC),
+        "t.webp": Image.fromarray(RGB_HWC),
+    }
     for name, image in images.items():
         image.save(tmp_path / name)
         trained_on(tmp_path, name)
@@ -250,8 +256,25 @@ def test_half_an_image_is_named_by_pack_and_verify(tmp_path: Path, capsys: pytes
     (tmp_path / name).write_bytes(HALVES[how](data))
     assert "not a readable image" in refusal(tmp_path, name, capsys)
     for more in (["--size", "16"],):
-        assert main(["pack", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "set"),
-                     "--attributes", str(tmp_path / "grade.yaml"), "--workers", "1", *more]) == 2  # fmt: skip
+        assert (
+            main(
+                [
+                    "pack",
+                    "--images",
+                    str(tmp_path),
+                    "--labels",
+                    str(tmp_path / "labels.csv"),
+                    "--out",
+                    str(tmp_path / "set"),
+                    "--attributes",
+                    str(tmp_path / "grade.yaml"),
+                    "--workers",
+                    "1",
+                    *more,
+                ]
+            )
+            == 2
+        )
 
 
 def test_half_of_the_pixels_in_good_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

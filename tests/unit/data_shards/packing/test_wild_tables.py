@@ -59,9 +59,19 @@ def test_every_reader_has_one_meaning(value: object) -> None:
 
 @pytest.mark.parametrize(
     "schema",
-    [("1", "2", "3"), ("benign", "3", "4", "5"), ("3", "2", "1"), ("0", "1", "2"), ("low", "mid", "high"), ("0", "1+", "2+", "3+"), ("10", "20"),
-     ("1.0", "2.5"), ("none", "1", "2"), ("1", "2", "9")],
-)  # fmt: skip
+    [
+        ("1", "2", "3"),
+        ("benign", "3", "4", "5"),
+        ("3", "2", "1"),
+        ("0", "1", "2"),
+        ("low", "mid", "high"),
+        ("0", "1+", "2+", "3+"),
+        ("10", "20"),
+        ("1.0", "2.5"),
+        ("none", "1", "2"),
+        ("1", "2", "9"),
+    ],
+)
 def test_what_is_written_is_read_back(schema: tuple[str, ...]) -> None:
     attribute = Attribute("a", schema)
     for level in range(len(schema)):
@@ -98,8 +108,9 @@ def test_the_level_that_is_not_assessable_may_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["-1", "0", "1"], "not known"), (["1", "1.0"], "same number"), (["a", ""], "empty"), (["a", " b"], "blanks"), (["#1", "b"], "#")]
-)  # fmt: skip
+    ("names", "message"),
+    [(["-1", "0", "1"], "not known"), (["1", "1.0"], "same number"), (["a", ""], "empty"), (["a", " b"], "blanks"), (["#1", "b"], "#")],
+)
 def test_names_that_could_mean_two_things_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AttributeSchema.from_dict({"a": names})
@@ -121,9 +132,17 @@ def test_yaml_keys_that_come_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "names"),
-    [("[no, yes]", ("no", "yes")), ("[off, on]", ("off", "on")), ("[01, 02]", ("01", "02")), ("[1.0, 2.0]", ("1.0", "2.0")), ("['1', 2]", ("1", "2")),
-     ("[1:30, 2:30]", ("1:30", "2:30")), ("[null, low]", ("null", "low")), ("[2024-01-01, later]", ("2024-01-01", "later"))],
-)  # fmt: skip
+    [
+        ("[no, yes]", ("no", "yes")),
+        ("[off, on]", ("off", "on")),
+        ("[01, 02]", ("01", "02")),
+        ("[1.0, 2.0]", ("1.0", "2.0")),
+        ("['1', 2]", ("1", "2")),
+        ("[1:30, 2:30]", ("1:30", "2:30")),
+        ("[null, low]", ("null", "low")),
+        ("[2024-01-01, later]", ("2024-01-01", "later")),
+    ],
+)
 def test_level_names_are_taken_as_they_are_written(tmp_path: Path, written: str, names: tuple[str, ...]) -> None:
     table = f"file,a\nt0.png,{names[0]}\nt1.png,{names[1]}\n"
     assert pack(tmp_path, table, f"a: {written}\n") == 0
@@ -134,8 +153,19 @@ def test_level_names_are_taken_as_they_are_written(tmp_path: Path, written: str,
 # Columns, separators, quotes, blank rows
 
 
-@pytest.mark.parametrize("twice", ["file,grade,grade", "file,grade, grade ", "file,grade,Grade", "file,grade,GRADE", "file,file,grade", "file,grade,grade.1",
-                                   "file,grade,x,x", "file,gr ade,grade"])  # fmt: skip
+@pytest.mark.parametrize(
+    "twice",
+    [
+        "file,grade,grade",
+        "file,grade, grade ",
+        "file,grade,Grade",
+        "file,grade,GRADE",
+        "file,file,grade",
+        "file,grade,grade.1",
+        "file,grade,x,x",
+        "file,gr ade,grade",
+    ],
+)
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], twice: str) -> None:
     row = ",".join(["t0.png", "0", "2", "1"][: len(twice.split(","))])
     assert pack(tmp_path, f"{twice}\n{row}\n") == 2
@@ -232,10 +262,17 @@ def test_groups_that_programs_write_for_none_are_none(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("written", "there"),
-    [("sub\\t.png", "sub/t.png"), ("SUB/T.PNG", "sub/t.png"), ("sub/t.jpg", "sub/t.png"), ("sub/t", "sub/t.png"), ("t.png", "sub/t.png"),
-     ("tiles/sub/t.png", "sub/t.png"), (unicodedata.normalize("NFD", "ü.png"), unicodedata.normalize("NFC", "ü.png")),
-     (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png"))],
-)  # fmt: skip
+    [
+        ("sub\\t.png", "sub/t.png"),
+        ("SUB/T.PNG", "sub/t.png"),
+        ("sub/t.jpg", "sub/t.png"),
+        ("sub/t", "sub/t.png"),
+        ("t.png", "sub/t.png"),
+        ("tiles/sub/t.png", "sub/t.png"),
+        (unicodedata.normalize("NFD", "ü.png"), unicodedata.normalize("NFC", "ü.png")),
+        (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png")),
+    ],
+)
 def test_the_name_that_is_there_is_suggested(tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str, there: str) -> None:
     (tmp_path / "images" / there).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels_of(0, 8)).save(tmp_path / "images" / there)
@@ -279,6 +316,8 @@ def test_levels_without_a_tile_by_schema() -> None:
         return level_counts.absent(AttributeSchema(PUBLISHED.attributes[2:4]), np.array(levels_NA, np.int8))
 
     assert told(list(map(list, itertools.product(range(4), range(3))))) == []
-    assert told([[1, 1], [2, 2], [3, 1]]) == ["mitosis: no tile has level 0 (insufficient information)",
-                                              "nucleoli: no tile has level 0 (insufficient information)"]  # fmt: skip
+    assert told([[1, 1], [2, 2], [3, 1]]) == [
+        "mitosis: no tile has level 0 (insufficient information)",
+        "nucleoli: no tile has level 0 (insufficient information)",
+    ]
     assert told([[-1, 0], [-1, 1], [-1, 2]]) == ["mitosis: the level of no tile is known"]

@@ -265,9 +265,14 @@ def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
     for path in (tmp_path, *tmp_path.parents):
         if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # where pytest makes them
             path.chmod(0o755)
-    command = [*AS_SOMEBODY, shutil.which("python3") or "python3", "-c",
-               "import sys; from pathlib import Path\nfrom data_shards.packing.index_tars import _writable\n"
-               "try:\n  with _writable(Path(sys.argv[1])): pass\nexcept ValueError as error: print(error); sys.exit(2)", str(folder)]  # fmt: skip
+    command = [
+        *AS_SOMEBODY,
+        shutil.which("python3") or "python3",
+        "-c",
+        "import sys; from pathlib import Path\nfrom data_shards.packing.index_tars import _writable\n"
+        "try:\n  with _writable(Path(sys.argv[1])): pass\nexcept ValueError as error: print(error); sys.exit(2)",
+        str(folder),
+    ]
     if subprocess.run([*AS_SOMEBODY, "test", "-r", str(folder / "a.tar")], check=False).returncode:
         pytest.skip("the folder of tests can't be seen by others")
     import sys
