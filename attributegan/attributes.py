@@ -35,8 +35,8 @@ class Attribute:
 
     Args:
         name: identifier used in files and on command lines, e.g. ``cell_crowding``.
-        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``. Where names are numbers that are not their own places, as in
-            (1, 2, 3), a number always means the name: see `numbered`.
+        levels: names of the levels, lowest first; level ``k`` is ``levels[k]``. Where names are numbers that are not their own places, as
+            in (1, 2, 3), a number always means the name: see `numbered`.
         not_assessable: the level that says "can't be judged on this tile", or None. It is never between two others.
     """
 

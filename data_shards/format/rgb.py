@@ -1,7 +1,8 @@
 """Any image file as 8-bit RGB, or a refusal that says how to convert it.
 
-Transparent pixels are composited on white, as `attributegan-shard tile` does with what was never scanned. 16-bit samples are divided by 256.
-32-bit and floating-point samples have no range of their own and are refused. Orientation tags (EXIF) and colour profiles are not applied.
+Transparent pixels are composited on white, as `attributegan-shard tile` does with what was never scanned. 16-bit samples are divided by
+256. 32-bit and floating-point samples have no range of their own and are refused. Orientation tags (EXIF) and colour profiles are not
+applied.
 """
 
 from __future__ import annotations

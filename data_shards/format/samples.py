@@ -1,7 +1,7 @@
 """One sample of a WebDataset tar: its image, its levels and its group, as `attributegan-shard index` and ``verify`` take them.
 
-Levels are in ``.json``, by attribute name at the top or under ``levels``, or, for a schema with one attribute, in ``.cls``. What is taken for
-a level is what `attributegan-shard pack` takes from a CSV.
+Levels are in ``.json``, by attribute name at the top or under ``levels``, or, for a schema with one attribute, in ``.cls``. What is taken
+for a level is what `attributegan-shard pack` takes from a CSV.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class Row(NamedTuple):
 def rows(path: Path, wanted: Sequence[str], hint: str) -> Iterator[Row]:
     """The rows of a CSV with a header line; blank ones are passed over.
 
-    The separator is what a first line ``sep=`` says, or the one of , ; tab and | that gives the wanted columns. Encodings are UTF-8 and, with
-    its mark, UTF-16.
+    The separator is what a first line ``sep=`` says, or the one of , ; tab and | that gives the wanted columns. Encodings are UTF-8 and,
+    with its mark, UTF-16.
 
     Args:
         hint: what to do when a wanted column is not there, for the message.
@@ -54,9 +54,9 @@ def rows(path: Path, wanted: Sequence[str], hint: str) -> Iterator[Row]:
                 last = skipped + reader.line_num
                 if last > line:
                     _check_no_rows_inside(path, row, len(header), separator, line, last)
-                if entries := [entry.strip().strip(INVISIBLE) for entry in row]:
-                    if any(entries):
-                        yield _row(f"{path.name}:{last}", entries, len(header), places, others, separator)
+                entries = [entry.strip().strip(INVISIBLE) for entry in row]
+                if any(entries):
+                    yield _row(f"{path.name}:{last}", entries, len(header), places, others, separator)
     except csv.Error as error:
         unclosed = "unexpected end of data" in str(error)
         what = "a quote is opened in this row and never closed" if unclosed else f"{error}; are the quotes of this row in pairs?"

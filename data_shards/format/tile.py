@@ -39,7 +39,7 @@ def checksum(data: bytes) -> int:
 
 
 def to_json(levels: Mapping[str, int | float | str], group: str, file: str, more: str) -> bytes:
-    """The ``.json`` member of a tile; ``levels`` as `AttributeSchema.written` gives them, ``more`` is a JSON object of whatever else is known of it, or ""."""
+    """The ``.json`` member of a tile; ``levels`` as `AttributeSchema.written` gives them, ``more`` is JSON of what else is known, or ""."""
     entry: dict[str, Any] = {"levels": dict(levels), "file": file}
     if group:
         entry["group"] = group

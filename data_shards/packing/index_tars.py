@@ -1,7 +1,7 @@
 """An index for tars that others made: read every member once, find the images and their levels.
 
-A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. What it must have is in samples.py, what
-a tar must be in tar_members.py, and what else may lie in the folder in tar_folder.py.
+A sample is what WebDataset takes for one: members in a row whose names are equal up to the first dot. What it must have is in samples.py,
+what a tar must be in tar_members.py, and what else may lie in the folder in tar_folder.py.
 """
 
 from __future__ import annotations
