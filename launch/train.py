@@ -184,7 +184,7 @@ def _train(
                 )
             tell(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
-                resolved_config.write(settings)
+                resolved_config.write(folder, config.dump(settings))
                 evaluator.start()  # it reads there when the run is over
             for line in trainer.memory_report():
                 log.info(line)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -100,7 +101,7 @@ class Runtime:
             launcher = self.environ.get("ACCELERATE_MIXED_PRECISION", "no")
             if launcher in precision.AUTOCAST:
                 chosen, self.precision_reason = launcher, "mixed_precision of the launcher"
-            elif previous := previous_precision(self.config.run):
+            elif self.config.run.resume == "auto" and (previous := previous_precision(Path(self.config.run.dir))):
                 chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which this start resumes"
             else:
                 chosen, self.precision_reason = precision.choose(self.device)

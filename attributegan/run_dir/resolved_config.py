@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attributegan.config import Config, RunConfig, dump, read_yaml
+from attributegan.strict_yaml import read
 from attributegan.utils.files import atomic_write
 
 FILE = "config.yaml"
 
 
-def write(config: Config) -> None:
-    """Put the resolved configuration into the run folder."""
-    folder = Path(config.run.dir)
+def write(folder: Path, text: str) -> None:
+    """Put the resolved configuration, as YAML, into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / FILE) as stream:
-        stream.write(dump(config).encode())
+        stream.write(text.encode())
 
 
-def previous_precision(run: RunConfig) -> str:
-    """The precision of the run that this start resumes, which stays the same on another machine; "" when there is nothing to resume."""
-    folder = Path(run.dir)
-    if run.resume == "never" or not any((folder / "checkpoints").glob("images-*")):
+def previous_precision(folder: Path) -> str:
+    """The precision of the run in ``folder``, if it has checkpoints, so that a resumed run keeps it on another machine; else ""."""
+    if not any((folder / "checkpoints").glob("images-*")):
         return ""
     try:
-        found = read_yaml(folder / FILE).get("train", {}).get("precision", "")
-    except (ValueError, AttributeError):
+        found = read(folder / FILE)["train"]["precision"]
+    except (ValueError, KeyError, TypeError):
         return ""
     return found if found in ("fp32", "bf16", "fp16", "fp64") else ""

@@ -106,13 +106,20 @@ def test_levels_that_can_be_asked_for(not_assessable: int | None, good: tuple[fl
     assert attribute.check_wanted(7.5) == f"x is 7.5; ask for a level from {what}"
 
 
-def test_a_name_goes_before_a_number() -> None:
+def test_a_number_that_is_a_name_means_the_name() -> None:
     attribute = Attribute("x", ("1", "0", "much"))
-    assert [attribute.parse(text) for text in ("1", "0", "much", "2", "0.5")] == [0, 1, 2, 2, 0.5]
-    for text in ("3", "0000000002", "-1", "", "2.5", "x"):
-        with pytest.raises(ValueError, match=r"x has the levels 0 \(1\), 1 \(0\), 2 \(much\), and others between those from 0 to 2"):
+    assert [attribute.parse(text) for text in ("1", "0", "much", "#2", "0.5")] == [0, 1, 2, 2, 0.5]
+    for text in ("2", "3", "-1", "", "2.5", "x", "#3"):
+        with pytest.raises(ValueError, match="x has the levels 1, 0, much, where a number is a name"):
             attribute.parse(text)
-    assert attribute.parse("000000002") == 2  # nine digits are enough of a number
+
+
+def test_a_number_is_a_place_where_names_are_words() -> None:
+    attribute = Attribute("x", ("none", "few", "many"))
+    assert [attribute.parse(text) for text in ("few", "2", "0.5", "#1")] == [1, 2, 0.5, 1]
+    for text in ("3", "-1", "", "2.5", "x"):
+        with pytest.raises(ValueError, match=r"x has the levels 0 \(none\), 1 \(few\), 2 \(many\), and others between those from 0 to 2"):
+            attribute.parse(text)
 
 
 def test_check_of_each_level() -> None:
@@ -141,7 +148,7 @@ def test_difference_of_names_levels_and_what_can_not_be_assessed() -> None:
         ({3: ["a", "b"]}, "here: 3: write `levels"),
         ({"x": {"levels": "ab"}}, "here: x: write `levels"),
         ({"x": {"levels": ["a", "b"], "not_assessable": True}}, "here: x: not_assessable is True"),
-        ({"x": {"levels": ["a", "b"], "not_assessable": "a"}}, "here: x: not_assessable is 'a'"),
+        ({"x": {"levels": ["a", "b"], "not_assessable": "z"}}, "here: x: not_assessable is 'z'"),
         ({"x": {"levels": ["a", "b"], "more": 1, 2: 3}}, r"here: x: unknown keys \['2', 'more'\]"),
     ],
 )

@@ -131,12 +131,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("is_fast", [True, False])
-def test_pixels_of_every_kind(is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not is_fast:
-        monkeypatch.setattr(tile, "simplejpeg", None)
-    else:
-        pytest.importorskip("simplejpeg", reason="in the extra `fast`")
+def test_pixels_of_every_kind() -> None:
     image = numbered(24, 16)
     for kind, options, tolerance in (("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {"quality": 98, "subsampling": 0}, 6)):
         data = encoded(image, kind, **options)

@@ -549,7 +549,7 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
     pytest.importorskip("openslide", reason="needs the extra `slides`")
-    from test_slides import pyramid, scene, write_slide
+    from test_tiling import pyramid, scene, write_slide
 
     slide = write_slide(tmp_path / "scan.tif", pyramid(scene()), 0.25)
     assert run("tile", slide, "--out", tmp_path / "tiles", "--mpp", "0.5", "--size", "128", "--workers", "1") == 0

@@ -103,7 +103,10 @@ def test_second_row_of_a_key_is_refused_over_all_files(tmp_path: Path) -> None:
     second = write_csv(tmp_path / "b.csv", ["file", "grade", "size"], [["b.jpg", 2, 1], ["c.png", 0, 0], ["a.png", 1, 1]])
     found = read_labels([first, second], TWO)
     assert found.table["file"].to_pylist() == ["a.png", "b.png", "c.png"]
-    assert found.bad == ["b.csv:2: b.jpg: its key b is that of a.csv:3 already", "b.csv:4: a.png: its key a is that of a.csv:2 already"]
+    assert found.bad == [
+        "b.csv:2: b.jpg: its key b is that of a.csv:3 (b.png) already",
+        "b.csv:4: a.png: its key a is that of a.csv:2 already",
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
