@@ -16,7 +16,7 @@ from time_limits import seconds
 
 from tools import study
 
-REPORT = "report-000000000016-tests.pooled-pooled"
+REPORT = "report-000000000016-tests.helpers.fake-features-pooled"
 ROOT = Path(__file__).parents[3]
 SUITE = {
     "common": TINY | {"data": {"workers": 0}},
