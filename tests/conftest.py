@@ -23,13 +23,27 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
         "integration",
         "slurm",
         "chaos",
+        "unit/attributegan/distributed/test_sharding.py",
         "unit/attributegan/distributed/test_watchdog.py",
-        "unit/tools/test_bench.py",
+        "unit/tools/benchmarks/test_reference_model.py",
     ),
     "slurm": ("slurm/test_slurm.py",),
-    "browser": ("integration/test_explore_page.py",),
+    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py"),
     "root": ("slurm/test_slurm.py",),
 }
+SLOW_FIXTURES = {
+    "explorer",
+    "guarded",
+    "imported",
+    "known",
+    "out",
+    "phantoms",
+    "ranks",
+    "real",
+    "report",
+    "server",
+    "states",
+}  # of unit tests
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -37,8 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
     time_limits.calibrate(workers=config.getoption("numprocesses", None) or 1)
 
 
-def pytest_report_header() -> str:
-    return f"time limits x {time_limits.factor():.1f} (calibration)"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in the workers
+    if reporter:  # pytest's own header is not printed under -q
+        reporter.write_line(f"time limits x {time_limits.factor():.1f} (calibration)")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,9 +64,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, places in MARKERS.items():
             if any(_is_at(item, place) for place in places):
                 item.add_marker(marker)
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())) or _parameter(item, "workers"):
+            item.add_marker("slow")
         if not item.get_closest_marker("timeout") and config.getoption("timeout", None) is None:
             item.add_marker(pytest.mark.timeout(time_limits.seconds(float(config.getini("timeout")))))
     items.sort(key=lambda item: next((number for number, place in enumerate(LONGEST) if _is_at(item, place)), len(LONGEST)))
+
+
+def _parameter(item: pytest.Item, name: str) -> object:
+    """A parameter of a test; None without."""
+    call = getattr(item, "callspec", None)
+    return call.params.get(name) if call else None
 
 
 def _is_at(item: pytest.Item, place: str) -> bool:
@@ -58,7 +82,7 @@ def _is_at(item: pytest.Item, place: str) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of this session, also of the processes that it starts; nothing is written to the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

@@ -32,6 +32,7 @@ def test_a_healthy_start(tmp_path: Path) -> None:
     assert list(shared.iterdir()) == []
 
 
+@pytest.mark.root
 def test_nodes_that_differ(tmp_path: Path) -> None:
     """Another version of the code, a clock that is ahead, and a folder that only looks like one disk."""
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
@@ -53,6 +54,7 @@ def test_nodes_that_differ(tmp_path: Path) -> None:
     assert not list(first.glob("shared/.*")) and not list(second.glob("shared/.*"))
 
 
+@pytest.mark.root
 def test_loopback_between_machines(tmp_path: Path) -> None:
     """Training would hang: the name of neither machine leads to an address of it."""
     with namespaces() as nodes:

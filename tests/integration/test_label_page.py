@@ -15,6 +15,7 @@ from browser import Served, chromium, served
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from shards import TWO, pixels_of
+from time_limits import seconds
 
 from attributegan.attributes import Attribute, AttributeSchema
 from attributegan.metrics import predictor
@@ -105,7 +106,7 @@ def test_two_raters_a_crash_a_resume_and_what_they_agree_on(browser: Browser, wo
             given["Bea"][press(bea, f"{1 + number % 2} {int(number == 4)} Enter")] = (1 + number % 2, int(number == 4))
         before = tile(ann)
         at.process.kill()  # as a power cut: nothing is written any more
-        at.process.wait(30)
+        at.process.wait(seconds(30))
         ann.keyboard.press("1")
         ann.keyboard.press("0")
         ann.keyboard.press("Enter")
@@ -132,7 +133,7 @@ def test_two_raters_a_crash_a_resume_and_what_they_agree_on(browser: Browser, wo
         expect(table).to_contain_text(f"same level {100 * (COUNT - 1) / COUNT:.0f} % of {COUNT} tiles")
         closed(ann), closed(bea)
         at.process.terminate()
-        at.process.wait(30)
+        at.process.wait(seconds(30))
     assert set(given["Ann"]) == set(given["Bea"]) == {f"t{number:02d}.png" for number in range(COUNT)}
     rows = rows_of(work / "levels.csv")
     for file, row in rows.items():
@@ -167,7 +168,7 @@ def test_undo_skip_and_comment(browser: Browser, work: Path) -> None:
         press(page, "1 0 Enter")
         closed(page)
         at.process.terminate()
-        at.process.wait(30)
+        at.process.wait(seconds(30))
     rows = rows_of(work / "levels.csv")
     assert rows[wrong]["grade"] == "1" and rows[wrong]["comments"] == "Ann: s u 1 2 n" and rows[skipped]["grade"] == "1"
     others = [row for file, row in rows.items() if file not in (wrong, skipped)]

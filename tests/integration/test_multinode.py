@@ -31,6 +31,7 @@ def test_two_launches_are_the_same_run(mode: str, shards: Path, on_one_node: Pat
     assert differing(tensors(on_one_node), tensors(run)) == []
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("mode", ["multinode_ddp", "multinode_zero3"])
 def test_two_machines_with_a_cable_are_the_same_run(mode: str, shards: Path, on_one_node: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

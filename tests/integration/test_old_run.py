@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT, begin, output
+from time_limits import seconds
 
 from attributegan import config
 from attributegan.checkpoint import store
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Path:
 def test_resumes_with_options_by_their_old_names(run: Path) -> None:
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(run / "config.yaml"), f"data.shards={run / 'shards'}"]
     process = begin([*command, f"run.dir={run}", "train.images=24", "run.keep=2", "loss.contrastive_over=tile"], run)
-    assert process.wait(timeout=240) == 0, output(run)
+    assert process.wait(timeout=seconds(240)) == 0, output(run)
     lines = output(run)
     assert f"resuming from {run}/checkpoints/images-000000000016" in lines
     assert "train.accumulation is now train.grad_accumulation" in lines and "run.keep is now run.keep_last" in lines

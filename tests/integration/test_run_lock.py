@@ -65,7 +65,7 @@ def held_by(folder: Path, **changes: object) -> RunLock:
 
 def test_claim_of_another_machine_stands_while_it_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is taken over when nobody refreshes it, even if its owner wakes up later."""
-    monkeypatch.setattr(lock, "LEASE_S", 1.0)
+    monkeypatch.setattr(lock, "LEASE_S", seconds(1.0))
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     there = held_by(tmp_path, machine="elsewhere", host="node7", pid=77)
     there._heartbeat_thread.start()
@@ -87,9 +87,9 @@ def test_training_whose_folder_was_taken_over_ends(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from attributegan.run_dir import lock as claim
-claim.BEAT_S = 0.2
-claim.Claim(Path({str(tmp_path)!r}), "training").take()
+from attributegan.run_dir import lock
+lock.HEARTBEAT_S = 0.2
+lock.RunLock(Path({str(tmp_path)!r}), "training").acquire()
 print("taken", flush=True)
 time.sleep({seconds(120)})
 """
@@ -115,8 +115,8 @@ def test_of_many_at_once_one_gets_a_dead_claim(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from attributegan.run_dir.lock import Claim
-Claim(Path({str(tmp_path)!r}), "training").take()
+from attributegan.run_dir.lock import RunLock
+RunLock(Path({str(tmp_path)!r}), "training").acquire()
 print("taken", flush=True)
 time.sleep({seconds(120)})
 """

@@ -48,20 +48,50 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
     return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
 
 
+INTERRUPTED = {  # signal to all processes, and the images at which it comes
+    "killed at its first step": (signal.SIGKILL, 8),
+    "killed": (signal.SIGKILL, 40),
+    "terminated": (signal.SIGTERM, 24),
+    "interrupted": (signal.SIGINT, 56),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Folders of runs by number of processes: each interrupted in a start of its own, all resumed to their end by one more start."""
+    folders = {processes: tmp_path_factory.mktemp(f"interrupted{processes}") for processes in (1, 2)}
+    for processes, folder in folders.items():
+        for name, (how, at) in INTERRUPTED.items():
+            process = start(shards, folder / name, processes=processes)
+            wait_for(folder / name, at, process)
+            assert kill(process, how) != 0
+            if how is not signal.SIGKILL:
+                stopped_at = json.loads((store.resolve(folder / name) / "state.json").read_text())["images"]
+                assert stopped_at >= at, output(folder / name)
+                assert "stopped and saved" in output(folder / name)
+        train_all(shards, folder, *((name,) for name in INTERRUPTED), processes=processes)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of short runs from one start, which tests look into."""
+    folder = tmp_path_factory.mktemp("short")
+    train_all(
+        shards, folder,
+        ("logged", "train.images=16", "run.grid_every=8"),
+        ("penalised", "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic"),
+        ("unused", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true"),
+        ("traced", "run.trace=2"),
+    )  # fmt: skip
+    return folder
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize(("how", "at"), [(signal.SIGKILL, 8), (signal.SIGKILL, 40), (signal.SIGTERM, 24), (signal.SIGINT, 56)])
-def test_interrupted_run_ends_with_the_same_bits(
-    shards: Path, tmp_path: Path, undisturbed, processes: int, how: signal.Signals, at: int
-) -> None:
-    run = tmp_path / "run"
-    process = start(shards, run, processes=processes)
-    wait_for(run, at, process)
-    assert kill(process, how) != 0
-    if how is not signal.SIGKILL:
-        stopped_at = json.loads((store.resolve(run) / "state.json").read_text())["images"]
-        assert stopped_at >= at, output(run)
-        assert "stopped and saved" in output(run)
-    assert differing(train(shards, run, processes=processes), undisturbed[processes]) == []
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_interrupted_run_ends_with_the_same_bits(interrupted, undisturbed, processes: int, name: str) -> None:
+    run = interrupted[processes] / name
+    assert differing(tensors(run), undisturbed[processes]) == []
     images = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, 81, 8))
 
@@ -143,10 +173,9 @@ def test_finished_run_started_again_does_nothing_and_longer_goes_on(shards: Path
     assert [path.name[-2:] for path in sorted((run / "checkpoints").glob("images-*"))] == ["16", "24"]
 
 
-def test_attributes_that_a_training_does_not_use_move_nothing(shards: Path, tmp_path: Path) -> None:
-    train(shards, tmp_path / "run", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true")
+def test_attributes_that_a_training_does_not_use_move_nothing(short: Path) -> None:
     for ema in (True, False):
-        model = load_for_sampling(tmp_path / "run", ema=ema)
+        model = load_for_sampling(short / "unused", ema=ema)
         latents_BL = latents.latents_for(0, [0], model.config.model.latent_dim)
         tiles = [generate.generate(model.generator.eval(), latents_BL, torch.tensor([levels])) for levels in MOVED]
         assert (tiles[0] == tiles[1]).all() and (tiles[0] != tiles[2]).any()
@@ -168,12 +197,18 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
         (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],
 )
-def test_bad_input_is_refused_with_status_2(shards: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
+def test_bad_input_is_refused_with_status_2(
+    shards: Path, tmp_path: Path, overrides: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch.train import main
+
     (tmp_path / "schema.yaml").write_text("necrosis: [absent, present]\n")
     overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
     run = tmp_path / "run"
-    assert start(shards, run, *overrides).wait(timeout=seconds(120)) == 2
-    assert named in output(run) and "Traceback" not in output(run)
+    options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=1", *overrides]
+    assert main(options) == 2
+    said = "".join(capsys.readouterr())
+    assert named in said and "Traceback" not in said
 
 
 def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) -> None:
@@ -238,9 +273,8 @@ def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None
         assert all(tensor.isfinite().all() for tensor in found.values()), name
 
 
-def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(shards, run, "train.images=16", "run.grid_every=8")
+def test_log_metrics_grids_and_configuration_are_there(short: Path) -> None:
+    run = short / "logged"
     assert {path.name for path in (run / "grids").iterdir()} == {"attributes-000000000008.png", "attributes-000000000016.png"}
     assert list((run / "tensorboard").glob("events.*"))
     assert "img/s" in (run / "train.log").read_text()
@@ -250,9 +284,8 @@ def test_log_metrics_grids_and_configuration_are_there(shards: Path, tmp_path: P
     assert all(json.loads((run / "status.json").read_text())["losses"].values())
 
 
-def test_penalties_of_some_steps_are_in_every_line(shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(shards, run, "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic")
+def test_penalties_of_some_steps_are_in_every_line(short: Path) -> None:
+    run = short / "penalised"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and len({line["discriminator/r1"] for line in lines}) == 1
     assert all(json.loads((run / "status.json").read_text())["losses"].values())
@@ -301,9 +334,8 @@ def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: 
     assert store.resolve(tmp_path / "run").name == "images-000000000004"
 
 
-def test_steps_can_be_traced(shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(shards, run, "run.trace=2")
+def test_steps_can_be_traced(short: Path) -> None:
+    run = short / "traced"
     (trace,) = (run / "tensorboard").glob("*.pt.trace.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"ProfilerStep#3", "ProfilerStep#4"} <= names and not {"ProfilerStep#2", "ProfilerStep#5"} & names

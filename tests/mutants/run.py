@@ -29,6 +29,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
 class Clean:
     """How the tests of a module go without a mutant."""
 
-    seconds: dict[str, float] = field(default_factory=dict)  # of each test that isn't slow, in the order to run them
+    seconds: dict[str, float] = field(default_factory=dict)  # of CPU, of each test that isn't slow, in the order to run them
     tests_of_line: dict[int, list[str]] = field(default_factory=dict)
     total_s: float = 0.0
 
@@ -77,22 +78,23 @@ class Clean:
 def main() -> int:
     options = _parser().parse_args()
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
     table = yaml.safe_load((Path(__file__).parent / "modules.yaml").read_text())
-    wanted = [name for name in table if not options.module or any(name == one or name.endswith(f".{one}") for one in options.module)]
+    wanted = [name for one in options.module for name in table if f".{name}".endswith(f".{one}")] if options.module else list(table)
     if not wanted:
         raise SystemExit(f"error: --module {options.module}: modules.yaml has {', '.join(table)}")
     if not options.report:
         for name in HEAVY:
             importlib.import_module(name)
+        importlib.import_module("time_limits").calibrate()  # once, not in each fork
         sys.dont_write_bytecode = False  # tests are compiled once
         gc.collect()
         gc.freeze()  # forks needn't look through all that again
     harmless = yaml.safe_load((Path(__file__).parent / "harmless.yaml").read_text()) or {}
     scores = []
     for name in wanted:
-        results = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
-        scores.append(_score(name, results, [*harmless.get(name, {})]))
+        results, missing = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
+        scores.append(_score(name, results, [*harmless.get(name, {})]) | {"missing": missing})
     return _print(scores, options.least)
 
 
@@ -101,8 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--module", action="append", default=[], help="losses, metrics.control, ...; all of modules.yaml by default")
     parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants of each module; 0 for all (default: 40)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take longer (default: 4)")
-    parser.add_argument("--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower (default: 0.9)")
+    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take more CPU time (default: 4)")
+    parser.add_argument(
+        "--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower, or not all are run (0.9)"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument(
         "--only", action="append", default=[], metavar="TEXT", help="mutants with this in their label, again and with output"
@@ -111,14 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The results of the module's sample, from the file of results or run now."""
+def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
+    """The results of the module's sample, from the file of results or run now; and how many mutants have none."""
     path = ROOT / (module.replace(".", "/") + ".py")
     drawn = operators.mutants(path.read_text())
     if options.only:
         drawn = [mutant for mutant in drawn if any(text in mutant.label for text in options.only)]
     elif options.sample:
-        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, min(options.sample, len(drawn)))
+        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, len(drawn))[: options.sample]  # a larger sample has the smaller one
     source, tests = _digest([path]), _digest([ROOT / file for file in files])
     record = options.out / f"{module}.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -126,7 +130,7 @@ def _run(module: str, files: list[str], harmless: list[str], options: argparse.N
     known = {line["mutant"]: line for line in lines if line["killed"] or line["tests"] == tests or _is_listed(line["mutant"], harmless)}
     todo = [mutant for mutant in drawn if mutant.label not in known or options.only]
     if options.report or not todo:
-        return [known[mutant.label] for mutant in drawn if mutant.label in known]
+        return [known[mutant.label] for mutant in drawn if mutant.label in known], len(todo)
     options.out.mkdir(parents=True, exist_ok=True)
     clean = _clean(path, files, options.slow)
     print(f"{module}: {len(todo)} mutants, {len(clean.seconds)} tests in {clean.total_s:.1f} s", flush=True)
@@ -143,7 +147,7 @@ def _run(module: str, files: list[str], harmless: list[str], options: argparse.N
         known[mutant.label] = line
         if not line["killed"]:
             print(f"  survived: {path.name}:{mutant.line} {mutant.label}", flush=True)
-    return [known[mutant.label] for mutant in drawn]
+    return [known[mutant.label] for mutant in drawn], 0
 
 
 def _digest(paths: list[Path]) -> str:
@@ -173,7 +177,7 @@ def _observe(path: Path, files: list[str], slow_s: float) -> dict[str, Any]:
 
 
 class _Watcher:
-    """A pytest plugin: a context of coverage for the call of each test, and its time."""
+    """A pytest plugin: a context of coverage for the call of each test, and its CPU time, its processes' included."""
 
     def __init__(self, watch: coverage.Coverage) -> None:
         self.watch, self.seconds = watch, {}
@@ -181,14 +185,13 @@ class _Watcher:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
         self.watch.switch_context(item.nodeid)
+        begin = sum(os.times()[:4])
         try:
-            return (yield)
+            result = yield
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - begin
+            return result
         finally:
             self.watch.switch_context("")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.outcome == "passed":
-            self.seconds[report.nodeid] = report.duration
 
 
 class _Chosen:
@@ -231,18 +234,10 @@ def _test(description: dict[str, str], files: list[str], tests: list[str], secon
 
 
 def _arguments() -> list[str]:
-    return [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:anyio",
-        "-p",
-        "no:cov",
-        "--no-header",
-        "--tb=short",
-        f"--basetemp={os.environ['TMPDIR']}/pytest",
-    ]
+    options = (
+        "-q -p no:cacheprovider -p no:anyio -p no:cov -o timeout=0 --no-header --tb=short -W ignore::pytest.PytestAssertRewriteWarning"
+    )
+    return [*options.split(), f"--basetemp={os.environ['TMPDIR']}/pytest"]
 
 
 def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
@@ -260,6 +255,8 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             os.environ["TMPDIR"] = str(folder)
             (folder / "answer").write_text(json.dumps(work()))
+        except BaseException:
+            (folder / "error").write_text(traceback.format_exc())
         finally:
             os._exit(0)
     waited_s, killed = 0.0, "a crash, or too much time"
@@ -274,6 +271,8 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # what it may have left
     output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
+    if (folder / "error").exists():
+        raise SystemExit(f"error: the search itself failed:\n{output}\n{(folder / 'error').read_text()}")
     if show:
         print(output)
     answer = json.loads((folder / "answer").read_text()) if (folder / "answer").exists() else {"killed": True, "by": killed}
@@ -297,17 +296,15 @@ def _print(scores: list[dict[str, Any]], least: float) -> int:
     for score in scores:
         for line in score["survived"]:
             print(f"survived: {score['module']}:{line['line']} {line['mutant']}")
-    print("\n| module | mutants | killed | harmless | survived | score |\n|---|---|---|---|---|---|")
+    print("\n| module | mutants | killed | harmless | survived | not run | score |\n|---|---|---|---|---|---|---|")
     low = False
-    for score in scores:
-        judged = score["mutants"] - score["harmless"]
-        share = score["killed"] / judged if judged else 1.0
-        low = low or share < least
-        print(
-            f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |"
-        )
-    mutants, killed, harmless = (sum(score[key] for score in scores) for key in ("mutants", "killed", "harmless"))
-    print(f"| all | {mutants} | {killed} | {harmless} | {mutants - killed - harmless} | {killed / max(1, mutants - harmless):.0%} |")
+    columns = ("mutants", "killed", "harmless", "lost", "missing")
+    rows = [score | {"lost": len(score["survived"])} for score in scores]
+    for row in [*rows, {"module": "all"} | {name: sum(row[name] for row in rows) for name in columns}]:
+        judged = row["killed"] + row["lost"]
+        share = row["killed"] / judged if judged else 1.0
+        low = low or share < least or row["missing"] > 0
+        print(f"| {row['module']} | " + " | ".join(str(row[name]) for name in columns) + f" | {share:.0%} |")
     return int(low)
 
 

@@ -30,6 +30,7 @@ def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
     assert "b / a" in result.lines()[3] and "(1.2 to 1.333)" in result.lines()[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sides"),
     [
@@ -60,6 +61,7 @@ def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["start", "--rows", "5"]) == 2 and "--rows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoint(tmp_path: Path) -> None:
     """Steps beside a checkpoint, and that it stood in the end."""
     small = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=6"]
@@ -70,6 +72,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
 
 
+@pytest.mark.slow
 def test_explore(tmp_path: Path) -> None:
     """Tiles through the server, a side for each network."""
     out = tmp_path / "out.json"
@@ -82,6 +85,7 @@ TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_
 OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sides", "facts"),
     [
@@ -116,6 +120,7 @@ def test_plain_form_is_of_the_published_recipe_alone(overrides: list[str], publi
     assert train._is_published(options) == published
 
 
+@pytest.mark.slow
 def test_a_side_that_can_not_start_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--repeats", "1", "train.precision=fp31"]) == 2
     assert "fp31" in capfd.readouterr().err

@@ -217,6 +217,7 @@ def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypa
     assert other and sum(uses) == 61
 
 
+@pytest.mark.slow
 def test_auto_takes_the_judge_that_reads_left_out_groups_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Colour features say little of polarity; with enough tiles a CNN is tried beside them and its choice is noted."""
     monkeypatch.setattr(reference, "CNN_TILES", 200)
@@ -299,6 +300,7 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
     assert any((report / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -398,6 +400,7 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
         data_module.check_model("untrained", loaded, loaded, data)
 
 
+@pytest.mark.slow
 def test_help_is_there_at_once() -> None:
     code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60)).returncode == 0

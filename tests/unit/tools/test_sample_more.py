@@ -92,6 +92,7 @@ def test_bf16_makes_about_the_same_tiles(sampled: Callable[..., Path]) -> None:
     assert 0 < difference.mean() < 4
 
 
+@pytest.mark.slow
 def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path], run: Path, tmp_path: Path) -> None:
     one, two = sampled("one", "--count", "21", "--batch", "4"), sampled("two", "--count", "21", "--batch", "4", "--workers", "2")
     command = [
@@ -124,6 +125,7 @@ def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path
             assert path.read_bytes() == (other / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., Path]) -> None:
     arguments = ("--count", "25", "--format", "shards", "--shard-count", "10", "--batch", "5")
     out, two = sampled("made", *arguments), sampled("made-by-two", *arguments, "--workers", "2")
@@ -201,6 +203,7 @@ def test_pictures_and_films(sampled: Callable[..., Path]) -> None:
     assert film.n_frames > 10 and film.size == (64, 32) and film.info["loop"] == 0
 
 
+@pytest.mark.slow
 def test_mp4(sampled: Callable[..., Path]) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="in the extra `movie`")
     out = sampled("mp4", "--count", "1", "--interpolate", "mitosis=1", "mitosis=3", "--movie", "mp4")

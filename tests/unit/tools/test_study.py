@@ -99,6 +99,7 @@ def test_fewer_images_than_a_run_has_are_refused(out: Path, capfd: pytest.Captur
     assert "is at 16 images already" in told.err and "$ python" not in told.out
 
 
+@pytest.mark.slow
 def test_a_study_that_fails_does_not_keep_the_next_from_running(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     suite = study.merged(SUITE, {"studies": {"first": {"change": {"data": {"split": "absent"}}}}})
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from time_limits import seconds
 from untrained_run import untrained_run
 
 from attributegan.attributes import PUBLISHED
@@ -200,7 +201,7 @@ def test_next_checkpoint_waits_for_the_one_before_and_raises_its_error(tmp_path:
     go_on, complete = threading.Event(), store.commit
 
     def slow(*arguments: Any) -> Path:
-        assert go_on.wait(30)
+        assert go_on.wait(seconds(30))
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer_module.checkpoint, "complete", slow)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from time_limits import seconds
 
 from attributegan.distributed.sharding import EvenShard, ShardedStateDict, TensorSlice
 
@@ -63,7 +64,7 @@ def test_every_process_gets_the_whole(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(seconds(60))
     assert [process.exitcode for process in processes] == [0, 0, 0]
     expected = [list(map(float, range(1, numel + 1))) for numel in (1, 4, 6, 7)]
     assert [answers.get() for _ in range(3)] == [expected] * 3

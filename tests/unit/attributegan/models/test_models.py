@@ -286,6 +286,7 @@ def test_recomputation_changes_no_bit_and_does_happen() -> None:
     assert calls["generator"] == 1 + 1 + 2  # the recomputation stops early, before the stage's end; no_grad and eval run once
 
 
+@pytest.mark.slow
 def test_compiled_with_recomputation() -> None:
     """torch.compile's graph capture and derivatives, without its C++ code generation."""
     plain, _ = networks(FIGURE, dtype=torch.double)

@@ -76,6 +76,7 @@ def test_parity_with_the_plain_network(states: dict[int, State], size: int) -> N
             close(ours, RECORDED[recorded], f"{name}, as recorded")
 
 
+@pytest.mark.slow
 def test_the_quadrants_of_512_px_differ_and_those_of_256_do_not() -> None:
     losses = {size: [float(RECORDED[f"reconstruction_loss_{quadrant}_{size}"]) for quadrant in range(4)] for size in (256, 512)}
     assert len(set(losses[256])) == 1

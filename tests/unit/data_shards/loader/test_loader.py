@@ -78,6 +78,7 @@ def test_global_batches_depend_on_nothing_but_the_position(folder: Path, world: 
     assert all(torch.equal(a, torch.cat([b, c])) for a, b, c in zip(expected, one, rest, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 8), (8, 1)])
 @pytest.mark.parametrize("window", [0, 2])
 def test_another_number_of_ranks_in_the_middle_of_a_pass_loses_and_repeats_nothing(
@@ -88,11 +89,13 @@ def test_another_number_of_ranks_in_the_middle_of_a_pass_loses_and_repeats_nothi
     assert sorted(numbers(first) + numbers(rest)) == list(range(72))
 
 
+@pytest.mark.slow
 def test_cursors_are_global_positions(folder: Path) -> None:
     cursors = [batch.cursor for batch in islice(read(folder, start=48, micro_batches=2, world=3, rank=2, workers=1), 4)]
     assert cursors == [48, 60, 72, 84]
 
 
+@pytest.mark.slow
 def test_form_of_a_batch(folder: Path) -> None:
     batch = next(read(folder, workers=1))
     assert batch.images_BCHW.shape == (24, 3, 16, 16) and batch.images_BCHW.dtype == torch.uint8
@@ -147,6 +150,7 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(folder: Path, tmp_path: 
         ShardSet.open(only, assessable_only=True)
 
 
+@pytest.mark.slow
 def test_reading_leaves_the_random_numbers_of_training_alone(folder: Path) -> None:
     state = torch.get_rng_state()
     next(read(folder, workers=1))
@@ -167,6 +171,7 @@ def damage(folder: Path, numbers: list[int]) -> None:
                 stream.write(bytes([byte ^ 4]))
 
 
+@pytest.mark.slow
 def test_a_damaged_tile_is_replaced_by_the_next_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_set(tmp_path, 72)
     order, (healthy_NCHW, _) = numbers(steps(folder, 6, 1)[0]), steps(folder, 6, 1)
@@ -298,6 +303,7 @@ def wait_until_gone(pids: list[int]) -> None:
     assert not [pid for pid in pids if is_running(pid)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Path) -> None:
     process, children = start(folder, "signals")
@@ -306,6 +312,7 @@ def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Pat
     wait_until_gone(children)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And take their temporary folders with them."""
@@ -326,6 +333,7 @@ def test_attributes_can_count_as_not_known(folder: Path) -> None:
         ShardSet.open(folder, known=("colour", "size"))
 
 
+@pytest.mark.slow
 def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -363,6 +371,7 @@ def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypat
         next(read(folder, workers=0))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
 def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
     data = read(folder, workers=1)
@@ -376,6 +385,7 @@ def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
     of_another.unlink()
 
 
+@pytest.mark.slow
 def test_reader_without_memory_ends_at_once_and_is_missed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,6 +246,7 @@ def test_one_group_can_not_be_split(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "only one group" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_pack_goes_on_behind_its_whole_shards(tmp_path: Path) -> None:
     """SIGKILL while shards are written; the second run keeps the whole ones and the bytes are those of an undisturbed pack."""
     arguments = ["phantom", "--count", "120", "--size", "64", "--shard-count", "10", "--workers", "2"]
@@ -302,6 +303,7 @@ def test_headers_are_those_of_tarfile(name: str) -> None:
         assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
 
 
+@pytest.mark.slow
 def test_a_tar_is_whole_for_every_reader(tmp_path: Path) -> None:
     """GNU tar, Python's tarfile and webdataset read the same members, long and foreign names among them."""
     names = ["plain.png", "deep/" * 30 + "tile.png", "Zürich/Gewebe ß.png"]
@@ -377,6 +379,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     """One shard of 20 MB and one of 250 MB: the images of the second would show."""
     (tmp_path / "two.yaml").write_text(TWO_YAML)

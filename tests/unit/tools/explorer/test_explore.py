@@ -208,6 +208,7 @@ def test_other_names_for_this_machine_are_refused(explorer: Served) -> None:
     assert all(asked(explorer, "/", Host=f"{name}:{port}")[0].status == 200 for name in ("localhost", "127.0.0.1", "[::1]"))
 
 
+@pytest.mark.slow
 def test_every_address_of_this_machine_takes_its_own_name(run: Path) -> None:
     with served(run, "--host", "127.0.0.2") as found:
         assert found.address.startswith("http://127.0.0.2:") and asked(found, "/")[0].status == 200
@@ -265,6 +266,7 @@ def test_a_token_leads_to_no_other_site(guarded: Served) -> None:
     assert answer.status == 303 and answer.getheader("Location") == "/"
 
 
+@pytest.mark.slow
 def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
     with served(run, "--host", "0.0.0.0") as found:
         assert len(found.token) >= 32 and asked(found, "/")[0].status == 401

@@ -23,6 +23,7 @@ from browser import Served, served
 from PIL import Image
 from runs import ROOT
 from shards import TWO, pixels_of
+from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED, Attribute, AttributeSchema
 from attributegan.evaluation import reference
@@ -467,7 +468,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, P
 
 
 def asked(at: Served, path: str, body: Any = None, **headers: str) -> tuple[http.client.HTTPResponse, Any]:
-    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=seconds(60))
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request("GET" if body is None else "POST", path, data, ({"Content-Type": "application/json"} if data else {}) | headers)
@@ -483,6 +484,7 @@ def shown(at: Served, rater: str) -> Any:
 LEVELS = {"grade": 1, "size": 0}
 
 
+@pytest.mark.slow
 def test_an_answer_is_on_disk_before_it_is_confirmed(server: tuple[Served, Path]) -> None:
     at, folder = server
     tile = shown(at, "Disk")
@@ -499,6 +501,7 @@ def test_an_answer_is_on_disk_before_it_is_confirmed(server: tuple[Served, Path]
     assert asked(at, "/undo", {"rater": "Disk"})[1]["levels"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -557,6 +560,7 @@ def test_names_are_escaped(server: tuple[Served, Path]) -> None:
     assert answer.status == 200 and b"rater: give a name" in text
 
 
+@pytest.mark.slow
 def test_beyond_this_machine_there_is_a_token(tmp_path: Path) -> None:
     write_images(tmp_path / "tiles", ["a.png"])
     with served(tmp_path / "tiles", "--out", str(tmp_path / "l.csv"), "--host", "0.0.0.0", module="tools.label") as at:
@@ -608,6 +612,7 @@ def test_the_csvs_are_written_again_by_another_rule(tmp_path: Path, capsys: pyte
     assert "levels of 1 tiles" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_ends_as_asked_with_its_csvs_written(tmp_path: Path) -> None:
     write_images(tmp_path / "tiles", ["a.png", "b.png"])
     options = ["--out", str(tmp_path / "levels.csv"), "--attributes", str(schema_file(tmp_path)), "--seed", "3", "--shared", "0.5"]
@@ -615,12 +620,13 @@ def test_it_ends_as_asked_with_its_csvs_written(tmp_path: Path) -> None:
         file = shown(at, "Ann")["file"]
         asked(at, "/answer", {"rater": "Ann", "file": file, "revision": 0, "levels": LEVELS})
         at.process.send_signal(signal.SIGINT)
-        assert at.process.wait(30) in (130, -signal.SIGINT)
+        assert at.process.wait(seconds(30)) in (130, -signal.SIGINT)
     assert [row["file"] for row in rows_of(tmp_path / "levels.csv")] == [file]
     text = (tmp_path / "levels.ratings.jsonl").read_text()
     assert re.search(r'"settings": \{"seed": 3, "shared": 0.5\}', text)
 
 
+@pytest.mark.slow
 def test_help_needs_no_torch() -> None:
     code = "import sys, tools.label, tools.labeler.app; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60), check=False).returncode == 0
