@@ -23,7 +23,7 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRe
 
 
 @pytest.mark.parametrize(
-    ("code", "stopped", "failed", "hopeless"),
+    ("code", "stopped", "failed", "is_permanent"),
     [
         (None, False, False, False),
         (0, False, False, False),
@@ -36,9 +36,9 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRe
         (128 + signal.SIGKILL, False, True, False),
     ],
 )
-def test_what_a_status_means(code: int | None, stopped: bool, failed: bool, hopeless: bool) -> None:
+def test_what_a_status_means(code: int | None, stopped: bool, failed: bool, is_permanent: bool) -> None:
     one = ended(0, code)
-    assert (one.stopped, one.failed, one.hopeless) == (stopped, failed, hopeless)
+    assert (one.stopped, one.failed, one.is_permanent) == (stopped, failed, is_permanent)
 
 
 def test_ending_says_who_where_and_how() -> None:
