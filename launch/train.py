@@ -175,7 +175,7 @@ def _train(
             began = trainer.images
             if began >= settings.train.images + settings.train.batch:
                 raise ValueError(
-                    f"train.images: {settings.train.images:,} is below the {began:,} that the run in {settings.run.dir} has seen; "
+                    f"train.images: {settings.train.images:,} is below the {began:,} that {settings.run.dir} has seen; "
                     "ask for more, or for what it was asked before"
                 )
             if began and before and before.shards not in ("", shards.fingerprint):

@@ -40,7 +40,7 @@ def name_of(value: object) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in letter case, leading zeros, blanks and dashes, or a slide's extension alone; sorted, at least two a list."""
+    """Names that differ in letter case, leading zeros, blanks and dashes, or a slide's extension alone; two or more in each list."""
     found: dict[str, set[str]] = defaultdict(set)
     for name in names:
         found[_loose(name)].add(name)

@@ -21,13 +21,15 @@ CONVERT = "convert it to 8-bit RGB first, with the range of values that the stai
 
 @contextmanager
 def opened(data: bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
-    """An image from the bytes of a file; any of `format.DECODING_ERRORS` when it is none."""
+    """An image from the bytes of a file; any of `format.DECODING_ERRORS` when it is none, or one that Pillow reads wrong."""
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:  # which names the stream and not the file
         known = "that Pillow reads" if formats is None else f"of a kind that shards hold ({', '.join(formats)})"
         raise ValueError(f"the {len(data):,} bytes are not an image {known}" if data else "the file is empty") from error
     with image:
+        if image.mode == "RGB" and "transparency" in image.info and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            raise ValueError(f"16-bit colour of which one value is transparent can't be read exactly; {CONVERT}")  # Pillow halves the bits
         yield image
 
 
@@ -35,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The pixels of an open image as 8-bit RGB; ``image`` itself when it is that already.
 
     Raises:
-        ValueError: samples of 32 bits or floats, or 16-bit colour with a transparent colour.
+        ValueError: samples of 32 bits or floats.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bits(image)
@@ -84,8 +86,6 @@ def check_one_picture(image: Image.Image) -> None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        raise ValueError(f"16-bit colour of which one value is transparent can't be read exactly; {CONVERT}")
     image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

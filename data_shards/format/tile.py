@@ -39,7 +39,12 @@ def checksum(data: bytes) -> int:
 
 
 def to_json(levels: Mapping[str, int | float | str], group: str, file: str, more: str) -> bytes:
-    """The ``.json`` member of a tile; ``levels`` as `AttributeSchema.written` gives them, ``more`` is JSON of what else is known, or ""."""
+    """The ``.json`` member of a tile.
+
+    Args:
+        levels: as `AttributeSchema.written` gives them.
+        more: a JSON object of whatever else is known of the tile, or "".
+    """
     entry: dict[str, Any] = {"levels": dict(levels), "file": file}
     if group:
         entry["group"] = group

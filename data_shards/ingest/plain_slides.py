@@ -38,19 +38,18 @@ def open_plain(path: Path) -> Any:
 def _opened(path: Path, changed: int) -> Any:
     from openslide import ImageSlide
 
+    try:
+        image, says = _decoded(path)
+    except DECODING_ERRORS as error:
+        raise ValueError(str(error)) from error
+
     class OneImage(ImageSlide):
-        properties: dict[str, str]
+        properties = says  # type: ignore[assignment]
 
         def close(self) -> None:
             """Keep the pixels for the next places."""
 
-    try:
-        image, mpp = _decoded(path)
-    except DECODING_ERRORS as error:
-        raise ValueError(str(error)) from error
-    slide = OneImage(image)
-    slide.__dict__["properties"] = mpp  # shadows the property of the class
-    return slide
+    return OneImage(image)
 
 
 def _decoded(path: Path) -> tuple[Image.Image, dict[str, str]]:

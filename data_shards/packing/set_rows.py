@@ -22,7 +22,7 @@ def problems(path: Path, header: index.Header, folder: Path) -> Iterator[str]:
         of_key = table.filter(pc.equal(table["key"], row["key"]))["shard"].to_pylist()
         yield f"key {row['key']} is in {' and '.join(of_key[:3])}; give the samples of each tar names of their own"
     for row in groups_apart(table):
-        yield f"group {row['group']} is in {row['split_count_distinct']} splits; choose the tars of --val by group, or none (--val '')"
+        yield f"group {row['group']} is in {row['split_count_distinct']} splits; choose --val by group, or hold out none (--val '')"
     yield from (f"{line}; leave one of them" for line in same_images(table, header, LocalShardFiles(folder, header.shards).read))
 
 

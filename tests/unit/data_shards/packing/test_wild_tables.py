@@ -101,7 +101,7 @@ def test_the_level_that_is_not_assessable_may_be_named() -> None:
     for value, location in (("unclear", 0), (0, 0), ("0", 0)):
         assert read({"a": {"levels": ["unclear", "low", "high"], "not_assessable": value}}).attributes[0].not_assessable == location
     assert read({"a": {"levels": ["1", "2", "9"], "not_assessable": 9}}).attributes[0].not_assessable == 2
-    with pytest.raises(ValueError, match="'#0' for the level named 1, '#1' for 2"):
+    with pytest.raises(ValueError, match="'#0' for the level named 1, '#1' for the other one"):
         read({"a": {"levels": ["1", "2"], "not_assessable": 1}})
     schema = read({"a": {"levels": ["1", "2"], "not_assessable": "#1"}})
     assert schema.attributes[0].not_assessable == 1 and read(schema.to_dict()) == schema

@@ -1,7 +1,4 @@
-"""Tars of other tools and computers: each kind is read right, or named with its remedy.
-
-Index takes what pack takes, and refuses what verify would.
-"""
+"""Tars of other tools and computers: each kind is read right, or named with its remedy; index refuses what verify would."""
 
 from __future__ import annotations
 
