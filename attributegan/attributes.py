@@ -296,8 +296,10 @@ def _not_assessable(value: Any, attribute: Attribute) -> int | None:
     if by_name is None and by_place is None:
         raise ValueError(f"{attribute.name}: not_assessable is {value!r}; give a level's name or number, or leave it out")
     if by_name is not None and by_place is not None and by_place in range(len(attribute.levels)) and by_name != by_place:
-        raise ValueError(f"{attribute.name}: not_assessable: {value} is the name of one level and the place of another; write "
-                         f"'{BY_PLACE}{by_name}' for the level named {value}, '{BY_PLACE}{by_place}' for the other one")  # fmt: skip
+        raise ValueError(
+            f"{attribute.name}: not_assessable: {value} is the name of one level and the place of another; write "
+            f"'{BY_PLACE}{by_name}' for the level named {value}, '{BY_PLACE}{by_place}' for the other one"
+        )
     return by_place if by_name is None else by_name
 
 

@@ -64,9 +64,13 @@ class _Parser(argparse.ArgumentParser):
 def command(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Add a subcommand to ``commands`` (of ``add_subparsers``), whose help ends with ``examples`` too."""
     return commands.add_parser(
-        name, help=help, description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        name,
+        help=help,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
 
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:

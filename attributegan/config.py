@@ -69,11 +69,17 @@ class ModelConfig:
             value = getattr(self, name)
             require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
         require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
-        require(self.feature_width(2) == self.latent_dim, f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
-                 f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}")  # fmt: skip
+        require(
+            self.feature_width(2) == self.latent_dim,
+            f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
+            f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}",
+        )
         last = size.bit_length() - 2
-        require(self.feature_width(last) >= 4, f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
-                 f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}")  # fmt: skip
+        require(
+            self.feature_width(last) >= 4,
+            f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
+            f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}",
+        )
         for name in ("generator_attention", "discriminator_attention"):
             bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and width >= 4)]
             require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
@@ -257,9 +263,11 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        require((self.loss.auxiliary > 0) == self.model.auxiliary_heads,
-                 f"loss.auxiliary: {self.loss.auxiliary} with model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
-                 "heads and a weight above 0 go together")  # fmt: skip
+        require(
+            (self.loss.auxiliary > 0) == self.model.auxiliary_heads,
+            f"loss.auxiliary: {self.loss.auxiliary} with model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
+            "heads and a weight above 0 go together",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars; `from_dict` reads it back."""

@@ -93,8 +93,11 @@ def _contact_sheet(splits: Splits, rng: np.random.Generator) -> Section:
     for a, attribute in enumerate(schema.attributes):
         rows.append([attribute.name, *(attribute.levels[level] if level < len(attribute.levels) else "" for level in range(most))])
         rows.append(["", *(pictures.get((a, level)) or ("no tile" if level < len(attribute.levels) else "") for level in range(most))])
-    return Section("Contact sheet", "A tile drawn at random for each level of each attribute.",
-                   [Table(["", *(f"level {level}" for level in range(most))], rows)])  # fmt: skip
+    return Section(
+        "Contact sheet",
+        "A tile drawn at random for each level of each attribute.",
+        [Table(["", *(f"level {level}" for level in range(most))], rows)],
+    )
 
 
 def _example(splits: Splits, attribute: int, level: int, rng: np.random.Generator) -> Picture | None:
@@ -132,8 +135,10 @@ def _levels(splits: Splits, schema: AttributeSchema) -> Section:
 
 def _counts(levels_NA: np.ndarray, schema: AttributeSchema) -> list[np.ndarray]:
     """Tiles of every level of every attribute, and last those of which it is not known."""
-    return [np.bincount(_last_if_unknown(levels_N, count), minlength=count + 1)
-            for levels_N, count in zip(levels_NA.T, schema.num_levels, strict=True)]  # fmt: skip
+    return [
+        np.bincount(_last_if_unknown(levels_N, count), minlength=count + 1)
+        for levels_N, count in zip(levels_NA.T, schema.num_levels, strict=True)
+    ]
 
 
 def _last_if_unknown(levels_N: np.ndarray, count: int) -> np.ndarray:

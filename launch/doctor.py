@@ -110,14 +110,18 @@ class Examination:
         failed = {rank: words for rank in range(self.world) if (words := said.get(rank, "it has ended"))}
         if failed or done is None:
             who, why = diagnosis.ranks_of(list(failed)), next(iter(failed.values()))
-            self.problems.append(f"{who} could not compute with the others: {why}. Is every port between the machines open, and the "
-                                 "right network chosen (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)? See NCCL_DEBUG=INFO")  # fmt: skip
+            self.problems.append(
+                f"{who} could not compute with the others: {why}. Is every port between the machines open, and the "
+                "right network chosen (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)? See NCCL_DEBUG=INFO"
+            )
             return ["network and clocks: could not be measured"]
         speeds, offsets_s = done
         self.problems += diagnosis.of_speeds(speeds) + diagnosis.of_clocks(everyone, offsets_s)
         largest = max(map(abs, offsets_s))
-        lines = [f"all-reduce {s.group}: {s.latency_s * 1e6:,.0f} us for 4 bytes, {s.bytes_per_s / 1e6:,.0f} MB/s for large messages"
-                 for s in speeds]  # fmt: skip
+        lines = [
+            f"all-reduce {s.group}: {s.latency_s * 1e6:,.0f} us for 4 bytes, {s.bytes_per_s / 1e6:,.0f} MB/s for large messages"
+            for s in speeds
+        ]
         return [*lines, f"clocks: {largest:.3f} s apart at most"]
 
     def _tell(self, everyone: list[Facts], lines: Sequence[str] = (), is_first: bool = True) -> None:

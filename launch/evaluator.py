@@ -57,8 +57,16 @@ class BackgroundEvaluator:
 def command(settings: Config) -> list[str]:
     """The evaluation's command line; where the shards are is in its environment."""
     evaluate = settings.evaluate
-    options = {"every": evaluate.every, "best": evaluate.best, "count": evaluate.count, "sweeps": evaluate.sweeps,
-               "features": evaluate.features, "train": settings.data.split, "held-out": evaluate.split,
-               "shards-cache": settings.data.cache, "shards-cache-gb": settings.data.cache_gb}  # fmt: skip
+    options = {
+        "every": evaluate.every,
+        "best": evaluate.best,
+        "count": evaluate.count,
+        "sweeps": evaluate.sweeps,
+        "features": evaluate.features,
+        "train": settings.data.split,
+        "held-out": evaluate.split,
+        "shards-cache": settings.data.cache,
+        "shards-cache-gb": settings.data.cache_gb,
+    }
     words = [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only
     return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, "--attached", *words]

@@ -174,8 +174,10 @@ def _train(
             trainer.resume()
             began = trainer.images
             if began >= settings.train.images + settings.train.batch:
-                raise ValueError(f"train.images: {settings.train.images:,} is below the {began:,} that {settings.run.dir} has seen; "
-                                 "ask for more, or for what it was asked before")  # fmt: skip
+                raise ValueError(
+                    f"train.images: {settings.train.images:,} is below the {began:,} that {settings.run.dir} has seen; "
+                    "ask for more, or for what it was asked before"
+                )
             if began and before and before.shards not in ("", shards.fingerprint):
                 log.warning(
                     "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.location, f"{began:,}"
@@ -200,8 +202,12 @@ def _train(
             if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
                 raise errors.PermanentError from error
             raise
-        log.info("%s at %s images; tiles: attributegan-sample %s --out DIR --sweep", "finished" if finished else "stopped and saved",
-                 f"{trainer.images:,}", shlex.quote(settings.run.dir))  # fmt: skip
+        log.info(
+            "%s at %s images; tiles: attributegan-sample %s --out DIR --sweep",
+            "finished" if finished else "stopped and saved",
+            f"{trainer.images:,}",
+            shlex.quote(settings.run.dir),
+        )
         tell(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
         runtime.barrier()  # a launcher may end all processes when the first one does
     return 0 if finished else stop.signal or signal.SIGTERM

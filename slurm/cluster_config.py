@@ -86,9 +86,15 @@ class ClusterConfig:
     def parameters(self, name: str, setup: list[str], teardown: list[str]) -> dict[str, Any]:
         """For submitit's SlurmExecutor; ``setup`` and ``teardown`` are shell lines around the training."""
         optional = {
-            "partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint, "mem": self.memory,
-            "gpus_per_node": self.gpus_per_node, "mail_user": self.mail, "mail_type": "END,FAIL" if self.mail else "",
-        }  # fmt: skip
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "mem": self.memory,
+            "gpus_per_node": self.gpus_per_node,
+            "mail_user": self.mail,
+            "mail_type": "END,FAIL" if self.mail else "",
+        }
         return {
             "job_name": name,
             "nodes": self.nodes,

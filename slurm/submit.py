@@ -97,8 +97,10 @@ def _settled(run: Config, processes: int) -> Config:
     if train.world_size not in (0, processes):
         raise ValueError(f"train.world_size: {train.world_size} were asked for, the cluster file gives {processes}; leave it out")
     if train.batch % share:
-        raise ValueError(f"train.batch: {train.batch} does not divide into {processes} processes x {train.grad_accumulation} micro-batches "
-                         "(train.grad_accumulation); choose a multiple")  # fmt: skip
+        raise ValueError(
+            f"train.batch: {train.batch} does not divide into {processes} processes x {train.grad_accumulation} micro-batches "
+            "(train.grad_accumulation); choose a multiple"
+        )
     folder = str(Path(run.run.dir).resolve())
     if "%" in folder:
         raise ValueError(
@@ -176,8 +178,10 @@ def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: Clu
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
                 status.restore(Path(run.run.dir), before[run.run.dir])
-            raise ValueError(f"sbatch refuses the job: {_last_line(error)}. Correct {options.cluster}, submit where sbatch works, or try "
-                             "the run on this machine with --local") from error  # fmt: skip
+            raise ValueError(
+                f"sbatch refuses the job: {_last_line(error)}. Correct {options.cluster}, submit where sbatch works, or try "
+                "the run on this machine with --local"
+            ) from error
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
             who = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}

@@ -42,9 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = result.add_subparsers(metavar="COMMAND", required=True)
     report = cli.command(
-        commands, "report", "evaluate one model, or several side by side",
-        "Evaluate a model. DIR gets report.html (one file, no other needed), result.json and tensorboard/.", EXAMPLES,
-    )  # fmt: skip
+        commands,
+        "report",
+        "evaluate one model, or several side by side",
+        "Evaluate a model. DIR gets report.html (one file, no other needed), result.json and tensorboard/.",
+        EXAMPLES,
+    )
     report.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
     report.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the report; made if it is not there")
     report.add_argument("--baseline", metavar="RUN", action="append", default=[], help="another model for the same tables; may be repeated")

@@ -39,23 +39,37 @@ def _parser() -> argparse.ArgumentParser:
         "otherwise; others then need a token. The tiles are synthetic, not for diagnosis.",
         EXAMPLES,
     )
-    result.add_argument("model", metavar="RUN|CHECKPOINT|EXPORT", type=Path,
-                        help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator")  # fmt: skip
+    result.add_argument(
+        "model",
+        metavar="RUN|CHECKPOINT|EXPORT",
+        type=Path,
+        help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator",
+    )
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
     options_module.add(result, "shards-cache")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
-    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles to look among, at most; as in the evaluation "
-                        "whose judge is wanted (%(default)s)")  # fmt: skip
+    result.add_argument(
+        "--max-real",
+        metavar="N",
+        type=int,
+        default=5000,
+        help="real tiles to look among, at most; as in the evaluation whose judge is wanted (%(default)s)",
+    )
     result.add_argument("--assessable-only", action="store_true", help="leave out tiles with a level that is not assessable; likewise")
-    result.add_argument("--predictor", metavar="DIR", type=Path, help="folder of a judge that attributegan-evaluate trained, instead of "
-                        "the one of --shards in the cache")  # fmt: skip
+    result.add_argument(
+        "--predictor",
+        metavar="DIR",
+        type=Path,
+        help="folder of a judge that attributegan-evaluate trained, instead of the one of --shards in the cache",
+    )
     result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
     options_module.add_precision(result)
     result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     result.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes any free one (%(default)s)")
-    result.add_argument("--token-file", metavar="FILE", type=Path,
-                        help="has the token that visitors must give; without it, --host makes a new one")  # fmt: skip
+    result.add_argument(
+        "--token-file", metavar="FILE", type=Path, help="has the token that visitors must give; without it, --host makes a new one"
+    )
     return result
 
 

@@ -48,8 +48,13 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     command.description = "Turn a checkpoint of the published code, of any size and width, into a run to sample from and to train on."
     command.add_argument("file", metavar="FILE", type=Path, help="such as pretrained_model.pt; code in it is not run")
     command.add_argument("--out", metavar="DIR", required=True, type=Path, help="the run's folder; new, or empty")
-    command.add_argument("--generator", choices=("raw", "ema"), default="ema", help="which one is sampled from, unless --no-ema is given: "
-                         "the published average (default), or the raw generator, as the published sampler does")  # fmt: skip
+    command.add_argument(
+        "--generator",
+        choices=("raw", "ema"),
+        default="ema",
+        help="which one is sampled from, unless --no-ema is given: "
+        "the published average (default), or the raw generator, as the published sampler does",
+    )
     command.set_defaults(work=_import_published)
 
 
@@ -84,9 +89,11 @@ def _import_published(options: argparse.Namespace) -> None:
     from attributegan.export import import_published
 
     config = import_published(options.file, options.out, options.generator)
-    print(f"{options.out}: the published AttributeGAN, {config.model.image_size} px\n"
-          f"sample:    attributegan-sample {quote(str(options.out))} --out tiles --count 16\n"
-          f"train on:  attributegan-train --config {quote(str(options.out / 'config.yaml'))} data.shards=SHARDS")  # fmt: skip
+    print(
+        f"{options.out}: the published AttributeGAN, {config.model.image_size} px\n"
+        f"sample:    attributegan-sample {quote(str(options.out))} --out tiles --count 16\n"
+        f"train on:  attributegan-train --config {quote(str(options.out / 'config.yaml'))} data.shards=SHARDS"
+    )
 
 
 def _export_generator(options: argparse.Namespace) -> None:

@@ -28,8 +28,12 @@ def add(parser: argparse.ArgumentParser, name: str = "cache") -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                        help="of generated tiles; auto: bf16 where the hardware has it, else fp32 (CPU) or fp16 (GPU)")  # fmt: skip
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of generated tiles; auto: bf16 where the hardware has it, else fp32 (CPU) or fp16 (GPU)",
+    )
 
 
 def precision_of(asked: str) -> str:

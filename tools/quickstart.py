@@ -17,8 +17,12 @@ from attributegan.run_dir import status
 EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # enough for phantoms
 IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer the attributes are not followed well
 MEASURED = 960  # images after which the speed of the machine is known
-COMMANDS = {"attributegan-shard": "tools.shard", "attributegan-train": "launch.train", "attributegan-sample": "tools.sample",
-            "attributegan-evaluate": "tools.evaluate"}  # fmt: skip
+COMMANDS = {
+    "attributegan-shard": "tools.shard",
+    "attributegan-train": "launch.train",
+    "attributegan-sample": "tools.sample",
+    "attributegan-evaluate": "tools.evaluate",
+}
 EXAMPLES = "  python -m tools.quickstart --out quickstart"
 
 
@@ -69,8 +73,11 @@ def _affordable(run: Path, minutes: float) -> int:
     speed = found.images_per_second
     images = max(MIN_IMAGES, min(IMAGES, int(speed * minutes * 60) // 1000 * 1000))
     left = max(0, images - found.images) / speed / 60
-    print(f"\nThis machine trains {speed:.0f} images/s: {images:,} images take about {left:.0f} minutes from now, and the evaluation after "
-          f"them some minutes more.", flush=True)  # fmt: skip
+    print(
+        f"\nThis machine trains {speed:.0f} images/s: {images:,} images take about {left:.0f} minutes from now, and the evaluation after "
+        f"them some minutes more.",
+        flush=True,
+    )
     return max(images, found.images)
 
 

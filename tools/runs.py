@@ -94,8 +94,18 @@ def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
     losses = "/".join(f"{now.losses[name]:.3f}" for name in ("generator", "discriminator") if name in now.losses)
     running = state_of(folder, now, jobs)
     rate = f"{now.images_per_second:.1f}" if now.images_per_second else ""
-    return (str(folder), running, images, rate, losses, now.nodes, now.job, str(now.requeues), _ago(time.time() - now.updated_at),
-            str(latest_checkpoint(folder) or ""))  # fmt: skip
+    return (
+        str(folder),
+        running,
+        images,
+        rate,
+        losses,
+        now.nodes,
+        now.job,
+        str(now.requeues),
+        _ago(time.time() - now.updated_at),
+        str(latest_checkpoint(folder) or ""),
+    )
 
 
 def _ago(seconds: float) -> str:

@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the tiles; made if it is not there")
     result.add_argument("--count", metavar="N", type=int, default=16, help="number of tiles (default: %(default)s)")
     result.add_argument("--levels", metavar="A=L,...", default="", help="fixed levels, by number or name; the other attributes are drawn")
-    result.add_argument("--levels-from", metavar="SHARDS",
-                        help="draw levels as this set's training tiles have them, jointly; without it, all levels alike")  # fmt: skip
+    result.add_argument(
+        "--levels-from", metavar="SHARDS", help="draw levels as this set's training tiles have them, jointly; without it, all levels alike"
+    )
     result.add_argument("--format", choices=("png", "jpeg", "webp", "shards"), default="png", help="(default: %(default)s)")
     result.add_argument("--shard-count", metavar="N", type=int, default=1000, help="tiles in a shard (default: %(default)s)")
     result.add_argument("--overwrite", action="store_true", help="replace an earlier sampling in DIR, or another shard set")
@@ -61,11 +62,19 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--pair", nargs=2, metavar=("A", "B"), help="also pair.png: all levels of A by all levels of B, of the first latent"
     )
-    result.add_argument("--interpolate", nargs=2, metavar=("A=L,...", "A=L,..."),
-                        help="also interpolation.png: from the first levels to the second, a latent a row")  # fmt: skip
+    result.add_argument(
+        "--interpolate",
+        nargs=2,
+        metavar=("A=L,...", "A=L,..."),
+        help="also interpolation.png: from the first levels to the second, a latent a row",
+    )
     result.add_argument("--movie", choices=("gif", "mp4"), help="with --interpolate, also a film of it (mp4 needs the extra `movie`)")
-    result.add_argument("--project", metavar="IMAGE", type=Path,
-                        help="no tiles: search for the latent of this image (projection.png); --sweep and the like move it")  # fmt: skip
+    result.add_argument(
+        "--project",
+        metavar="IMAGE",
+        type=Path,
+        help="no tiles: search for the latent of this image (projection.png); --sweep and the like move it",
+    )
     result.add_argument("--steps", metavar="N", type=int, default=300, help="of the search of --project (default: %(default)s)")
     result.add_argument("--seed", metavar="S", type=int, default=0, help="tile k of a seed is always the same (default: %(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles made at a time (default: %(default)s)")
@@ -204,9 +213,7 @@ def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
         grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, latents.middle_levels(schema, given), options.batch)
         found["pair.png"] = encoded(grid)
     if options.interpolate:
-        start, end = (
-            latents.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate
-        )  # fmt: skip
+        start, end = (latents.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate)
         found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
         if options.movie:
             pictures = grids.frames(generator, schema, latents_BL, start, end, batch=options.batch)
@@ -238,12 +245,25 @@ def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str
     except DECODING_ERRORS as error:
         raise ValueError(f"--project {options.project}: not a readable image: {error}") from error
     with tqdm(total=options.steps, desc="search", disable=None, file=sys.stderr) as bar:
-        found = project(loaded.generator, loaded.schema, target, loaded.config.model.latent_dim, loaded.schema.parse(options.levels),
-                        options.steps, options.seed, lambda step: _advance(bar))  # fmt: skip
+        found = project(
+            loaded.generator,
+            loaded.schema,
+            target,
+            loaded.config.model.latent_dim,
+            loaded.schema.parse(options.levels),
+            options.steps,
+            options.seed,
+            lambda step: _advance(bar),
+        )
     levels = dict(zip(loaded.schema.names, found.levels_1A[0].tolist(), strict=True))
     written = loaded.schema.written(list(levels.values()))
-    tree = {"image": options.project.name, "levels": written, "distance": found.distance, "distance_of_best_start": found.start,
-            "latent": found.latent_1L[0].tolist()}  # fmt: skip
+    tree = {
+        "image": options.project.name,
+        "levels": written,
+        "distance": found.distance,
+        "distance_of_best_start": found.start,
+        "latent": found.latent_1L[0].tolist(),
+    }
     gap = np.full((size, 2, 3), 255, np.uint8)
     picture = encoded(np.concatenate([target, gap, found.tile_HWC], axis=1))
     files = {"projection.png": picture, "projection.json": json.dumps(tree, indent=1).encode()}

@@ -200,13 +200,24 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     if seen >= options.images + run.options["train"]["batch"]:
         raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
-        "launch.train", "--config", str(run.folder / "study.yaml"), f"data.shards={shards}", f"run.dir={run.folder / 'run'}",
-        f"train.images={options.images}", f"train.seed={run.seed}",
-    )  # fmt: skip
+        "launch.train",
+        "--config",
+        str(run.folder / "study.yaml"),
+        f"data.shards={shards}",
+        f"run.dir={run.folder / 'run'}",
+        f"train.images={options.images}",
+        f"train.seed={run.seed}",
+    )
     _command(
-        "tools.evaluate", str(run.folder / "run"), "--shards", shards, "--out", str(run.report(options.images, options.features)),
-        "--features", options.features,
-    )  # fmt: skip
+        "tools.evaluate",
+        str(run.folder / "run"),
+        "--shards",
+        shards,
+        "--out",
+        str(run.report(options.images, options.features)),
+        "--features",
+        options.features,
+    )
 
 
 def _command(module: str, *arguments: str) -> None:

@@ -57,6 +57,17 @@ def _fused(group: dict[str, Any], tensors: list[list[Tensor]], steps: list[Tenso
     weights, gradients, means, squares = tensors
     first, second = group["betas"]
     torch._fused_adam_(
-        weights, gradients, means, squares, [], steps, lr=group["lr"], beta1=first, beta2=second, weight_decay=0.0, eps=group["eps"],
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
+        weights,
+        gradients,
+        means,
+        squares,
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=first,
+        beta2=second,
+        weight_decay=0.0,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )

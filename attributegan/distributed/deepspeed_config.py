@@ -58,8 +58,10 @@ def _check_launcher(config: Config, environ: Mapping[str, str]) -> None:
         if environ.get(variable) == "true":
             raise ValueError(f"distributed_type: {kind} in {ACCELERATE} is not what this trains with; use MULTI_GPU or DEEPSPEED")
     if environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO" and not config.train.compile:
-        raise ValueError(f"dynamo_backend: {environ['ACCELERATE_DYNAMO_BACKEND']} in {ACCELERATE}, train.compile is false; "
-                         "leave the first out, and use train.compile=true to compile")  # fmt: skip
+        raise ValueError(
+            f"dynamo_backend: {environ['ACCELERATE_DYNAMO_BACKEND']} in {ACCELERATE}, train.compile is false; "
+            "leave the first out, and use train.compile=true to compile"
+        )
     precision = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", config.train.precision):
         raise ValueError(
@@ -68,8 +70,13 @@ def _check_launcher(config: Config, environ: Mapping[str, str]) -> None:
         )
     if environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return
-    _agree("gradient_accumulation_steps", environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"), ACCELERATE,
-           "train.grad_accumulation", config.train.grad_accumulation)  # fmt: skip
+    _agree(
+        "gradient_accumulation_steps",
+        environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+        ACCELERATE,
+        "train.grad_accumulation",
+        config.train.grad_accumulation,
+    )
     _agree("gradient_clipping", environ.get("ACCELERATE_GRADIENT_CLIPPING"), ACCELERATE, "optim.grad_clip", config.optim.grad_clip)
 
 

@@ -175,8 +175,12 @@ class DataParallel(Engine):
 
     def optimizer_state(self) -> ShardedStateDict:
         state = self.optimizer.state
-        tensors = {f"{name}.{key}": torch.as_tensor(value) for name, p in self.parameters.items()
-                   for key, value in state.get(p, {}).items() if value is not None}  # fmt: skip
+        tensors = {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, p in self.parameters.items()
+            for key, value in state.get(p, {}).items()
+            if value is not None
+        }
         return ShardedStateDict.replicated(tensors, self.share)
 
     def load_model_state(self, read: Read) -> None:

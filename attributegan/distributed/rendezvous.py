@@ -42,9 +42,13 @@ class Rendezvous:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             self.tcp = dist.TCPStore(
-                address, port, is_master=rank == 0 and not of_launcher, wait_for_workers=False,
-                timeout=timedelta(seconds=seconds), multi_tenant=True,  # the process group has its store there as well
-            )  # fmt: skip
+                address,
+                port,
+                is_master=rank == 0 and not of_launcher,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=seconds),
+                multi_tenant=True,  # the process group has its store there as well
+            )
         except (RuntimeError, KeyError, ValueError) as error:
             raise RendezvousError(self._lost(error)) from error
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # a launcher that starts its processes again keeps the store

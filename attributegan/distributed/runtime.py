@@ -209,8 +209,10 @@ class Runtime:
         for name, value in everyone[0].items():
             others = [rank for rank, of_rank in enumerate(everyone) if of_rank[name] != value]
             if others:
-                lines.append(f"{name}: rank 0 ({hosts[0]}) has {value}; "
-                             + ", ".join(f"rank {rank} ({hosts[rank]}) has {everyone[rank][name]}" for rank in others))  # fmt: skip
+                lines.append(
+                    f"{name}: rank 0 ({hosts[0]}) has {value}; "
+                    + ", ".join(f"rank {rank} ({hosts[rank]}) has {everyone[rank][name]}" for rank in others)
+                )
         if lines:
             raise ValueError("processes differ; start all of them with the same code, configuration and data:\n  " + "\n  ".join(lines))
 

@@ -135,9 +135,18 @@ class FeatureCache:
 
 
 def analyze_reference(
-    schema: AttributeSchema, train: Split, held_out: Split, features: Features, processes: Processes, cache: FeatureCache, *,
-    kind: str = "auto", seed: int = 0, steps: int = predictor.CNN_STEPS, progress: Progress = lambda what, done, total: None,
-) -> ReferenceSet | None:  # fmt: skip
+    schema: AttributeSchema,
+    train: Split,
+    held_out: Split,
+    features: Features,
+    processes: Processes,
+    cache: FeatureCache,
+    *,
+    kind: str = "auto",
+    seed: int = 0,
+    steps: int = predictor.CNN_STEPS,
+    progress: Progress = lambda what, done, total: None,
+) -> ReferenceSet | None:
     """Features, judge and verdicts of the real tiles; on the main process, None on the others. Every process must call.
 
     Args:
@@ -185,9 +194,11 @@ def features_of(
     if processes.broadcast_object(cached is not None):
         return cached
     found = processes.map(
-        len(split), CHUNK, lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
+        len(split),
+        CHUNK,
+        lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
         lambda done: progress(f"features of {name}", done, len(split)),
-    )  # fmt: skip
+    )
     if not processes.is_main:
         return None
     cache.save(path, found[0])
@@ -195,17 +206,30 @@ def features_of(
 
 
 def predictor_cache(
-    schema: AttributeSchema, train: Split, features: Features, cache: FeatureCache, kind: str = "auto", seed: int = 0,
+    schema: AttributeSchema,
+    train: Split,
+    features: Features,
+    cache: FeatureCache,
+    kind: str = "auto",
+    seed: int = 0,
     steps: int = predictor.CNN_STEPS,
-) -> predictor.PredictorCache:  # fmt: skip
+) -> predictor.PredictorCache:
     """The place in the cache of the judge that `study` trains with these settings."""
     return predictor.PredictorCache(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
 
 
 def _fit_predictor(
-    schema: AttributeSchema, train: Split, train_ND: np.ndarray, features: Features, processes: Processes, cache: FeatureCache,
-    kind: str, seed: int, steps: int, progress: Progress,
-) -> tuple[predictor.AttributePredictor, dict[str, Any]]:  # fmt: skip
+    schema: AttributeSchema,
+    train: Split,
+    train_ND: np.ndarray,
+    features: Features,
+    processes: Processes,
+    cache: FeatureCache,
+    kind: str,
+    seed: int,
+    steps: int,
+    progress: Progress,
+) -> tuple[predictor.AttributePredictor, dict[str, Any]]:
     kept = predictor_cache(schema, train, features, cache, kind, seed, steps)
     if found := kept.load(schema):
         return found[0].to(processes.device), found[1]
@@ -218,9 +242,14 @@ def _fit_predictor(
                 small[rows_N], train_ND[rows_N], train.levels_NA[rows_N], train.group_N[rows_N], schema, processes.device
             )
         return predictor.fit_cnn(
-            small[rows_N], train.levels_NA[rows_N], schema, seed, steps, processes.device,
+            small[rows_N],
+            train.levels_NA[rows_N],
+            schema,
+            seed,
+            steps,
+            processes.device,
             progress=lambda step: progress(f"judge ({share})", step, steps),
-        )  # fmt: skip
+        )
 
     note: dict[str, Any] = {"asked": kind, "training_tiles": len(train), "tile_size": int(train.read(np.zeros(1, int)).shape[1])}
     if kind == "auto":
@@ -239,10 +268,17 @@ def _fit_predictor(
 
 
 def _predict_held_out(
-    schema: AttributeSchema, train: Split, train_ND: np.ndarray, held_out: Split, predicted_NA: np.ndarray,
+    schema: AttributeSchema,
+    train: Split,
+    train_ND: np.ndarray,
+    held_out: Split,
+    predicted_NA: np.ndarray,
     attribute_predictor: predictor.AttributePredictor,
-    cache: FeatureCache, features: Features, processes: Processes, progress: Progress,
-) -> HeldOutPredictions:  # fmt: skip
+    cache: FeatureCache,
+    features: Features,
+    processes: Processes,
+    progress: Progress,
+) -> HeldOutPredictions:
     """Held-out tiles; of small sets, whose held-out slides are few, the training tiles too, crosswise."""
     fold_N = predictor.folds(train.group_N, CROSS_FOLDS)
     if not isinstance(attribute_predictor, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
@@ -254,16 +290,21 @@ def _predict_held_out(
         for fold in np.unique(fold_N):
             seen_N, rest_N = fold_N != fold, fold_N == fold
             one = predictor.fit_head(
-                small[seen_N], train_ND[seen_N], train.levels_NA[seen_N], train.group_N[seen_N], schema, processes.device,
+                small[seen_N],
+                train_ND[seen_N],
+                train.levels_NA[seen_N],
+                train.group_N[seen_N],
+                schema,
+                processes.device,
                 float(attribute_predictor.decay),
-            )  # fmt: skip
+            )
             crossed_NA[rest_N] = one.predict(small[rest_N], train_ND[rest_N])
             progress("judges without one part of the slides", int(fold) + 1, int(fold_N.max()) + 1)
         cache.save(path, crossed_NA)
     groups = np.concatenate([held_out.group_N, train.group_N + held_out.group_N.max() + 1])
     return HeldOutPredictions(
         np.concatenate([held_out.levels_NA, train.levels_NA]), np.concatenate([predicted_NA, crossed_NA]), groups, crossed=True
-    )  # fmt: skip
+    )
 
 
 def _assess(

@@ -82,9 +82,15 @@ class GeneratedSet:
 
 
 def make(
-    generator: nn.Module, latent_dim: int, plan: SamplingPlan, features: Features, processes: Processes, batch: int,
-    progress: Progress = lambda what, done, total: None, precision: str = "fp32",
-) -> GeneratedSet | None:  # fmt: skip
+    generator: nn.Module,
+    latent_dim: int,
+    plan: SamplingPlan,
+    features: Features,
+    processes: Processes,
+    batch: int,
+    progress: Progress = lambda what, done, total: None,
+    precision: str = "fp32",
+) -> GeneratedSet | None:
     """Generate everything; None on all processes but the main one. Every process must call."""
     work = _Work(generator, latent_dim, plan, features, processes, batch, progress, precision)
     rows = np.concatenate([plan.levels_NA, np.arange(len(plan.levels_NA))[:, None]], axis=1)

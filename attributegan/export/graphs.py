@@ -85,9 +85,7 @@ def _load(run: str | Path, raw: bool) -> Loaded:
 
 def _trace(loaded: Loaded, fractional: bool) -> ExportedProgram:
     batch = Dim("batch")
-    return torch.export.export(
-        loaded.generator, _inputs(loaded, 2, fractional), dynamic_shapes=({0: batch}, {0: batch}), strict=False
-    )  # fmt: skip
+    return torch.export.export(loaded.generator, _inputs(loaded, 2, fractional), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
 
 
 def _inputs(loaded: Loaded, batch: int, fractional: bool) -> tuple[Tensor, Tensor]:

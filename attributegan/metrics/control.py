@@ -51,8 +51,9 @@ def scores(requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[in
     )
 
 
-def interval(requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[int], group_N: np.ndarray, replicates: int,
-             seed: int = 0) -> dict[str, Estimate]:  # fmt: skip
+def interval(
+    requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[int], group_N: np.ndarray, replicates: int, seed: int = 0
+) -> dict[str, Estimate]:
     """`scores` with bootstrap intervals; tiles of one group (a latent, a slide) are drawn together."""
     found = scores(requested_N, predicted_N, levels)
     members = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]

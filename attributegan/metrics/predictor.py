@@ -101,9 +101,13 @@ class _Block(nn.Module):
         super().__init__()
         self.skip = nn.Conv2d(before, after, 1, bias=False)
         self.residual = nn.Sequential(
-            nn.BatchNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after), nn.GELU(), nn.Conv2d(after, after, 3, padding=1, bias=False),
-        )  # fmt: skip
+            nn.BatchNorm2d(before),
+            nn.GELU(),
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.GELU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.skip(x_BCHW) + self.residual(x_BCHW)
@@ -167,8 +171,15 @@ def _images(tiles_NHWC: np.ndarray, device: torch.device) -> Tensor:
     return resized(tiles_NHWC, min(tiles_NHWC.shape[1], CNN_SIZE), device) / 255
 
 
-def fit_cnn(tiles_NHWC: np.ndarray, levels_NA: np.ndarray, schema: AttributeSchema, seed: int = 0, steps: int = CNN_STEPS,
-            device: torch.device | None = None, progress: Any = None) -> Cnn:  # fmt: skip
+def fit_cnn(
+    tiles_NHWC: np.ndarray,
+    levels_NA: np.ndarray,
+    schema: AttributeSchema,
+    seed: int = 0,
+    steps: int = CNN_STEPS,
+    device: torch.device | None = None,
+    progress: Any = None,
+) -> Cnn:
     """Train the CNN on spoiled tiles, so that it reads shapes and not the grain of a camera or a generator.
 
     On a CPU the same tiles and seed give the same weights.
@@ -211,8 +222,15 @@ def _corrupted(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
     return (images + 0.08 * uniform(1, 1, 1) * noise).clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def fit_head(tiles_NHWC: np.ndarray, features_ND: np.ndarray, levels_NA: np.ndarray, group_N: np.ndarray, schema: AttributeSchema,
-             device: torch.device | None = None, decay: float | None = None) -> Head:  # fmt: skip
+def fit_head(
+    tiles_NHWC: np.ndarray,
+    features_ND: np.ndarray,
+    levels_NA: np.ndarray,
+    group_N: np.ndarray,
+    schema: AttributeSchema,
+    device: torch.device | None = None,
+    decay: float | None = None,
+) -> Head:
     """Fit the ordinal head; its weight decay is ``decay``, or the one that predicts left-out groups best."""
     head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
     parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]

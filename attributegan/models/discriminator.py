@@ -27,7 +27,7 @@ from attributegan.models.blocks import (
     label_columns,
     leaky,
     normalise,
-)  # fmt: skip
+)
 from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
 from attributegan.models.precision import full_precision
 
@@ -200,31 +200,42 @@ def _head(channels: int, columns: int) -> nn.Sequential:
     """8 x 8 map -> answers."""
     return nn.Sequential(
         OrderedDict(
-            mix=nn.Conv2d(channels, channels, 1), act=_Leaky(), score=nn.Conv2d(channels, 1, 4), flatten=nn.Flatten(),
+            mix=nn.Conv2d(channels, channels, 1),
+            act=_Leaky(),
+            score=nn.Conv2d(channels, 1, 4),
+            flatten=nn.Flatten(),
             columns=nn.Linear(HEAD_MAP, columns),
         )
-    )  # fmt: skip
+    )
 
 
 def _head_32(columns: int, heads: int) -> nn.Sequential:
     """32 px image -> answers."""
     return nn.Sequential(
         OrderedDict(
-            conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1), attend=global_attention(64, heads), stage=ResidualStage(64, 32),
-            attend_again=global_attention(32, heads), pool=nn.AdaptiveAvgPool2d((8, 8)), score=nn.Conv2d(32, 1, 4), flatten=nn.Flatten(),
+            conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1),
+            attend=global_attention(64, heads),
+            stage=ResidualStage(64, 32),
+            attend_again=global_attention(32, heads),
+            pool=nn.AdaptiveAvgPool2d((8, 8)),
+            score=nn.Conv2d(32, 1, 4),
+            flatten=nn.Flatten(),
             columns=nn.Linear(HEAD_MAP, columns),
         )
-    )  # fmt: skip
+    )
 
 
 def _embedder(channels: int, width: int, size: int) -> nn.Sequential:
     """Map of the first residual stage, ``width`` pixels wide -> (B, size)."""
     return nn.Sequential(
         OrderedDict(
-            mix=nn.Conv2d(channels, channels, 1), act=_Leaky(), squeeze=nn.Conv2d(channels, 1, 1), flatten=nn.Flatten(),
+            mix=nn.Conv2d(channels, channels, 1),
+            act=_Leaky(),
+            squeeze=nn.Conv2d(channels, 1, 1),
+            flatten=nn.Flatten(),
             linear=nn.Linear(width * width, size),
         )
-    )  # fmt: skip
+    )
 
 
 def _quadrant(x_BCHW: Tensor, quadrant: int) -> Tensor:

@@ -57,8 +57,10 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.classes = [2 * levels for levels in num_levels]
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
-        self.convs = nn.ModuleList(AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
-                                   for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False)))  # fmt: skip
+        self.convs = nn.ModuleList(
+            AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
+            for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False))
+        )
         self.norms = nn.ModuleList(BatchNorm2d(width, momentum=EMA_RATE) for width in AUXILIARY_WIDTHS)
         self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=EMA_RATE)
         self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)

@@ -77,8 +77,11 @@ _DISCRIMINATOR_RULES = {
     "proxies.table": "embedding",
 }
 # A published blur is a module of its own with a buffer, somewhere before the convolution that reads its output.
-_BLURRED = [(re.compile(r"(layers\.\d+\.0)\.2\.weight"), "1"), (re.compile(r"(.*branches\.0|non_residual_layers\.\d+)\.1\.weight"), "0"),
-            (re.compile(r"(.*branches\.1)\.2\.weight"), "0")]  # fmt: skip
+_BLURRED = [
+    (re.compile(r"(layers\.\d+\.0)\.2\.weight"), "1"),
+    (re.compile(r"(.*branches\.0|non_residual_layers\.\d+)\.1\.weight"), "0"),
+    (re.compile(r"(.*branches\.1)\.2\.weight"), "0"),
+]
 _TAPS = (1.0, 2.0, 1.0)
 
 
@@ -112,8 +115,12 @@ def load(source: str | Path | Mapping[str, Any]) -> PublishedModel:
         raise ValueError("\n  ".join([f"{where}: not the published network at {config.image_size} px:", *problems]))
     networks = {part: network.eval() for part, network in _networks(config).items()}
     for part, network in networks.items():
-        network.load_state_dict({name: _joined([state[f"{part}.{key}"] for key in _names(name, network)]).reshape(ours.shape)
-                                 for name, ours in network.state_dict().items()})  # fmt: skip
+        network.load_state_dict(
+            {
+                name: _joined([state[f"{part}.{key}"] for key in _names(name, network)]).reshape(ours.shape)
+                for name, ours in network.state_dict().items()
+            }
+        )
     return PublishedModel(networks["G"], networks["GE"], networks["D"], config)  # type: ignore[arg-type]
 
 
@@ -134,8 +141,18 @@ def to_published(generator: Generator, generator_ema: Generator, discriminator: 
 
 
 # What torch.load was seen to raise on files that are damaged or something else (by changing bytes at random).
-_UNREADABLE = (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, AssertionError, ValueError, LookupError, TypeError,
-               AttributeError)  # fmt: skip
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 
 
 def _read(path: Path) -> Any:
@@ -191,8 +208,11 @@ def _indices(keys: Iterable[str], pattern: str) -> list[int]:
 
 def _fmap_inverse_coef(shapes: Mapping[str, Shape], fmap_max: int) -> int:
     """The coefficient that explains most widths; 12, the published default, where several do."""
-    widths = [(7 - int(found[1]), shape[0]) for key, shape in shapes.items()
-              if (found := re.fullmatch(r"D\.residual_layers\.(\d+)\.0\.branches\.\d\.\d\.bias", key))]  # fmt: skip
+    widths = [
+        (7 - int(found[1]), shape[0])
+        for key, shape in shapes.items()
+        if (found := re.fullmatch(r"D\.residual_layers\.(\d+)\.0\.branches\.\d\.\d\.bias", key))
+    ]
     widths += [(8, shape[0]) for key, shape in shapes.items() if re.fullmatch(r"D\.non_residual_layers\.\d+\.1\.bias", key)]
     return max([12, *range(4, 24)], key=lambda coef: sum(width == min(2.0 ** (coef - n), fmap_max) for n, width in widths))
 

@@ -72,8 +72,12 @@ class UpsampleBlurConv2d(nn.Conv2d):
         answer = _InnerBlur.apply(F.conv_transpose2d(around, _doubled(weight), stride=2, padding=2), bias)
         top, bottom, left, right = (F.interpolate(line, scale_factor=2, mode="linear", align_corners=False) for line in lines)
         top, bottom = (F.pad(line, (1, 1), mode="replicate") for line in (top, bottom))  # these have the corners
-        off = [F.conv1d(top, weight[:, :, 0]), F.conv1d(bottom, weight[:, :, 2]),
-               F.conv1d(left, weight[:, :, :, 0], padding=1), F.conv1d(right, weight[:, :, :, 2], padding=1)]  # fmt: skip
+        off = [
+            F.conv1d(top, weight[:, :, 0]),
+            F.conv1d(bottom, weight[:, :, 2]),
+            F.conv1d(left, weight[:, :, :, 0], padding=1),
+            F.conv1d(right, weight[:, :, :, 2], padding=1),
+        ]
         return _OffFrame.apply(answer, *off)
 
 

@@ -48,8 +48,15 @@ def sweep_grid(
     return _grid(generate(generator, latents_SL, torch.tensor(rows_SA), batch), lengths, names)
 
 
-def pair_grid(generator: nn.Module, schema: AttributeSchema, latent_1L: Tensor, rows: str, columns: str,
-              levels_A: Sequence[float] | None = None, batch: int = 16) -> np.ndarray:  # fmt: skip
+def pair_grid(
+    generator: nn.Module,
+    schema: AttributeSchema,
+    latent_1L: Tensor,
+    rows: str,
+    columns: str,
+    levels_A: Sequence[float] | None = None,
+    batch: int = 16,
+) -> np.ndarray:
     """One tile for each pair of levels of two attributes, of one latent; (H, W, 3) uint8.
 
     Raises:
@@ -75,8 +82,9 @@ def pair_grid(generator: nn.Module, schema: AttributeSchema, latent_1L: Tensor, 
     return _grid(tiles, [width] * len(names), names)
 
 
-def frames(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor,
-           steps: int = 24, batch: int = 16) -> np.ndarray:  # fmt: skip
+def frames(
+    generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor, steps: int = 24, batch: int = 16
+) -> np.ndarray:
     """Pictures of a film, (2 steps, H, W, 3) uint8: all latents side by side, to the end levels and back."""
     levels_BSA = interpolate(schema, start_BA, end_BA, steps)
     tiles = generate(generator, latents_BL.repeat_interleave(steps, dim=0), levels_BSA.flatten(0, 1), batch)
@@ -85,8 +93,9 @@ def frames(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, st
     return np.concatenate([there_SHWC, there_SHWC[::-1]])
 
 
-def interpolation_grid(generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor,
-                       steps: int = 8, batch: int = 16) -> np.ndarray:  # fmt: skip
+def interpolation_grid(
+    generator: nn.Module, schema: AttributeSchema, latents_BL: Tensor, start_BA: Tensor, end_BA: Tensor, steps: int = 8, batch: int = 16
+) -> np.ndarray:
     """One row for each latent, from its start levels to its end levels; (H, W, 3) uint8."""
     levels_BSA = interpolate(schema, start_BA, end_BA, steps)
     tiles = generate(generator, latents_BL.repeat_interleave(steps, dim=0), levels_BSA.flatten(0, 1), batch)

@@ -31,8 +31,16 @@ class Projection:
     start: float  # the same for the best of the tiles tried first
 
 
-def project(generator: nn.Module, schema: AttributeSchema, tile_HWC: np.ndarray, latent_dim: int, given: Mapping[str, float] | None = None,
-            steps: int = 300, seed: int = 0, progress: Callable[[int], None] = lambda step: None) -> Projection:  # fmt: skip
+def project(
+    generator: nn.Module,
+    schema: AttributeSchema,
+    tile_HWC: np.ndarray,
+    latent_dim: int,
+    given: Mapping[str, float] | None = None,
+    steps: int = 300,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Projection:
     """Search for a tile.
 
     Args:

@@ -78,8 +78,10 @@ def control(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Sequence[Tensor], classes_BA: Tensor) -> Tensor:
-    each = [F.cross_entropy(full_precision(logits_BL), class_B.clamp(min=0), reduction="none") * (class_B >= 0)
-            for logits_BL, class_B in zip(logits, classes_BA.T, strict=True)]  # fmt: skip
+    each = [
+        F.cross_entropy(full_precision(logits_BL), class_B.clamp(min=0), reduction="none") * (class_B >= 0)
+        for logits_BL, class_B in zip(logits, classes_BA.T, strict=True)
+    ]
     return torch.stack(each).mean()
 
 

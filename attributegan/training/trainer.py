@@ -63,8 +63,10 @@ class Trainer:
         self.not_assessable_A = torch.tensor(not_assessable, device=runtime.device)
         share = config.train.batch // (config.train.grad_accumulation * runtime.world)
         if (config.loss.diversity or config.loss.residual) and share % 2:
-            raise ValueError(f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
-                             f"{share} tiles a micro-batch; choose a batch with an even number of them")  # fmt: skip
+            raise ValueError(
+                f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
+                f"{share} tiles a micro-batch; choose a batch with an even number of them"
+            )
         self.skipped: Counter[str] = Counter()  # steps not taken, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
@@ -87,9 +89,13 @@ class Trainer:
         self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = checkpoints_dir(config.run.dir)
         self.writer = Writer(
-            self.folder, rank=runtime.rank, world=runtime.world, launch_id=runtime.launch_id, keep=config.run.keep_last,
+            self.folder,
+            rank=runtime.rank,
+            world=runtime.world,
+            launch_id=runtime.launch_id,
+            keep=config.run.keep_last,
             scratch=config.run.scratch,
-        )  # fmt: skip
+        )
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One step of both networks on a global batch.
@@ -158,8 +164,10 @@ class Trainer:
         networks: dict[str, Engine | Ema] = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
         weights = {name: network.model_state() for name, network in networks.items()}
         if self.runtime.any_rank(not all(part.values_N.isfinite().all() for table in weights.values() for part in table.slices)):
-            raise Diverged(f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "
-                           "Start the same command to go on from the newest, with a lower optim.*_lr if it comes again")  # fmt: skip
+            raise Diverged(
+                f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "
+                "Start the same command to go on from the newest, with a lower optim.*_lr if it comes again"
+            )
         self.writer.save(
             self.images,
             {

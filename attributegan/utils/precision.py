@@ -108,7 +108,7 @@ def _step(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
     image, weight = (
         torch.ones(shape, dtype=dtype, device=device).to(memory_format=torch.channels_last).requires_grad_()
         for shape in ((4, 32, 16, 16), (32, 32, 3, 3))
-    )  # fmt: skip
+    )
 
     def step() -> float:
         start = time.perf_counter()

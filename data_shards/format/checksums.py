@@ -39,8 +39,10 @@ def check_index(folder: Path) -> index.Header:
         written = (folder / FILE).read_bytes()
         index_sha256 = sha256_of(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{error.filename}: not there; {folder} is no whole shard set. Make one with `attributegan-shard pack`, "
-                         "or with `attributegan-shard index` from tars") from error  # fmt: skip
+        raise ValueError(
+            f"{error.filename}: not there; {folder} is no whole shard set. Make one with `attributegan-shard pack`, "
+            "or with `attributegan-shard index` from tars"
+        ) from error
     except OSError as error:
         raise ValueError(f"{error.filename}: can't be read ({error.strerror})") from error
     if index_sha256.encode() not in written:

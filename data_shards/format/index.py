@@ -248,8 +248,10 @@ def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path:
 def _check(rows: Rows, header: Header, path: Path) -> None:
     for attribute, levels_N in zip(header.schema.attributes, rows.levels_NA.T, strict=True):
         if len(levels_N) and not UNKNOWN <= levels_N.min() <= levels_N.max() < len(attribute.levels):
-            raise ValueError(f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
-                             f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again")  # fmt: skip
+            raise ValueError(
+                f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
+                f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again"
+            )
     size_S = np.array([shard.size for shard in header.shards])
     if ((rows.offset_N < 0) | (rows.length_N < 0) | (rows.offset_N > size_S[rows.shard_N] - rows.length_N)).any():
         raise ValueError(f"{path}: some tiles lie outside of their shard; pack the set again")

@@ -12,8 +12,22 @@ _FILES = re.compile(
     r"|(README|LICEN[CS]E|CHANGELOG|CITATION|NOTICE)([_-]\w+)?(\.(md|txt|rst|html|pdf|cff|bib))?|(md5|sha1|sha256|sha512)sums?(\.txt)?",
     re.IGNORECASE,
 )
-_FOLDERS = frozenset(("__MACOSX", "@eaDir", ".Spotlight-V100", ".Trashes", ".fseventsd", ".TemporaryItems", ".git", ".cache", "lost+found",
-                      "System Volume Information", "$RECYCLE.BIN", ".ipynb_checkpoints"))  # fmt: skip
+_FOLDERS = frozenset(
+    (
+        "__MACOSX",
+        "@eaDir",
+        ".Spotlight-V100",
+        ".Trashes",
+        ".fseventsd",
+        ".TemporaryItems",
+        ".git",
+        ".cache",
+        "lost+found",
+        "System Volume Information",
+        "$RECYCLE.BIN",
+        ".ipynb_checkpoints",
+    )
+)
 
 
 def is_litter(path: str) -> bool:

@@ -42,8 +42,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
-        raise ValueError(f"has {'floating-point numbers' if image.mode == 'F' else 'whole numbers of more than 16 bits'} for pixels, and "
-                         f"nothing says which is black and which white; {CONVERT}")  # fmt: skip
+        raise ValueError(
+            f"has {'floating-point numbers' if image.mode == 'F' else 'whole numbers of more than 16 bits'} for pixels, and "
+            f"nothing says which is black and which white; {CONVERT}"
+        )
     if image.mode == "LAB":
         image.load()
         return ImageCms.applyTransform(image, _lab_to_srgb())  # type: ignore[return-value]

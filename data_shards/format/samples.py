@@ -44,8 +44,10 @@ def image_of(kinds: Mapping[str, Member]) -> Member:
     if images:
         return kinds[images[0]]
     if dotted := [kind for kind in kinds if kind.rpartition(".")[2] in IMAGES and "." in kind]:
-        raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(list(kinds)[:4])}: WebDataset takes everything after the "
-                         f"first dot of a name for its kind, so write names with one dot alone (… _{dotted[0]})")  # fmt: skip
+        raise ValueError(
+            f"no image ({', '.join(IMAGES)}); it has {', '.join(list(kinds)[:4])}: WebDataset takes everything after the "
+            f"first dot of a name for its kind, so write names with one dot alone (… _{dotted[0]})"
+        )
     raise ValueError(f"no image ({', '.join(IMAGES)}); it has {', '.join(kinds)}")
 
 

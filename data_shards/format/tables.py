@@ -139,5 +139,7 @@ def _check_no_rows_inside(path: Path, row: Sequence[str], columns: int, separato
     """Refuse an entry of several lines that look like rows: a quote too many at its start would hide them."""
     inner = [text for entry in row for text in entry.splitlines()[1:]]
     if columns > 1 and any(text.count(separator) >= columns - 1 for text in inner):
-        raise ValueError(f"{path}:{line}: a quote opened in this row is closed in line {last}, and between look to be rows; close it in "
-                         "its own row, or take the line breaks out of the entry")  # fmt: skip
+        raise ValueError(
+            f"{path}:{line}: a quote opened in this row is closed in line {last}, and between look to be rows; close it in "
+            "its own row, or take the line breaks out of the entry"
+        )

@@ -126,8 +126,10 @@ def _check_room(shards: ShardSet, order: TileOrder) -> None:
     open_at_once = order.window if isinstance(order, WindowedShuffle) else len(size_S)
     needed, limit = size_S[-open_at_once:].sum() / 1e9, shards.tars.cache.limit / 1e9
     if needed > limit:
-        raise ValueError(f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.location} "
-                         f"that are read at the same time, {needed:.3g} GB; give twice that, or a smaller data.shuffle_window")  # fmt: skip
+        raise ValueError(
+            f"data.cache_gb: {limit:g} GB can't hold the {min(open_at_once, len(size_S))} shards of {shards.location} "
+            f"that are read at the same time, {needed:.3g} GB; give twice that, or a smaller data.shuffle_window"
+        )
 
 
 def _prefetcher(shards: ShardSet, order: TileOrder, start: int) -> Prefetcher | None:
@@ -234,8 +236,10 @@ def _started(tiles: TileReader, requests: _Requests, workers: int, pin_memory: b
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise ValueError("data.workers: the reading processes find no room in /dev/shm; give it more (containers: --shm-size), or read "
-                         "without them, with data.workers=0") from error  # fmt: skip
+        raise ValueError(
+            "data.workers: the reading processes find no room in /dev/shm; give it more (containers: --shm-size), or read "
+            "without them, with data.workers=0"
+        ) from error
 
 
 def _remove_segments(workers: Sequence[int]) -> None:
@@ -308,6 +312,8 @@ class _Replacements:
 
     def _too_many(self, tile: int) -> ValueError:
         shards = self.requests.shards
-        return ValueError(f"{shards.location}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in "
-                          f"{shards.location}, the last in this shard; find all with `attributegan-shard verify {shards.location}` and "
-                          "replace them")  # fmt: skip
+        return ValueError(
+            f"{shards.location}/{shards.shard_of(tile)}: {len(self.damaged)} damaged tiles met in "
+            f"{shards.location}, the last in this shard; find all with `attributegan-shard verify {shards.location}` and "
+            "replace them"
+        )

@@ -200,8 +200,10 @@ def _check_apart(key: str, sample: Sequence[Member], kinds_of: dict[str, set[str
         again = ", ".join(sorted(kinds & kinds_of[key]))
         if again:
             raise ValueError(f"{key}.{again} is in the tar twice; write the tar again with each sample once")
-        raise ValueError(f"the members of {key} don't follow one another, as WebDataset needs; sort them: unpack the tar, and write it "
-                         "with `tar --sort=name -C FOLDER -cf NEW.tar .`")  # fmt: skip
+        raise ValueError(
+            f"the members of {key} don't follow one another, as WebDataset needs; sort them: unpack the tar, and write it "
+            "with `tar --sort=name -C FOLDER -cf NEW.tar .`"
+        )
     kinds_of[key] = kinds
 
 
@@ -218,5 +220,7 @@ def _check_layout(wrong: dict[str, str], kinds_of: dict[str, set[str]]) -> None:
             and kinds & {"json", "cls"}
             and not set.intersection(*(kinds_of[key] for key in keys))
         ):
-            raise ValueError(f"{' and '.join(keys[:2])} are one sample in two folders; WebDataset joins only members that are equal up to "
-                             "the first dot, the folder included, so put images and levels side by side")  # fmt: skip
+            raise ValueError(
+                f"{' and '.join(keys[:2])} are one sample in two folders; WebDataset joins only members that are equal up to "
+                "the first dot, the folder included, so put images and levels side by side"
+            )

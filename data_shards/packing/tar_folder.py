@@ -49,8 +49,10 @@ def look(folder: Path) -> Found:
         elif path.name not in KNOWN:
             others.append(path.name)
     if overlooked:
-        raise ValueError(f"{folder}: {len(overlooked):,} tars would be left out; put all tars of the set into one folder, uncompressed and "
-                         f"named *.tar:{_lines(overlooked)}")  # fmt: skip
+        raise ValueError(
+            f"{folder}: {len(overlooked):,} tars would be left out; put all tars of the set into one folder, uncompressed and "
+            f"named *.tar:{_lines(overlooked)}"
+        )
     if not tars:
         raise ValueError(f"{folder}: has no .tar files (compressed tars can't be read by offset; unpack them with gunzip)")
     return Found(tars, others, nothing)

@@ -41,10 +41,12 @@ def _coherence(dark_NHW: np.ndarray) -> np.ndarray:
 
 def _spots(dark_NHW: np.ndarray, nuclei_NHW: np.ndarray) -> np.ndarray:
     """95th percentile over the pixels of a tile's nuclei, over their median."""
-    return np.array([
-        np.quantile(dark_HW[mask_HW], 0.95) / np.median(dark_HW[mask_HW]) if mask_HW.any() else 1.0
-        for dark_HW, mask_HW in zip(dark_NHW, nuclei_NHW, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.quantile(dark_HW[mask_HW], 0.95) / np.median(dark_HW[mask_HW]) if mask_HW.any() else 1.0
+            for dark_HW, mask_HW in zip(dark_NHW, nuclei_NHW, strict=True)
+        ]
+    )
 
 
 def _grown(mask_NHW: np.ndarray) -> np.ndarray:

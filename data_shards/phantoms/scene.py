@@ -127,8 +127,17 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
         angle = (math.pi * direction + math.radians(TURN[polarity]) * even[slot, 1]) % math.pi
         prominence = PROMINENCE[nucleoli]
         stain = (0.9 + 0.2 * each[slot, 0]) * (PALE if prominence else 1.0)
-        return _nucleus(places[slot], AXES[0] * size, AXES[1] * size, angle, OUTLINE[pleomorphism], harmonics[slot], stain,
-                        prominence=prominence, at=tuple(each[slot, 3:]))  # fmt: skip
+        return _nucleus(
+            places[slot],
+            AXES[0] * size,
+            AXES[1] * size,
+            angle,
+            OUTLINE[pleomorphism],
+            harmonics[slot],
+            stain,
+            prominence=prominence,
+            at=tuple(each[slot, 3:]),
+        )
 
     def figure(slot: int) -> Nucleus:
         major, minor = 0.070 + 0.010 * each[slot, 0], 0.023 + 0.004 * each[slot, 1]
@@ -172,19 +181,36 @@ def _size(spread: float, even: float) -> float:
 
 
 def _nucleus(
-    place: np.ndarray, major: float, minor: float, angle: float, outline: float, harmonics: np.ndarray, stain: float, *,
-    mitotic: bool = False, prominence: float = 0.0, at: Sequence[float] = (0.5, 0.5),
-) -> Nucleus:  # fmt: skip
+    place: np.ndarray,
+    major: float,
+    minor: float,
+    angle: float,
+    outline: float,
+    harmonics: np.ndarray,
+    stain: float,
+    *,
+    mitotic: bool = False,
+    prominence: float = 0.0,
+    at: Sequence[float] = (0.5, 0.5),
+) -> Nucleus:
     x, y = map(float, place)
     waves = harmonics @ (1, 1j)
     waves *= outline / np.sqrt((abs(waves) ** 2).sum())
     along, across = 0.5 * (2 * at[0] - 1) * major, 0.3 * (2 * at[1] - 1) * minor
     cos, sin = math.cos(angle), math.sin(angle)
     return Nucleus(
-        x, y, float(major), float(minor), float(angle), tuple(waves.tolist()), float(stain), mitotic, prominence,
+        x,
+        y,
+        float(major),
+        float(minor),
+        float(angle),
+        tuple(waves.tolist()),
+        float(stain),
+        mitotic,
+        prominence,
         nucleolus_at=(x + cos * along - sin * across, y + sin * along + cos * across),
         nucleolus_width=min(0.018, 0.35 * minor),
-    )  # fmt: skip
+    )
 
 
 def _nuisance(rng: np.random.Generator) -> dict[str, np.ndarray]:

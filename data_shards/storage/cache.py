@@ -94,8 +94,10 @@ class Cache:
     def fetch(self, location: str, shard: index.Shard, wait: bool = True) -> bool:
         """Have the shard in the cache; False without it when another process is fetching it and ``wait`` is false."""
         if shard.size > self.limit:
-            raise StoreError(f"data.cache_gb: {self.limit / GIGABYTE:g} GB can't hold {shard.name} of {stores.redact(location)}, which has "
-                             f"{shard.size / GIGABYTE:g} GB; give more")  # fmt: skip
+            raise StoreError(
+                f"data.cache_gb: {self.limit / GIGABYTE:g} GB can't hold {shard.name} of {stores.redact(location)}, which has "
+                f"{shard.size / GIGABYTE:g} GB; give more"
+            )
         with _space(self.folder), _part(self.path(shard), wait) as part:
             if part is None:
                 return False
@@ -182,8 +184,10 @@ def retried(location: str, name: str, attempt: Callable[[], Result]) -> Result:
             pause = BACKOFF_S * 2 ** (number - 1) * random.SystemRandom().uniform(0.75, 1.25)  # ranks should not come all at once
             log.warning("%s: %s; try %d of %d follows in %.1f s", where, last, number + 1, TRIES, pause)
             time.sleep(pause)
-    raise Unreachable(f"{where}: could not be fetched in {TRIES} tries, the last: {last}. When the store answers again, the same command "
-                     "goes on; if it gives wrong bytes each time, copy the set there again") from last  # fmt: skip
+    raise Unreachable(
+        f"{where}: could not be fetched in {TRIES} tries, the last: {last}. When the store answers again, the same command "
+        "goes on; if it gives wrong bytes each time, copy the set there again"
+    ) from last
 
 
 def _download(location: str, name: str, part: BinaryIO, sha256: str, size: int | None = None) -> None:
@@ -213,8 +217,10 @@ def _space(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"data.cache: {folder}: can't be written to ({error.strerror}); free some space, or choose another folder or a "
-                         "smaller data.cache_gb") from error  # fmt: skip
+        raise StoreError(
+            f"data.cache: {folder}: can't be written to ({error.strerror}); free some space, or choose another folder or a "
+            "smaller data.cache_gb"
+        ) from error
 
 
 @contextmanager

@@ -43,8 +43,10 @@ def is_remote(location: str) -> bool:
 def check(location: str) -> None:
     """ValueError when ``place`` can't be a remote set."""
     if location.startswith("pipe:") and "{}" not in location:
-        raise ValueError(f"data.shards: {location}: has no {{}}, which stands for the name of the file to write to the standard output, "
-                         "as in 'pipe:ssh host cat /data/shards/{}'")  # fmt: skip
+        raise ValueError(
+            f"data.shards: {location}: has no {{}}, which stands for the name of the file to write to the standard output, "
+            "as in 'pipe:ssh host cat /data/shards/{}'"
+        )
 
 
 def address(location: str, name: str) -> str:

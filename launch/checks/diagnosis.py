@@ -29,19 +29,27 @@ def of_launch(facts: Sequence[Facts], world: int, asked: int) -> list[str]:
     """Processes that are missing, or were not started as asked for."""
     found = sorted({fact.launch_problem for fact in facts} - {""})
     if asked not in (0, world):
-        found.append(f"{asked} processes were asked for (--processes), the launcher gave {world}: compare num_processes and num_machines "
-                     "of its configuration, and see that it is started on every machine with its own machine_rank")  # fmt: skip
+        found.append(
+            f"{asked} processes were asked for (--processes), the launcher gave {world}: compare num_processes and num_machines "
+            "of its configuration, and see that it is started on every machine with its own machine_rank"
+        )
     tasks = max(fact.slurm_tasks for fact in facts)
     if tasks > world:
-        found.append(f"Slurm has {tasks} tasks for this and the processes know of {world}: let srun start one launcher for each node "
-                     "(--ntasks-per-node=1), with --machine_rank from SLURM_NODEID")  # fmt: skip
+        found.append(
+            f"Slurm has {tasks} tasks for this and the processes know of {world}: let srun start one launcher for each node "
+            "(--ntasks-per-node=1), with --machine_rank from SLURM_NODEID"
+        )
     if missing := sorted(set(range(world)) - {fact.rank for fact in facts}):
-        found.append(f"no word from {ranks_of(missing)}: they ended before they could say why (see their output), or can't "
-                     "reach the meeting point: same main_process_ip and port everywhere, open in the firewall?")  # fmt: skip
+        found.append(
+            f"no word from {ranks_of(missing)}: they ended before they could say why (see their output), or can't "
+            "reach the meeting point: same main_process_ip and port everywhere, open in the firewall?"
+        )
     for same in _groups(facts, lambda fact: f"{fact.node} {fact.local_rank}"):
         if len(same) > 1:
-            found.append(f"{_who(same)} all have local rank {same[0].local_rank} on one machine: start one launcher a machine, "
-                         "with num_processes for all machines together")  # fmt: skip
+            found.append(
+                f"{_who(same)} all have local rank {same[0].local_rank} on one machine: start one launcher a machine, "
+                "with num_processes for all machines together"
+            )
     return found
 
 
@@ -88,8 +96,9 @@ def of_addresses(facts: Sequence[Facts]) -> list[str]:
             found.append(f"{_who(on_node)}: {variable} names {first.interface}, which has no address here; {fix}")
         elif first.address and ipaddress.ip_address(first.address.split("%")[0]).is_loopback:
             why = "" if first.interface != "lo" or first.gpus_seen else ", since that is what the host name stands for"
-            found.append(f"{_who(on_node)}: the process group would use loopback ({first.address}){why}, where other machines can't "
-                         f"reach it; {fix}")  # fmt: skip
+            found.append(
+                f"{_who(on_node)}: the process group would use loopback ({first.address}){why}, where other machines can't reach it; {fix}"
+            )
     return found
 
 
@@ -99,11 +108,15 @@ def of_room(facts: Sequence[Facts]) -> list[str]:
         host, count = on_node[0].host, len(on_node)
         memory, shm = (min(getattr(fact, name) for fact in on_node) for name in ("memory_free", "shm_free"))
         if memory < count * MEMORY:
-            found.append(f"{host} has {memory / 2**30:.1f} GiB of memory free for {count} processes: end what else runs there, "
-                         "ask Slurm for more (--mem), or start fewer processes")  # fmt: skip
+            found.append(
+                f"{host} has {memory / 2**30:.1f} GiB of memory free for {count} processes: end what else runs there, "
+                "ask Slurm for more (--mem), or start fewer processes"
+            )
         if shm < count * SHM:
-            found.append(f"{host} has {shm / 2**20:.0f} MiB free in /dev/shm for the data workers of {count} processes: start the "
-                         "container with more (--shm-size=8g, or --ipc=host), empty it, or use data.workers=0")  # fmt: skip
+            found.append(
+                f"{host} has {shm / 2**20:.0f} MiB free in /dev/shm for the data workers of {count} processes: start the "
+                "container with more (--shm-size=8g, or --ipc=host), empty it, or use data.workers=0"
+            )
     return found
 
 
@@ -113,8 +126,10 @@ def of_clocks(facts: Sequence[Facts], offsets_s: Sequence[float]) -> list[str]:
     for on_node in _groups(facts, lambda fact: fact.node):
         offset = offsets_s[facts.index(on_node[0])]
         if abs(offset) > CLOCK_S:
-            found.append(f"the clock of {on_node[0].host} is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} that of "
-                         f"{facts[0].host}: let both follow a time server (chronyc tracking, timedatectl)")  # fmt: skip
+            found.append(
+                f"the clock of {on_node[0].host} is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} that of "
+                f"{facts[0].host}: let both follow a time server (chronyc tracking, timedatectl)"
+            )
     return found
 
 
@@ -132,8 +147,10 @@ def of_disk(facts: Sequence[Facts], folder: str, wrote: Sequence[str], unseen: S
     found = [f"{_who([fact])} can't write in {folder}: {problem}" for fact, problem in zip(facts, wrote, strict=True) if problem]
     for fact, ranks in zip(facts, unseen, strict=True):
         if ranks:
-            found.append(f"{_who([fact])} does not see in {folder} what {ranks_of(ranks)} wrote there: is it one disk, mounted at the same "
-                         "path on all machines (an absolute one), and is it mounted here?")  # fmt: skip
+            found.append(
+                f"{_who([fact])} does not see in {folder} what {ranks_of(ranks)} wrote there: is it one disk, mounted at the same "
+                "path on all machines (an absolute one), and is it mounted here?"
+            )
     return found
 
 

@@ -59,8 +59,11 @@ def _groups(everyone: Sequence[Facts]) -> dict[str, tuple[list[int], bool]]:
     nodes: dict[str, list[Facts]] = defaultdict(list)
     for fact in everyone:
         nodes[fact.node].append(fact)
-    groups = {f"within {facts[0].host} (rank {facts[0].rank} on)": ([fact.rank for fact in facts], False)
-              for facts in nodes.values() if len(facts) > 1}  # fmt: skip
+    groups = {
+        f"within {facts[0].host} (rank {facts[0].rank} on)": ([fact.rank for fact in facts], False)
+        for facts in nodes.values()
+        if len(facts) > 1
+    }
     if len(nodes) > 1:
         groups["across nodes"] = ([facts[0].rank for facts in nodes.values()], True)
         if len(everyone) > len(nodes):

@@ -437,8 +437,16 @@ FAULTS = (
     Fault("checkpoint: missing file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("missing")),
     Fault("checkpoint: truncated file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("truncated")),
     Fault("tiles damaged while training", LOCAL, ("damaged (",), _damage_shard, prepare=_own_shards, told=True, ends=None),
-    Fault("shards cut off while training", LOCAL, ("damaged tiles met",), _truncate_shards, prepare=_own_shards, heal=_whole_shards,
-          told=True, ends=None),
+    Fault(
+        "shards cut off while training",
+        LOCAL,
+        ("damaged tiles met",),
+        _truncate_shards,
+        prepare=_own_shards,
+        heal=_whole_shards,
+        told=True,
+        ends=None,
+    ),
     Fault("store fails for a while", LOCAL, ("try 2 of 5",), prepare=_served(_now_and_then), window=8, ends=False),
     Fault("store fails", LOCAL, ("could not be fetched in 5 tries",), prepare=_served(_for_good), heal=_store_mended, window=8),
     Fault("clock jumps", EVERYWHERE, (), inside=_clock_jump, ends=False),
@@ -454,5 +462,5 @@ FAULTS = (
     Fault("reading process out of memory", LOCAL, ("MemoryError", "DataLoader worker"), inside=_no_memory),
     Fault("/dev/shm too small", LOCAL, ("shared memory", "/dev/shm"), prepare=_small_shm, heal=_large_shm, mounts=True),
     Fault("second start on the run folder", LOCAL, ("is in use by the training on",), _second_start, inside=_slow, ends=False),
-)  # fmt: skip
+)
 BY_NAME = {fault.name: fault for fault in FAULTS}

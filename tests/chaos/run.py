@@ -115,8 +115,11 @@ def _play(player: cases.Player, drawn: list[cases.Case], out: Path, seed: int) -
         outcome = player.play(one)
         outcomes.append(outcome)
         broken = "".join(f"\n      BROKEN: {words}" for words in outcome.violations)
-        print(f"{one.number:4} {one.mode:10} {one.fault} at {one.at} ({outcome.struck}): {outcome.end}; "
-              f"{outcome.starts} starts, {outcome.seconds:.0f} s{broken}", flush=True)  # fmt: skip
+        print(
+            f"{one.number:4} {one.mode:10} {one.fault} at {one.at} ({outcome.struck}): {outcome.end}; "
+            f"{outcome.starts} starts, {outcome.seconds:.0f} s{broken}",
+            flush=True,
+        )
         _write(out, outcomes, seed)
     return outcomes
 

@@ -35,11 +35,19 @@ TINY = {
 }
 
 CONTROL = (  # overrides of the above: every term that is not on there, and levels that are not known
-    "model.conditioning=projection", "model.generator_modulation=true", "model.generator_levels=ordinal", "model.auxiliary_heads=true",
+    "model.conditioning=projection",
+    "model.generator_modulation=true",
+    "model.generator_levels=ordinal",
+    "model.auxiliary_heads=true",
     "loss.adversarial=relativistic",
-    "loss.auxiliary=1", "loss.control=1", "loss.diversity=1", "loss.residual=1", "loss.r2_gamma=0.1", "loss.contrastive_over=attribute",
+    "loss.auxiliary=1",
+    "loss.control=1",
+    "loss.diversity=1",
+    "loss.residual=1",
+    "loss.r2_gamma=0.1",
+    "loss.contrastive_over=attribute",
     "data.attributes=[cell_crowding, mitosis, pleomorphism]",
-)  # fmt: skip
+)
 
 MODES = ("one", "cpu", "zero1", "zero2", "zero3")  # one process, or a file of configs/accelerate
 SCRIPT = str(ROOT / "launch" / "train.py")

@@ -36,7 +36,7 @@ EXTRA = {  # kinds of one mode beside those
         f"deepspeed.discriminator={FILES}/zero3.json",
         "run.save_every=1000",
         *SGD,
-    ),  # fmt: skip
+    ),
     ("one", "sharded"): (*KINDS["adam"], f"deepspeed.generator={FILES}/zero3.json", f"deepspeed.discriminator={FILES}/zero2.json"),
 }
 SHARDED = ("zero1", "zero2", "zero3")
@@ -84,8 +84,11 @@ def unbroken(folder: Path, start: Start) -> Path:
             {"run": str(folder / mode / kind), "overrides": KINDS[kind], "facts": str(folder / mode / f"{kind}.json")} for kind in kinds
         ]
         jobs += [{"run": str(folder / mode / kind), "overrides": overrides} for (of, kind), overrides in EXTRA.items() if of == mode]
-        jobs += [{"run": str(folder / "spoiled" / spoil), "overrides": KINDS["sgd"], "spoil": spoil}
-                 for spoil, of in SPOILED.items() if of == mode]  # fmt: skip
+        jobs += [
+            {"run": str(folder / "spoiled" / spoil), "overrides": KINDS["sgd"], "spoil": spoil}
+            for spoil, of in SPOILED.items()
+            if of == mode
+        ]
         start(mode, 1 if mode == "one" else 2, jobs)
     return folder
 
@@ -102,10 +105,12 @@ def resumed(unbroken: Path, start: Start) -> Path:
     chain = unbroken / "chain"
     for after in MODES:
         kinds = [(before, "sgd" if "one" in (before, after) else "adam") for before in MODES]
-        jobs = [job(unbroken / before / kind, 40, unbroken / f"{before}-{after}" / kind, kind)
-                for before, kind in kinds]  # fmt: skip
-        jobs += [job(unbroken / before / "adam", 40, unbroken / f"{before}-{after}" / "moments", "adam", "train.images=40")
-                 for before, kind in kinds if kind != "adam"]  # fmt: skip
+        jobs = [job(unbroken / before / kind, 40, unbroken / f"{before}-{after}" / kind, kind) for before, kind in kinds]
+        jobs += [
+            job(unbroken / before / "adam", 40, unbroken / f"{before}-{after}" / "moments", "adam", "train.images=40")
+            for before, kind in kinds
+            if kind != "adam"
+        ]
         if after == "one":
             jobs.append(job(unbroken / "zero2" / "sgd", 40, chain / "one", "sgd", "train.images=48"))
         if after == "zero3":

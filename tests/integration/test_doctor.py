@@ -126,10 +126,25 @@ def test_what_never_returns_is_left_behind() -> None:
 def facts(rank: int, node: str = "a", **changes: object) -> facts_module.Facts:
     """Of a healthy process with a GPU of its own."""
     healthy = facts_module.Facts(
-        rank=rank, local_rank=rank, local_world=2, host=node, node=node, versions={"torch": "2.13"}, launch_problem="", slurm_tasks=0,
-        cpu_wanted=False, gpus_there=8, gpus_seen=8, gpu=f"GPU-{node}{rank}", gpu_hidden_by="", interface="eth0", address="10.0.0.1",
-        route="eth0 10.0.0.1", memory_free=2**40, shm_free=2**40,
-    )  # fmt: skip
+        rank=rank,
+        local_rank=rank,
+        local_world=2,
+        host=node,
+        node=node,
+        versions={"torch": "2.13"},
+        launch_problem="",
+        slurm_tasks=0,
+        cpu_wanted=False,
+        gpus_there=8,
+        gpus_seen=8,
+        gpu=f"GPU-{node}{rank}",
+        gpu_hidden_by="",
+        interface="eth0",
+        address="10.0.0.1",
+        route="eth0 10.0.0.1",
+        memory_free=2**40,
+        shm_free=2**40,
+    )
     return dataclasses.replace(healthy, **changes)  # type: ignore[arg-type]
 
 

@@ -98,9 +98,14 @@ def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(runs.ROOT))
     run = tmp_path / "run"
-    overrides = ["train.images=40", "evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2",
-                 "evaluate.features=tests.helpers.fake_features:pooled",
-                 "run.keep_last=1"]  # fmt: skip
+    overrides = [
+        "train.images=40",
+        "evaluate.every=16",
+        "evaluate.count=16",
+        "evaluate.sweeps=2",
+        "evaluate.features=tests.helpers.fake_features:pooled",
+        "run.keep_last=1",
+    ]
     process = runs.start(shards, run, *overrides, processes=2)
     assert process.wait(timeout=seconds(280)) == 0, runs.output(run)
     lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]

@@ -68,8 +68,10 @@ def page(browser: Browser, explorer: Served) -> Iterator[Page]:
     troubles: list[str] = []
     found.on("pageerror", lambda error: troubles.append(str(error)))
     found.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-    found.on("request", lambda request: None if request.url.startswith((explorer.address, f"blob:{explorer.address}"))
-             else troubles.append(request.url))  # fmt: skip
+    found.on(
+        "request",
+        lambda request: None if request.url.startswith((explorer.address, f"blob:{explorer.address}")) else troubles.append(request.url),
+    )
     yield found
     seen = list(troubles)  # closing breaks off what is still asked for, which is no trouble of the page's
     context.close()
@@ -351,11 +353,14 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A model whose attributes and levels have long names, and many of them."""
     folder = tmp_path_factory.mktemp("wordy")
     attributes = {
-        "differentiation_of_the_glands_as_the_second_reader_saw_it":
-            ["poorly differentiated", "moderately differentiated", "well differentiated"],
+        "differentiation_of_the_glands_as_the_second_reader_saw_it": [
+            "poorly differentiated",
+            "moderately differentiated",
+            "well differentiated",
+        ],
         "only_one": ["unclear", "there"],
         "grade": [f"grade {level}" for level in range(12)],
-    }  # fmt: skip
+    }
     AttributeGenerator(
         {"image_size": 32, "latent_dim": 16, "fmap_max": 16, "generator_attention": []},
         [{"name": name, "levels": levels, "not_assessable": 0 if name == "only_one" else None} for name, levels in attributes.items()],

@@ -36,11 +36,18 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = folder / f"{name}-{how}"
         common = [f"data.shards={shards}", f"run.dir={run}", "run.save_every=1000", *options]
         return [
-            {"config": config, "facts": f"{run}-{images}.json", "overrides": [
-                *common, f"train.images={images}", f"deepspeed.generator={file(stage, offload)}",
-                f"deepspeed.discriminator={file(min(stage, 2), offload)}"]}
+            {
+                "config": config,
+                "facts": f"{run}-{images}.json",
+                "overrides": [
+                    *common,
+                    f"train.images={images}",
+                    f"deepspeed.generator={file(stage, offload)}",
+                    f"deepspeed.discriminator={file(min(stage, 2), offload)}",
+                ],
+            }
             for images, offload in HOW[how]
-        ]  # fmt: skip
+        ]
 
     all_jobs = [job for name, stage in STAGES.items() for how in HOW for job in jobs(name, how, stage, ACCUMULATED)]
     all_jobs += [job for how in ("plain", "offloaded") for job in jobs("clipped", how, 1, ACCUMULATED, *SGD, "optim.grad_clip=0.5")]

@@ -78,12 +78,13 @@ def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of short runs from one start, which tests look into."""
     folder = tmp_path_factory.mktemp("short")
     train_all(
-        shards, folder,
+        shards,
+        folder,
         ("logged", "train.images=16", "run.grid_every=8"),
         ("penalised", "train.images=32", "loss.r1_every=4", "loss.adversarial=relativistic"),
         ("unused", "train.images=16", "data.attributes=[mitosis]", "model.generator_modulation=true"),
         ("traced", "run.trace=2"),
-    )  # fmt: skip
+    )
     return folder
 
 

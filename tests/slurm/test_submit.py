@@ -46,11 +46,25 @@ def test_clusters_that_ship_make_a_batch_script(path: Path, tmp_path: Path, file
 
 def test_every_option_reaches_the_script(tmp_path: Path, files: list[str]) -> None:
     everything = {
-        "nodes": 3, "gpus_per_node": 4, "cpus_per_task": 7, "memory": "50G", "time": "1-02:03:04", "partition": "fast", "account": "lab",
-        "qos": "high", "constraint": "a100", "mail": "me@lab.org", "sbatch": {"exclude": "node7"}, "srun": ["--mpi=none"],
-        "setup": ["module load cuda"], "environment": {"A": "b c"}, "container": "apptainer exec x.sif", "python": "python3",
-        "signal_s": 77, "max_requeues": 5,
-    }  # fmt: skip
+        "nodes": 3,
+        "gpus_per_node": 4,
+        "cpus_per_task": 7,
+        "memory": "50G",
+        "time": "1-02:03:04",
+        "partition": "fast",
+        "account": "lab",
+        "qos": "high",
+        "constraint": "a100",
+        "mail": "me@lab.org",
+        "sbatch": {"exclude": "node7"},
+        "srun": ["--mpi=none"],
+        "setup": ["module load cuda"],
+        "environment": {"A": "b c"},
+        "container": "apptainer exec x.sif",
+        "python": "python3",
+        "signal_s": 77,
+        "max_requeues": 5,
+    }
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(everything))
     script = submit(files[0], f"--cluster={tmp_path}/all.yaml", *files[2:], "train.batch=12", "--dry-run").stdout
     asked = (

@@ -42,10 +42,15 @@ class Contender:
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
         command = [sys.executable, "-m", "tools.benchmarks.contender", *words]
         self.children = [
-            subprocess.Popen(command, env=environ | ({"RANK": str(k), "LOCAL_RANK": str(k)} if grouped else {}),
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command,
+                env=environ | ({"RANK": str(k), "LOCAL_RANK": str(k)} if grouped else {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             for k in range(processes)
-        ]  # fmt: skip
+        ]
         self.facts = self._answers()[0]
 
     def turn(self) -> dict[str, Any]:
@@ -233,8 +238,11 @@ def _convolve(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str
         return work
 
     layouts = {"channels last": torch.channels_last, "rows": torch.contiguous_format}
-    works = {f"convolution of {channels} channels, {name}": convolution(channels, size, layout)
-             for channels, size in ((64, 128), (128, 64), (128, 128)) for name, layout in layouts.items()}  # fmt: skip
+    works = {
+        f"convolution of {channels} channels, {name}": convolution(channels, size, layout)
+        for channels, size in ((64, 128), (128, 64), (128, 128))
+        for name, layout in layouts.items()
+    }
     works["matrix product"] = product()
     rates = {}
     for name, work in works.items():

@@ -227,8 +227,12 @@ def _start(arguments: argparse.Namespace) -> Result:
         contenders = {"first batch": lambda: first_batch(0), "first batch at image 10^8": lambda: first_batch(10**8)}
         values = interleaved(contenders, arguments.repeats)
     worst = {name: max(answer[name] for answers in told.values() for answer in answers[1:]) for name in ("open", "all", "MiB")}
-    facts = {"rows": arguments.rows, "opening, slowest, s": round(worst["open"], 2), "imports too, slowest, s": round(worst["all"], 2),
-             "memory, most, MiB": round(worst["MiB"])}  # fmt: skip
+    facts = {
+        "rows": arguments.rows,
+        "opening, slowest, s": round(worst["open"], 2),
+        "imports too, slowest, s": round(worst["all"], 2),
+        "memory, most, MiB": round(worst["MiB"]),
+    }
     facts |= {f"order of a batch of 64 of {size:,} tiles, us": _order_cost(size) for size in (10**4, 10**5, 10**6, arguments.rows)}
     return Result("start", "s", values, [("first batch at image 10^8", "first batch")], facts)
 

@@ -31,8 +31,12 @@ class Result:
 
     def lines(self) -> list[str]:
         rows = [_line(contender, values, self.unit) for contender, values in self.contenders.items()]
-        return [self.name, *rows, *(_line(name, values, "") for name, values in self.ratios().items()),
-                *(f"  {name}: {value}" for name, value in self.facts.items())]  # fmt: skip
+        return [
+            self.name,
+            *rows,
+            *(_line(name, values, "") for name, values in self.ratios().items()),
+            *(f"  {name}: {value}" for name, value in self.facts.items()),
+        ]
 
 
 def _line(name: str, values: Sequence[float], unit: str) -> str:

@@ -84,9 +84,7 @@ class Excitation(nn.Module):
         super().__init__()
         middle = max(3, channels_out // 2)
         self.to_k = nn.Conv2d(channels_in, 1, 1)
-        self.net = nn.Sequential(
-            nn.Conv2d(channels_in, middle, 1), nn.LeakyReLU(0.1), nn.Conv2d(middle, channels_out, 1), nn.Sigmoid()
-        )  # fmt: skip
+        self.net = nn.Sequential(nn.Conv2d(channels_in, middle, 1), nn.LeakyReLU(0.1), nn.Conv2d(middle, channels_out, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.to_k(x).flatten(2).softmax(2)
@@ -101,17 +99,17 @@ class PlainGenerator(nn.Module):
         stages = size.bit_length() - 3  # the last one makes `size` pixels
         widths = [width + width // 4, *(3 if n >= 8 else min(2 ** (12 - n), width) for n in range(2, stages + 2))]
         self.initial_conv = nn.Sequential(nn.ConvTranspose2d(width, 2 * width, 4), nn.BatchNorm2d(2 * width), nn.GLU(1))
-        self.init_label_preprocess = nn.Sequential(
-            nn.ConvTranspose2d(5 * COLUMNS, width // 4, 4), nn.BatchNorm2d(width // 4), nn.ReLU()
-        )  # fmt: skip
+        self.init_label_preprocess = nn.Sequential(nn.ConvTranspose2d(5 * COLUMNS, width // 4, 4), nn.BatchNorm2d(width // 4), nn.ReLU())
         self.layers = nn.ModuleList(
-            nn.ModuleList([
-                _up(widths[k], widths[k + 1]),
-                Excitation(widths[k + 1], widths[k + 4]) if 1 <= k <= 4 and k + 4 < len(widths) else None,  # type: ignore[list-item]
-                _attention_block(widths[k]) if k in (3, 4) else None,  # type: ignore[list-item]
-            ])
+            nn.ModuleList(
+                [
+                    _up(widths[k], widths[k + 1]),
+                    Excitation(widths[k + 1], widths[k + 4]) if 1 <= k <= 4 and k + 4 < len(widths) else None,  # type: ignore[list-item]
+                    _attention_block(widths[k]) if k in (3, 4) else None,  # type: ignore[list-item]
+                ]
+            )
             for k in range(stages)
-        )  # fmt: skip
+        )
         self.out_conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
@@ -149,8 +147,13 @@ class Sum(nn.Module):
 
 
 def _residual(channels_in: int, channels_out: int) -> Sum:
-    main = nn.Sequential(Blur(), nn.Conv2d(channels_in, channels_out, 4, 2, 1), nn.LeakyReLU(0.1),
-                         nn.Conv2d(channels_out, channels_out, 3, padding=1), nn.LeakyReLU(0.1))  # fmt: skip
+    main = nn.Sequential(
+        Blur(),
+        nn.Conv2d(channels_in, channels_out, 4, 2, 1),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1),
+        nn.LeakyReLU(0.1),
+    )
     return Sum(main, nn.Sequential(Blur(), nn.AvgPool2d(2), nn.Conv2d(channels_in, channels_out, 1), nn.LeakyReLU(0.1)))
 
 
@@ -183,9 +186,13 @@ class PlainDiscriminator(nn.Module):
         self.residual_layers = nn.ModuleList(nn.ModuleList([_residual(ins[k], nf[7 - k])]) for k in range(5))
         self.to_logits = nn.Sequential(nn.Conv2d(nf[3], nf[3], 1), nn.LeakyReLU(0.1), nn.Conv2d(nf[3], 1, 4))
         self.to_shape_disc_out = nn.Sequential(
-            nn.Conv2d(3, 64, 3, padding=1), Residual(GlobalAttention(64)), _residual(64, 32), Residual(GlobalAttention(32)),
-            nn.AdaptiveAvgPool2d((8, 8)), nn.Conv2d(32, 1, 4),
-        )  # fmt: skip
+            nn.Conv2d(3, 64, 3, padding=1),
+            Residual(GlobalAttention(64)),
+            _residual(64, 32),
+            Residual(GlobalAttention(32)),
+            nn.AdaptiveAvgPool2d((8, 8)),
+            nn.Conv2d(32, 1, 4),
+        )
         self.linear_out, self.linear_out32x32 = nn.Linear(25, 25), nn.Linear(25, 25)
         self.decoder1 = Decoder(nf[3])
         self.decoder2 = Decoder(nf[4]) if halvings else None
@@ -218,8 +225,9 @@ class PlainTraining:
 
     def __init__(self, size: int, width: int, learning_rate: float = 2e-4) -> None:
         self.generator, self.discriminator = PlainGenerator(size, width), PlainDiscriminator(size, width)
-        self.optimizers = [torch.optim.Adam(network.parameters(), learning_rate, betas=(0.5, 0.9))
-                           for network in (self.discriminator, self.generator)]  # fmt: skip
+        self.optimizers = [
+            torch.optim.Adam(network.parameters(), learning_rate, betas=(0.5, 0.9)) for network in (self.discriminator, self.generator)
+        ]
 
     def step(self, images_BCHW: Tensor, levels_BA: Tensor, latents: Sequence[Tensor], quadrant: int) -> None:
         """Args:

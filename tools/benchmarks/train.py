@@ -51,8 +51,10 @@ def _train(arguments: argparse.Namespace) -> Result:
     if _is_published(arguments):
         contenders["plain"] = Contender(["plain", *words], threads=arguments.threads)
         against = [(name, "plain") for name in ours]
-    rates = {f"reference {precision}": Contender(["convolve", *words, f"train.precision={precision}"], threads=arguments.threads)
-             for precision in precisions}  # fmt: skip
+    rates = {
+        f"reference {precision}": Contender(["convolve", *words, f"train.precision={precision}"], threads=arguments.threads)
+        for precision in precisions
+    }
     result, last = _interleaved("train", contenders, arguments, against, beside=rates)
     for name, contender in contenders.items():
         result.facts[f"{name}: peak memory, GB"] = round(last[name].get("gpu_bytes", last[name]["peak_bytes"]) / 1e9, 2)

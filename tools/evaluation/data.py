@@ -52,7 +52,7 @@ def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
 
 def open_split(
     location: str, split: str, size: int, most: int, assessable_only: bool, cache: Cache, option: str
-) -> tuple[ShardSet, list[str], Split]:  # fmt: skip
+) -> tuple[ShardSet, list[str], Split]:
     """A split of a shard set, the slide of each of its tiles, and at most ``most`` of these, read in ``size`` pixels.
 
     Args:

@@ -23,8 +23,16 @@ from attributegan.utils.html_page import Picture
 NEIGHBOURS = 8  # generated tiles shown, those nearest to a training tile
 TILES = 32  # of a contact sheet
 SHOWN = 64  # pixels of a tile in a strip, at most
-CURVES = ("real_score", "fake_score", "discriminator/contrastive", "generator/contrastive", "discriminator/gradient_norm",
-          "generator/gradient_norm", "evaluation/kid", "evaluation/obeys")  # fmt: skip
+CURVES = (
+    "real_score",
+    "fake_score",
+    "discriminator/contrastive",
+    "generator/contrastive",
+    "discriminator/gradient_norm",
+    "generator/gradient_norm",
+    "evaluation/kid",
+    "evaluation/obeys",
+)
 
 
 @dataclass(frozen=True)

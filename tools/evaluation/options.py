@@ -61,9 +61,14 @@ class EvaluationSettings:
 
 def common_options(result: argparse.ArgumentParser) -> None:
     """The options of one evaluation and of many in a row."""
-    result.add_argument("--shards", metavar="DIR", required=SHARDS not in os.environ, default=os.environ.get(SHARDS),
-                        help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
-                        f"in a command line, may stand in the variable {SHARDS}")  # fmt: skip
+    result.add_argument(
+        "--shards",
+        metavar="DIR",
+        required=SHARDS not in os.environ,
+        default=os.environ.get(SHARDS),
+        help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
+        f"in a command line, may stand in the variable {SHARDS}",
+    )
     options_module.add(result, "shards-cache")
     result.add_argument("--assessable-only", action="store_true", help='leave out tiles with an attribute that is "not assessable"')
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
@@ -71,12 +76,20 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
     result.add_argument("--sweeps", metavar="N", type=int, default=64, help="latents to move every attribute of (%(default)s)")
     result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
-    result.add_argument("--features", metavar="NETWORK", default="efficientnet-lite0",
-                        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
-                        "file, or MODULE:FUNCTION")  # fmt: skip
+    result.add_argument(
+        "--features",
+        metavar="NETWORK",
+        default="efficientnet-lite0",
+        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
+        "file, or MODULE:FUNCTION",
+    )
     result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
-    result.add_argument("--predictor", choices=("auto", "cnn", "features"), default="auto",
-                        help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
+    result.add_argument(
+        "--predictor",
+        choices=("auto", "cnn", "features"),
+        default="auto",
+        help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)",
+    )
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
     result.add_argument("--predictor-steps", metavar="N", type=int, default=600, help="training steps of the CNN (%(default)s)")

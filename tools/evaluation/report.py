@@ -29,17 +29,25 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         judged(result),
         Section("Control", CONTROL_TEXT, [*control(rows), *confusions(rows)]),
         Section("Leaks", LEAK_TEXT, [*leaks(rows), *sweep_levels(rows)]),
-        Section("Sweeps", "Each attribute from its lowest level to its highest; all else, the latent included, is kept.",
-                [Table([name], [[picture]]) for name, picture in pictures.sweeps.items()]),
+        Section(
+            "Sweeps",
+            "Each attribute from its lowest level to its highest; all else, the latent included, is kept.",
+            [Table([name], [[picture]]) for name, picture in pictures.sweeps.items()],
+        ),
         Section("Tiles", "As they come, not chosen.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
         Section("Levels one by one", LEVEL_TEXT, list(level_kid(rows))),
         Section("Remembered?", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]),
-    ]  # fmt: skip
+    ]
     if any("measured" in row for row in rows):
         sections.append(Section("Measured on the pixels", MEASURED_TEXT, [measured(rows)]))
     if pictures.curves:
-        sections.append(Section("Over training", "From metrics.jsonl, and evaluation.jsonl where a run was watched.",
-                                [Table([""], [[picture]]) for picture in pictures.curves]))  # fmt: skip
+        sections.append(
+            Section(
+                "Over training",
+                "From metrics.jsonl, and evaluation.jsonl where a run was watched.",
+                [Table([""], [[picture]]) for picture in pictures.curves],
+            )
+        )
     sections.append(how(result))
     names = ", ".join(result["models"])
     return to_html(f"Evaluation: {names}", "Tiles made by a model, measured against real ones. Not for diagnosis.", sections)
@@ -146,8 +154,9 @@ def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> Figure:
 def judged(result: Mapping[str, Any]) -> Section:
     data, rows = result["data"], []
     for name, entry in data["attributes"].items():
-        levels = ", ".join(f"{level['level']}: {level['train']}/{level['exam']}" + ("" if level["judged"] else " (too few)")
-                           for level in entry["levels"])  # fmt: skip
+        levels = ", ".join(
+            f"{level['level']}: {level['train']}/{level['exam']}" + ("" if level["judged"] else " (too few)") for level in entry["levels"]
+        )
         scores = [estimate(entry["judge"].get(score)) for score in SCORES]
         rows.append([name, *scores, "judged" if entry["judged"] else f"not judged: {entry['why']}", levels])
     judge = data["judge"]

@@ -84,9 +84,17 @@ class Evaluation:
         settings, processes = self.settings, self.processes
         cache = reference.FeatureCache.at(settings.cache)
         known = reference.analyze_reference(
-            self.data.schema, self.data.train, self.data.held_out, self.features, processes, cache,
-            kind=settings.predictor, seed=settings.seed, steps=settings.predictor_steps, progress=self.progress,
-        )  # fmt: skip
+            self.data.schema,
+            self.data.train,
+            self.data.held_out,
+            self.features,
+            processes,
+            cache,
+            kind=settings.predictor,
+            seed=settings.seed,
+            steps=settings.predictor_steps,
+            progress=self.progress,
+        )
         plan = samples.make_plan(known, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
         equal = min(len(self.data.train), len(self.data.held_out), settings.count)
         rows = [scores.real_data_row(known, equal, self.data.measure)] if known else []
@@ -94,9 +102,15 @@ class Evaluation:
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
             tiles = samples.make(
-                loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, settings.batch,
-                partial(self._tell, name), self.precision,
-            )  # fmt: skip
+                loaded.generator,
+                loaded.config.model.latent_dim,
+                plan,
+                self.features,
+                processes,
+                settings.batch,
+                partial(self._tell, name),
+                self.precision,
+            )
             if known and tiles:
                 made[name] = tiles
                 rows += scores.generator(known, plan, tiles, name, equal, self.data.measure)
@@ -117,15 +131,28 @@ class Evaluation:
         return {
             "format": scores.FORMAT,
             "features": self.features.identity,
-            "data": {"shards": self.data.location, "identity": [known.train.identity, known.held_out.identity],
-                     "splits": [settings.train, settings.held_out], "groups_apart": self.data.groups_apart, **scores.data_notes(known)},
-            "settings": {"count": settings.count, "sweeps": settings.sweeps, "most": settings.max_real, "seed": settings.seed,
-                         "raw": settings.no_ema, "assessable_only": settings.assessable_only, "equal": equal},
+            "data": {
+                "shards": self.data.location,
+                "identity": [known.train.identity, known.held_out.identity],
+                "splits": [settings.train, settings.held_out],
+                "groups_apart": self.data.groups_apart,
+                **scores.data_notes(known),
+            },
+            "settings": {
+                "count": settings.count,
+                "sweeps": settings.sweeps,
+                "most": settings.max_real,
+                "seed": settings.seed,
+                "raw": settings.no_ema,
+                "assessable_only": settings.assessable_only,
+                "equal": equal,
+            },
             "precision": self.precision,
-            "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
-                       for name, loaded in self.models.items()},
+            "models": {
+                name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
+            },
             "rows": [row.numbers for row in rows],
-        }  # fmt: skip
+        }
 
     def _write(self, known: ReferenceSet, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
         """The JSON last: its presence says that the report is whole."""

@@ -36,14 +36,22 @@ log = logging.getLogger("attributegan")
 def add(commands: Any) -> None:
     """Add the command ``watch``."""
     parser = cli.command(
-        commands, "watch", "evaluate the checkpoints of a training run as they appear",
-        "Evaluate the checkpoints of a run as they appear, until its last, and keep the best.", EXAMPLES,
-    )  # fmt: skip
+        commands,
+        "watch",
+        "evaluate the checkpoints of a training run as they appear",
+        "Evaluate the checkpoints of a run as they appear, until its last, and keep the best.",
+        EXAMPLES,
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run; it may still be empty")
     common_options(parser)
     parser.add_argument("--every", metavar="N", type=int, default=1, help="images between evaluations, at least (every checkpoint)")
-    parser.add_argument("--best", choices=tuple(BEST), type=lambda text: "control_score" if text == "obeys" else text, default="kid",
-                        help="keep the checkpoint of the smallest KID, or that obeys best")  # fmt: skip
+    parser.add_argument(
+        "--best",
+        choices=tuple(BEST),
+        type=lambda text: "control_score" if text == "obeys" else text,
+        default="kid",
+        help="keep the checkpoint of the smallest KID, or that obeys best",
+    )
     parser.add_argument("--poll", metavar="S", type=float, default=10, help="seconds between looks (%(default)s)")
     parser.add_argument("--once", action="store_true", help="don't wait for checkpoints to come")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # end with the process that started this one

@@ -37,9 +37,7 @@ class Painter:
         return png(self.tile(state), state.size, self._texts(state) if told else {})
 
     def _draw(self, state: State) -> np.ndarray:
-        start_BL, end_BL = (
-            latents.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed)
-        )  # fmt: skip
+        start_BL, end_BL = (latents.latents_for(seed, [0], self.generator.latent_dim) for seed in (state.seed, state.mix_seed))
         latents_BL = latents.slerp(start_BL, end_BL, state.mix) if state.mix else start_BL
         if state.truncation is not None:
             latents_BL = latents.truncate_latents(latents_BL, state.truncation)

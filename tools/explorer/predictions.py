@@ -59,9 +59,12 @@ class Reader:
 
 
 def open_reader(
-    schema: AttributeSchema, tiles: reference.Split | None, attribute_predictor: Path | None, cache: Path | None,
+    schema: AttributeSchema,
+    tiles: reference.Split | None,
+    attribute_predictor: Path | None,
+    cache: Path | None,
     progress: reference.Progress,
-) -> Reader:  # fmt: skip
+) -> Reader:
     """The judge and the features of real tiles, as far as there are any.
 
     Args:

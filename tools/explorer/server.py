@@ -57,10 +57,17 @@ class Explorer:
         """Every address that there is."""
         files = [Route(f"/static/{path.name}", _file(path)) for path in sorted(STATIC.iterdir())]
         return [
-            Route("/", self.explore), Route("/tile.png", self.tile), Route("/reading", self.reading), Route("/nearest", self.nearest),
-            Route("/real/{row:int}.png", self.real), Route("/quiz", self.quiz), Route("/quiz/question", self.question),
-            Route("/quiz/tile.png", self.quiz_tile), Route("/quiz/answer", self.answer), *files,
-        ]  # fmt: skip
+            Route("/", self.explore),
+            Route("/tile.png", self.tile),
+            Route("/reading", self.reading),
+            Route("/nearest", self.nearest),
+            Route("/real/{row:int}.png", self.real),
+            Route("/quiz", self.quiz),
+            Route("/quiz/question", self.question),
+            Route("/quiz/tile.png", self.quiz_tile),
+            Route("/quiz/answer", self.answer),
+            *files,
+        ]
 
     async def explore(self, request: Request) -> Response:
         """The page of the sliders, as a link sets them, with what is wrong with the link."""
@@ -122,10 +129,16 @@ class Explorer:
         if text not in map(str, attribute.assessable):
             raise ValueError(f"level: choose one of {', '.join(attribute.levels[level] for level in attribute.assessable)}")
         seen = await self._draw(request, lambda: self.reader.levels(self.painter.tile(state)))
-        return JSONResponse({
-            "right": level == int(text), "off": abs(level - int(text)), "level": level, "name": attribute.levels[level],
-            "read": seen and seen[column], "link": query_of(self.schema, state, self.model.identity),
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                "right": level == int(text),
+                "off": abs(level - int(text)),
+                "level": level,
+                "name": attribute.levels[level],
+                "read": seen and seen[column],
+                "link": query_of(self.schema, state, self.model.identity),
+            }
+        )
 
     async def _draw(self, request: Request, work: Callable[[], Answer]) -> Answer:
         """Run ``work`` in the thread of the networks, in turn, if its visitor still waits for it then."""

@@ -49,7 +49,7 @@ class Recipe:
             return latents_module.levels_for(schema, self.seed, indices, self.given)
         return latents_module.levels_like(
             self.real_NA, self.seed, indices, {schema.names.index(name): level for name, level in self.given.items()}
-        )  # fmt: skip
+        )
 
     def latents(self, indices: range) -> torch.Tensor:
         latents_BL = latents_module.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)

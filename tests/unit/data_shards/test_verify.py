@@ -256,8 +256,15 @@ def test_cls_is_the_level_of_a_single_attribute(tmp_path: Path) -> None:
 
 def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "two.yaml").write_text(TWO_YAML)
-    wrong: list[dict[str, object]] = [{}, {"json": {"grade": 1}}, {"json": {"grade": 7, "size": 0}}, {"json": {"grade": "much", "size": 0}},
-                                      {"json": b"{"}, {"json": [1]}, {"png": b"no image", **in_json(6)}]  # fmt: skip
+    wrong: list[dict[str, object]] = [
+        {},
+        {"json": {"grade": 1}},
+        {"json": {"grade": 7, "size": 0}},
+        {"json": {"grade": "much", "size": 0}},
+        {"json": b"{"},
+        {"json": [1]},
+        {"png": b"no image", **in_json(6)},
+    ]
     foreign(tmp_path / "tars" / "a.tar", range(9), lambda number: wrong[number] if number < len(wrong) else in_json(number))
     arguments = ["index", str(tmp_path / "tars"), "--attributes", str(tmp_path / "two.yaml")]
     assert main(arguments) == 2

@@ -23,7 +23,7 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRe
 
 
 @pytest.mark.parametrize(
-    ("code", "stopped", "failed", "hopeless"),
+    ("code", "stopped", "failed", "is_permanent"),
     [
         (None, False, False, False),
         (0, False, False, False),
@@ -36,9 +36,9 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRe
         (128 + signal.SIGKILL, False, True, False),
     ],
 )
-def test_what_a_status_means(code: int | None, stopped: bool, failed: bool, hopeless: bool) -> None:
+def test_what_a_status_means(code: int | None, stopped: bool, failed: bool, is_permanent: bool) -> None:
     one = ended(0, code)
-    assert (one.stopped, one.failed, one.hopeless) == (stopped, failed, hopeless)
+    assert (one.stopped, one.failed, one.is_permanent) == (stopped, failed, is_permanent)
 
 
 def test_ending_says_who_where_and_how() -> None:
@@ -128,8 +128,9 @@ def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[ExitRecord], 
         ([None, 0], 0, 0, "queued", True),
     ],
 )
-def test_job_that_ended(job: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int | None], srun: int, expected: int, state: str,
-                        requeued: bool) -> None:  # fmt: skip
+def test_job_that_ended(
+    job: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int | None], srun: int, expected: int, state: str, requeued: bool
+) -> None:
     assert main(job, monkeypatch, [ended(rank, code, when=rank) for rank, code in enumerate(codes)], srun) == (expected, state)
     assert (job / "asked").read_text().split("\n")[:-1] == ["show job -o 45_1"] + ["requeue 45_1"] * requeued
     ignored = {int(number) for number in (job / "ignored").read_text().split()}
@@ -167,8 +168,9 @@ def test_job_without_a_status_is_left_without_one(job: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("refusals", "slept", "state"), [(0, "", "queued"), (2, "1 2 ", "queued"), (5, "1 2 4 8 16 ", "failed")])
-def test_controller_is_asked_again(job: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, slept: str, state: str,
-                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_controller_is_asked_again(
+    job: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, slept: str, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     scontrol(job, "JobState=RUNNING Restarts=1", requeues=refusals)
     assert main(job, monkeypatch, [ended(0, STOPPED)], STOPPED) == (STOPPED, state)
     assert ((job / "slept").read_text() if slept else "") == slept and (job / "slept").exists() == bool(slept)

@@ -249,9 +249,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(run: Path, shards: Path, out: Path) -> list[str]:
-    return [str(run), "--shards", str(shards), "--out", str(out), "--count", "70", "--sweeps", "5", "--cache", str(out / "cache"),
-            "--features", "tests.helpers.fake_features:pooled", "--feature-size", "32", "--predictor", "features",
-            "--precision", "fp32"]  # fmt: skip
+    return [
+        str(run),
+        "--shards",
+        str(shards),
+        "--out",
+        str(out),
+        "--count",
+        "70",
+        "--sweeps",
+        "5",
+        "--cache",
+        str(out / "cache"),
+        "--features",
+        "tests.helpers.fake_features:pooled",
+        "--feature-size",
+        "32",
+        "--predictor",
+        "features",
+        "--precision",
+        "fp32",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +302,19 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml",
-               "--num_processes", "2", "--main_process_port", "0", "tools/evaluate.py"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        "configs/accelerate/cpu.yaml",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "tools/evaluate.py",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *arguments(run, shards, tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds(200)

@@ -200,8 +200,10 @@ def test_command_writes_an_interpolation(sampled: Callable[..., Path]) -> None:
 def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = sampled("used", "--count", "4", "--sweep")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for more, message in ((["--count", "2"], "has an earlier sampling; choose another folder, or replace it with --overwrite"),
-                          (["--project", str(folder / "000000.png"), "--steps", "1"], "has an earlier sampling")):  # fmt: skip
+    for more, message in (
+        (["--count", "2"], "has an earlier sampling; choose another folder, or replace it with --overwrite"),
+        (["--project", str(folder / "000000.png"), "--steps", "1"], "has an earlier sampling"),
+    ):
         assert main([str(run), "--out", str(folder), *more]) == 2
         assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

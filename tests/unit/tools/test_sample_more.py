@@ -95,8 +95,19 @@ def test_bf16_makes_about_the_same_tiles(sampled: Callable[..., Path]) -> None:
 @pytest.mark.slow
 def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path], run: Path, tmp_path: Path) -> None:
     one, two = sampled("one", "--count", "21", "--batch", "4"), sampled("two", "--count", "21", "--batch", "4", "--workers", "2")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "configs/accelerate/cpu.yaml",
-               "--num_processes", "2", "--main_process_port", "0", "tools/sample.py"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        "configs/accelerate/cpu.yaml",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "tools/sample.py",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(run), "--out", str(tmp_path / "launched"), "--count", "21", "--batch", "4", "--precision", "fp32"],
@@ -123,8 +134,18 @@ def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., 
     assert list(verify(out, 1, lambda done: None)) == []
     shards = ShardSet.open(out)
     np.testing.assert_array_equal(shards.levels_NA, latents_module.levels_for(PUBLISHED, 0, range(25)))
-    reader = batches(shards, GlobalShuffle(shards.levels_NA, 0, 0.0), start=0, batch=25, micro_batches=1, rank=0, world=1, workers=0,
-                     flips=False, image_size=32)  # fmt: skip
+    reader = batches(
+        shards,
+        GlobalShuffle(shards.levels_NA, 0, 0.0),
+        start=0,
+        batch=25,
+        micro_batches=1,
+        rank=0,
+        world=1,
+        workers=0,
+        flips=False,
+        image_size=32,
+    )
     batch = next(reader)
     reader.close()
     files = sampled("files", "--count", "25", "--batch", "5")

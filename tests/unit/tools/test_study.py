@@ -16,7 +16,7 @@ from time_limits import seconds
 
 from tools import study
 
-REPORT = "report-000000000016-tests.pooled-pooled"
+REPORT = "report-000000000016-tests.helpers.fake-features-pooled"
 ROOT = Path(__file__).parents[3]
 SUITE = {
     "common": TINY | {"data": {"workers": 0}},
@@ -145,8 +145,14 @@ def test_what_stops_a_study_stops_its_training_in_good_order(out: Path, tmp_path
 
 
 def test_a_leak_is_told_only_of_what_obeys() -> None:
-    numbers = {"kind": "generator", "control": {"a": {"spearman": [0.1]}}, "leak": {"mean": 0.05}, "quality": {"kid": [0.3]},
-               "measured": {"a": 0.2}, "paths": {"a": {"changed": 0.1}, "b": {"changed": 0.5}}}  # fmt: skip
+    numbers = {
+        "kind": "generator",
+        "control": {"a": {"spearman": [0.1]}},
+        "leak": {"mean": 0.05},
+        "quality": {"kid": [0.3]},
+        "measured": {"a": 0.2},
+        "paths": {"a": {"changed": 0.1}, "b": {"changed": 0.5}},
+    }
     real = {"kind": "ceiling", "measured": {"a": 0.8}}
     rows = [study._row(study.Run("x", 0, Path(), {}), 8, {"rows": [real, numbers | {"obeys": obeys}]}) for obeys in (0.1, 0.9)]
     assert [row["leak"] for row in rows] == [None, 0.05]

@@ -67,7 +67,7 @@ def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"attributegan.checkpoint.store.{call}", full)
+    monkeypatch.setattr(f"attributegan.checkpoint.{call}", full)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 200)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from time_limits import seconds
 from untrained_run import untrained_run
 
 from attributegan.attributes import PUBLISHED
-from attributegan.checkpoint import store
+from attributegan.checkpoint import loading, store
 from attributegan.checkpoint import writer as writer_module
 from attributegan.checkpoint.store import CheckpointCorrupted
 from attributegan.checkpoint.writer import Layout, Writer
@@ -34,8 +34,8 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: 
     aside.mkdir()
     (aside / "x.safetensors").write_text("x")
     events: list[str] = []
-    fsync, rename = store._fsync, os.rename
-    monkeypatch.setattr(store, "_fsync", lambda path: (events.append(path.name), fsync(path)))
+    fsync, rename = store.fsync_path, os.rename
+    monkeypatch.setattr(store, "fsync_path", lambda path: (events.append(path.name), fsync(path)))
     monkeypatch.setattr(store.os, "rename", lambda a, b: (events.append("rename"), rename(a, b)))
     target = store.commit(aside, tmp_path, 8, {"k": 1}, keep=0)
     assert set(events[:3]) == {"x.safetensors", "state.json", "manifest.json"}
@@ -126,7 +126,7 @@ def test_tensors_are_read_one_by_one(tmp_path: Path) -> None:
 
 def test_generators_to_sample_from(tmp_path: Path) -> None:
     path = untrained_run(tmp_path, 64)
-    average, plain = store.load_for_sampling(tmp_path), store.load_for_sampling(path, ema=False)
+    average, plain = loading.load_for_sampling(tmp_path), loading.load_for_sampling(path, ema=False)
     assert average.images == plain.images == 64 and average.schema == PUBLISHED and average.config.model.image_size == 32
     for loaded, name in ((average, "generator_ema"), (plain, "generator")):
         assert not loaded.generator.training
@@ -135,7 +135,7 @@ def test_generators_to_sample_from(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(average.generator.parameters(), plain.generator.parameters(), strict=True))
     other = untrained_run(tmp_path / "other", 64, change=lambda weights: {name: tensor[..., None] for name, tensor in weights.items()})
     with pytest.raises(CheckpointCorrupted, match=r"generator_ema.safetensors: does not fit the configuration"):
-        store.load_for_sampling(other)
+        loading.load_for_sampling(other)
 
 
 def test_layout_is_that_of_safetensors() -> None:
@@ -149,7 +149,7 @@ def test_layout_is_that_of_safetensors() -> None:
     assert list(header) == ["a", "bb", "e"] and header["bb"] == {"dtype": "F32", "shape": [3, 2], "data_offsets": [5, 29]}
     assert header["e"]["data_offsets"] == [29, 29]
     (part,) = (part for part in ShardedStateDict.replicated({"bb": torch.zeros(3, 2)}, EvenShard(1, 2)).slices)
-    assert layout.place(part) == len(layout.head) + 5 + 3 * 4
+    assert layout.offset(part) == len(layout.head) + 5 + 3 * 4
 
 
 def test_disks_that_take_a_few_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,13 +204,13 @@ def test_next_checkpoint_waits_for_the_one_before_and_raises_its_error(tmp_path:
         assert go_on.wait(seconds(30))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer_module.checkpoint, "complete", slow)
+    monkeypatch.setattr(writer_module.store, "commit", slow)
     writer.save(7, {})
     assert writer.busy
     go_on.set()
     with pytest.raises(OSError, match="No space"):
         writer.save(8, {})
-    monkeypatch.setattr(writer_module.checkpoint, "complete", complete)
+    monkeypatch.setattr(writer_module.store, "commit", complete)
     writer.save(8, {})
     writer.wait()
     assert os.listdir(tmp_path) == ["images-000000000008"]

@@ -20,8 +20,8 @@ def trained(kind: type[torch.optim.Optimizer], cuts: list[int], dtype: torch.dty
     optimizer = kind(slices, lr=LEARNING_RATE, betas=BETAS, **options)  # type: ignore[call-arg]
     for step in range(5):
         gradient = (torch.randn(NUMEL, generator=generator) * 10.0 ** (step - 2)).to(dtype)
-        for part, part in zip(slices, gradient.tensor_split(cuts), strict=True):
-            part.grad = part.clone()
+        for parameter, part in zip(slices, gradient.tensor_split(cuts), strict=True):
+            parameter.grad = part.clone()
         optimizer.step()
     found = {key: torch.cat([optimizer.state[part][key] for part in slices]) for key in ("exp_avg", "exp_avg_sq")}
     return found | {"weights": torch.cat([part.detach() for part in slices])}

@@ -73,10 +73,19 @@ def test_files_that_ship_without_deepspeed(name: str, tmp_path: Path) -> None:
 def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
     """A file with every answer that `accelerate config` writes for stage 3, with both offloads, accumulation, clipping and bf16."""
     environ = environment(
-        tmp_path, "DEEPSPEED", mixed_precision="bf16",
-        deepspeed_config={"zero_stage": 3, "offload_optimizer_device": "cpu", "offload_param_device": "cpu", "zero3_init_flag": True,
-                          "gradient_accumulation_steps": 2, "gradient_clipping": 0.5, "zero3_save_16bit_model": False},
-    )  # fmt: skip
+        tmp_path,
+        "DEEPSPEED",
+        mixed_precision="bf16",
+        deepspeed_config={
+            "zero_stage": 3,
+            "offload_optimizer_device": "cpu",
+            "offload_param_device": "cpu",
+            "zero3_init_flag": True,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 0.5,
+            "zero3_save_16bit_model": False,
+        },
+    )
     asked = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
     networks = resolve(asked, environ, WORLD)
     assert networks["generator"].deepspeed == {
@@ -222,9 +231,12 @@ def test_two_places_that_differ(write: Write) -> None:
     for tree, environ, said in (
         (zero(2), three, "zero_optimization.stage is 2 for the generator, accelerate's configuration says 3; make them the same"),
         (zero(2), DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": write("launcher.json", zero(1))}, "is 2 for the generator"),
-        (zero(3, offload_param={"device": "none"}), three | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
-         "zero_optimization.offload_param.device is none, accelerate's configuration says cpu"),
-    ):  # fmt: skip
+        (
+            zero(3, offload_param={"device": "none"}),
+            three | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            "zero_optimization.offload_param.device is none, accelerate's configuration says cpu",
+        ),
+    ):
         file = write("own.json", tree)
         with pytest.raises(ValueError) as refused:
             resolve(config(deepspeed={"generator": file}), environ, WORLD)

@@ -22,10 +22,12 @@ START = torch.tensor([[3.0, -4.0]])
 
 def engine_of(world: int = 1, precision: str = "fp32", rate: float = 0.1, **optim: Any) -> DataParallel:
     """Of one linear layer with weights 3 and -4, so that `loss` has the gradient (6, 8), of norm 10."""
-    config = dataclasses.replace(Config(), train=dataclasses.replace(Config().train, precision=precision),
-                                 optim=dataclasses.replace(OptimConfig(), **optim))  # fmt: skip
-    runtime = SimpleNamespace(rank=0, world=world, config=config, device=torch.device("cpu"),
-                              autocast=lambda: torch.autocast("cpu", torch.bfloat16))  # fmt: skip
+    config = dataclasses.replace(
+        Config(), train=dataclasses.replace(Config().train, precision=precision), optim=dataclasses.replace(OptimConfig(), **optim)
+    )
+    runtime = SimpleNamespace(
+        rank=0, world=world, config=config, device=torch.device("cpu"), autocast=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
     module = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(START)

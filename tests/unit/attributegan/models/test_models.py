@@ -209,8 +209,9 @@ def test_transposed_doubling_can_be_differentiated_twice() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 32, 32, dtype=torch.double, requires_grad=True)
     module = resample.UpsampleBlurConv2d(1, 1).double()
-    assert torch.autograd.gradgradcheck(lambda x, weight: module._conv_forward(x, weight, module.bias).square().mean((2, 3)),
-                                        (x, module.weight), fast_mode=True)  # fmt: skip
+    assert torch.autograd.gradgradcheck(
+        lambda x, weight: module._conv_forward(x, weight, module.bias).square().mean((2, 3)), (x, module.weight), fast_mode=True
+    )
 
 
 def test_gate_is_glu() -> None:

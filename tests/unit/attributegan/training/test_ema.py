@@ -27,7 +27,7 @@ class Joined(EvenShard):
 
     averages: list[Ema] = []
 
-    def join(self, part_N: Tensor, numel: int) -> Tensor:
+    def all_gather(self, part_N: Tensor, numel: int) -> Tensor:
         (name,) = (name for name, average in self.averages[self.rank].average.items() if average is part_N)
         return torch.cat([ema.average[name] for ema in self.averages])
 

@@ -47,7 +47,7 @@ def test_shares_are_disjoint_and_complete(world: int, shape: tuple[int, ...]) ->
     tables = [ShardedStateDict.replicated({"w": whole}, EvenShard(rank, world)) for rank in range(world)]
     joined = torch.full((whole.numel(),), float("nan"))
     for part in (part for table in tables for part in table.slices):
-        part = joined[part.start : part.start + len(part.values_N)]
-        assert part.isnan().all()
-        part.copy_(part.values_N)
+        target = joined[part.start : part.start + len(part.values_N)]
+        assert target.isnan().all()
+        target.copy_(part.values_N)
     assert torch.equal(joined.view(shape), whole)

@@ -29,7 +29,7 @@ def test_streams_of_a_seed_never_change() -> None:
     assert float(draws.moved_B[0]) == pytest.approx(0.2598969340324402, abs=1e-7)
     steps = [StepNoise.for_step(CONFIG, images, torch.float64) for images in range(0, 144, 12)]
     assert [draws.quadrant for draws in steps] == [2, 3, 2, 0, 0, 1, 2, 1, 3, 1, 1, 1]
-    assert [int(draws.moves) for draws in steps] == [1, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1]
+    assert [int(draws.vary_attribute) for draws in steps] == [1, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1]
 
 
 def test_streams_depend_on_seed_purpose_and_position() -> None:
@@ -40,7 +40,7 @@ def test_streams_depend_on_seed_purpose_and_position() -> None:
 
 def test_draws_have_a_row_for_each_image_and_their_distributions() -> None:
     steps = [StepNoise.for_step(CONFIG, images, torch.float32) for images in range(0, 6000, 12)]
-    assert {draws.quadrant for draws in steps} == {0, 1, 2, 3} and {draws.moves for draws in steps} == {False, True}
+    assert {draws.quadrant for draws in steps} == {0, 1, 2, 3} and {draws.vary_attribute for draws in steps} == {False, True}
     first = steps[0]
     assert first.latents_generator_BL.shape == first.latents_discriminator_BL.shape == (12, CONFIG.model.latent_dim)
     assert first.augment_real_BP.shape == first.augment_fake_BP.shape == first.augment_generator_BP.shape == (12, 4)

@@ -17,8 +17,14 @@ from attributegan.training.random_draws import StepNoise
 
 BATCH, LEVELS = 4, 5
 EVERYTHING: dict[str, Any] = {
-    "contrastive": 0.3, "reconstruction": 0.7, "auxiliary": 0.5, "r1_gamma": 2.0, "r2_gamma": 3.0, "r1_every": 4, "temperature": 0.5,
-}  # fmt: skip
+    "contrastive": 0.3,
+    "reconstruction": 0.7,
+    "auxiliary": 0.5,
+    "r1_gamma": 2.0,
+    "r2_gamma": 3.0,
+    "r1_every": 4,
+    "temperature": 0.5,
+}
 
 
 def answer_to(images: Tensor, levels: Tensor, quadrant: int, first: int | None) -> DiscriminatorOutput:
@@ -43,8 +49,18 @@ class Judge:
         self.last: list[bool] = []
         self.is_frozen, self.frozen_calls = False, []
 
-    def __call__(self, images: Tensor, levels: Tensor, quadrant: int = 0, *, embed: bool = True, reconstruct: bool = True,
-                 train_levels: bool = False, predict_levels: bool = False, first: int | None = None) -> DiscriminatorOutput:  # fmt: skip
+    def __call__(
+        self,
+        images: Tensor,
+        levels: Tensor,
+        quadrant: int = 0,
+        *,
+        embed: bool = True,
+        reconstruct: bool = True,
+        train_levels: bool = False,
+        predict_levels: bool = False,
+        first: int | None = None,
+    ) -> DiscriminatorOutput:
         self.calls.append({"embed": embed, "reconstruct": reconstruct, "learn": train_levels, "tell": predict_levels, "n": len(images)})
         self.frozen_calls.append(self.is_frozen)
         answer = answer_to(images, levels, quadrant, first)
@@ -52,7 +68,7 @@ class Judge:
         answer = answer if reconstruct else answer._replace(reconstruction_loss=None)
         return answer if train_levels or predict_levels else answer._replace(levels=None)
 
-    def local(self, *inputs: Any, **options: Any) -> DiscriminatorOutput:
+    def unwrapped(self, *inputs: Any, **options: Any) -> DiscriminatorOutput:
         return self(*inputs, **options)
 
     @contextlib.contextmanager
@@ -97,8 +113,9 @@ def configured(**loss: Any) -> Config:
     return Config(
         model=dataclasses.replace(ModelConfig(), auxiliary_heads="auxiliary" in loss),
         train=dataclasses.replace(Config().train, batch=BATCH),
-        loss=LossConfig(**loss), augment=AugmentConfig(policy=("color",)),
-    )  # fmt: skip
+        loss=LossConfig(**loss),
+        augment=AugmentConfig(policy=("color",)),
+    )
 
 
 def two_batches(config: Config) -> list[phases.MicroBatch]:
@@ -123,10 +140,10 @@ def penalty(images: Tensor) -> Tensor:
 
 
 def discriminator_terms(config: Config, batch: phases.MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
-    fakes = augment.apply(paint(batch.draws.latents_discriminator_BL, batch.levels_BA), batch.draws.augment_fake_BP, config.augment)
-    reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)
+    fakes = augment.apply(paint(batch.noise.latents_discriminator_BL, batch.levels_BA), batch.noise.augment_fake_BP, config.augment)
+    reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
     levels = batch.levels_BA
-    real, fake = answer_to(reals, levels, batch.draws.quadrant, None), answer_to(fakes, levels, 0, None)
+    real, fake = answer_to(reals, levels, batch.noise.quadrant, None), answer_to(fakes, levels, 0, None)
     contrast = losses.contrastive_by_attribute if config.loss.contrastive_over == "attribute" else losses.contrastive_2c
     everyone = (torch.cat([other_rank(real.embedding), real.embedding]), torch.cat([other_rank(levels), levels]))
     terms = {
@@ -134,7 +151,7 @@ def discriminator_terms(config: Config, batch: phases.MicroBatch) -> tuple[dict[
         "adversarial_32": adversarial(config, real.logits_32, fake.logits_32),
         "auxiliary": losses.auxiliary_discriminator([torch.cat(pair) for pair in zip(real.levels, fake.levels, strict=True)], levels),
         "contrastive": contrast(real.embedding, real.proxy, levels, 0.5, *everyone, BATCH),
-        "reconstruction": (1 + batch.draws.quadrant) * reals.square().mean(),
+        "reconstruction": (1 + batch.noise.quadrant) * reals.square().mean(),
         "r1": penalty(reals),
         "r2": penalty(fakes),
     }
@@ -165,8 +182,13 @@ def test_terms_that_are_off_are_not_asked_for() -> None:
     config = configured()
     judge = Judge()
     found, taken = phases.discriminator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1], penalise=False)
-    assert set(found) == {"discriminator/adversarial", "discriminator/adversarial_32", "discriminator/gradient_norm", "real_score",
-                          "fake_score"}  # fmt: skip
+    assert set(found) == {
+        "discriminator/adversarial",
+        "discriminator/adversarial_32",
+        "discriminator/gradient_norm",
+        "real_score",
+        "fake_score",
+    }
     assert judge.calls == [{"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": 2 * BATCH}] and not taken
     judge = Judge()
     found, _ = phases.generator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1])
@@ -194,9 +216,9 @@ def test_generator_phase_is_the_weighted_sum_of_its_terms(adversarial: str) -> N
     sums, totals = {}, []
     for batch in batches:
         levels = batch.levels_BA[[0, 0, 2, 2]]
-        plain = paint(batch.draws.latents_generator_BL, levels)
-        fake = answer_to(augment.apply(plain, batch.draws.augment_generator_BP, config.augment), levels, 0, None)
-        reals = augment.apply(batch.images_BCHW, batch.draws.augment_real_BP, config.augment)[[0, 0, 2, 2]]
+        plain = paint(batch.noise.latents_generator_BL, levels)
+        fake = answer_to(augment.apply(plain, batch.noise.augment_generator_BP, config.augment), levels, 0, None)
+        reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)[[0, 0, 2, 2]]
         real = answer_to(reals, levels, 0, None)
         apart = (batch.images_BCHW[[0, 2]] - batch.images_BCHW[[1, 3]]).abs().mean(dim=(1, 2, 3))
         everyone = (torch.cat([other_rank(fake.embedding), fake.embedding]), torch.cat([other_rank(levels), levels]))

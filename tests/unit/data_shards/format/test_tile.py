@@ -39,8 +39,16 @@ def test_common_size_is_that_of_squares(sizes: list[tuple[int, int]], width: int
     assert tile.common_size(sizes) == width
 
 
-def jpeg(height: int = 5, width: int = 7, *, before: bytes = b"", start: int = 0xC0, precision: int = 8, components: int = 3,
-         after: bytes = b"\0") -> bytes:  # fmt: skip
+def jpeg(
+    height: int = 5,
+    width: int = 7,
+    *,
+    before: bytes = b"",
+    start: int = 0xC0,
+    precision: int = 8,
+    components: int = 3,
+    after: bytes = b"\0",
+) -> bytes:
     """The beginning of a JPEG: segments, then a start of frame up to its number of components, and a byte."""
     frame = struct.pack(">BHHB", precision, height, width, components)
     return b"\xff\xd8" + before + bytes([0xFF, start]) + struct.pack(">H", 2 + len(frame)) + frame + after
@@ -74,7 +82,7 @@ def segment(marker: int, content: bytes) -> bytes:
         (b"", None),
         (jpeg(before=b"\0\0\0\0"), None),
     ],
-)  # fmt: skip
+)
 def test_size_of_a_jpeg(data: bytes, size: tuple[int, int] | None) -> None:
     assert tile.jpeg_size(data) == size
 

@@ -191,15 +191,21 @@ HEADER = "path,cell_crowding_level,cell_polarity_level,mitosis_level,nucleoli_le
 
 def test_import_published_keeps_every_level_and_lists_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.csv"
-    table.write_text(HEADER + "/p/H7_1_2.png,4,3,3,2,4,0,12\n/p/N5_1_1.png,0,0,1,2,2,1,100\n/q/N5_1_2.png,0,0,0,0,0,0,1\n"
-                              "/p/N5_1_3.png,0,4,0,0,0,0,1\n/p/N5_1_4.png,0,,0,0,0,0,1\n/p/H7_1_2.png,0,0,0,0,0,0,1\n"
-                              "/p/../N5_1_5.png,0,0,0,0,0,0,1\n/p/N5_1_6.png,0,0,0,0,0,2,1\n")  # fmt: skip
+    table.write_text(
+        HEADER + "/p/H7_1_2.png,4,3,3,2,4,0,12\n/p/N5_1_1.png,0,0,1,2,2,1,100\n/q/N5_1_2.png,0,0,0,0,0,0,1\n"
+        "/p/N5_1_3.png,0,4,0,0,0,0,1\n/p/N5_1_4.png,0,,0,0,0,0,1\n/p/H7_1_2.png,0,0,0,0,0,0,1\n"
+        "/p/../N5_1_5.png,0,0,0,0,0,0,1\n/p/N5_1_6.png,0,0,0,0,0,2,1\n"
+    )
     out = tmp_path / "levels.csv"
     assert run("import-published", table, "--out", out, "--prefix", "/p/") == 2
     assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == ["4", "5", "6", "7", "8", "9"]
-    assert list(rows_of(out).values())[0] == dict(zip(
-        ("file", "slide", *PUBLISHED.names, "freq_id", "cl_labels"), ("H7_1_2.png", "H7", "4", "3", "3", "2", "4", "0", "12"), strict=True
-    ))  # fmt: skip
+    assert list(rows_of(out).values())[0] == dict(
+        zip(
+            ("file", "slide", *PUBLISHED.names, "freq_id", "cl_labels"),
+            ("H7_1_2.png", "H7", "4", "3", "3", "2", "4", "0", "12"),
+            strict=True,
+        )
+    )
     assert rows_of(out)["N5_1_1.png"]["freq_id"] == "1"
     run("import-published", table, "--out", out, "--prefix", "/p/", "--without-rare")
     assert list(rows_of(out)) == ["H7_1_2.png"]

@@ -25,10 +25,14 @@ from tools import shard
 
 pytest.importorskip("shapely", reason="needs the extra `qupath`")
 
-SCHEMA = AttributeSchema((
-    Attribute("crowding", ("not assessable", "mild", "severe"), 0), Attribute("mitosis", ("rare", "some", "frequent")),
-    Attribute("tumour", ("absent", "present")), Attribute("polarity", ("mild", "severe")),
-))  # fmt: skip
+SCHEMA = AttributeSchema(
+    (
+        Attribute("crowding", ("not assessable", "mild", "severe"), 0),
+        Attribute("mitosis", ("rare", "some", "frequent")),
+        Attribute("tumour", ("absent", "present")),
+        Attribute("polarity", ("mild", "severe")),
+    )
+)
 UUID = "3f1d6f0c-6a2e-4c4e-9d0e-1c7b8a6f5e21"
 
 
@@ -81,11 +85,16 @@ def tree_of(tmp_path: Path, tree: Mapping[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("classification", "names"),
     [
-        (None, ()), ({}, ()), ("Tumor", ("Tumor",)), ("Tumor: Positive", ("Tumor", "Positive")), (named("Tumor"), ("Tumor",)),
-        (named("CD3", "CD8"), ("CD3", "CD8")), ({"name": "Tumor: Positive", "colorRGB": -3670016}, ("Tumor", "Positive")),  # up to 0.3
+        (None, ()),
+        ({}, ()),
+        ("Tumor", ("Tumor",)),
+        ("Tumor: Positive", ("Tumor", "Positive")),
+        (named("Tumor"), ("Tumor",)),
+        (named("CD3", "CD8"), ("CD3", "CD8")),
+        ({"name": "Tumor: Positive", "colorRGB": -3670016}, ("Tumor", "Positive")),  # up to 0.3
         ({"name": "Positive", "colorRGB": -1, "parentClass": {"name": "Tumor", "colorRGB": -1}}, ("Tumor", "Positive")),
     ],
-)  # fmt: skip
+)
 def test_classes_of_every_version(classification: Any, names: tuple[str, ...]) -> None:
     assert qupath.classes_of(classification) == names
 
@@ -121,8 +130,10 @@ def test_files_as_lists_single_packed_and_with_children(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "H9.geojson.zip", "w") as archive:
         archive.writestr("H9.geojson", text)
     (tmp_path / "H9.geojson.gz").write_bytes(gzip.compress(text))
-    counts = {name: {image: len(found) for image, found in read(tmp_path / name).objects.items()} for name in
-              ("H7.json", "H8.geojson", "H9.geojson.zip", "H9.geojson.gz")}  # fmt: skip
+    counts = {
+        name: {image: len(found) for image, found in read(tmp_path / name).objects.items()}
+        for name in ("H7.json", "H8.geojson", "H9.geojson.zip", "H9.geojson.gz")
+    }
     assert counts == {"H7.json": {"H7": 2}, "H8.geojson": {"H8": 1}, "H9.geojson.zip": {"H9": 2}, "H9.geojson.gz": {"H9": 2}}
 
 
@@ -137,11 +148,16 @@ def test_holes_ellipses_and_crossed_outlines(tmp_path: Path) -> None:
 
 def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
     bad = [
-        3, {"type": "Feature", "properties": {"objectType": "annotation"}}, feature(None), feature({"type": "Polygon", "coordinates": []}),
-        feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}), feature(square(0, 0, 1), classification=7),
-        feature(square(0, 0, 1), measurements=[{"value": 3}]), feature(square(0, 0, 1), measurements={"m": "x"}),
+        3,
+        {"type": "Feature", "properties": {"objectType": "annotation"}},
+        feature(None),
+        feature({"type": "Polygon", "coordinates": []}),
+        feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}),
+        feature(square(0, 0, 1), classification=7),
+        feature(square(0, 0, 1), measurements=[{"value": 3}]),
+        feature(square(0, 0, 1), measurements={"m": "x"}),
         feature({"type": "Blob", "coordinates": []}),
-    ]  # fmt: skip
+    ]
     found = read(write(tmp_path / "a.geojson", [*bad, feature(square(0, 0, 1))]), "m")
     assert len(found.bad) == len(bad) and len(found.objects["a"]) == 1 and all("a.geojson: object " in line for line in found.bad)
 
@@ -176,15 +192,20 @@ OLD = ["Image", "Name", "Class", "Parent", "ROI", "Centroid X px", "Centroid Y p
 
 
 def test_tables_of_both_forms(tmp_path: Path) -> None:
-    new = write_table(tmp_path / "new.tsv", NEW, [
-        ["H7.svs", UUID, "Cell", "", "Tumor: Positive", "Root object (Image)", "Polygon", "10.5", "20", "30"],
-        ["H7.svs", UUID, "Annotation", "", "", "Root object (Image)", "Rectangle", "1", "2", ""],
-        ["H8.svs", UUID, "Root object (Image)", "", "", "", "", "", "", ""],
-    ])  # fmt: skip
+    new = write_table(
+        tmp_path / "new.tsv",
+        NEW,
+        [
+            ["H7.svs", UUID, "Cell", "", "Tumor: Positive", "Root object (Image)", "Polygon", "10.5", "20", "30"],
+            ["H7.svs", UUID, "Annotation", "", "", "Root object (Image)", "Rectangle", "1", "2", ""],
+            ["H8.svs", UUID, "Root object (Image)", "", "", "", "", "", "", ""],
+        ],
+    )
     found = read(new, "Nucleus: Area µm^2").objects
     assert [(one.kind, one.classes, one.x, one.y, one.in_um, dict(one.values)) for one in found["H7.svs"]] == [
-        (DETECTION, ("Tumor", "Positive"), 10.5, 20, True, {"Nucleus: Area µm^2": 30}), (ANNOTATION, (), 1, 2, True, {}),
-    ]  # fmt: skip
+        (DETECTION, ("Tumor", "Positive"), 10.5, 20, True, {"Nucleus: Area µm^2": 30}),
+        (ANNOTATION, (), 1, 2, True, {}),
+    ]
     assert found["H8.svs"] == []
     rows = [["H7.svs", "Tumor", "Tumor", "Image", "Polygon", 10, 20, 3], ["H7.svs", "PathRootObject", "", "", "", "", "", ""]]
     old = read(write_table(tmp_path / "old.txt", OLD, rows), "Nucleus: Area").objects["H7.svs"]
@@ -244,7 +265,7 @@ def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: t
 
 def levels(
     tmp_path: Path, exports: Sequence[Path], places: qupath_levels.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
-) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:  # fmt: skip
+) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:
     known = qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_levels.by_name(SCHEMA)
     wanted = qupath_levels.measurements_of(known)
     table, notes = qupath_levels.levels_from([read_export(path, wanted, comma) for path in exports], places, SCHEMA, known)
@@ -255,11 +276,15 @@ def levels(
     ("classes", "expected"),
     [
         (named("crowding", "mild"), (1, -1, -1, -1)),  # attribute: level
-        (named("Crowding Severe"), (2, -1, -1, -1)), (named("crowding=severe"), (2, -1, -1, -1)), (named("frequent"), (-1, 2, -1, -1)),
+        (named("Crowding Severe"), (2, -1, -1, -1)),
+        (named("crowding=severe"), (2, -1, -1, -1)),
+        (named("frequent"), (-1, 2, -1, -1)),
         (named("Crowding", "severe", "polarity", "mild", "frequent"), (2, 2, -1, 0)),  # several classes of one object
-        (named("crowding", "not_assessable"), (0, -1, -1, -1)), (named("mild"), None), (named("Stroma"), None),
+        (named("crowding", "not_assessable"), (0, -1, -1, -1)),
+        (named("mild"), None),
+        (named("Stroma"), None),
     ],
-)  # fmt: skip
+)
 def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...] | None) -> None:
     places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
     found, bad, notes = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(0, 0, 200), classification=classes)])], places)
@@ -274,10 +299,20 @@ def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
         feature(square(0, 0, 90), classification=named("some")),
         feature(square(10, 0, 90), classification=named("some")),  # overlapping: .225 together
         feature(square(200, 0, 139), classification=named("frequent")),  # .48: too little
-        feature(square(400, 0, 200), classification=named("rare")), feature(square(400, 0, 200), classification=named("frequent")),
-        feature({"type": "MultiPolygon", "coordinates": [square(0, 200, 100)["coordinates"], square(100, 200, 100)["coordinates"],
-                                                         square(0, 300, 10)["coordinates"]]}, classification=named("some")),
-    ]  # fmt: skip
+        feature(square(400, 0, 200), classification=named("rare")),
+        feature(square(400, 0, 200), classification=named("frequent")),
+        feature(
+            {
+                "type": "MultiPolygon",
+                "coordinates": [
+                    square(0, 200, 100)["coordinates"],
+                    square(100, 200, 100)["coordinates"],
+                    square(0, 300, 10)["coordinates"],
+                ],
+            },
+            classification=named("some"),
+        ),
+    ]
     found, bad, _ = levels(tmp_path, [write(tmp_path / "H7.svs.geojson", features)], places)
     assert found == {"H7/0_0.png": (-1, 0, -1, -1), "H7/0_200.png": (-1, 1, -1, -1)}
     assert bad == ["H7/400_0.png: mitosis is rare and frequent by annotations of the same size; not known"]
@@ -293,21 +328,27 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
 def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
     places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
-        *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10), *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
+        *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10),
+        *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
         *cells([(200, 50)], named("Tumor", "Positive"), Area=99),  # at the edge
         *cells([(900, 900)], named("Tumor", "Positive"), Area=1),  # outside
         feature({"type": "MultiPoint", "coordinates": [[450, 50], [460, 60]]}, "annotation", named("Mitosis")),
-    ]  # fmt: skip
+    ]
     rules = {
-        "mitosis": {"count": "Mitosis", "edges": [1, 2], "min_objects": 0}, "tumour": {"share": "Positive", "edges": [0.7]},
+        "mitosis": {"count": "Mitosis", "edges": [1, 2], "min_objects": 0},
+        "tumour": {"share": "Positive", "edges": [0.7]},
         "crowding": {"measurement": "Area", "statistic": "max", "class": "Tumor: Positive", "edges": [50]},
         "polarity": {"measurement": "Area", "statistic": "mean", "edges": [20], "min_objects": 2},
-    }  # fmt: skip
+    }
     found, bad, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", features)], places, rules)
     assert not bad and found == {
-        "H7/0_0.png": (1, 0, 0, 1), "H7/200_0.png": (2, 0, 1, -1), "H7/400_0.png": (-1, 2, 0, -1),
-        "H7/0_200.png": (-1, 0, -1, -1), "H7/200_200.png": (-1, 0, -1, -1), "H7/400_200.png": (-1, 0, -1, -1),
-    }  # fmt: skip
+        "H7/0_0.png": (1, 0, 0, 1),
+        "H7/200_0.png": (2, 0, 1, -1),
+        "H7/400_0.png": (-1, 2, 0, -1),
+        "H7/0_200.png": (-1, 0, -1, -1),
+        "H7/200_200.png": (-1, 0, -1, -1),
+        "H7/400_200.png": (-1, 0, -1, -1),
+    }
 
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
@@ -353,7 +394,7 @@ def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
     assert not found and bad == [
         "H9.svs: no slide or tile of that name; an export must be called after its image, such as H7.geojson",
         "H7: 1 annotations of a table have no outline, so no class; export them as GeoJSON too",
-    ]  # fmt: skip
+    ]
 
 
 # Tiles that are images of their own
@@ -385,8 +426,10 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     columns = ["Image", "Class", "Num Detections"]
     rows = [["a.png", "frequent", 3], ["b.png", "rare", 40], ["b.png", "frequent", 40]]
-    rules = {"mitosis": {"classes": {"rare": "rare", "frequent": 2}},
-             "tumour": {"measurement": "Num Detections", "objects": "annotations", "edges": [10]}}  # fmt: skip
+    rules = {
+        "mitosis": {"classes": {"rare": "rare", "frequent": 2}},
+        "tumour": {"measurement": "Num Detections", "objects": "annotations", "edges": [10]},
+    }
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", columns, rows)], places, rules)
     assert found == {"a.png": (-1, 2, 0, -1), "b.png": (-1, -1, 1, -1)}
     assert bad == ["b.png: mitosis is rare and frequent by annotations of the same size; not known"]
@@ -398,8 +441,10 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
 def test_the_rule_with_most_names_decides(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     rules = {"tumour": {"classes": {"Tumor": "absent", "Tumor: Positive": "present"}}}
-    exports = [write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Tumor", "Positive"))]),
-               write(tmp_path / "b.geojson", [feature(square(0, 0, 100), classification=named("Tumor", "Negative"))])]  # fmt: skip
+    exports = [
+        write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Tumor", "Positive"))]),
+        write(tmp_path / "b.geojson", [feature(square(0, 0, 100), classification=named("Tumor", "Negative"))]),
+    ]
     found, bad, _ = levels(tmp_path, exports, places, rules)
     assert {file: level[2] for file, level in found.items()} == {"a.png": 1, "b.png": 0} and not bad
 
@@ -412,15 +457,22 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
     assert [found[name][1] for name in names] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert notes == ["mitosis: edges [3.66667, 6.33333]; write them into the rules for the next slides"]
     with pytest.raises(ValueError, match="mitosis: too few different values in 3 tiles for 3 quantiles"):
-        levels(tmp_path, [exports[0]] + [write(tmp_path / f"{n}.geojson", cells([(50, 50)])) for n in (1, 2)], places,
-               {"mitosis": {"count": "*", "edges": "quantiles"}})  # fmt: skip
+        levels(
+            tmp_path,
+            [exports[0]] + [write(tmp_path / f"{n}.geojson", cells([(50, 50)])) for n in (1, 2)],
+            places,
+            {"mitosis": {"count": "*", "edges": "quantiles"}},
+        )
 
 
 @pytest.mark.parametrize(
     ("rules", "what"),
     [
-        ({}, "has no rules"), ({"grade": {"count": "*"}}, "grade: not an attribute"), ({"mitosis": {}}, "give exactly one of"),
-        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "give exactly one of"), ({"mitosis": {"count": "a"}}, "edges: give 2"),
+        ({}, "has no rules"),
+        ({"grade": {"count": "*"}}, "grade: not an attribute"),
+        ({"mitosis": {}}, "give exactly one of"),
+        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "give exactly one of"),
+        ({"mitosis": {"count": "a"}}, "edges: give 2"),
         ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"),
         ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
         ({"mitosis": {"count": "a", "edges": [True, 2]}}, "edges"),
@@ -428,11 +480,12 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
         ({"mitosis": {"measurement": "a", "edges": [1, 2], "statistic": "mode"}}, "statistic: 'mode'"),
         ({"mitosis": {"count": "a", "edges": [1, 2], "objects": "cells"}}, "objects: 'cells'"),
         ({"mitosis": {"share": "a", "edges": [1, 2], "min_objects": 0}}, "min_objects: 0"),
-        ({"mitosis": {"classes": {"a": "much"}}}, "'much' is not a level"), ({"mitosis": {"classes": {"a": 3}}}, "3 is not a level"),
+        ({"mitosis": {"classes": {"a": "much"}}}, "'much' is not a level"),
+        ({"mitosis": {"classes": {"a": 3}}}, "3 is not a level"),
         ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "nothing else beside it"),
         ({"mitosis": {"classes": ["a"]}}, "classes: write"),
     ],
-)  # fmt: skip
+)
 def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
         qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA)
@@ -473,8 +526,20 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "levels.csv: 4 tiles; 2 without a level" in said.out and "class Fold: 1 annotations" in said.err
     with out.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert rows[0] == {"file": "H7/0_0.png", "slide": "H7", "x": "0", "y": "0", "mpp": "0.5", "size": "100",
-                       "tissue": "0.9", "sharpness": "100", "crowding": "-1", "mitosis": "1", "tumour": "-1", "polarity": "-1"}  # fmt: skip
+    assert rows[0] == {
+        "file": "H7/0_0.png",
+        "slide": "H7",
+        "x": "0",
+        "y": "0",
+        "mpp": "0.5",
+        "size": "100",
+        "tissue": "0.9",
+        "sharpness": "100",
+        "crowding": "-1",
+        "mitosis": "1",
+        "tumour": "-1",
+        "polarity": "-1",
+    }
     pack = ["pack", "--images", table.parent, "--labels", out, "--attributes", attributes, "--group", "slide", "--out", tmp_path / "set"]
     assert run(*pack, "--val-fraction", "0", "--workers", "1") == 0
     assert run(*command[:1], export, write(tmp_path / "H9.geojson", []), *command[2:]) == 2

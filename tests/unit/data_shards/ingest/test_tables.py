@@ -85,8 +85,11 @@ def test_an_imagefolder_with_splits_and_every_kind_of_metadata(
     assert run("import-imagefolder", folder, "--attributes", attributes, "--out", out) == 2
     assert "metadata.jsonl:2: grade is 9" in capsys.readouterr().err
     assert {row["file"]: (row["grade"], row["size"]) for row in rows_of(out)} == {
-        "test/c.png": ("1", "-1"), "train/a.png": ("2", "1"), "train/sub/b.png": ("-1", "1"), "validation/e.png": ("-1", "0"),
-    }  # fmt: skip
+        "test/c.png": ("1", "-1"),
+        "train/a.png": ("2", "1"),
+        "train/sub/b.png": ("-1", "1"),
+        "validation/e.png": ("-1", "0"),
+    }
     row = next(row for row in rows_of(out) if row["file"] == "test/c.png")
     assert row["note"] == "ä" and row["boxes"] == "[1, 2]" and row["site"] == "" and "image" not in row
     assert not read_labels([out], TWO).bad
@@ -119,11 +122,15 @@ def test_a_parquet_table_with_other_names(tmp_path: Path, attributes: Path) -> N
 @pytest.mark.parametrize(
     ("name", "data", "what"),
     [
-        ("t.parquet", b"no", "not a readable table"), ("t.jsonl", b'{"file": 1\n', "t.jsonl:1: not a line of JSON"),
-        ("t.jsonl", b"[1]\n", "not a JSON object"), ("t.csv", b"\xff\xfe", "not a readable table"), ("t.xlsx", b"", "not a .parquet"),
-        ("t.csv", b"file,grade\n", "no column size"), ("t.jsonl", b"", "no column file"),
+        ("t.parquet", b"no", "not a readable table"),
+        ("t.jsonl", b'{"file": 1\n', "t.jsonl:1: not a line of JSON"),
+        ("t.jsonl", b"[1]\n", "not a JSON object"),
+        ("t.csv", b"\xff\xfe", "not a readable table"),
+        ("t.xlsx", b"", "not a .parquet"),
+        ("t.csv", b"file,grade\n", "no column size"),
+        ("t.jsonl", b"", "no column file"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_are_none(tmp_path: Path, name: str, data: bytes, what: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=what):

@@ -155,8 +155,13 @@ def test_the_smallest_level_with_the_detail_is_read(tmp_path: Path) -> None:
     with closing(Slide(path)) as slide:
         values = {scale: np.asarray(slide.read(0, 0, 64 * scale, 64 * scale, (64, 64))) for scale in (1, 1.9, 2, 7.5, 8, 16)}
     assert {scale: set(value.ravel().tolist()) for scale, value in values.items()} == {
-        1: {10}, 1.9: {10}, 2: {20}, 7.5: {20}, 8: {80}, 16: {80}
-    }  # fmt: skip
+        1: {10},
+        1.9: {10},
+        2: {20},
+        7.5: {20},
+        8: {80},
+        16: {80},
+    }
 
 
 @pytest.mark.parametrize("scale", [2, 3.3, 9, 30])

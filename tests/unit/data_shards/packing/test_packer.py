@@ -333,13 +333,20 @@ def test_the_size_of_a_jpeg_is_that_which_pillow_tells(more: dict) -> None:
 
 
 def test_other_columns_of_the_table_stay_with_the_tile(tiles: Path) -> None:
-    write_csv(tiles / "labels.csv", ["file", "grade", "size", "slide", "x", "mpp", "stain", "batch", ""],
-              [["t0000.png", 1, 0, "s1", 1024, 0.5, "H&E, grün", "007", "?"], ["t0001.png", 1, 0, "s2"]])  # fmt: skip
+    write_csv(
+        tiles / "labels.csv",
+        ["file", "grade", "size", "slide", "x", "mpp", "stain", "batch", ""],
+        [["t0000.png", 1, 0, "s1", 1024, 0.5, "H&E, grün", "007", "?"], ["t0001.png", 1, 0, "s2"]],
+    )
     assert main(command(tiles, "--group", "slide", "--val-fraction", "0")) == 0
     with tarfile.open(tiles / "set" / "train-000000.tar") as tar:
         of = {name: json.loads(tar.extractfile(name).read()) for name in ("t0000.json", "t0001.json")}  # type: ignore[union-attr]
-    assert of["t0000.json"] == {"file": "t0000.png", "group": "s1", "levels": {"grade": 1, "size": 0},
-                                "more": {"x": 1024, "mpp": 0.5, "stain": "H&E, grün", "batch": "007"}}  # fmt: skip
+    assert of["t0000.json"] == {
+        "file": "t0000.png",
+        "group": "s1",
+        "levels": {"grade": 1, "size": 0},
+        "more": {"x": 1024, "mpp": 0.5, "stain": "H&E, grün", "batch": "007"},
+    }
     assert "more" not in of["t0001.json"]
     assert main(["verify", str(tiles / "set")]) == 0
 

@@ -53,9 +53,7 @@ def guarded(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield found
 
 
-def asked(
-    at: Served, path: str, method: str = "GET", body: str | None = None, **headers: str
-) -> tuple[http.client.HTTPResponse, bytes]:  # fmt: skip
+def asked(at: Served, path: str, method: str = "GET", body: str | None = None, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=seconds(60))
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
@@ -127,8 +125,11 @@ def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[l
 
 def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
     """Such a network needs a loss in training, and none here."""
-    options = {**{name: getattr(SMALLEST, name) for name in ("image_size", "latent_dim", "fmap_max", "fmap_inverse_coef")},
-               "generator_attention": [], "auxiliary_heads": True}  # fmt: skip
+    options = {
+        **{name: getattr(SMALLEST, name) for name in ("image_size", "latent_dim", "fmap_max", "fmap_inverse_coef")},
+        "generator_attention": [],
+        "auxiliary_heads": True,
+    }
     attributes = [{"name": name, **entry} for name, entry in PUBLISHED.to_dict().items()]
     assert AttributeGenerator(options, attributes).image_size == 32
     with pytest.raises(ValueError, match=r"config\.json: model\.image_size"):
@@ -289,8 +290,10 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
     thread.start()
     at = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", "", None)  # type: ignore[arg-type]
     statuses: list[int] = []
-    visitors = [threading.Thread(target=lambda seed=seed: statuses.append(asked(at, f"/tile.png?seed={seed}")[0].status))  # type: ignore[misc]
-                for seed in range(6)]  # fmt: skip
+    visitors = [
+        threading.Thread(target=lambda seed=seed: statuses.append(asked(at, f"/tile.png?seed={seed}")[0].status))  # type: ignore[misc]
+        for seed in range(6)
+    ]
     for visitor in visitors:
         visitor.start()
     deadline = time.monotonic() + seconds(60)

@@ -119,10 +119,18 @@ def test_a_last_line_without_its_end_counts(ratings: Ratings) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", "{}", '{"rater": "Ann", "file": "a.png"}', '{"rater": "Ann", "file": "a.png", "levels": {"grade": 1}}',
-     '{"rater": "Ann", "file": "a.png", "levels": {"grade": 7, "size": 0}}', '{"rater": "Ann", "file": "a.png", "undone": true}',
-     '{"rater": "Ann", "file": "a.png", "levels": {"grade": "low", "size": 0}}', '{"rater": 3, "file": "a.png", "skipped": true}'],
-)  # fmt: skip
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"rater": "Ann", "file": "a.png"}',
+        '{"rater": "Ann", "file": "a.png", "levels": {"grade": 1}}',
+        '{"rater": "Ann", "file": "a.png", "levels": {"grade": 7, "size": 0}}',
+        '{"rater": "Ann", "file": "a.png", "undone": true}',
+        '{"rater": "Ann", "file": "a.png", "levels": {"grade": "low", "size": 0}}',
+        '{"rater": 3, "file": "a.png", "skipped": true}',
+    ],
+)
 def test_a_damaged_line_is_named(ratings: Ratings, line: str) -> None:
     with ratings.path.open("a") as stream:
         stream.write(f'{line}\n{{"settings": {{"seed": 1}}}}\n')
@@ -273,11 +281,23 @@ def test_not_assessable_is_no_point_of_the_scale(ratings: Ratings) -> None:
 @pytest.mark.parametrize(
     ("levels", "most_apart", "expected"),
     [
-        ([2], None, 2), ([1, 2], None, 1), ([1, 2, 2], None, 2), ([1, 4, 4, 2], None, 2), ([0, 0, 3], None, 0), ([0, 3], None, -1),
-        ([-1, 3], None, 3), ([-1], None, -1), ([0], None, 0), ([0, 0], 1, 0), ([2, 3], 1, 2), ([2, 3], 0, -1), ([1, 3, 3], 1, -1),
-        ([0, 3, 3], 1, -1), ([3, 3], 0, 3),
+        ([2], None, 2),
+        ([1, 2], None, 1),
+        ([1, 2, 2], None, 2),
+        ([1, 4, 4, 2], None, 2),
+        ([0, 0, 3], None, 0),
+        ([0, 3], None, -1),
+        ([-1, 3], None, 3),
+        ([-1], None, -1),
+        ([0], None, 0),
+        ([0, 0], 1, 0),
+        ([2, 3], 1, 2),
+        ([2, 3], 0, -1),
+        ([1, 3, 3], 1, -1),
+        ([0, 3, 3], 1, -1),
+        ([3, 3], 0, 3),
     ],
-)  # fmt: skip
+)
 def test_consensus(levels: list[int], most_apart: int | None, expected: int) -> None:
     assert consensus(PUBLISHED.attributes[0], levels, most_apart) == expected
 
@@ -298,8 +318,10 @@ def test_the_csv_packs_as_it_is(tmp_path: Path, ratings: Ratings) -> None:
     rows = rows_of(tmp_path / "levels.csv")
     assert list(rows[0]) == ["file", "slide", "x", "grade", "size", "raters", "spread", "comments"]
     assert [(row["file"], row["grade"], row["raters"], row["spread"]) for row in rows] == [
-        ("H7/a.png", "1", "2", "1"), ("H7/b.png", "2", "1", ""), ("ä ö/c, d.png", "2", "1", ""),
-    ]  # fmt: skip
+        ("H7/a.png", "1", "2", "1"),
+        ("H7/b.png", "2", "1", ""),
+        ("ä ö/c, d.png", "2", "1", ""),
+    ]
     assert rows[0]["comments"] == 'Ann: =1+1, "quoted"'
     out, attributes = tmp_path / "set", schema_file(tmp_path)
     command = [
@@ -355,7 +377,7 @@ def test_an_attribute_may_be_called_as_a_column(tmp_path: Path) -> None:
     answers.close()
     assert rows_of(tmp_path / "levels.csv") == [
         {"file": "a.png", "slide": "H7", "raters": "1", "tissue": "0", "spread": "", "comments": ""}
-    ]  # fmt: skip
+    ]
     assert not read_labels([tmp_path / "levels.csv"], schema, group="slide").bad
 
 
@@ -483,13 +505,19 @@ def test_an_answer_is_on_disk_before_it_is_confirmed(server: tuple[Served, Path]
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"file": "../levels.csv"}, "file: not one of the tiles"), ({"file": None}, "file: not one of the tiles"),
-        ({"revision": "0"}, "revision"), ({"revision": True}, "revision"), ({"rater": "=x"}, "rater: give a name"),
-        ({"levels": {"grade": 1}}, "levels: give one for each"), ({"levels": {"grade": 1, "size": 2}}, "levels: size is 2"),
-        ({"levels": {"grade": 1.0, "size": 0}}, "not all are whole"), ({"levels": {"grade": True, "size": 0}}, "not all are whole"),
-        ({"levels": [1, 0]}, "levels: give one"), ({"comment": 3}, "comment: not a text"),
+        ({"file": "../levels.csv"}, "file: not one of the tiles"),
+        ({"file": None}, "file: not one of the tiles"),
+        ({"revision": "0"}, "revision"),
+        ({"revision": True}, "revision"),
+        ({"rater": "=x"}, "rater: give a name"),
+        ({"levels": {"grade": 1}}, "levels: give one for each"),
+        ({"levels": {"grade": 1, "size": 2}}, "levels: size is 2"),
+        ({"levels": {"grade": 1.0, "size": 0}}, "not all are whole"),
+        ({"levels": {"grade": True, "size": 0}}, "not all are whole"),
+        ({"levels": [1, 0]}, "levels: give one"),
+        ({"comment": 3}, "comment: not a text"),
     ],
-)  # fmt: skip
+)
 def test_bad_answers_are_refused(server: tuple[Served, Path], change: dict[str, Any], what: str) -> None:
     at, folder = server
     before = (folder / "levels.ratings.jsonl").read_bytes()
@@ -506,9 +534,13 @@ def test_bad_answers_are_refused(server: tuple[Served, Path], change: dict[str, 
         ({"Origin": "http://evil.example"}, b'{"rater": "x"}', 403),
         ({"Origin": "null"}, b'{"rater": "x"}', 403),
         ({"Host": "evil.example"}, b'{"rater": "x"}', 400),
-        ({}, b"[]", 400), ({}, b"{", 400), ({}, b"[" * 60000, 400), ({}, b'{"a": "' + b"x" * 70000 + b'"}', 400), ({}, b"\xff", 400),
+        ({}, b"[]", 400),
+        ({}, b"{", 400),
+        ({}, b"[" * 60000, 400),
+        ({}, b'{"a": "' + b"x" * 70000 + b'"}', 400),
+        ({}, b"\xff", 400),
     ],
-)  # fmt: skip
+)
 def test_other_sites_can_not_answer(server: tuple[Served, Path], headers: dict[str, str], body: bytes, status: int) -> None:
     assert asked(server[0], "/skip", body, **headers)[0].status == status
 
@@ -550,13 +582,17 @@ def run(*words: object) -> int:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--out", "x.txt"], "--out: x.txt is not named as a CSV"), (["--out", "no/where.csv"], "--out: no is not a folder"),
-        (["--shared", "1.5"], "--shared: 1.5 is not from 0 to 1"), (["--disagreement", "-1"], "--disagreement: -1 is below 0"),
-        (["--host", ""], "--host: names no address"), (["--port", "70000"], "--port: 70000"),
+        (["--out", "x.txt"], "--out: x.txt is not named as a CSV"),
+        (["--out", "no/where.csv"], "--out: no is not a folder"),
+        (["--shared", "1.5"], "--shared: 1.5 is not from 0 to 1"),
+        (["--disagreement", "-1"], "--disagreement: -1 is below 0"),
+        (["--host", ""], "--host: names no address"),
+        (["--port", "70000"], "--port: 70000"),
         (["--predictor-size", "2"], "--predictor-size: 2"),
-        (["--table", "none.csv"], "none.csv: not a readable CSV"), (["--predictor", "none"], "--predictor none: no predictor"),
+        (["--table", "none.csv"], "none.csv: not a readable CSV"),
+        (["--predictor", "none"], "--predictor none: no predictor"),
     ],
-)  # fmt: skip
+)
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], what: str) -> None:
     folder = write_images(tmp_path / "tiles", ["a.png"])
     assert run(folder, "--out", tmp_path / "levels.csv", "--port", 0, *options) == 2
