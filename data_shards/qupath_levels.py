@@ -91,10 +91,10 @@ class Places:
     def image(self, name: str) -> str | None:
         """The image that an export's name means; None for none, or for several."""
         for key in (name, os.path.splitext(name)[0]):
-            if key in self.boxes:
-                return key
-            if len(found := self.names.get(key, [])) == 1:
-                return found[0]
+            if len(found := self.names.get(key, [])) > 1:
+                return None
+            if key in self.boxes or found:
+                return found[0] if found else key
         return None
 
 
@@ -281,19 +281,27 @@ def levels_from(
     Args:
         cover: least share of a tile that annotations of a class must cover.
 
+    Raises:
+        ValueError: quantiles of too few values, or detections of one image in two exports.
+
     Returns:
         The table, of tiles with at least one level; and notes: edges that were computed, classes that no rule knows.
     """
     bad: list[str] = []
     objects: dict[str, list[QuPathObject]] = defaultdict(list)
+    counted: dict[str, str] = {}
     for export in exports:
         bad += export.bad
         for name, found in export.objects.items():
             image = places.image(name)
             if image is None:
                 bad.append(_no_image(name, places))
-            else:
-                objects[image] += found
+                continue
+            objects[image] += found
+            if any(one.kind in (DETECTION, UNKNOWN_KIND) for one in found) and counted.setdefault(image, export.name) != export.name:
+                raise ValueError(
+                    f"{image}: {counted[image]} and {export.name} both have its objects, which would count twice; give one of them"
+                )
     boxes = [box for image in sorted(objects) for box in places.boxes[image]]
     inside = _Inside(objects, places, any(rule.classes is not None for rule in rules.values()), bad)
     levels: dict[str, dict[str, int]] = {box.file: {} for box in boxes}

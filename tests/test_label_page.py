@@ -338,7 +338,7 @@ def test_everything_has_a_name_and_changes_are_announced(browser: Browser, work:
 @pytest.mark.parametrize("viewport", [TABLET, {"width": 1180, "height": 820}, {"width": 375, "height": 812}])
 def test_a_tablet_has_large_targets_and_needs_no_hover(browser: Browser, work: Path, viewport: dict[str, int]) -> None:
     schema = AttributeSchema((Attribute("differentiation_of_the_glands", ("poorly differentiated", "moderately differentiated", "well")),
-                              Attribute("grade", tuple(f"grade {level}" for level in range(14)))))  # fmt: skip
+                              Attribute("reset", tuple(f"grade {level}" for level in range(14)))))  # fmt: skip
     with serving(with_attributes(work, schema)) as at:
         page = opened(browser, at, "Ann", viewport=viewport, has_touch=True, is_mobile=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
@@ -353,4 +353,4 @@ def test_a_tablet_has_large_targets_and_needs_no_hover(browser: Browser, work: P
         page.get_by_role("button", name="Save").tap()
         expect(page.locator("#tile-name")).not_to_have_text(file)
         closed(page)
-    assert answers_of(work) == [("Ann", file, {"differentiation_of_the_glands": 2, "grade": 13})]
+    assert answers_of(work) == [("Ann", file, {"differentiation_of_the_glands": 2, "reset": 13})]

@@ -140,7 +140,7 @@ def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
         3, {"type": "Feature", "properties": {"objectType": "annotation"}}, feature(None), feature({"type": "Polygon", "coordinates": []}),
         feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}), feature(square(0, 0, 1), classification=7),
         feature(square(0, 0, 1), measurements=[{"value": 3}]), feature(square(0, 0, 1), measurements={"m": "x"}),
-        feature({"type": "Blob", "coordinates": []}),
+        feature({"type": "Blob", "coordinates": []}), feature(square(float("nan"), 0, 4), "cell"), feature(square(float("inf"), 0, 4)),
     ]  # fmt: skip
     found = read(write(tmp_path / "a.geojson", [*bad, feature(square(0, 0, 1))]), "m")
     assert len(found.bad) == len(bad) and len(found.objects["a"]) == 1 and all("a.geojson: object " in line for line in found.bad)
@@ -390,6 +390,24 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", columns, rows)], places, rules)
     assert found == {"a.png": (-1, 2, 0, -1), "b.png": (-1, -1, 1, -1)}
     assert bad == ["b.png: mitosis is rare and frequent by annotations of the same size; not known"]
+
+
+def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
+    places = images(tmp_path, ["a.png"])
+    table = write_table(tmp_path / "cells.tsv", NEW, [["a.png", UUID, "Cell", "", "", "", "", 1, 1, ""]])
+    rules = {"mitosis": {"count": "*", "edges": [1, 2]}}
+    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would count twice"):
+        levels(tmp_path, [write(tmp_path / "a.geojson", cells([(50, 50)])), table], places, rules)
+    outlines = write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Fold"))])
+    assert levels(tmp_path, [outlines, table], places, rules)[0] == {"a.png": (-1, 1, -1, -1)}
+
+
+def test_a_name_at_the_top_is_not_taken_for_one_in_a_folder(tmp_path: Path) -> None:
+    places = images(tmp_path, ["a.png", "x/a.png"])
+    found, bad, _ = levels(
+        tmp_path, [write(tmp_path / "a.png.geojson", [feature(square(0, 0, 100), classification=named("some"))])], places
+    )
+    assert not found and "a.png: 2 tiles have that name" in bad[0]
 
 
 # Rules

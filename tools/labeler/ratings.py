@@ -52,7 +52,7 @@ class _State:
     revisions: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # events, by rater and file
     raters: dict[str, str] = field(default_factory=dict)  # names by what makes them alike
     settings: dict[str, Any] = field(default_factory=dict)
-    written: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # digests of each CSV, by name
+    written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # digests of every CSV so far, by name
 
 
 class Ratings:
@@ -136,7 +136,7 @@ class Ratings:
 
     def will_write(self, name: str, digest: str) -> None:
         """Save the SHA-256 of a CSV that is about to take its name."""
-        if digest not in self.state.written[name][-1:]:
+        if digest not in self.state.written[name]:
             self._append({"writes": name, "sha256": digest})
 
     def revision(self, rater: str, file: str) -> int:
@@ -216,7 +216,7 @@ class Ratings:
             state.settings.update(event["settings"])
             return
         if "writes" in event:
-            state.written[event["writes"]].append(event["sha256"])
+            state.written[event["writes"]].add(event["sha256"])
             return
         rater = event["rater"]
         state.raters.setdefault(rater.casefold(), rater)
