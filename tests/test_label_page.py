@@ -343,7 +343,7 @@ def test_a_tablet_has_large_targets_and_needs_no_hover(browser: Browser, work: P
         page = opened(browser, at, "Ann", viewport=viewport, has_touch=True, is_mobile=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         targets = page.evaluate(
-            """() => [...document.querySelectorAll(".levels label, form button")].map((one) => one.getBoundingClientRect())
+            """() => [...document.querySelectorAll(".levels label, form .buttons button")].map((one) => one.getBoundingClientRect())
             .map((box) => Math.min(box.width, box.height))"""
         )
         assert len(targets) == 4 + 15 + 3 and min(targets) >= 44

@@ -1,6 +1,6 @@
 """What an attribute predictor reads off the tiles, and how uncertain it is: for the order of the queue, and shown after an answer.
 
-The predictor is one that `attributegan-evaluate` has trained, as a folder of its cache.
+The predictor comes from the cache of `attributegan-evaluate`.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[pred
 
 
 def _network(judge: predictor.Judge, folder: Path) -> features.Features | None:
-    """The feature network that a predictor needs; None for one that reads pixels."""
+    """The feature network that a predictor needs; None where it reads pixels."""
     if not isinstance(judge, predictor.Head):
         return None
     network = features.load()
     if network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES != len(judge.mean_D):
-        raise ValueError(f"--predictor {folder}: was fitted on the features of another network than {network.name}; give one that was not")
+        raise ValueError(f"--predictor {folder}: was fitted on the features of another network than {network.name}; give another")
     return network
 
 
