@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards import qupath, qupath_levels
+from data_shards import qupath, qupath_levels, qupath_places, qupath_rules
 from data_shards.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
 from tools import shard
 
@@ -243,10 +243,10 @@ def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: t
 
 
 def levels(
-    tmp_path: Path, exports: Sequence[Path], places: qupath_levels.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
+    tmp_path: Path, exports: Sequence[Path], places: qupath_places.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:  # fmt: skip
-    known = qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_levels.by_name(SCHEMA)
-    wanted = qupath_levels.measurements_of(known)
+    known = qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_rules.by_name(SCHEMA)
+    wanted = qupath_rules.measurements_of(known)
     table, notes = qupath_levels.levels_from([read_export(path, wanted, comma) for path in exports], places, SCHEMA, known)
     return {str(row["file"]): tuple(int(row[name]) for name in SCHEMA.names) for row in table.rows}, table.bad, notes
 
@@ -261,14 +261,14 @@ def levels(
     ],
 )  # fmt: skip
 def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...] | None) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     found, bad, notes = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(0, 0, 200), classification=classes)])], places)
     assert found == ({"H7/0_0.png": expected} if expected else {}) and not bad
     assert (expected is None) == any("not a level of any attribute" in note for note in notes)
 
 
 def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
         feature(square(0, 0, 90), classification=named("some")),
@@ -291,7 +291,7 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
 
 
 def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10), *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
         *cells([(200, 50)], named("Tumor", "Positive"), Area=99),  # at the edge
@@ -312,7 +312,7 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
 def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
     columns = [name.replace("X µm", f"X {unit}").replace("Y µm", f"Y {unit}") for name in NEW]
     x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of what was scanned: the second tile of the first row
     rows = [["H7.svs", UUID, "Cell", "", "Tumor", "", "", x, y, 30]] * 3
@@ -323,7 +323,7 @@ def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str
 
 
 def test_outlines_are_placed_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
     found, _, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(200, 0, 200), classification=named("some"))])], places)
     assert list(found) == ["H7/1200_3000.png"]
 
@@ -332,19 +332,19 @@ def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
     (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # of an earlier version
     with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
-        qupath_levels.tiles_of_slides(table, None)
+        qupath_places.tiles_of_slides(table, None)
     assert (
-        qupath_levels.tiles_of_slides(table, 0.25).boxes["H7"][1].left
+        qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][1].left
         == 200
-        == qupath_levels.tiles_of_slides(table, 0.25).boxes["H7"][0].width
+        == qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][0].width
     )
     table.write_text("file,slide\n")
     with pytest.raises(ValueError, match="has no column x, y, mpp, size"):
-        qupath_levels.tiles_of_slides(table, 0.25)
+        qupath_places.tiles_of_slides(table, 0.25)
 
 
 def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     rows = [
         ["H7.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
         ["H9.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
@@ -359,11 +359,11 @@ def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
 # Tiles that are images of their own
 
 
-def images(tmp_path: Path, names: Sequence[str]) -> qupath_levels.Places:
+def images(tmp_path: Path, names: Sequence[str]) -> qupath_places.Places:
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 100)).save(tmp_path / "images" / name)
-    return qupath_levels.images_as_tiles(tmp_path / "images")
+    return qupath_places.images_as_tiles(tmp_path / "images")
 
 
 def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
-        qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA)
+        qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA)
     assert what in str(error.value)
 
 
@@ -463,7 +463,7 @@ def test_the_rules_of_the_documentation() -> None:
     levels = {"tumour": ("absent", "present"), "pleomorphism": ("normal", "mild", "moderate", "severe")}
     schema = AttributeSchema(tuple(Attribute(name, levels.get(name, ("low", "middle", "high"))) for name in tree))
     for attribute in schema.attributes:
-        qupath_levels._rule(attribute, tree[attribute.name])
+        qupath_rules._rule(attribute, tree[attribute.name])
     assert len(tree) == 4
 
 
@@ -508,5 +508,5 @@ def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
     assert run("tile", slide, "--out", tmp_path / "tiles", "--mpp", "0.5", "--size", "128", "--workers", "1") == 0
     record = json.loads((tmp_path / "tiles" / "scan" / "slide.json").read_text())
     assert record["mpp"] == pytest.approx([0.25, 0.25], rel=1e-3) and record["origin"] == [0, 0]
-    places = qupath_levels.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
+    places = qupath_places.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
     assert places.boxes["scan"][0].width == pytest.approx(256, rel=1e-3)
