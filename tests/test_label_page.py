@@ -348,8 +348,8 @@ def test_a_tablet_has_large_targets_and_needs_no_hover(browser: Browser, work: P
         )
         assert len(targets) == 4 + 15 + 3 and min(targets) >= 44
         file = tile(page)
-        page.get_by_text("well", exact=True).tap()
-        page.get_by_text("grade 13").tap()
+        page.get_by_role("radio", name="well", exact=True).tap()
+        page.get_by_role("radio", name="grade 13").tap()
         page.get_by_role("button", name="Save").tap()
         expect(page.locator("#tile-name")).not_to_have_text(file)
         closed(page)
