@@ -65,8 +65,9 @@ class QuPathObject:
 
 @dataclass
 class Exported:
-    """The objects of each image, by the image's name, and what could not be read, a line each."""
+    """The objects of each image of an export, by the image's name, and what could not be read, a line each."""
 
+    name: str
     objects: dict[str, list[QuPathObject]] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
@@ -97,7 +98,7 @@ def _read_geojson(path: Path, image: str, wanted: frozenset[str]) -> Exported:
     features = tree.get("features", [tree] if tree.get("type") == "Feature" else None) if isinstance(tree, dict) else tree
     if not isinstance(features, list):
         raise ValueError(f"{path}: has no features; export it from QuPath with File > Export objects as GeoJSON")
-    found = Exported({image: []})
+    found = Exported(path.name, {image: []})
     for number, feature in enumerate(_with_children(features)):
         try:
             found.objects[image] += _of_feature(feature, wanted)
@@ -150,8 +151,8 @@ def _of_feature(feature: Any, wanted: frozenset[str]) -> list[QuPathObject]:
         geometry = make_valid(geometry) if kind == ANNOTATION else geometry  # of detections, the centroid alone counts
     except ShapelyError as error:
         raise ValueError(f"its outline can't be read: {error}") from error
-    if geometry.is_empty:
-        raise ValueError("its outline is empty")
+    if geometry.is_empty or not all(math.isfinite(edge) for edge in geometry.bounds):
+        raise ValueError("its outline is empty or not finite")
     if kind == ANNOTATION and geometry.geom_type in ("Point", "MultiPoint"):
         points = getattr(geometry, "geoms", [geometry])
         return [QuPathObject(POINT, classes, point, point.x, point.y, False, values) for point in points]
@@ -208,7 +209,7 @@ class _Table:
     """Reads the rows of one table."""
 
     def __init__(self, path: Path, header: list[str], wanted: frozenset[str], decimal_comma: bool) -> None:
-        self.path, self.decimal_comma, self.found = path, decimal_comma, Exported()
+        self.path, self.decimal_comma, self.found = path, decimal_comma, Exported(path.name)
         self.places = {name: place for place, name in enumerate(header)}
         self.class_column = next((name for name in ("Classification", "Class") if name in self.places), None)  # 0.5 renamed it
         self.unit = next((unit for unit in ("px", "µm") if f"Centroid X {unit}" in self.places), None)

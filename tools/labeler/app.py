@@ -178,13 +178,14 @@ class Labeler:
         return JSONResponse(self._shown(rater))
 
     async def undo(self, body: Mapping[str, Any]) -> Response:
-        """Take the last answer back and give its tile, with what was answered."""
+        """Take back what the rater did last and give that tile, with what was answered."""
         rater = self.ratings.rater(str(body.get("rater", "")))
-        last = await self._save(lambda: self.ratings.undo(rater))
-        if last is None or last.file not in self.files:
+        taken = await self._save(lambda: self.ratings.undo(rater))
+        if taken is None or taken[0] not in self.files:
             return JSONResponse(self._shown(rater))
-        levels = dict(zip(self.schema.names, last.levels, strict=True))
-        return JSONResponse(self._shown(rater, last.file) | {"levels": levels, "comment": last.comment})
+        file, last = taken
+        before = {"levels": dict(zip(self.schema.names, last.levels, strict=True)), "comment": last.comment} if last else {}
+        return JSONResponse(self._shown(rater, file) | before)
 
     async def again(self, body: Mapping[str, Any]) -> Response:
         """Give the rater's skipped tiles once more."""
@@ -217,6 +218,7 @@ class Labeler:
             "left": progress.left,
             "skipped": progress.skipped,
             "trouble": self.trouble,
+            "can_undo": bool(self.ratings.state.actions.get(rater)),
         }
 
     def _there(self, rater: str) -> list[str]:

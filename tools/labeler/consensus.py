@@ -108,11 +108,11 @@ class Writer:
             stream.write(data)
 
     def _check(self, path: Path) -> None:
-        """Refuse to replace what isn't ours; a crash may have left the file before the last one."""
+        """Refuse to replace what isn't ours; crashes may have left an earlier file of ours."""
         if not path.exists():
             return
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest not in self.ratings.state.written.get(path.name, [])[-2:]:
+        if digest not in self.ratings.state.written.get(path.name, ()):
             raise ValueError(
                 f"{path}: was not written by this command, or was changed since; it is kept. Move it away, or give another --out; "
                 f"all answers are in {self.ratings.path}"

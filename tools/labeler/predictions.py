@@ -1,6 +1,6 @@
 """What an attribute predictor reads off the tiles, and how uncertain it is: for the order of the queue, and shown after an answer.
 
-The predictor is one that `attributegan-evaluate` has trained, as a folder of its cache.
+The predictor comes from the cache of `attributegan-evaluate`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def predict(
     path = cache.path("label-predictions", str(tiles.root.resolve()), content, str(folder.resolve()), weights.st_mtime_ns, size)
     found_NA = cache.load(path)
     if found_NA is None or found_NA.shape != (len(tiles.files), len(schema.names) + 1):
-        network = features.load() if isinstance(judge, predictor.Head) else None
+        network = _network(judge, folder)
         parts = []
         for first in range(0, len(tiles.files), CHUNK):
             parts.append(_predict(judge, network, tiles.root, tiles.files[first : first + CHUNK], size))
@@ -81,6 +81,16 @@ def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[pred
     if size is None:
         raise ValueError(f"--predictor {folder}: doesn't say the size of its tiles; give that of the evaluated model with --predictor-size")
     return judge, size
+
+
+def _network(judge: predictor.AttributePredictor, folder: Path) -> features.Features | None:
+    """The feature network that a predictor needs; None where it reads pixels."""
+    if not isinstance(judge, predictor.Head):
+        return None
+    network = features.load()
+    if network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES != len(judge.mean_D):
+        raise ValueError(f"--predictor {folder}: was fitted on the features of another network than {network.name}; give another")
+    return network
 
 
 def _predict(

@@ -46,12 +46,13 @@ class _State:
     """What the events say so far."""
 
     answers: dict[str, dict[str, Rating]] = field(default_factory=lambda: defaultdict(dict))  # by file, by rater
-    history: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # files answered, by rater, oldest first
+    history: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # files answered, by rater, oldest first
+    actions: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # files answered or skipped, likewise
     skipped: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # by rater, in order
     revisions: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # events, by rater and file
     raters: dict[str, str] = field(default_factory=dict)  # names by what makes them alike
     settings: dict[str, Any] = field(default_factory=dict)
-    written: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # digests of each CSV, by name
+    written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # digests of every CSV so far, by name
 
 
 class Ratings:
@@ -113,15 +114,16 @@ class Ratings:
         """Put a tile off; raises as `answer`."""
         self._append({"rater": rater, "file": file, "skipped": True}, revision)
 
-    def undo(self, rater: str) -> Rating | None:
-        """Take back the rater's last answer and return it; None when there is none."""
+    def undo(self, rater: str) -> tuple[str, Rating | None] | None:
+        """Take back what the rater did last: the file, with the answer unless it was skipped; None when there is nothing."""
         with self._lock:
-            history = self.state.history[rater]
-            if not history:
+            actions = self.state.actions.get(rater)
+            if not actions:
                 return None
-            last = self.state.answers[history[-1]][rater]
-            self._write({"rater": rater, "file": last.file, "undone": True})
-        return last
+            file = next(reversed(actions))
+            last = self.state.answers[file].get(rater)
+            self._write({"rater": rater, "file": file, "undone": True})
+        return file, last
 
     def show_skipped(self, rater: str) -> None:
         """Put the rater's skipped tiles back into the queue."""
@@ -134,7 +136,7 @@ class Ratings:
 
     def will_write(self, name: str, digest: str) -> None:
         """Save the SHA-256 of a CSV that is about to take its name."""
-        if digest not in self.state.written[name][-1:]:
+        if digest not in self.state.written[name]:
             self._append({"writes": name, "sha256": digest})
 
     def revision(self, rater: str, file: str) -> int:
@@ -214,35 +216,49 @@ class Ratings:
             state.settings.update(event["settings"])
             return
         if "writes" in event:
-            state.written[event["writes"]].append(event["sha256"])
+            state.written[event["writes"]].add(event["sha256"])
             return
         rater = event["rater"]
         state.raters.setdefault(rater.casefold(), rater)
         if event.get("again"):
-            state.skipped.pop(rater, None)
+            skipped = state.skipped.pop(rater, {})
+            state.actions[rater] = {file: None for file in state.actions[rater] if file not in skipped}
             return
         file = event["file"]
-        state.revisions[rater, file] += 1
         if "levels" in event:
             self._apply_answer(rater, file, event)
         elif event.get("undone"):
-            del state.answers[file][rater]
-            state.history[rater].remove(file)
+            self._take_back(rater, file)
         elif event.get("skipped"):
             state.skipped[rater][file] = None
+            _to_end(state.actions[rater], file)
         else:
             raise ValueError("not an event")
+        state.revisions[rater, file] += 1
 
     def _apply_answer(self, rater: str, file: str, event: Mapping[str, Any]) -> None:
         levels = tuple(event["levels"][name] for name in self.schema.names)
         if any(type(level) is not int for level in levels) or (wrong := self.schema.check(levels)):
             raise ValueError(wrong if all(type(level) is int for level in levels) else f"levels {levels} are not all numbers")
         state = self.state
-        if rater in state.answers[file]:
-            state.history[rater].remove(file)
         state.answers[file][rater] = Rating(rater, file, levels, str(event.get("comment", "")), str(event.get("time", "")))
-        state.history[rater].append(file)
+        _to_end(state.history[rater], file)
+        _to_end(state.actions[rater], file)
         state.skipped[rater].pop(file, None)
+
+    def _take_back(self, rater: str, file: str) -> None:
+        state = self.state
+        if state.answers[file].pop(rater, None) is not None:
+            del state.history[rater][file]
+        else:
+            del state.skipped[rater][file]
+        del state.actions[rater][file]
+
+
+def _to_end(files: dict[str, None], file: str) -> None:
+    """Put a file at the end of an ordered set that may have it already."""
+    files.pop(file, None)
+    files[file] = None
 
 
 def _is_json(line: bytes) -> bool:

@@ -103,7 +103,7 @@ def _columns(texts: Sequence[str], schema: AttributeSchema) -> dict[str, str]:
 
 
 def _qupath(arguments: argparse.Namespace) -> int:
-    from data_shards.ingest import qupath, qupath_levels
+    from data_shards.ingest import qupath, qupath_levels, qupath_places, qupath_rules
 
     try:
         import shapely  # noqa: F401
@@ -114,12 +114,12 @@ def _qupath(arguments: argparse.Namespace) -> int:
     if arguments.slide_mpp is not None and not 0.01 <= arguments.slide_mpp <= 100:
         raise ValueError(f"--slide-mpp: {arguments.slide_mpp} is not from 0.01 to 100 um per pixel")
     schema = _schema(arguments)
-    rules = qupath_levels.read_rules(arguments.rules, schema) if arguments.rules else qupath_levels.by_name(schema)
+    rules = qupath_rules.read_rules(arguments.rules, schema) if arguments.rules else qupath_rules.by_name(schema)
     if arguments.tiles:
-        places = qupath_levels.tiles_of_slides(arguments.tiles, arguments.slide_mpp)
+        places = qupath_places.tiles_of_slides(arguments.tiles, arguments.slide_mpp)
     else:
-        places = qupath_levels.images_as_tiles(arguments.images)
-    wanted = qupath_levels.measurements_of(rules)
+        places = qupath_places.images_as_tiles(arguments.images)
+    wanted = qupath_rules.measurements_of(rules)
     exports = (qupath.read_export(path, wanted, arguments.decimal_comma) for path in arguments.exports)
     table, notes = qupath_levels.levels_from(exports, places, schema, rules, arguments.cover)
     for note in notes:

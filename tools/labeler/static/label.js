@@ -33,7 +33,8 @@ const complete = () => scales.every(checked);
 function refresh() {
   save.disabled = busy || !seen || !complete();
   skip.disabled = busy || !shown?.file;
-  undo.disabled = busy || !shown || shown.done === 0;
+  undo.disabled = busy || !shown?.can_undo;
+  form.setAttribute("aria-busy", busy);
 }
 
 /** Put a tile onto the page, with the answer that was taken back where there is one. */

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards.ingest import qupath, qupath_levels
+from data_shards.ingest import qupath, qupath_levels, qupath_places, qupath_rules
 from data_shards.ingest.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
 from tools import shard
 
@@ -148,16 +148,11 @@ def test_holes_ellipses_and_crossed_outlines(tmp_path: Path) -> None:
 
 def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
     bad = [
-        3,
-        {"type": "Feature", "properties": {"objectType": "annotation"}},
-        feature(None),
-        feature({"type": "Polygon", "coordinates": []}),
-        feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}),
-        feature(square(0, 0, 1), classification=7),
-        feature(square(0, 0, 1), measurements=[{"value": 3}]),
-        feature(square(0, 0, 1), measurements={"m": "x"}),
-        feature({"type": "Blob", "coordinates": []}),
-    ]
+        3, {"type": "Feature", "properties": {"objectType": "annotation"}}, feature(None), feature({"type": "Polygon", "coordinates": []}),
+        feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}), feature(square(0, 0, 1), classification=7),
+        feature(square(0, 0, 1), measurements=[{"value": 3}]), feature(square(0, 0, 1), measurements={"m": "x"}),
+        feature({"type": "Blob", "coordinates": []}), feature(square(float("nan"), 0, 4), "cell"), feature(square(float("inf"), 0, 4)),
+    ]  # fmt: skip
     found = read(write(tmp_path / "a.geojson", [*bad, feature(square(0, 0, 1))]), "m")
     assert len(found.bad) == len(bad) and len(found.objects["a"]) == 1 and all("a.geojson: object " in line for line in found.bad)
 
@@ -264,10 +259,10 @@ def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: t
 
 
 def levels(
-    tmp_path: Path, exports: Sequence[Path], places: qupath_levels.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
-) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:
-    known = qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_levels.by_name(SCHEMA)
-    wanted = qupath_levels.measurements_of(known)
+    tmp_path: Path, exports: Sequence[Path], places: qupath_places.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
+) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:  # fmt: skip
+    known = qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_rules.by_name(SCHEMA)
+    wanted = qupath_rules.measurements_of(known)
     table, notes = qupath_levels.levels_from([read_export(path, wanted, comma) for path in exports], places, SCHEMA, known)
     return {str(row["file"]): tuple(int(row[name]) for name in SCHEMA.names) for row in table.rows}, table.bad, notes
 
@@ -286,14 +281,14 @@ def levels(
     ],
 )
 def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...] | None) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     found, bad, notes = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(0, 0, 200), classification=classes)])], places)
     assert found == ({"H7/0_0.png": expected} if expected else {}) and not bad
     assert (expected is None) == any("not a level of any attribute" in note for note in notes)
 
 
 def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
         feature(square(0, 0, 90), classification=named("some")),
@@ -326,7 +321,7 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
 
 
 def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10),
         *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
@@ -353,7 +348,7 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
 def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
     columns = [name.replace("X µm", f"X {unit}").replace("Y µm", f"Y {unit}") for name in NEW]
     x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of what was scanned: the second tile of the first row
     rows = [["H7.svs", UUID, "Cell", "", "Tumor", "", "", x, y, 30]] * 3
@@ -364,7 +359,7 @@ def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str
 
 
 def test_outlines_are_placed_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
     found, _, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(200, 0, 200), classification=named("some"))])], places)
     assert list(found) == ["H7/1200_3000.png"]
 
@@ -373,19 +368,19 @@ def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
     (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # of an earlier version
     with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
-        qupath_levels.tiles_of_slides(table, None)
+        qupath_places.tiles_of_slides(table, None)
     assert (
-        qupath_levels.tiles_of_slides(table, 0.25).boxes["H7"][1].left
+        qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][1].left
         == 200
-        == qupath_levels.tiles_of_slides(table, 0.25).boxes["H7"][0].width
+        == qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][0].width
     )
     table.write_text("file,slide\n")
     with pytest.raises(ValueError, match="has no column x, y, mpp, size"):
-        qupath_levels.tiles_of_slides(table, 0.25)
+        qupath_places.tiles_of_slides(table, 0.25)
 
 
 def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
-    places = qupath_levels.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
     rows = [
         ["H7.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
         ["H9.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
@@ -400,11 +395,11 @@ def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
 # Tiles that are images of their own
 
 
-def images(tmp_path: Path, names: Sequence[str]) -> qupath_levels.Places:
+def images(tmp_path: Path, names: Sequence[str]) -> qupath_places.Places:
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 100)).save(tmp_path / "images" / name)
-    return qupath_levels.images_as_tiles(tmp_path / "images")
+    return qupath_places.images_as_tiles(tmp_path / "images")
 
 
 def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
@@ -433,6 +428,24 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", columns, rows)], places, rules)
     assert found == {"a.png": (-1, 2, 0, -1), "b.png": (-1, -1, 1, -1)}
     assert bad == ["b.png: mitosis is rare and frequent by annotations of the same size; not known"]
+
+
+def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
+    places = images(tmp_path, ["a.png"])
+    table = write_table(tmp_path / "cells.tsv", NEW, [["a.png", UUID, "Cell", "", "", "", "", 1, 1, ""]])
+    rules = {"mitosis": {"count": "*", "edges": [1, 2]}}
+    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would count twice"):
+        levels(tmp_path, [write(tmp_path / "a.geojson", cells([(50, 50)])), table], places, rules)
+    outlines = write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Fold"))])
+    assert levels(tmp_path, [outlines, table], places, rules)[0] == {"a.png": (-1, 1, -1, -1)}
+
+
+def test_a_name_at_the_top_is_not_taken_for_one_in_a_folder(tmp_path: Path) -> None:
+    places = images(tmp_path, ["a.png", "x/a.png"])
+    found, bad, _ = levels(
+        tmp_path, [write(tmp_path / "a.png.geojson", [feature(square(0, 0, 100), classification=named("some"))])], places
+    )
+    assert not found and "a.png: 2 tiles have that name" in bad[0]
 
 
 # Rules
@@ -488,7 +501,7 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
 )
 def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
-        qupath_levels.read_rules(tree_of(tmp_path, rules), SCHEMA)
+        qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA)
     assert what in str(error.value)
 
 
@@ -498,7 +511,7 @@ def test_the_rules_of_the_documentation() -> None:
     levels = {"tumour": ("absent", "present"), "pleomorphism": ("normal", "mild", "moderate", "severe")}
     schema = AttributeSchema(tuple(Attribute(name, levels.get(name, ("low", "middle", "high"))) for name in tree))
     for attribute in schema.attributes:
-        qupath_levels._rule(attribute, tree[attribute.name])
+        qupath_rules._rule(attribute, tree[attribute.name])
     assert len(tree) == 4
 
 
@@ -555,5 +568,5 @@ def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
     assert run("tile", slide, "--out", tmp_path / "tiles", "--mpp", "0.5", "--size", "128", "--workers", "1") == 0
     record = json.loads((tmp_path / "tiles" / "scan" / "slide.json").read_text())
     assert record["mpp"] == pytest.approx([0.25, 0.25], rel=1e-3) and record["origin"] == [0, 0]
-    places = qupath_levels.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
+    places = qupath_places.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
     assert places.boxes["scan"][0].width == pytest.approx(256, rel=1e-3)

@@ -80,10 +80,16 @@ def test_answers_are_there_again(ratings: Ratings) -> None:
     ratings.answer("Ann", "a.png", (2, 0), "", 1)
     ratings.skip("Ann", "c.png", 0)
     ratings.answer("Ann", "d.png", (0, 0), "", 0)
-    assert ratings.undo("Ann").file == "d.png"  # type: ignore[union-attr]
+    ratings.skip("Ann", "e.png", 0)
+    assert ratings.undo("Ann") == ("e.png", None)
+    assert ratings.undo("Ann")[0] == "d.png"  # type: ignore[index]
     before = ratings.state
     after = reopened(ratings).state
     assert after.answers == before.answers and after.history == before.history and after.skipped == before.skipped
+    assert (
+        after.actions == before.actions == {"Ann": dict.fromkeys(["a.png", "c.png"]), "Zoë": {"ä/b.png": None}}
+        and after.revisions == before.revisions
+    )
     assert [rating.levels for rating in ratings.rated()["a.png"]] == [(2, 0)] and list(ratings.rated()) == ["a.png", "ä/b.png"]
     assert ratings.rater(" zoë ") == "Zoë" and ratings.rater("ZOË") == "Zoë" and ratings.rater("Zoe\u0308") == "Zoë"
 
@@ -363,6 +369,9 @@ def test_a_csv_that_others_wrote_or_changed_is_kept(tmp_path: Path, ratings: Rat
         Writer(out, found, reopened(ratings), None)
     out.write_bytes(before)  # as a crash leaves it between the note and the file
     writer = Writer(out, found, ratings, None)
+    for digest in ("1", "2", "3"):  # several crashes, each between the note and the file
+        ratings.will_write(out.name, digest)
+    assert writer.write() == 2 and len(rows_of(out)) == 2
     out.unlink()
     assert writer.write() == 2 and len(rows_of(out)) == 2
 
