@@ -118,7 +118,7 @@ def _run(module: str, files: list[str], harmless: list[str], options: argparse.N
     if options.only:
         drawn = [mutant for mutant in drawn if any(text in mutant.label for text in options.only)]
     elif options.sample:
-        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, min(options.sample, len(drawn)))
+        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, len(drawn))[: options.sample]  # a larger sample has the smaller one
     source, tests = _digest([path]), _digest([ROOT / file for file in files])
     record = options.out / f"{module}.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -231,18 +231,10 @@ def _test(description: dict[str, str], files: list[str], tests: list[str], secon
 
 
 def _arguments() -> list[str]:
-    return [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:anyio",
-        "-p",
-        "no:cov",
-        "--no-header",
-        "--tb=short",
-        f"--basetemp={os.environ['TMPDIR']}/pytest",
-    ]
+    options = (
+        "-q -p no:cacheprovider -p no:anyio -p no:cov -o timeout=0 --no-header --tb=short -W ignore::pytest.PytestAssertRewriteWarning"
+    )
+    return [*options.split(), f"--basetemp={os.environ['TMPDIR']}/pytest"]
 
 
 def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
