@@ -29,6 +29,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
 class Clean:
     """How the tests of a module go without a mutant."""
 
-    seconds: dict[str, float] = field(default_factory=dict)  # of each test that isn't slow, in the order to run them
+    seconds: dict[str, float] = field(default_factory=dict)  # of CPU, of each test that isn't slow, in the order to run them
     tests_of_line: dict[int, list[str]] = field(default_factory=dict)
     total_s: float = 0.0
 
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--module", action="append", default=[], help="losses, metrics.control, ...; all of modules.yaml by default")
     parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants of each module; 0 for all (default: 40)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take longer (default: 4)")
+    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take more CPU time (default: 4)")
     parser.add_argument("--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower (default: 0.9)")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument(
@@ -173,7 +174,7 @@ def _observe(path: Path, files: list[str], slow_s: float) -> dict[str, Any]:
 
 
 class _Watcher:
-    """A pytest plugin: a context of coverage for the call of each test, and its time."""
+    """A pytest plugin: a context of coverage for the call of each test, and its CPU time, its processes' included."""
 
     def __init__(self, watch: coverage.Coverage) -> None:
         self.watch, self.seconds = watch, {}
@@ -181,14 +182,13 @@ class _Watcher:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
         self.watch.switch_context(item.nodeid)
+        begin = sum(os.times()[:4])
         try:
-            return (yield)
+            result = yield
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - begin
+            return result
         finally:
             self.watch.switch_context("")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.outcome == "passed":
-            self.seconds[report.nodeid] = report.duration
 
 
 class _Chosen:
@@ -252,6 +252,8 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             os.environ["TMPDIR"] = str(folder)
             (folder / "answer").write_text(json.dumps(work()))
+        except BaseException:
+            (folder / "error").write_text(traceback.format_exc())
         finally:
             os._exit(0)
     waited_s, killed = 0.0, "a crash, or too much time"
@@ -266,6 +268,8 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # what it may have left
     output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
+    if (folder / "error").exists():
+        raise SystemExit(f"error: the search itself failed:\n{output}\n{(folder / 'error').read_text()}")
     if show:
         print(output)
     answer = json.loads((folder / "answer").read_text()) if (folder / "answer").exists() else {"killed": True, "by": killed}
