@@ -80,7 +80,7 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     table = yaml.safe_load((Path(__file__).parent / "modules.yaml").read_text())
-    wanted = [name for name in table if not options.module or any(name == one or name.endswith(f".{one}") for one in options.module)]
+    wanted = [name for one in options.module for name in table if f".{name}".endswith(f".{one}")] if options.module else list(table)
     if not wanted:
         raise SystemExit(f"error: --module {options.module}: modules.yaml has {', '.join(table)}")
     if not options.report:
