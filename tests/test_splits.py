@@ -17,7 +17,8 @@ def levels_of(count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("count", "fraction"), [(0, 0.5), (1, 0.0), (7, 0.0)])
 def test_nothing_to_hold_out(count: int, fraction: float) -> None:
     for group_N in (None, np.zeros(count, int)):
-        assert hold_out(levels_of(count), group_N, fraction, 0).tolist() == [False] * count
+        found = hold_out(levels_of(count), group_N, fraction, 0)
+        assert found.dtype == bool and found.tolist() == [False] * count
 
 
 @pytest.mark.parametrize("group_N", [None, np.zeros(1, int)])
@@ -84,6 +85,11 @@ def test_a_group_of_the_wanted_size_is_enough() -> None:
     group_N = np.repeat(np.arange(3), [2, 3, 5])
     assert hold_out(np.zeros((10, 1), np.int8), group_N, 0.5, 0).tolist() == [False] * 5 + [True] * 5
     assert hold_out(np.zeros((10, 1), np.int8), group_N, 0.99, 0).sum() in (7, 8, 5)  # one group is left
+
+
+def test_a_group_that_brings_nothing_nearer_is_left() -> None:
+    """Three tiles of six are wanted; two are as near as four."""
+    assert hold_out(np.zeros((6, 1), np.int8), np.repeat(np.arange(3), 2), 0.5, 0).sum() == 2
 
 
 def test_the_split_of_a_seed_never_changes() -> None:
