@@ -152,6 +152,8 @@ def test_path_length_of_an_even_way_and_of_a_jump() -> None:
     assert control.path(even).length == pytest.approx(25) and control.path(even).largest == pytest.approx(1 / 8)
     assert control.path(jump).length == pytest.approx(25 * 8) and control.path(jump).largest == pytest.approx(1)
     assert control.path(np.zeros((2, 9, 3))) == control.Path(0.0, 1 / 8)
+    several = control.path(np.concatenate([even, 2 * jump, np.zeros((1, 9, 2))]))  # the last stands still, and says nothing of evenness
+    assert several.length == pytest.approx((25 + 4 * 25 * 8 + 0) / 3) and several.largest == pytest.approx((1 / 8 + 1) / 2)
 
 
 def test_pixels_are_compared_tile_by_tile_without_overflow() -> None:

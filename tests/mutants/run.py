@@ -92,8 +92,8 @@ def main() -> int:
     harmless = yaml.safe_load((Path(__file__).parent / "harmless.yaml").read_text()) or {}
     scores = []
     for name in wanted:
-        results = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
-        scores.append(_score(name, results, [*harmless.get(name, {})]))
+        results, missing = _run(name, [f"tests/{file}" for file in table[name]], [*harmless.get(name, {})], options)
+        scores.append(_score(name, results, [*harmless.get(name, {})]) | {"missing": missing})
     return _print(scores, options.least)
 
 
@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants of each module; 0 for all (default: 40)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take more CPU time (default: 4)")
-    parser.add_argument("--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower (default: 0.9)")
+    parser.add_argument(
+        "--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower, or not all are run (0.9)"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument(
         "--only", action="append", default=[], metavar="TEXT", help="mutants with this in their label, again and with output"
@@ -112,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The results of the module's sample, from the file of results or run now."""
+def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
+    """The results of the module's sample, from the file of results or run now; and how many mutants have none."""
     path = ROOT / (module.replace(".", "/") + ".py")
     drawn = operators.mutants(path.read_text())
     if options.only:
@@ -127,7 +129,7 @@ def _run(module: str, files: list[str], harmless: list[str], options: argparse.N
     known = {line["mutant"]: line for line in lines if line["killed"] or line["tests"] == tests or _is_listed(line["mutant"], harmless)}
     todo = [mutant for mutant in drawn if mutant.label not in known or options.only]
     if options.report or not todo:
-        return [known[mutant.label] for mutant in drawn if mutant.label in known]
+        return [known[mutant.label] for mutant in drawn if mutant.label in known], len(todo)
     options.out.mkdir(parents=True, exist_ok=True)
     clean = _clean(path, files, options.slow)
     print(f"{module}: {len(todo)} mutants, {len(clean.seconds)} tests in {clean.total_s:.1f} s", flush=True)
@@ -144,7 +146,7 @@ def _run(module: str, files: list[str], harmless: list[str], options: argparse.N
         known[mutant.label] = line
         if not line["killed"]:
             print(f"  survived: {path.name}:{mutant.line} {mutant.label}", flush=True)
-    return [known[mutant.label] for mutant in drawn]
+    return [known[mutant.label] for mutant in drawn], 0
 
 
 def _digest(paths: list[Path]) -> str:
@@ -293,17 +295,15 @@ def _print(scores: list[dict[str, Any]], least: float) -> int:
     for score in scores:
         for line in score["survived"]:
             print(f"survived: {score['module']}:{line['line']} {line['mutant']}")
-    print("\n| module | mutants | killed | harmless | survived | score |\n|---|---|---|---|---|---|")
+    print("\n| module | mutants | killed | harmless | survived | not run | score |\n|---|---|---|---|---|---|---|")
     low = False
-    for score in scores:
-        judged = score["mutants"] - score["harmless"]
-        share = score["killed"] / judged if judged else 1.0
-        low = low or share < least
-        print(
-            f"| {score['module']} | {score['mutants']} | {score['killed']} | {score['harmless']} | {len(score['survived'])} | {share:.0%} |"
-        )
-    mutants, killed, harmless = (sum(score[key] for score in scores) for key in ("mutants", "killed", "harmless"))
-    print(f"| all | {mutants} | {killed} | {harmless} | {mutants - killed - harmless} | {killed / max(1, mutants - harmless):.0%} |")
+    columns = ("mutants", "killed", "harmless", "lost", "missing")
+    rows = [score | {"lost": len(score["survived"])} for score in scores]
+    for row in [*rows, {"module": "all"} | {name: sum(row[name] for row in rows) for name in columns}]:
+        judged = row["killed"] + row["lost"]
+        share = row["killed"] / judged if judged else 1.0
+        low = low or share < least or row["missing"] > 0
+        print(f"| {row['module']} | " + " | ".join(str(row[name]) for name in columns) + f" | {share:.0%} |")
     return int(low)
 
 
