@@ -222,6 +222,8 @@ class AttributeSchema:
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in self.names:
                 raise ValueError(f"levels {part!r}: write attribute=level, with attributes {', '.join(self.names)}")
+            if name in chosen:
+                raise ValueError(f"levels {part!r}: {name} is given more than once")
             try:
                 chosen[name] = self.attributes[self.names.index(name)].parse(value)
             except ValueError as error:

@@ -188,6 +188,9 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     if bad := [text for text, (name, _, column) in zip(texts, pairs, strict=True) if not (name and column)]:
         raise ValueError(f"--column {bad[0]}: write NAME=COLUMN, such as file=filename")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--column: {twice[0]} is given more than once; give each name one column")
     return {name: column for name, _, column in pairs}
 
 

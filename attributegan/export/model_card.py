@@ -93,7 +93,8 @@ def model_card(schema: AttributeSchema, image_size: int, facts: CardFacts) -> st
 
 def _levels(attribute: Attribute) -> str:
     mark = {attribute.not_assessable: " (can't be judged)"}
-    return ", ".join(f"{level} {name}{mark.get(level, '')}" for level, name in enumerate(attribute.levels))
+    quote = ("“", "”") if attribute.numbered else ("", "")  # a level is given by its place here, whatever its name
+    return ", ".join(f"{level} {name.join(quote)}{mark.get(level, '')}" for level, name in enumerate(attribute.levels))
 
 
 def _table(metrics: Mapping[str, float | str]) -> str:

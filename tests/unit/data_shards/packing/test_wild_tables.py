@@ -116,6 +116,13 @@ def test_names_that_could_mean_two_things_are_refused(names: list[str], message:
         AttributeSchema.from_dict({"a": names})
 
 
+def test_what_is_given_twice_on_a_command_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="grade is given more than once"):
+        AttributeSchema((Attribute("grade", ("a", "b")),)).parse("grade=a,grade=b")
+    assert pack(tmp_path, "file,a,b\nt0.png,0,1\n", GRADE, "--column", "grade=a", "--column", "grade=b") == 2
+    assert "grade is given more than once" in capsys.readouterr().err
+
+
 # YAML
 
 
