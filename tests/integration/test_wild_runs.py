@@ -261,6 +261,7 @@ def test_a_percent_sign_in_a_run_folder_is_no_pattern_of_slurm(tmp_path: Path, c
         "--cluster",
         str(root / "configs/slurm/gpu.yaml"),
         "--dry-run",
+        "train.batch=16",
         f"run.dir={tmp_path / 'run%j'}",
     ]
     assert submit.main(arguments) == 2

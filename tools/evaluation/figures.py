@@ -56,6 +56,8 @@ def take(
         sheets[name] = png(sheet(made[name].tiles[:TILES]), f"tiles of {name}")
         latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
         sweeps[name] = png(grids.sweep_grid(loaded.generator, known.schema, latents_BL), f"sweeps of {name}")
+        if name not in memories:  # too few real tiles to say what was remembered
+            continue
         closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
         columns = [made[name].tiles[closest], thumbs(known.train.read(memories[name].nearest_N[closest]))]
         usual_N, distance_N = nearest(known.held_out_ND, known.train_ND)
