@@ -44,7 +44,7 @@ def _opened(path: Path, changed: int) -> Any:
         raise ValueError(str(error)) from error
 
     class OneImage(ImageSlide):
-        properties = says  # type: ignore[assignment]
+        properties = says
 
         def close(self) -> None:
             """Keep the pixels for the next places."""
