@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 _HELP = argparse.RawDescriptionHelpFormatter
 PACK_EXAMPLES = """\
 The table needs a column `file` (names relative to --images) and one for each attribute, with levels as numbers or names. Columns are
-divided by , ; tab or |. Transparent pixels are put on white and 16 bits scaled to 8; docs/inputs.md has every kind of input.
+divided by , ; tab or |. Transparent pixels are put on white, 16 bits are scaled to 8; docs/inputs.md describes every kind of input.
 
 examples:
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
