@@ -79,8 +79,8 @@ def run(settings: Config) -> int:
 
     Raises:
         ValueError: bad settings or data, or a run folder in use; before anything is computed.
-        cli.ForNow: a store or a process that may answer another time.
-        cli.ComesAgain: an error that starting again would not mend.
+        TransientError: a store or a process that may answer another time.
+        PermanentError: an error that starting again would not mend.
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 

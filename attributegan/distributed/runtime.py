@@ -181,7 +181,7 @@ class Runtime:
 
         Raises:
             ValueError: from ``work``; names the processes, when they are several.
-            ForNow: the same, when every ValueError was one for now.
+            TransientError: the same, when every one was one.
         """
         result, problem, may_pass = None, "", True
         try:
