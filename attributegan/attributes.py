@@ -173,8 +173,8 @@ def _attribute(name: Any, entry: Any, where: str) -> Attribute:
     entry = {"levels": entry} if isinstance(entry, list) else entry
     if not isinstance(name, str) or not isinstance(entry, Mapping) or not isinstance(entry.get("levels"), list):
         raise ValueError(f"{where}: {name}: write `levels: [names, lowest first]` and, where it applies, `not_assessable: 0`")
-    if unknown := set(entry) - {"levels", "not_assessable"}:
-        raise ValueError(f"{where}: {name}: unknown keys {sorted(map(str, unknown))}; known are levels, not_assessable")
+    if unknown := set(entry) - {"levels", "not_assessable", "measured"}:  # `measured` is data_shards.measure's
+        raise ValueError(f"{where}: {name}: unknown keys {sorted(map(str, unknown))}; known are levels, not_assessable, measured")
     not_assessable = entry.get("not_assessable")
     if not_assessable is not None and type(not_assessable) is not int:
         raise ValueError(f"{where}: {name}: not_assessable is {not_assessable!r}; give a level's number or leave it out")

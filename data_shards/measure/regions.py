@@ -36,11 +36,8 @@ def shapes(labels_HW: np.ndarray) -> Shapes:
     yy, xx, xy = yy_sum / area - y * y + PIXEL_MOMENT, xx_sum / area - x * x + PIXEL_MOMENT, xy_sum / area - x * y
     apart = np.hypot(xx - yy, 2 * xy)
     long, short = (xx + yy + apart) / 2, np.maximum(xx + yy - apart, PIXEL_MOMENT / 8) / 2
-    at_border = np.zeros(len(area) + 1, bool)
-    for line in (labels_HW[0], labels_HW[-1], labels_HW[:, 0], labels_HW[:, -1]):
-        at_border[line] = True
     angle = np.arctan2(2 * xy, xx - yy) / 2
-    return Shapes(area, y, x, angle, np.sqrt(long / short), apart / (xx + yy), ellipse_fit(area, yy, xx, xy), at_border[1:])
+    return Shapes(area, y, x, angle, np.sqrt(long / short), apart / (xx + yy), ellipse_fit(area, yy, xx, xy), at_border(labels_HW))
 
 
 def moments(labels_HW: np.ndarray) -> np.ndarray:
@@ -56,6 +53,14 @@ def moments(labels_HW: np.ndarray) -> np.ndarray:
 def ellipse_fit(area: np.ndarray, yy: np.ndarray, xx: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Area over that of the ellipse with these central second moments, which is 4 pi sqrt(yy xx - xy^2)."""
     return area / (4 * np.pi * np.sqrt(np.maximum(yy * xx - xy * xy, 1e-9)))
+
+
+def at_border(labels_HW: np.ndarray) -> np.ndarray:
+    """Which regions reach the tile's border, (N,) bool."""
+    reaches = np.zeros(int(labels_HW.max(initial=0)) + 1, bool)
+    for line in (labels_HW[0], labels_HW[-1], labels_HW[:, 0], labels_HW[:, -1]):
+        reaches[line] = True
+    return reaches[1:]
 
 
 def means(labels_HW: np.ndarray, values_HW: np.ndarray) -> np.ndarray:

@@ -27,7 +27,9 @@ class Settings:
     stain_weight: of the stain beside the distance in the watershed, pixels by contrast.
     least_contrast: against the background around it, as a share of the tile's; paler regions are no nuclei.
     surroundings: side of the square that is around, pixels.
-    least_area: pixels.
+    least_area, least_area_at_border: pixels; a nucleus that the tile's border cuts may be smaller.
+    largest_hole: pixels of holes in the mask that are filled, such as pale chromatin; larger ones lie between nuclei.
+    least_tile_contrast: absorbance of nuclei less that of the background; a tile with less has no nuclei.
     """
 
     smoothing: float = 1.0
@@ -39,6 +41,8 @@ class Settings:
     least_contrast: float = 0.5
     surroundings: int = 31
     least_area: int = 100
+    least_area_at_border: int = 40
+    largest_hole: int = 150
     least_tile_contrast: float = 0.08
 
 
@@ -56,7 +60,7 @@ def segment(image_HWC: np.ndarray, settings: Settings = Settings(), weights: mer
     if contrast < settings.least_tile_contrast:
         return np.zeros(red_HW.shape, np.int32)
     mask_HW = red_HW > background + settings.threshold * (threshold - background)
-    mask_HW = ndimage.binary_fill_holes(ndimage.binary_opening(mask_HW, _disc(settings.opening)))
+    mask_HW = _filled(ndimage.binary_opening(mask_HW, _disc(settings.opening)), settings.largest_hole)
     if not mask_HW.any():
         return np.zeros(red_HW.shape, np.int32)
     distance_HW = ndimage.distance_transform_edt(mask_HW)
@@ -106,6 +110,16 @@ def _disc(radius: int) -> np.ndarray:
     return x * x + y * y <= radius * radius + 0.5
 
 
+def _filled(mask_HW: np.ndarray, largest: int) -> np.ndarray:
+    """The mask with holes of up to ``largest`` pixels filled."""
+    from scipy import ndimage
+
+    holes_HW, _ = ndimage.label(ndimage.binary_fill_holes(mask_HW) & ~mask_HW)
+    area_N = np.bincount(holes_HW.ravel())
+    area_N[0] = largest + 1
+    return mask_HW | (area_N <= largest)[holes_HW]
+
+
 def _watershed(mask_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray, settings: Settings) -> np.ndarray:
     """More pieces than nuclei: one for every peak of depth and stain."""
     from scipy import ndimage
@@ -128,4 +142,5 @@ def _without_pale(labels_HW: np.ndarray, red_HW: np.ndarray, mask_HW: np.ndarray
     around_HW = ndimage.uniform_filter(red_HW * outside_HW, settings.surroundings) / np.maximum(share_HW, 0.02)
     darker_N = (regions.means(labels_HW, red_HW) - regions.means(labels_HW, around_HW)) / contrast
     area_N = np.bincount(labels_HW.ravel(), minlength=len(darker_N) + 1)[1:]
-    return regions.kept(labels_HW, (darker_N > settings.least_contrast) & (area_N >= settings.least_area))
+    least_N = np.where(regions.at_border(labels_HW), settings.least_area_at_border, settings.least_area)
+    return regions.kept(labels_HW, (darker_N > settings.least_contrast) & (area_N >= least_N))

@@ -13,6 +13,10 @@ MIN_ABSORBANCE = 0.07  # Macenko's beta (0.15 for natural logarithms): pixels wi
 MIN_PIXELS = 200  # with fewer stained pixels, an image has no stain vectors of its own
 
 
+def _unit(vector: tuple[float, float, float]) -> np.ndarray:
+    return np.asarray(vector, np.float64) / np.linalg.norm(vector)
+
+
 @dataclass(frozen=True)
 class Stains:
     """Unit vectors of absorbance in red, green and blue of the two stains."""
@@ -78,6 +82,3 @@ def macenko(absorbance_HWC: np.ndarray, percentile: float = 1.0) -> Stains | Non
     except ValueError:
         return None
 
-
-def _unit(vector: tuple[float, float, float]) -> np.ndarray:
-    return np.asarray(vector, np.float64) / np.linalg.norm(vector)
