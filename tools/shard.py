@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from tools import shard_card, shard_import, shard_remote, shard_tile
+from tools.shards import measure
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.index import Header
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     shard_tile.add(commands)
     shard_import.add(commands)
     shard_card.add(commands)
+    measure.add(commands)
     return parser
 
 

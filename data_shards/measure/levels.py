@@ -116,8 +116,8 @@ def read(path: Path, how: Mapping[str, Any]) -> list[Rule]:
     except (OSError, *YAML_ERRORS) as error:
         raise ValueError(f"--attributes {path}: not an attributes file with `measured: {{by, edges, how}}` for each: {error}") from error
     for rule in rules:
-        if other := [key for key in {*rule.how, *how} if rule.how.get(key) != how.get(key)]:
-            was, now = ({key: settings.get(key) for key in sorted(other)} for settings in (rule.how, how))
+        if other := [key for key in how if rule.how.get(key) != how[key]]:
+            was, now = ({key: settings.get(key) for key in other} for settings in (rule.how, how))
             raise ValueError(f"--attributes {path}: {rule.attribute} was measured with {was}, now with {now}; its edges would not fit")
         if not rule.edges:
             raise ValueError(f"--attributes {path}: {rule.attribute} has no edges")

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_shards.measure import merging, regions, stain
 
+VERSION = 1  # of what comes out; raise it when outlines change, since edges of levels made with others would not fit
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> instance map (H, W), 0 for background
 
 
