@@ -18,6 +18,7 @@ from typing import Any
 
 from attributegan import cli
 from tools import bench_data, bench_explore, bench_scaling, bench_train
+from tools.benchmarks import measure as bench_measure
 
 EXAMPLES = """\
   attributegan-bench read --images tiles --workers 2
@@ -25,6 +26,7 @@ EXAMPLES = """\
   attributegan-bench start --rows 1000000
   attributegan-bench checkpoint model.image_size=256 --batch 2
   attributegan-bench explore
+  attributegan-bench measure --images glioma/images --masks glioma/nuclei
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
 
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench_train.add(commands, common)
     bench_scaling.add(commands)
     bench_explore.add(commands, common)
+    bench_measure.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:

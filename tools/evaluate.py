@@ -81,6 +81,9 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
     result.add_argument("--judge", choices=("auto", "cnn", "features"), default="auto",
                         help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
+    result.add_argument("--measure", metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
+                        help="report control by image arithmetic too, without a judge: cell_crowding=nuclei_count,pleomorphism=area_spread, or "
+                        "the attributes file that `attributegan-shard measure` wrote; see docs/measure.md")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")
@@ -159,13 +162,13 @@ class Evaluation:
         )  # fmt: skip
         plan = generated.make_plan(known, self.data.schema, processes, options.count, options.sweeps, options.seed)
         equal = min(len(self.data.train), len(self.data.held_out), options.count)
-        rows = [result.ceiling(known, equal, self.data.measure)] if known else []
+        rows = [result.ceiling(known, equal, self.data.measure_held_out)] if known else []
         made = {}
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
             tiles = generated.make(
                 loaded.generator, loaded.config.model.latent_dim, plan, self.features, processes, options.batch,
-                partial(self._tell, name),
+                partial(self._tell, name), self.data.measure if self.data.measured_by else None,
             )  # fmt: skip
             if known and tiles:
                 made[name] = tiles
@@ -191,6 +194,7 @@ class Evaluation:
                      "splits": [options.train, options.held_out], "groups_apart": self.data.groups_apart, **result.data_notes(known)},
             "settings": {name: getattr(options, name) for name in ("count", "sweeps", "most", "seed", "raw", "assessable_only")}
                         | {"equal": equal},
+            **({"measured_by": self.data.measured_by} if self.data.measured_by else {}),
             "models": {name: {"images": loaded.images, "image_size": loaded.config.model.image_size}
                        for name, loaded in self.models.items()},
             "rows": [row.numbers for row in rows],
