@@ -5,7 +5,7 @@ Tile k depends on the seed and k alone, and all processes share the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np

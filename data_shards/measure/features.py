@@ -18,7 +18,7 @@ NEIGHBOURS = 5
 LARGEST_WHITE_SHARE = 0.95  # a tile with more has no tissue to measure
 BACKGROUND = 0.07  # absorbance below which a channel is white
 SPOT_CONTRAST, SPOT_AREA = 0.15, (4, 80)  # of a nucleolus: stain over that of the nucleus around it, pixels
-FIGURE_STAIN, FIGURE_DENTS = 1.35, 0.93  # of a mitosis-like body: times the tile's usual nucleus; fit to an ellipse at most
+FIGURE_STAIN, FIGURE_FIT, FIGURE_ELONGATION = 1.35, 0.93, 1.8  # of a mitosis-like body: times the usual nucleus; at most; at least
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ MEASUREMENTS = {
     "hyperchromasia": Measurement("absorbance", "mean hematoxylin of the nuclei"),
     "stain_spread": Measurement("1", "standard deviation over mean of the hematoxylin of nuclei: anisochromasia"),
     "nucleolus_spots": Measurement("spots a nucleus", "dark spots within nuclei, by a difference of Gaussians"),
-    "mitosis_like": Measurement("bodies in the tile", f"nuclei at least {FIGURE_STAIN} times as dark as usual and with dents"),
+    "mitosis_like": Measurement("bodies in the tile", f"nuclei at least {FIGURE_STAIN} times as dark as usual that are dented or long"),
     "white_share": Measurement("share, 0 to 1", "area without tissue"),
     "blood_share": Measurement("share, 0 to 1", "area with the red of erythrocytes, which absorb more blue than eosin does"),
     "sharpness": Measurement("variance", "of the Laplacian of the luma (Pech-Pacheco et al. 2000)"),
@@ -124,7 +124,7 @@ def _local_disorder(place_N2: np.ndarray, axis_N: np.ndarray, weight_N: np.ndarr
 def _of_stain(hematoxylin_HW: np.ndarray, labels_HW: np.ndarray, shapes: regions.Shapes) -> dict[str, float]:
     stain_N = regions.means(labels_HW, hematoxylin_HW)
     usual = max(float(np.median(stain_N)), 1e-6)
-    figures_N = (stain_N > FIGURE_STAIN * usual) & (shapes.fit < FIGURE_DENTS)
+    figures_N = (stain_N > FIGURE_STAIN * usual) & ((shapes.fit < FIGURE_FIT) | (shapes.elongation > FIGURE_ELONGATION))
     return {
         "hyperchromasia": float(hematoxylin_HW[labels_HW > 0].mean()),
         "stain_spread": float(stain_N.std() / max(stain_N.mean(), 1e-6)),
