@@ -6,7 +6,7 @@ TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
 BIN := $(VENV)/bin
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
-EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,export,explore,dev
+EXTRAS := fast,s3,deepspeed,slides,slurm,eval,movie,measure,export,explore,dev
 
 .PHONY: venv quickstart test lint chaos fuzz licences audit clean
 

@@ -18,7 +18,7 @@ from tools import shard
 
 pytest.importorskip("skimage", reason="needs attributegan[measure]")
 
-from data_shards.measure import agreement, features, judge, levels, merging, regions, segment, stain, table  # noqa: E402
+from data_shards.measure import agreement, features, judge, levels, merging, regions, segment, stain, table
 
 SIZE = 160
 GLIOMA = Path(__file__).parents[1] / ".." / "shared" / "real" / "glioma"
@@ -90,7 +90,7 @@ def test_pieces_of_one_ellipse_are_joined_and_two_discs_are_not() -> None:
 def scenes() -> list[tuple[phantom.Scene, dict[str, float], np.ndarray]]:
     """Phantoms of all levels that are not the most crowded (theirs overlap), and what is measured on them."""
     found = []
-    for number, levels_A in enumerate(phantom.draw_levels(60, 3)):
+    for number, levels_A in enumerate(phantom.draw_levels(40, 3)):
         scene = phantom.scene([min(int(levels_A[0]), 3), *levels_A[1:].tolist()], 5, number)
         image_HWC = phantom.paint(scene, SIZE)
         labels_HW = segment.segment(image_HWC)
@@ -134,7 +134,7 @@ def test_units(scenes: list) -> None:
 
 def test_glass_and_blur_are_not_assessable() -> None:
     glass = np.full((SIZE, SIZE, 3), 245, np.uint8)
-    blurred = np.asarray(Image.fromarray(phantom.render([2, 1, 1, 1, 1], 16, 0, 0)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    blurred = np.asarray(Image.fromarray(phantom.render([2, 1, 1, 1, 1], 32, 0, 0)).resize((512, 512), Image.Resampling.BICUBIC))
     for image_HWC in (glass, blurred):
         labels_HW = segment.segment(image_HWC)
         found = features.measure(image_HWC, labels_HW)
@@ -201,10 +201,15 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_folder_without_a_table_becomes_a_shard_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured, packed with the files as they are; other tiles by the same edges; and the set's own tiles measure the same."""
     out = tmp_path / "m.csv"
-    assert measured("--images", folder, "--out", out, "--attributes", "crowding=area_fraction,stain=hematoxylin_density", "--levels", 3) == 0
+    assert (
+        measured("--images", folder, "--out", out, "--attributes", "crowding=area_fraction,stain=hematoxylin_density", "--levels", 3) == 0
+    )
     assert "crowding by area_fraction: not assessable 0, low 8, medium 8, high 8" in capsys.readouterr().out
     found = rows(out)
-    assert [row["file"] for row in found] == sorted(row["file"] for row in found) and {row["slide"] for row in found} == {"slide0", "slide1"}
+    assert [row["file"] for row in found] == sorted(row["file"] for row in found) and {row["slide"] for row in found} == {
+        "slide0",
+        "slide1",
+    }
     assert {row["crowding"] for row in found} == {"1", "2", "3"}
     shards = tmp_path / "shards"
     words = ["pack", "--images", folder, "--labels", out, "--attributes", tmp_path / "m.yaml", "--group", "slide", "--val-fraction", 0.5]

@@ -82,8 +82,8 @@ def common_options(result: argparse.ArgumentParser) -> None:
     result.add_argument("--judge", choices=("auto", "cnn", "features"), default="auto",
                         help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)")  # fmt: skip
     result.add_argument("--measure", metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
-                        help="report control by image arithmetic too, without a judge: cell_crowding=nuclei_count,pleomorphism=area_spread, or "
-                        "the attributes file that `attributegan-shard measure` wrote; see docs/measure.md")  # fmt: skip
+                        help="report control by image arithmetic too, without a judge: cell_crowding=nuclei_count,…, or the attributes "
+                        "file that `attributegan-shard measure` wrote; see docs/measure.md")  # fmt: skip
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
     result.add_argument("--raw", action="store_true", help="the weights as trained, instead of their average (EMA)")

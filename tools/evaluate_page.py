@@ -223,8 +223,8 @@ def measured_text(result: Mapping[str, Any]) -> str:
         return MEASURED_TEXT
     listed = ", ".join(f"{attribute} by {by}" for attribute, by in measured_by.items())
     return (
-        f"Measured by image arithmetic, without a trained judge: {listed}. Spearman over its ceiling with the level asked for, on the tiles "
-        "like real ones; the real tiles' row, with the level that they were given, is what can be reached."
+        f"Measured by image arithmetic, without a trained judge: {listed}. Spearman over its ceiling with the level asked for, on the "
+        "tiles like real ones; the real tiles' row, with the level that they were given, is what can be reached."
     )
 
 

@@ -30,7 +30,7 @@ class Outlined:
 
 
 def split_of(file: str) -> str:
-    """"development" where the SHA-256 of the file's name is even, "held-out" where it is odd."""
+    """ "development" where the SHA-256 of the file's name is even, "held-out" where it is odd."""
     return SPLITS[hashlib.sha256(file.encode()).digest()[-1] % 2]
 
 
@@ -47,7 +47,9 @@ def crops(images: Path, masks: Path, size: int, split: str | None = None) -> Ite
         if split in (None, split_of(path.name)):
             image_HWC, labels_HW = _pixels(path, "RGB"), _pixels(masks / f"{path.stem}.png", None)
             if labels_HW.shape != image_HWC.shape[:2]:
-                raise ValueError(f"--masks: {path.stem}.png is {labels_HW.shape}, its image {image_HWC.shape[:2]}; it must have one channel")
+                raise ValueError(
+                    f"--masks: {path.stem}.png is {labels_HW.shape}, its image {image_HWC.shape[:2]}; it must have one channel"
+                )
             for y in range(0, image_HWC.shape[0] - size + 1, size):
                 for x in range(0, image_HWC.shape[1] - size + 1, size):
                     part = np.s_[y : y + size, x : x + size]

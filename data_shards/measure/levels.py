@@ -130,7 +130,12 @@ def write(rules: Sequence[Rule], path: Path) -> AttributeSchema:
     tree = schema.to_dict()
     for rule in rules:
         unit = MEASUREMENTS[rule.by].unit
-        tree[rule.attribute]["measured"] = {"by": rule.by, "unit": unit, "edges": [float(edge) for edge in rule.edges], "how": dict(rule.how)}
+        tree[rule.attribute]["measured"] = {
+            "by": rule.by,
+            "unit": unit,
+            "edges": [float(edge) for edge in rule.edges],
+            "how": dict(rule.how),
+        }
     with files.whole_file(path) as stream:
         stream.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
     return schema

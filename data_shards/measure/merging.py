@@ -15,7 +15,6 @@ import numpy as np
 from data_shards.measure import regions
 
 
-
 @dataclass(frozen=True)
 class Weights:
     """Of the score: above 0, two pieces are one nucleus. Fitted on outlined nuclei of glioma; see docs/measure.md.

@@ -47,7 +47,7 @@ class Settings:
     least_tile_contrast: float = 0.08
 
 
-def segment(image_HWC: np.ndarray, settings: Settings = Settings(), weights: merging.Weights | None = None) -> np.ndarray:  # noqa: B008
+def segment(image_HWC: np.ndarray, settings: Settings = Settings(), weights: merging.Weights | None = None) -> np.ndarray:
     """Nuclei of a tile: (H, W) int32, 0 for background and k for the k-th nucleus.
 
     Args:

@@ -41,7 +41,9 @@ class Stains:
         except ValueError:
             numbers = ()
         if len(numbers) != 6 or min(numbers) < 0 or not np.isfinite(numbers).all() or not all(map(any, (numbers[:3], numbers[3:]))):
-            raise ValueError(f"--stains {text}: write six numbers of 0 or more, red,green,blue of hematoxylin and then of eosin, or `macenko`")
+            raise ValueError(
+                f"--stains {text}: write six numbers of 0 or more, red,green,blue of hematoxylin and then of eosin, or `macenko`"
+            )
         return cls(numbers[:3], numbers[3:])  # type: ignore[arg-type]
 
 
@@ -81,4 +83,3 @@ def macenko(absorbance_HWC: np.ndarray, percentile: float = 1.0) -> Stains | Non
         return Stains(tuple(hematoxylin), tuple(eosin))  # type: ignore[arg-type]
     except ValueError:
         return None
-

@@ -141,7 +141,9 @@ class Measured:
             return settings.how
         sizes = sorted({(row["width"], row["height"]) for row in self.rows})
         if len(sizes) > 1:
-            raise ValueError(f"--attributes: {by} can't be compared between tiles of {len(sizes)} sizes; use area_fraction, or nuclei_per_mm2 with --mpp")  # fmt: skip
+            raise ValueError(
+                f"--attributes: {by} can't be compared between tiles of {len(sizes)} sizes; use area_fraction, or nuclei_per_mm2 with --mpp"
+            )
         return settings.how | {"size": f"{sizes[0][0]} x {sizes[0][1]}"}
 
 
@@ -213,7 +215,9 @@ def _appending(path: Path, settings: Settings) -> Iterator[tuple[BinaryIO, dict[
         if not head:
             stream.write(mine + b"\n")
         elif head != mine:
-            raise ValueError(f"--out: {path} was measured with {head.decode(errors='replace')}, now {mine.decode()}; remove it to start again")
+            raise ValueError(
+                f"--out: {path} was measured with {head.decode(errors='replace')}, now {mine.decode()}; remove it to start again"
+            )
         rows = [json.loads(line) for line in lines]
         yield stream, {(row["file"], row["identity"]): row for row in rows if "error" not in row}
 

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from tools.bench import Result
 
 
-SHOWN = ("nuclei_count", "area_fraction", "median_area", "area_spread", "elongation", "orientation_disorder", "local_disorder", "hyperchromasia",
-         "stain_spread")  # fmt: skip
+SHOWN = (
+    "nuclei_count", "area_fraction", "median_area", "area_spread", "elongation", "orientation_disorder", "local_disorder",
+    "hyperchromasia", "stain_spread",
+)  # fmt: skip
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmark."""
-    parser = commands.add_parser("measure", parents=[common], help="measurements of nuclei against outlines drawn by hand", description=__doc__)
+    parser = commands.add_parser(
+        "measure", parents=[common], help="measurements of nuclei against outlines drawn by hand", description=__doc__
+    )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images with outlined nuclei")
     parser.add_argument("--masks", required=True, type=Path, metavar="DIR", help="NAME.png for each, k in the pixels of the k-th nucleus")
     parser.add_argument("--crop", type=int, default=256, metavar="PIXELS", help="images are cut into squares of this size (%(default)s)")

@@ -41,7 +41,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     tiles.add_argument("--shards", metavar="SET", help="shard set with the tiles: a folder or a URL")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="CSV to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a CSV that is there")
-    parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel of the tiles, for nuclei_per_mm2 and median_area_um2")
+    parser.add_argument(
+        "--mpp", type=float, metavar="UM", help="micrometres per pixel of the tiles, for nuclei_per_mm2 and median_area_um2"
+    )
     parser.add_argument(
         "--attributes",
         metavar="NAME=MEASUREMENT,…|FILE",
@@ -75,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         segment.load(settings.segment)
     rules = _rules(arguments, settings)
     partial = _check_out(arguments.out, arguments.overwrite)
-    source = table.FolderTiles(arguments.images) if arguments.images else table.ShardTiles(arguments.shards, shard_remote.cache_of(arguments))
+    source = (
+        table.FolderTiles(arguments.images) if arguments.images else table.ShardTiles(arguments.shards, shard_remote.cache_of(arguments))
+    )
     with TileProgress(len(source.tiles)) as progress:
         measured = table.measure(source, settings, partial, arguments.workers or workers.available(), progress)
     for line in measured.bad:
