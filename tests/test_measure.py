@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import yaml
+from browser import served
 from PIL import Image
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
@@ -221,6 +224,19 @@ def test_a_folder_without_a_table_becomes_a_shard_set(folder: Path, tmp_path: Pa
         other = by_key[row["file"].removesuffix(".png")]
         assert all(row[name] == other[name] for name in (*features.names(None), "crowding", "stain", "slide"))
     assert yaml.safe_load((tmp_path / "again.yaml").read_text()) == yaml.safe_load((tmp_path / "m.yaml").read_text())
+
+
+def test_a_folder_without_a_table_becomes_a_model_on_a_page(folder: Path, tmp_path: Path) -> None:
+    """As docs/measure.md leads: measure, pack, train, explore, and nobody writes a CSV."""
+    pytest.importorskip("starlette", reason="needs attributegan[explore]")
+    out, shards, run = tmp_path / "m.csv", tmp_path / "shards", tmp_path / "run"
+    assert measured("--images", folder, "--out", out, "--attributes", "crowding=area_fraction,stain=hematoxylin_density") == 0
+    words = ["--images", folder, "--labels", out, "--attributes", tmp_path / "m.yaml", "--group", "slide", "--val-fraction", 0.5]
+    assert shard.main(["pack", *map(str, words), "--out", str(shards), "--workers", "1"]) == 0
+    runs.train(shards, run, "train.images=16")
+    with served(run) as at, urllib.request.urlopen(at.address, timeout=60) as answer:
+        page = answer.read().decode()
+    assert "crowding" in page and "stain" in page and "highest" in page
 
 
 def test_a_stopped_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,13 +127,11 @@ def _watershed(mask_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarra
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
 
-    depth_HW = ndimage.gaussian_filter(distance_HW, settings.peak_smoothing)
-    height_HW = depth_HW + settings.stain_weight * stain_HW
+    height_HW = ndimage.gaussian_filter(distance_HW, settings.peak_smoothing) + settings.stain_weight * stain_HW
     inside_HW = mask_HW.astype(np.int32)
-    peaks_HW = np.zeros(mask_HW.shape, bool)
-    for map_HW in (depth_HW, height_HW):  # a pale nucleus beside a dark one has no peak of its own in the second
-        peaks_HW[tuple(peak_local_max(map_HW, min_distance=settings.peak_distance, labels=inside_HW, exclude_border=False).T)] = True
-    markers_HW, _ = ndimage.label(ndimage.binary_dilation(peaks_HW, iterations=settings.peak_distance // 2) & mask_HW)
+    peaks_N2 = peak_local_max(height_HW, min_distance=settings.peak_distance, labels=inside_HW, exclude_border=False)
+    markers_HW = np.zeros(mask_HW.shape, np.int32)
+    markers_HW[tuple(peaks_N2.T)] = np.arange(1, len(peaks_N2) + 1)
     return watershed(-height_HW, markers_HW, mask=mask_HW).astype(np.int32)
 
 
