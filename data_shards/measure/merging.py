@@ -27,12 +27,12 @@ class Weights:
         log_size: logarithm of the joint area over the area that is usual in the tile.
     """
 
-    neck: float = 1.0
-    ellipse_gain: float = 5.5
-    valley: float = 9.0
-    difference: float = -6.6
-    log_size: float = -0.85
-    intercept: float = 1.2
+    neck: float = 1.2
+    ellipse_gain: float = 5.3
+    valley: float = 8.7
+    difference: float = -6.1
+    log_size: float = -0.9
+    intercept: float = 0.8
 
 
 @dataclass

@@ -55,7 +55,8 @@ class FolderTiles:
         paths = sorted(Path(at, name) for at, _, found in os.walk(root) for name in found if name.lower().endswith(IMAGES))
         if not paths:
             raise ValueError(f"--images: {root} has no images ({', '.join(IMAGES)})")
-        self.root, self.tiles = root, [self._tile(path) for path in paths]
+        self.root = root
+        self.tiles = [self._tile(path) for path in paths]
 
     def _tile(self, path: Path) -> Tile:
         status, file = path.stat(), path.relative_to(self.root)
