@@ -11,7 +11,7 @@ WORKERS ?= 2# of make test: test files that run at once
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
 SAMPLE ?= 40# of make mutants, for each module
-EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,export,explore,dev
+EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,measure,export,explore,dev
 
 .PHONY: venv quickstart test test-fast lint chaos fuzz mutants licences audit clean
 

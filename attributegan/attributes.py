@@ -272,8 +272,8 @@ def _attribute(name: Any, entry: Any, where: str) -> Attribute:
     entry = {"levels": entry} if isinstance(entry, list) else entry
     if not isinstance(name, str) or not isinstance(entry, Mapping) or not isinstance(entry.get("levels"), list):
         raise ValueError(f"{where}: {name}: write `levels: [names, lowest first]` and, where it applies, `not_assessable: 0`")
-    if unknown := set(entry) - {"levels", "not_assessable"}:
-        raise ValueError(f"{where}: {name}: unknown keys {sorted(map(str, unknown))}; known are levels, not_assessable")
+    if unknown := set(entry) - {"levels", "not_assessable", "measured"}:  # `measured` is read by data_shards.measure
+        raise ValueError(f"{where}: {name}: unknown keys {sorted(map(str, unknown))}; known are levels, not_assessable, measured")
     if wrong := [level for level in entry["levels"] if not isinstance(level, str | int | float) or isinstance(level, bool)]:
         raise ValueError(f"{where}: {name}: the level name {wrong[0]!r} is no text; put quotes around it")
     levels = tuple(str(level) for level in entry["levels"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools.benchmarks import data, explore, scaling, train
+from tools.benchmarks import data, explore, measure, scaling, train
 from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
   attributegan-bench start --rows 1000000
   attributegan-bench checkpoint model.image_size=256 --batch 2
   attributegan-bench explore
+  attributegan-bench measure --images glioma/images --masks glioma/nuclei
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train.add(commands, common)
     scaling.add(commands)
     explore.add(commands, common)
+    measure.add(commands, common)
     arguments = parser.parse_args(argv)
 
     def work() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from tools import options as options_module
-from tools.shards import card, import_labels, tables, tile
+from tools.shards import card, import_labels, measure, tables, tile
 
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from data_shards.format.index import Header
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     import_labels.add(commands)
     tables.add(commands)
     card.add(commands)
+    measure.add(commands)
     return parser
 
 

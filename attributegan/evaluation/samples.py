@@ -5,7 +5,7 @@ Tile k depends on the seed and k alone, and all processes share the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,7 @@ class GeneratedSet:
     sweep_features: np.ndarray | None
     path_tiles: np.ndarray  # attributes x latents x points
     path_features: np.ndarray  # (attributes, latents, points, D)
+    measured_NA: np.ndarray | None = None  # of the tiles like the real ones, in full size; without a measure, None
 
 
 def make(
@@ -90,17 +91,23 @@ def make(
     batch: int,
     progress: Progress = lambda what, done, total: None,
     precision: str = "fp32",
+    measure: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> GeneratedSet | None:
-    """Generate everything; None on all processes but the main one. Every process must call."""
+    """Generate everything; None on all processes but the main one. Every process must call.
+
+    Args:
+        measure: tiles (N, H, W, 3) uint8 in full size -> a number for each attribute, (N, A).
+    """
     work = _Work(generator, latent_dim, plan, features, processes, batch, progress, precision)
     rows = np.concatenate([plan.levels_NA, np.arange(len(plan.levels_NA))[:, None]], axis=1)
-    tiles = work.run("tiles", rows, with_features=True)
+    tiles = work.run("tiles", rows, with_features=True, measure=measure)
     swept = work.run("sweeps", plan.sweep_rows(), with_features=plan.needs_features)
     paths = work.run("paths", plan.path_rows(), with_features=True)
     if not processes.is_main:
         return None
     points = paths[1].reshape(len(plan.schema.names), min(PATHS, len(plan.starts_SA)), POINTS, -1)
-    return GeneratedSet(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points)
+    measured_NA = tiles[2] if measure else None
+    return GeneratedSet(tiles[0], tiles[1], swept[0], swept[1] if plan.needs_features else None, paths[0], points, measured_NA)
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,10 @@ class _Work:
     progress: Progress
     precision: str
 
-    def run(self, what: str, rows: np.ndarray, with_features: bool) -> Sequence[np.ndarray]:
-        """Tiles of levels and latents; with features, also those."""
+    def run(
+        self, what: str, rows: np.ndarray, with_features: bool, measure: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Sequence[np.ndarray]:
+        """Tiles of levels and latents; with features, also those; with a measure, what it measures."""
         if not len(rows):
             size = 1  # nothing is judged, so nothing is made
             return [np.zeros((0, size, size, 3), np.uint8), np.zeros((0, 1), np.float32)]
@@ -126,6 +135,7 @@ class _Work:
             levels_BA = torch.from_numpy(part[:, :-1].astype(np.int64 if exact else np.float32))
             latents_BL = latents.latents_for(self.plan.seed, part[:, -1].astype(int).tolist(), self.latent_dim)
             tiles = generate.generate(self.generator, latents_BL, levels_BA, self.batch, self.precision)
-            return [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
+            seen = [thumbs(tiles)] + ([self.features(tiles, self.processes.device)] if with_features else [])
+            return seen + ([measure(tiles)] if measure else [])
 
         return self.processes.map(len(rows), CHUNK, chunk, lambda done: self.progress(what, done, len(rows)))

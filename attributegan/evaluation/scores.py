@@ -95,7 +95,7 @@ def generator(real: ReferenceSet, plan: SamplingPlan, made: GeneratedSet, name: 
         },
     }
     if measure:
-        measured_NA = measure(made.tiles)
+        measured_NA = measure(made.tiles) if made.measured_NA is None else made.measured_NA
         numbers["measured"] = _measured(real.schema, plan.levels_NA, measured_NA)
         shuffled_baseline["measured"] = _measured(real.schema, shuffled_NA, measured_NA)
     return [Row(_summed(numbers), memory), Row(_summed(shuffled_baseline))]
@@ -184,8 +184,9 @@ def _measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndar
     """Spearman over its ceiling between levels and what is measured on the pixels, without any network."""
     found = {}
     for a, attribute in enumerate(schema.attributes):
-        if len(np.unique(levels_NA[np.isin(levels_NA[:, a], attribute.assessable), a])) > 1:
-            found[attribute.name] = control.scores(levels_NA[:, a], values_NA[:, a], attribute.assessable).spearman
+        known_N = np.isin(levels_NA[:, a], attribute.assessable) & ~np.isnan(values_NA[:, a])  # not every tile can be measured
+        if len(np.unique(levels_NA[known_N, a])) > 1:
+            found[attribute.name] = control.scores(levels_NA[known_N, a], values_NA[known_N, a], attribute.assessable).spearman
     return found
 
 

@@ -26,7 +26,18 @@ class Data:
     train: Split
     held_out: Split
     groups_apart: bool | None  # whether no slide is in both splits; None when tiles have no groups
-    measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms
+    measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms, or as asked for
+    measured_by: dict[str, str]  # measurement of each attribute that was asked for; {} for phantoms, whose measure needs no size
+
+    @property
+    def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Measures the held-out tiles. Those given are as small as the judge wants them; nuclei are measured on the full ones instead."""
+        return self._measure_full if self.measured_by else self.measure
+
+    def _measure_full(self, small_NHWC: np.ndarray) -> np.ndarray:
+        assert self.measure is not None and len(small_NHWC) == len(self.held_out)
+        rows_N = np.arange(len(self.held_out))
+        return np.concatenate([self.measure(self.held_out.read(rows_N[first : first + 64])) for first in range(0, len(rows_N), 64)])
 
 
 def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
@@ -47,7 +58,9 @@ def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
     known = [set(filter(None, group)) for group in names]
     is_phantom = shards.schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
     apart = not known[0] & known[1] if all(known) else None
-    return Data(shards.location, shards.schema, train, held_out, apart, _measure() if is_phantom else None)
+    measured_by = _measured_by(settings, shards.schema)
+    measure = _measurer(measured_by, shards.schema) if measured_by else _measure() if is_phantom else None
+    return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by)
 
 
 def open_split(
@@ -108,3 +121,15 @@ def _measure() -> Callable[[np.ndarray], np.ndarray]:
     from data_shards.phantoms.measure import measure
 
     return measure
+
+
+def _measured_by(settings: EvaluationSettings, schema: AttributeSchema) -> dict[str, str]:
+    from data_shards.measure import judge
+
+    return judge.by_attribute(settings.measure, schema) if settings.measure else {}
+
+
+def _measurer(measured_by: dict[str, str], schema: AttributeSchema) -> Callable[[np.ndarray], np.ndarray]:
+    from data_shards.measure import judge
+
+    return judge.measurer(measured_by, schema)

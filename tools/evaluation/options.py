@@ -39,6 +39,7 @@ class EvaluationSettings:
     features: str = "efficientnet-lite0"
     feature_size: int | None = None  # pixels; None for the network's own size
     predictor: str = "auto"  # what reads levels off tiles: auto, cnn or features
+    measure: str | None = None  # what is measured for which attribute: ATTRIBUTE=MEASUREMENT,... or a file
     predictor_steps: int = 600  # training steps of the CNN
     seed: int = 0
     batch: int = 16  # tiles generated at a time
@@ -92,6 +93,9 @@ def common_options(result: argparse.ArgumentParser) -> None:
     )
     result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
     result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
+    result.add_argument("--measure", metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
+                        help="report control by image arithmetic too, without a judge: cell_crowding=nuclei_count,…, or the attributes "
+                        "file that `attributegan-shard measure` wrote; see docs/measure.md")  # fmt: skip
     result.add_argument("--predictor-steps", metavar="N", type=int, default=600, help="training steps of the CNN (%(default)s)")
     options_module.add_precision(result)
     result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")

@@ -39,7 +39,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         Section("Remembered?", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]),
     ]
     if any("measured" in row for row in rows):
-        sections.append(Section("Measured on the pixels", MEASURED_TEXT, [measured(rows)]))
+        sections.append(Section("Measured on the pixels", measured_text(result), [measured(rows)]))
     if pictures.curves:
         sections.append(
             Section(
@@ -233,6 +233,16 @@ def level_kid(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(["", "ratio", "nearer"], [[row["name"], _memory(row, "ratio"), _memory(row, "nearer")] for row in rows if "memory" in row])
+
+
+def measured_text(result: Mapping[str, Any]) -> str:
+    if not (measured_by := result.get("measured_by")):
+        return MEASURED_TEXT
+    listed = ", ".join(f"{attribute} by {by}" for attribute, by in measured_by.items())
+    return (
+        f"Measured by image arithmetic, without a trained judge: {listed}. Spearman over its ceiling with the level asked for, on the "
+        "tiles like real ones; the real tiles' row, with the level that they were given, is what can be reached."
+    )
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -97,7 +97,7 @@ class Evaluation:
         )
         plan = samples.make_plan(known, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
         equal = min(len(self.data.train), len(self.data.held_out), settings.count)
-        rows = [scores.real_data_row(known, equal, self.data.measure)] if known else []
+        rows = [scores.real_data_row(known, equal, self.data.measure_held_out)] if known else []
         made = {}
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
@@ -110,6 +110,7 @@ class Evaluation:
                 settings.batch,
                 partial(self._tell, name),
                 self.precision,
+                self.data.measure if self.data.measured_by else None,
             )
             if known and tiles:
                 made[name] = tiles
@@ -148,6 +149,7 @@ class Evaluation:
                 "equal": equal,
             },
             "precision": self.precision,
+            **({"measured_by": self.data.measured_by} if self.data.measured_by else {}),
             "models": {
                 name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
             },

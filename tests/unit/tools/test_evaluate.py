@@ -300,6 +300,21 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
     assert any((report / "tensorboard").iterdir())
 
 
+def test_control_is_measured_on_the_pixels_as_asked(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By measurements of real tissue, in full size; an untrained generator follows no level."""
+    pytest.importorskip("skimage", reason="needs attributegan[measure]")
+    out = tmp_path / "out"
+    assert evaluate.main([*arguments(run, shards, out), "--measure", "cell_crowding=hematoxylin_density"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["measured_by"] == {"cell_crowding": "hematoxylin_density"}
+    of = {row["kind"]: row["measured"] for row in result["rows"]}
+    assert all(set(measured) <= {"cell_crowding"} for measured in of.values())
+    assert of["ceiling"]["cell_crowding"] > 0.6 and abs(of["generator"].get("cell_crowding", 0)) < 0.5
+    assert "cell_crowding by hematoxylin_density" in (out / "report.html").read_text()
+    assert evaluate.main([*arguments(run, shards, tmp_path / "no"), "--measure", "crowding=area_fraction"]) == 2
+    assert "crowding is not an attribute of the tiles" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_same_numbers(run: Path, shards: Path, report: Path, tmp_path: Path) -> None:
     command = [
