@@ -129,8 +129,9 @@ def test_empty_tables(tmp_path: Path) -> None:
 def test_texts_of_other_columns_are_kept_as_they_are_and_long_rows_have_no_more_columns(tmp_path: Path) -> None:
     (row,) = read(tmp_path, 'file,grade,size,note,more\na.png,1,0,"é\n1",\n').table.to_pylist()
     assert row["more"] == '{"note": "é\\n1"}'
-    rows = read(tmp_path, "file,grade,size,note,more\na.png,1,0,x,y,z\nb.png,1,0\nc.png,1,0,x\n").table.to_pylist()
-    assert [row["more"] for row in rows] == ['{"note": "x", "more": "y"}', "", '{"note": "x"}']
+    found = read(tmp_path, "file,grade,size,note,more\na.png,1,0,x,y\nb.png,1,0\nc.png,1,0,x\nd.png,1,0,x,y,z\n")
+    assert [row["more"] for row in found.table.to_pylist()] == ['{"note": "x", "more": "y"}', "", '{"note": "x"}']
+    assert len(found.bad) == 1 and ":5:" in found.bad[0]
     (tmp_path / "b.csv").write_bytes(b'file,grade,size,note\r\na.png,1,0,"x\r\ny"\r\n')
     (row,) = read_labels([tmp_path / "b.csv"], TWO).table.to_pylist()
     assert row["more"] == '{"note": "x\\r\\ny"}'  # line ends within quotes are the file's
