@@ -281,23 +281,12 @@ def test_damaged_tiles_are_named(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "2 damaged tiles" in streams.out and len(rows(out)) == 23
 
 
-def halves(image_HWC: np.ndarray) -> np.ndarray:
-    """A network of the user's own: two nuclei, left and right, with numbers that have gaps."""
-    labels_HW = np.full(image_HWC.shape[:2], 7, np.uint16)
-    labels_HW[:, image_HWC.shape[1] // 2 :] = 30
-    return labels_HW
-
-
-def wrong(image_HWC: np.ndarray) -> np.ndarray:
-    return np.zeros((3, 3))
-
-
 def test_a_network_of_ones_own_outlines_the_nuclei(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.csv"
-    assert measured("--images", folder, "--out", out, "--segment", "tests.test_measure:halves") == 0
+    assert measured("--images", folder, "--out", out, "--segment", "fake_segmenter:halves") == 0
     assert {(row["nuclei_count"], row["area_fraction"], row["area_spread"]) for row in rows(out)} == {("2", "1", ""), ("", "", "")}
     for name, message in (("wrong", "return whole numbers"), ("nothing", "has no attribute")):
-        assert measured("--images", folder, "--out", tmp_path / "n.csv", "--segment", f"tests.test_measure:{name}") == 2
+        assert measured("--images", folder, "--out", tmp_path / "n.csv", "--segment", f"fake_segmenter:{name}") == 2
         assert message in capsys.readouterr().err
 
 
