@@ -44,7 +44,7 @@ class Stains:
             raise ValueError(
                 f"--stains {text}: write six numbers of 0 or more, red,green,blue of hematoxylin and then of eosin, or `macenko`"
             )
-        return cls(numbers[:3], numbers[3:])  # type: ignore[arg-type]
+        return cls(numbers[:3], numbers[3:])
 
 
 RUIFROK = Stains((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
@@ -80,6 +80,6 @@ def macenko(absorbance_HWC: np.ndarray, percentile: float = 1.0) -> Stains | Non
     vectors_23 = np.maximum(np.stack([np.sin(ends), np.cos(ends)], axis=1) @ plane_32.T, 0)
     hematoxylin, eosin = sorted(vectors_23.tolist(), key=lambda vector: -vector[0])  # hematoxylin absorbs red, eosin hardly does
     try:
-        return Stains(tuple(hematoxylin), tuple(eosin))  # type: ignore[arg-type]
+        return Stains(tuple(hematoxylin), tuple(eosin))
     except ValueError:
         return None

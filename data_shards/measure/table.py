@@ -40,7 +40,9 @@ class Tile:
 class Source(Protocol):
     """Travels to worker processes."""
 
-    tiles: Sequence[Tile]
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        """In the order of the table."""
 
     def read(self, number: int) -> np.ndarray:
         """Pixels of a tile, (H, W, 3) uint8; ValueError names the tile and says what is wrong."""
