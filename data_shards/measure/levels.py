@@ -63,8 +63,8 @@ class Rule:
             ValueError: too few different values.
         """
         known_N = value_N[~np.isnan(value_N)]
-        quantiles = np.quantile(known_N, np.arange(1, count) / count) if len(known_N) else []
-        edges = tuple(edge for edge in sorted({float(f"{quantile:.6g}") for quantile in quantiles}) if (known_N < edge).any())
+        cuts = np.quantile(known_N, np.arange(1, count) / count).tolist() if len(known_N) else []
+        edges = tuple(sorted({edge for edge in (float(f"{cut:.6g}") for cut in cuts) if (known_N < edge).any()}))
         if len(edges) != count - 1:
             raise ValueError(
                 f"{self.attribute}: {self.by} has too few different values ({len(np.unique(known_N))} on {len(known_N)} assessable tiles) "

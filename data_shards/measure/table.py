@@ -44,7 +44,8 @@ class Source(Protocol):
     """Travels to worker processes."""
 
     @property
-    def tiles(self) -> Sequence[Tile]: ...
+    def tiles(self) -> Sequence[Tile]:
+        """In the order of the table."""
 
     def read(self, number: int) -> np.ndarray:
         """Pixels of a tile, (H, W, 3) uint8; ValueError names the tile and says what is wrong."""
