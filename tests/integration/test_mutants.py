@@ -68,7 +68,9 @@ def test_a_mutant_that_matters_is_killed_and_one_that_can_not_is_listed(tmp_path
     """An equivalent mutant survives; so the search does not take everything for killed."""
     done = search(tmp_path, "--module", "losses", "--module", "adam", "--only", "level_B <= 0", "--only", "REGISTER + len(end)")
     assert done.returncode == 0, done.stdout + done.stderr
-    killed, survived = (json.loads((tmp_path / f"attributegan.{name}.jsonl").read_text()) for name in ("losses", "adam"))
+    killed, survived = (
+        json.loads((tmp_path / f"attributegan.{name}.jsonl").read_text()) for name in ("training.losses", "distributed.adam")
+    )
     assert killed["killed"] and "test_generated_tiles_of_the_lowest_level" in killed["by"]
     assert not survived["killed"] and survived["tests_run"] > 0
     assert (
