@@ -37,7 +37,8 @@ MICCAI 2021, [arXiv 2111.06398](https://arxiv.org/abs/2111.06398)).
 ```python
 import torch
 from attributegan.export import AttributeGenerator
-from attributegan.sampling.grids import generate, latents_for
+from attributegan.sampling.generate import generate
+from attributegan.sampling.latents import latents_for
 
 generator = AttributeGenerator.from_pretrained("PATH_OR_HUB_ID")
 latents = latents_for(seed=0, indices=range(4), latent_dim=generator.latent_dim)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -207,6 +208,7 @@ def test_bad_input_is_refused_with_status_2(
     overrides = [override.replace("SCHEMA", str(tmp_path / "schema.yaml")) for override in overrides]
     run = tmp_path / "run"
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.processes=1", *overrides]
+    logging.getLogger().handlers.clear()  # of runs in this process, whose streams are closed
     assert main(options) == 2
     said = "".join(capsys.readouterr())
     assert named in said and "Traceback" not in said
@@ -308,6 +310,7 @@ def test_a_checkpoint_of_another_version_of_a_network_is_refused_by_name(
     (found / "manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     options = ["--config", str(write_config(tmp_path)), f"data.shards={shards}", f"run.dir={tmp_path}", "train.images=16", *control]
+    logging.getLogger().handlers.clear()  # of runs in this process, whose streams are closed
     assert main(options) == 2
     said = "".join(capsys.readouterr())
     assert "written by a version whose discriminator was another one: it has no auxiliary.logits.averaged_bias" in said

@@ -34,7 +34,7 @@ def arm(trainer: ModuleType) -> None:
         module, _, attribute = name.rpartition(".")
         setattr(importlib.import_module(module), attribute, value)
     rank = int(os.environ.get("RANK", "0"))
-    _note_steps(trainer.Training, rank)
+    _note_steps(trainer.Trainer, rank)
     if PLAN["strike"] and rank == PLAN["rank"] and not os.path.exists(PLAN["fired"]):
         STRIKES[PLAN["strike"]](trainer)
 
@@ -129,26 +129,26 @@ def _not_finite(trainer: ModuleType) -> None:
             part.data[(0,) * part.dim()] = float("nan")
 
     name = "save" if PLAN["where"] == "weight before it is saved" else "step"
-    plain = getattr(trainer.Training, name)
+    plain = getattr(trainer.Trainer, name)
 
     def wrapped(self: Any, *arguments: Any) -> Any:
         if _fire():
             spoil(self)
         return plain(self, *arguments)
 
-    setattr(trainer.Training, name, wrapped)
+    setattr(trainer.Trainer, name, wrapped)
 
 
 def _clock(trainer: ModuleType) -> None:
     """The clock is set forward or back."""
-    plain, step = time.time, trainer.Training.step
+    plain, step = time.time, trainer.Trainer.step
 
     def wrapped(self: Any, batches: Any) -> Any:
         if _fire():
             time.time = lambda: plain() + PLAN["seconds"]
         return step(self, batches)
 
-    trainer.Training.step = wrapped
+    trainer.Trainer.step = wrapped
 
 
 def _no_memory(trainer: ModuleType) -> None:

@@ -39,7 +39,7 @@ def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
         (["start", "--rows", "10000"], {"first batch", "first batch at image 10^8"}),
     ],
 )
-def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], contenders: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -47,10 +47,10 @@ def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], contend
     images = ["--images", str(tmp_path / "images")] if words[0] != "start" else []
     assert main([*words, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["sides"]) == contenders and all(value > 0 for values in result["sides"].values() for value in values)
+    assert set(result["sides"]) == sides and all(value > 0 for values in result["sides"].values() for value in values)
     assert result["ratios"] and all(len(values) == 1 for values in result["ratios"].values()) and result["machine"]["cores"]
     told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in contenders)
+    assert all(f"  {name} " in told for name in sides)
 
 
 def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

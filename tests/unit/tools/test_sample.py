@@ -255,4 +255,4 @@ def test_folder_without_a_model_and_file_instead_of_a_folder(run: Path, tmp_path
     assert str(tmp_path) in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([str(run), "--out", str(tmp_path / "file")]) == 2
-    assert "can't be made" in capsys.readouterr().err
+    assert "can't be written to" in capsys.readouterr().err

@@ -168,7 +168,7 @@ BAD_FILES = {  # what is in the generator's file, and what the message has to sa
     "mics": (zero(3, mics_shard_size=2), "zero_optimization.mics_shard_size: remove it"),
     "quantized": (zero(2, zero_quantized_gradients=True), "zero_optimization.zero_quantized_gradients: remove it"),
     "batch": (zero(2) | {"train_batch_size": 16}, "train_batch_size is 16, train.batch is 8; make them the same, or leave"),
-    "micro batch": (zero(2) | {"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8, train.batch / (train.acc"),
+    "micro batch": (zero(2) | {"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8, train.batch / (train.grad_acc"),
     "grad_accumulation": (zero(2) | {"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, train.grad_accumulation is 1"),
     "clipping": (zero(2) | {"gradient_clipping": 1.0}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
     "clipping at 0": (zero(0) | {"gradient_clipping": 1.0}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
