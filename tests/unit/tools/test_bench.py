@@ -99,11 +99,11 @@ OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
     ],
 )
 def test_training_and_sampling(
-    tmp_path: Path, words: list[str], contenders: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, words: list[str], sides: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert set(tree["sides"]) == contenders and all(value > 0 for values in tree["sides"].values() for value in values)
+    assert set(tree["sides"]) == sides and all(value > 0 for values in tree["sides"].values() for value in values)
     assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
     assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (words[0] != "processes" and not native_bf16())
     if words[0] == "train":
