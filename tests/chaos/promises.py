@@ -10,7 +10,10 @@ from runs import differing, tensors_in
 
 from attributegan.checkpoint import store
 
-LAUNCHERS_OWN = ("torchelastic_",)  # which torch's launcher leaves, however it ends
+LAUNCHERS_OWN = (
+    "torchinductor_",
+    "torchelastic_",
+)  # which torch's launcher leaves, however it ends
 KILLED_READERS = ("pymp-",)  # of multiprocessing in processes that were killed themselves
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Data:
     held_out: Split
     groups_apart: bool | None  # whether no slide is in both splits; None when tiles have no groups
     measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms, or as asked for
-    measured_by: dict[str, str]  # measurement of each attribute that was asked for; {} for phantoms, whose measure needs no size
+    measured_by: Mapping[str, str] = MappingProxyType({})  # the measurement of each attribute; {} for phantoms
 
     @property
     def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:

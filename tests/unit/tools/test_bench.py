@@ -47,7 +47,7 @@ def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: 
     images = ["--images", str(tmp_path / "images")] if words[0] != "start" else []
     assert main([*words, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["sides"]) == sides and all(value > 0 for values in result["sides"].values() for value in values)
+    assert set(result["contenders"]) == sides and all(value > 0 for values in result["contenders"].values() for value in values)
     assert result["ratios"] and all(len(values) == 1 for values in result["ratios"].values()) and result["machine"]["cores"]
     told = capsys.readouterr().out
     assert all(f"  {name} " in told for name in sides)
@@ -67,7 +67,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     small = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=6"]
     assert main(["checkpoint", "--repeats", "2", "--batch", "2", "--json", str(tmp_path / "out.json"), *small]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert all(seconds > 0 for contender in tree["sides"].values() for seconds in contender)
+    assert all(seconds > 0 for contender in tree["contenders"].values() for seconds in contender)
     assert tree["facts"]["checkpoint, MB"] > 0.1
     assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
 
@@ -77,7 +77,7 @@ def test_explore(tmp_path: Path) -> None:
     """Tiles through the server, a side for each network."""
     out = tmp_path / "out.json"
     assert main(["explore", "--repeats", "1", "--count", "2", "--config", "configs/train/small.yaml", "--json", str(out)]) == 0
-    contenders = json.loads(out.read_text())["sides"]
+    contenders = json.loads(out.read_text())["contenders"]
     assert list(contenders) == ["64 px (small)"] and all(value > 0 for value in contenders["64 px (small)"])
 
 
@@ -103,7 +103,7 @@ def test_training_and_sampling(
 ) -> None:
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert set(tree["sides"]) == sides and all(value > 0 for values in tree["sides"].values() for value in values)
+    assert set(tree["contenders"]) == sides and all(value > 0 for values in tree["contenders"].values() for value in values)
     assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
     assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (words[0] != "processes" and not native_bf16())
     if words[0] == "train":
