@@ -51,6 +51,8 @@ def native_bf16() -> str:
 
     oneDNN emulates bf16 elsewhere, at a tenth of the speed of fp32. ``ONEDNN_MAX_CPU_ISA`` and ``ATEN_CPU_CAPABILITY`` limit what is used.
     """
+    if not torch.backends.mkldnn.is_available():
+        return ""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _flags()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit in WITHOUT_BF16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
