@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class Data:
     held_out: Split
     groups_apart: bool | None  # whether no slide is in both splits; None when tiles have no groups
     measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms, or as asked for
-    measured_by: Mapping[str, str] = MappingProxyType({})  # the measurement of each attribute; {} for phantoms
+    measured_by: Mapping[str, str] = field(default_factory=dict)  # the measurement of each attribute; {} for phantoms
 
     @property
     def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:
