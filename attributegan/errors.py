@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TransientError(Exception):
-    """Nobody's mistake, and another start may go well; told in words, status 1."""
+    """Transient failure; retrying may succeed. Commands print the message and exit with status 1."""
 
 
 class PermanentError(RuntimeError):

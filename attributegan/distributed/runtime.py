@@ -191,8 +191,8 @@ class Runtime:
         answers = self.all_gather_object((problem, may_pass))
         problems = [of_rank for of_rank, _ in answers]
         if any(problems):
-            told = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.all_gather_object(socket.gethostname()))
-            raise (TransientError if all(may_pass for _, may_pass in answers) else ValueError)(told)
+            message = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.all_gather_object(socket.gethostname()))
+            raise (TransientError if all(may_pass for _, may_pass in answers) else ValueError)(message)
         return result  # type: ignore[return-value]
 
     def check_same(self, **facts: str) -> None:

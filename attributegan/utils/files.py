@@ -1,6 +1,6 @@
 """Files and folders that are either whole or not there: written under another name, made durable, renamed.
 
-That name begins with `WRITING`, so that what a killed process left can be told from what is whole.
+That name begins with `WRITING`, which marks what a killed process left behind.
 """
 
 from __future__ import annotations

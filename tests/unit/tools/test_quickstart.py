@@ -1,0 +1,32 @@
+"""What `make quickstart` decides: how many images a machine trains in its time, and commands that exist."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from attributegan.run_dir import status
+from tools import evaluate, quickstart
+
+
+@pytest.mark.parametrize(
+    ("speed", "images"),
+    [(1.8, quickstart.MIN_IMAGES), (55.0, 19_000), (500.0, quickstart.IMAGES), (0.0, quickstart.IMAGES)],  # 0: not measured
+)
+def test_images_fit_the_machine_within_limits(tmp_path: Path, speed: float, images: int, capsys: pytest.CaptureFixture[str]) -> None:
+    status.update(tmp_path, images=960, images_per_second=speed)
+    assert quickstart._affordable(tmp_path, minutes=6.0) == images
+    assert (f"trains {speed:.0f} images/s: {images:,} images" in capsys.readouterr().out) == (speed > 0)
+
+
+def test_a_run_that_is_further_is_not_cut(tmp_path: Path) -> None:
+    status.update(tmp_path, images=100_000, images_per_second=55.0)
+    assert quickstart._affordable(tmp_path, minutes=6.0) == 100_000
+
+
+def test_commands_and_options_exist() -> None:
+    assert all(importlib.util.find_spec(module) for module in quickstart.COMMANDS.values())
+    options = evaluate._parser().parse_args(["report", "run", "--shards", "shards", "--out", "out", *quickstart.EVALUATION])
+    assert options.predictor_steps == 150 and options.max_real == 1024
