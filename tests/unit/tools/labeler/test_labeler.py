@@ -629,7 +629,7 @@ def test_it_ends_as_asked_with_its_csvs_written(tmp_path: Path) -> None:
         file = shown(at, "Ann")["file"]
         asked(at, "/answer", {"rater": "Ann", "file": file, "revision": 0, "levels": LEVELS})
         at.process.send_signal(signal.SIGINT)
-        assert at.process.wait(seconds(30)) in (130, -signal.SIGINT)
+        assert at.process.wait(seconds(30)) in (0, 130, -signal.SIGINT)  # uvicorn may end in order before the interrupt is raised again
     assert [row["file"] for row in rows_of(tmp_path / "levels.csv")] == [file]
     text = (tmp_path / "levels.ratings.jsonl").read_text()
     assert re.search(r'"settings": \{"seed": 3, "shared": 0.5\}', text)
