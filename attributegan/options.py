@@ -84,7 +84,7 @@ def option(
     """
     spec = Spec(help, minimum, above, maximum, below, multiple_of, choices, source)
     if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata={"option": spec})
+        return typing.cast(T, field(default_factory=default.copy, metadata={"option": spec}))
     return field(default=default, metadata={"option": spec})
 
 
@@ -236,7 +236,7 @@ def _fill(cls: type[T], tree: Any, prefix: str, known: Mapping[str, Option]) -> 
         if key not in names:
             similar = suggestion(f"{prefix}{key}", names, known)
             hint = f"; did you mean {similar}?" if similar else "."
-            group = f"Options of {prefix.rstrip('.')}" if prefix else "Known"
+            group = f"Options of {prefix.rstrip('.')}" if prefix else "Options"
             raise ValueError(f"{prefix}{key}: unknown option{hint} {group}: {', '.join(names)}")
     return cls(**{key: _convert(hints[key], value, f"{prefix}{key}", known) for key, value in tree.items()})
 

@@ -44,13 +44,19 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _TextLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-def parse(text: str, *, as_text: bool = False) -> Any:
+def parse(text: str, *, as_text: bool = False, name: str = "the value") -> Any:
     """Returns the value of a YAML text, of plain Python types only.
+
+    Args:
+        text: The YAML.
+        as_text: Keep scalars as text.
+        name: Where the text is from, for error messages.
 
     Raises:
         YAML_ERRORS: The text is not valid YAML, or has a duplicate key.
     """
     loader = (_TextLoader if as_text else _Loader)(text)
+    loader.name = name
     try:
         return loader.get_single_data()
     finally:
@@ -68,6 +74,8 @@ def read(path: str | Path, *, as_text: bool = False) -> Any:
         ValueError: The file can't be read, is not valid YAML, or has a duplicate key; names the file.
     """
     try:
-        return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text)
-    except (OSError, *YAML_ERRORS) as error:
-        raise ValueError(f"{path}: not a readable YAML file: {error}") from error
+        return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text, name=str(path))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read: {error.strerror or error}") from error
+    except YAML_ERRORS as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
