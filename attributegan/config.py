@@ -343,7 +343,7 @@ class RunConfig:
 
     dir: str = option("runs/default", "Run folder, for checkpoints, logs and images. Use a new one for each run.")
     resume: Literal["auto", "never"] = option(
-        "auto", "`auto` resumes from the newest complete checkpoint in the run folder; `never` fails if the folder has one."
+        "auto", "Resume from the newest complete checkpoint in the run folder (`auto`), or fail if the folder has one (`never`)."
     )
     log_every: int = option(1_000, "Images between log lines and metrics.", minimum=1)
     grid_every: int = option(10_000, "Images between attribute grids.", minimum=1)
@@ -410,13 +410,8 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
 
 def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -> T:
     """`attributegan.options.fill` that also reads the names of earlier versions (`RENAMED_OPTIONS`)."""
-    try:
-        if section:
-            tree = _renamed(tree, f"{section}.", where) if isinstance(tree, Mapping) else tree
-        elif isinstance(tree, Mapping):
-            tree = with_current_names(tree, where)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    if isinstance(tree, Mapping):
+        tree = _renamed(tree, f"{section}.", where) if section else with_current_names(tree, where)
     return options.fill(cls, tree, where, section)
 
 
@@ -437,10 +432,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from None
         branch = tree.setdefault(section, {})
         require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
-        branch[key] = parsed
+        branch |= _renamed({key: parsed}, f"{section}.", repr(override))
         given[section] = given[f"{section}.{key}"] = override
     try:
-        return fill(Config, tree, where="")
+        return options.fill(Config, tree, where="")
     except ValueError as error:
         message = str(error).removeprefix(": ")
         name = message.partition(":")[0]
@@ -462,7 +457,7 @@ def _renamed(branch: Mapping[str, Any], prefix: str, where: str) -> dict[str, An
     for key, value in branch.items():
         name = _current_option(f"{prefix}{key}", where)
         current = name.removeprefix(prefix)
-        require(current == key or current not in branch, f"{prefix}{key}: is now {name}, which is also given; delete the old name")
+        require(current == key or current not in branch, f"{where}: {prefix}{key} is now {name}, which is also given; delete the old name")
         values = RENAMED_VALUES.get(name, {})
         if isinstance(value, str) and value in values:
             log.warning("%s: %s=%s is now %s; the old value is accepted in this version only", where, name, value, values[value])

@@ -76,7 +76,7 @@ def explain(name: str) -> str:
     if name in classes:
         entries = [_entry(option) for option in known.values() if option.section == name]
         return "\n\n".join([f"{name}: {section_doc(classes[name])}", *entries])
-    found = known.get(name) or known.get(suggestion(name, [], known))
+    found = known.get(name) or known.get("" if "." in name else suggestion(name, [], known))
     if found is None:
         siblings = [option.key for option in known.values() if option.section == name.rpartition(".")[0]] or list(classes)
         similar = suggestion(name, siblings, known)

@@ -88,6 +88,18 @@ def test_configurations_that_ship_are_valid(path: Path) -> None:
     assert load(path) != Config()
 
 
+def test_old_names_and_values_are_read_from_files_and_overrides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "old.yaml").write_text("data: {window: 3}\nmodel: {generator_levels: places}\n")
+    found = load(tmp_path / "old.yaml", ["run.keep=2", "loss.contrastive_over=tile"])
+    assert (found.data.shuffle_window, found.run.keep_last) == (3, 2)
+    assert (found.model.generator_levels, found.loss.contrastive_over) == ("ordinal", "label")
+    assert "old.yaml: data.window is now data.shuffle_window; the old name is accepted in this version only" in caplog.text
+    assert "'loss.contrastive_over=tile': loss.contrastive_over=tile is now label; the old value is" in caplog.text
+    (tmp_path / "both.yaml").write_text("data: {window: 3, shuffle_window: 3}\n")
+    with pytest.raises(ValueError, match="both.yaml: data.window is now data.shuffle_window, which is also given; delete the old name"):
+        load(tmp_path / "both.yaml")
+
+
 def test_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("a: [")

@@ -53,7 +53,7 @@ class Numbers:
         ({"many": [3, 0]}, "numbers.many: 0 must be at least 1\n  numbers.many (list of whole numbers, at least 1; default: [1]): Counts."),
         (
             {"evem": 4},
-            "numbers.evem: unknown option; did you mean numbers.even? Options of numbers: both, open, even, side, many, names\n  ",
+            "numbers.evem: unknown option; did you mean numbers.even? Options of numbers: both, open, even, side, ",
         ),
         ({"x": 4}, "numbers.x: unknown option. Options of numbers: both, open, even, side, many, names"),
     ],
