@@ -8,7 +8,6 @@ the fields below; after a change, run ``python docs/reference.py``.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,25 +17,11 @@ import yaml
 
 from attributegan import options, strict_yaml
 from attributegan.errors import require
+from attributegan.old_names import current_option, with_current_keys, with_current_names
 from attributegan.options import check_limits, option
 from attributegan.strict_yaml import YAML_ERRORS
 
 T = TypeVar("T")
-log = logging.getLogger("attributegan")
-
-# Names of earlier versions, found in old checkpoints and configurations; still read in this version.
-RENAMED_OPTIONS = {
-    "data.known": "data.attributes",
-    "data.window": "data.shuffle_window",
-    "train.accumulation": "train.grad_accumulation",
-    "train.processes": "train.world_size",
-    "run.keep": "run.keep_last",
-}
-RENAMED_VALUES = {
-    "model.generator_levels": {"columns": "onehot", "places": "ordinal"},
-    "loss.contrastive_over": {"tile": "label"},
-    "evaluate.best": {"obeys": "control_score"},
-}
 
 # Papers that several options refer to.
 ATTRIBUTEGAN = "Ye et al., AttributeGAN, MICCAI 2021"
@@ -409,9 +394,9 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
 
 
 def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -> T:
-    """`attributegan.options.fill` that also reads the names of earlier versions (`RENAMED_OPTIONS`)."""
+    """`attributegan.options.fill` that also reads the names of earlier versions (`attributegan.old_names`)."""
     if isinstance(tree, Mapping):
-        tree = _renamed(tree, f"{section}.", where) if section else with_current_names(tree, where)
+        tree = with_current_keys(tree, f"{section}.", where) if section else with_current_names(tree, where)
     return options.fill(cls, tree, where, section)
 
 
@@ -424,7 +409,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
-        section, dot, key = _current_option(dotted.strip(), repr(override)).partition(".")
+        section, dot, key = current_option(dotted.strip(), repr(override)).partition(".")
         require(bool(equals and dot and section and key), f"{override!r}: expected an override section.key=value, such as train.batch=64")
         try:
             parsed = strict_yaml.parse(value)
@@ -432,7 +417,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from None
         branch = tree.setdefault(section, {})
         require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
-        branch |= _renamed({key: parsed}, f"{section}.", repr(override))
+        branch |= with_current_keys({key: parsed}, f"{section}.", repr(override))
         given[section] = given[f"{section}.{key}"] = override
     try:
         return options.fill(Config, tree, where="")
@@ -441,35 +426,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         name = message.partition(":")[0]
         where = repr(given[name]) if name in given else f"{path} with overrides" if given else str(path)
         raise ValueError(f"{where}: {message}") from None
-
-
-def with_current_names(tree: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
-    """Returns sections of options with old names and values replaced by current ones; logs each replacement.
-
-    Raises:
-        ValueError: An option is given by both its old and its new name.
-    """
-    return {section: _renamed(branch, f"{section}.", where) if isinstance(branch, Mapping) else branch for section, branch in tree.items()}
-
-
-def _renamed(branch: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in branch.items():
-        name = _current_option(f"{prefix}{key}", where)
-        current = name.removeprefix(prefix)
-        require(current == key or current not in branch, f"{where}: {prefix}{key} is now {name}, which is also given; delete the old name")
-        values = RENAMED_VALUES.get(name, {})
-        if isinstance(value, str) and value in values:
-            log.warning("%s: %s=%s is now %s; the old value is accepted in this version only", where, name, value, values[value])
-            value = values[value]
-        result[current] = value
-    return result
-
-
-def _current_option(name: str, where: str) -> str:
-    if name in RENAMED_OPTIONS:
-        log.warning("%s: %s is now %s; the old name is accepted in this version only", where, name, RENAMED_OPTIONS[name])
-    return RENAMED_OPTIONS.get(name, name)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

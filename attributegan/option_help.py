@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from attributegan.config import RENAMED_OPTIONS, Config
+from attributegan.config import Config
+from attributegan.old_names import RENAMED_OPTIONS
 from attributegan.options import Option, list_options, section_doc, sections, suggestion
 
 _METAVARS = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}

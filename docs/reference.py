@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attributegan.config import RENAMED_OPTIONS, Config
+from attributegan.config import Config
 from attributegan.json_schema import document, object_schema, value_schema
+from attributegan.old_names import RENAMED_OPTIONS
 from attributegan.options import Option, list_options, section_doc, sections
 from slurm.cluster_config import ClusterConfig
 

@@ -165,7 +165,7 @@ def run_in_process(command: str) -> tuple[int, str]:
 
 def run_as_process(command: str) -> tuple[int, str]:
     name, *arguments = shlex.split(command)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", MODULES[name], *arguments],
         env=environment,

@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields, is_dataclass
 
 import pytest
 
-from attributegan.config import RENAMED_OPTIONS, Config, from_dict
+from attributegan.config import Config, from_dict
+from attributegan.old_names import RENAMED_OPTIONS
 from attributegan.option_help import explain, list_all
 from attributegan.options import Spec, check_limits, fill, list_options, option, sections
 from launch import train
