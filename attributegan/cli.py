@@ -73,8 +73,12 @@ def command(commands: Any, name: str, help: str, description: str, examples: str
     )
 
 
-def parser(description: str, examples: str) -> argparse.ArgumentParser:
+def parser(description: str, examples: str, add_help: bool = True) -> argparse.ArgumentParser:
     """An argument parser whose help ends with ``examples`` as they are typed."""
     return _Parser(
-        description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=add_help,
     )

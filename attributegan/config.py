@@ -1,14 +1,13 @@
-"""The configuration: a tree of frozen dataclasses that a YAML file and ``section.key=value`` overrides fill.
+"""The training configuration: frozen dataclasses filled from a YAML file and ``section.key=value`` overrides.
 
-Owns every option, its default, its meaning and its check. Imports no torch, so that help texts, submission and refusals
-take no time. What an option does is in the module that reads it.
+Owns every option, its default, its help and its checks. Imports no torch, so that help, submission and error messages
+start fast. ``attributegan-train --help``, docs/reference/configuration.md and configs/train/schema.json are made from
+the fields below; after a change, run ``python docs/reference.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,26 +15,20 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from attributegan import strict_yaml
+from attributegan import options, strict_yaml
 from attributegan.errors import require
+from attributegan.old_names import current_option, with_current_keys, with_current_names
+from attributegan.options import check_limits, option
 from attributegan.strict_yaml import YAML_ERRORS
 
 T = TypeVar("T")
-log = logging.getLogger("attributegan")
 
-# Names of earlier versions, which old checkpoints and configurations have; still read in this version.
-RENAMED_OPTIONS = {
-    "data.known": "data.attributes",
-    "data.window": "data.shuffle_window",
-    "train.accumulation": "train.grad_accumulation",
-    "train.processes": "train.world_size",
-    "run.keep": "run.keep_last",
-}
-RENAMED_VALUES = {
-    "model.generator_levels": {"columns": "onehot", "places": "ordinal"},
-    "loss.contrastive_over": {"tile": "label"},
-    "evaluate.best": {"obeys": "control_score"},
-}
+# Papers that several options refer to.
+ATTRIBUTEGAN = "Ye et al., AttributeGAN, MICCAI 2021"
+CONTRAGAN = "Kang & Park, ContraGAN, NeurIPS 2020, eq. 8"
+ADC_GAN = "Hou et al., ADC-GAN, ICML 2022"
+DIFFAUGMENT = "Zhao et al., DiffAugment, NeurIPS 2020"
+R3GAN = "Huang et al., R3GAN, NeurIPS 2024"
 
 
 def _is_power_of_two(n: int) -> bool:
@@ -44,75 +37,161 @@ def _is_power_of_two(n: int) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Both networks. The defaults are the published network at 512 px; symbols in brackets are those of the paper's code."""
+    """Generator and discriminator. The defaults are the published network at 512 pixels."""
 
-    image_size: int = 512  # pixels [S]; a power of two, 32 to 1024
-    latent_dim: int = 512  # [L]
-    fmap_max: int = 512  # widest feature map [F]
-    fmap_inverse_coef: int = 12  # width at 2^n pixels: nf(n) = min(2^(coef - n), fmap_max)
-    generator_attention: tuple[int, ...] = (32, 64)  # feature-map widths, in pixels, that get an attention block
-    discriminator_attention: tuple[int, ...] = ()  # the figure has (32, 64), the published code none
-    attention_heads: int = 8  # of every attention, the 32 px head's included; 64 channels each
-    generator_levels: Literal["onehot", "ordinal"] = "onehot"  # a column for each level, or the place of each attribute on its scale
-    generator_modulation: bool = False  # latents and levels scale and shift every stage's normalised map too, not only the first map
-    conditioning: Literal["product", "projection"] = "product"  # two heads with label product (published), or one with a projection
-    head_32: bool = True  # the label product's second head, which sees the image at 32 px through attention
-    auxiliary_heads: bool = False  # heads of the discriminator that tell levels, and real from generated, for each attribute
-    label_columns: Literal["padded", "levels"] = "padded"  # every attribute padded to the same number of columns, or only real levels
-    proxy: Literal["published", "level"] = "published"  # proxies indexed by the 0/1 columns (as published), or one vector a level
-    attributes: str = ""  # schema: "published", a YAML file, or "" for the schema of the shards
+    image_size: int = option(512, "Side of the tiles in pixels.", choices=(32, 64, 128, 256, 512, 1024))
+    latent_dim: int = option(
+        512,
+        "Size of the latent vector. Must equal the number of channels at 4 pixels, min(2^(fmap_inverse_coef - 2), fmap_max).",
+        minimum=8,
+        multiple_of=4,
+    )
+    fmap_max: int = option(512, "Largest number of channels of a feature map.", minimum=8, multiple_of=4)
+    fmap_inverse_coef: int = option(
+        12,
+        "Sets the number of channels of all feature maps. A map that is 2^n pixels wide has min(2^(fmap_inverse_coef - n), fmap_max) "
+        "channels.",
+    )
+    generator_attention: tuple[int, ...] = option(
+        (32, 64), "Widths in pixels of the generator's feature maps that get an attention block. Powers of two, at least 4."
+    )
+    discriminator_attention: tuple[int, ...] = option(
+        (),
+        "Widths in pixels of the discriminator's feature maps that get an attention block. Powers of two, at least 4. "
+        "The paper's figure has [32, 64], the published code none.",
+    )
+    attention_heads: int = option(
+        8, "Number of attention heads in each attention block, including those of the 32-pixel head. Each has 64 channels.", minimum=1
+    )
+    generator_levels: Literal["onehot", "ordinal"] = option(
+        "onehot",
+        "How the generator receives levels: a column per level (`onehot`), or one value per attribute, its position (`ordinal`).",
+    )
+    generator_modulation: bool = option(
+        False,
+        "Scale and shift the feature maps of every generator stage by latent and levels. If false, these only set the first map.",
+    )
+    conditioning: Literal["product", "projection"] = option(
+        "product",
+        "How the discriminator uses levels. `product` multiplies its outputs by the label columns, as published; `projection` adds the "
+        "inner product of the image features with one embedding per level.",
+        source=f"{ATTRIBUTEGAN} (product); Miyato & Koyama, projection discriminator, ICLR 2018, eq. 11 (projection)",
+    )
+    head_32: bool = option(
+        True, "Add a second discriminator head on the image at 32 pixels, with attention. Used with `conditioning: product` only."
+    )
+    auxiliary_heads: bool = option(
+        False,
+        "Add a classifier of levels and of real versus generated tiles to the discriminator, per attribute. Requires loss.auxiliary > 0.",
+        source=ADC_GAN,
+    )
+    label_columns: Literal["padded", "levels"] = option(
+        "padded",
+        "Label columns of the discriminator. `padded` gives every attribute as many columns as the largest one, as published; `levels` has "
+        "one column per existing level.",
+    )
+    proxy: Literal["published", "level"] = option(
+        "published",
+        "Proxy embeddings of the contrastive loss. `published` indexes them by the 0/1 values of the label columns, as the published code "
+        "does, so that only two ever learn; `level` has one per level.",
+    )
+    attributes: str = option(
+        "", 'Attributes of the model: "published", a YAML file such as configs/attributes/bladder.yaml, or "" for those of the shards.'
+    )
 
     def __post_init__(self) -> None:
-        size = self.image_size
-        require(_is_power_of_two(size) and 32 <= size <= 1024, f"model.image_size: {size} is not a power of two from 32 to 1024")
-        for name in ("latent_dim", "fmap_max"):
-            value = getattr(self, name)
-            require(value >= 8 and value % 4 == 0, f"model.{name}: {value} must be a multiple of 4, at least 8")
-        require(self.attention_heads > 0, f"model.attention_heads: {self.attention_heads} must be above 0")
+        check_limits(self, "model")
         require(
             self.feature_width(2) == self.latent_dim,
-            f"model.latent_dim: {self.latent_dim} must equal the width at 4 pixels, "
+            f"model.latent_dim: {self.latent_dim} must equal the number of channels at 4 pixels, "
             f"min(2^(fmap_inverse_coef - 2), fmap_max) = {self.feature_width(2)}",
         )
-        last = size.bit_length() - 2
+        last = self.image_size.bit_length() - 2
         require(
             self.feature_width(last) >= 4,
-            f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves a width of "
-            f"{self.feature_width(last)} at {2**last} pixels; use at least {last + 2}",
+            f"model.fmap_inverse_coef: {self.fmap_inverse_coef} leaves {self.feature_width(last)} channels at {2**last} pixels; "
+            f"use at least {last + 2}",
         )
         for name in ("generator_attention", "discriminator_attention"):
             bad = [width for width in getattr(self, name) if not (_is_power_of_two(width) and width >= 4)]
-            require(not bad, f"model.{name}: {bad} are not feature-map widths (powers of two)")
+            require(not bad, f"model.{name}: {bad} are not powers of two of at least 4")
 
     def feature_width(self, n: int) -> int:
-        """Channels nf(n) of a feature map that is 2^n pixels wide."""
+        """Returns the number of channels nf(n) of a feature map that is 2^n pixels wide."""
         return max(0, min(int(2.0 ** (self.fmap_inverse_coef - n)), self.fmap_max))
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms; 0 turns a term off and its computation with it."""
+    """Loss functions and their weights. A weight of 0 turns a term off and saves its computation."""
 
-    adversarial: Literal["hinge", "relativistic"] = "hinge"  # each answer for itself, or that of a real tile against a generated one's
-    contrastive: float = 1.0  # 2C loss on real tiles (discriminator) and on generated ones (generator)
-    contrastive_over: Literal["label", "attribute"] = "label"  # alike are tiles with all levels the same, or each attribute for itself
-    temperature: float = 1.0  # of the 2C loss
-    auxiliary: float = 0.0  # heads learn levels, and real from generated (discriminator); tiles pass for real ones of theirs (generator)
-    control: float = 0.0  # the levels alone of generated tiles, as the auxiliary heads read them (generator)
-    diversity: float = 0.0  # generated tiles of one label as far from each other as real tiles are
-    residual: float = 0.0  # few changes in a generated tile when an attribute is moved; with diversity, they take turns at twice the weight
-    reconstruction: float = 1.0  # self-supervised decoders of the discriminator, on real tiles
-    r1_gamma: float = 0.0  # gradient penalty on real tiles: gamma/2 times the squared norm of the gradient
-    r2_gamma: float = 0.0  # the same on generated tiles, beside that on real ones
-    r1_every: int = 1  # steps from one penalty to the next, which is that much stronger (lazy regularisation)
+    adversarial: Literal["hinge", "relativistic"] = option(
+        "hinge",
+        "Adversarial loss: hinge, or relativistic pairing of real and generated tiles.",
+        source=f"Lim & Ye, Geometric GAN, 2017 (hinge); {R3GAN}, eq. 2 (relativistic)",
+    )
+    contrastive: float = option(
+        1.0, "Weight of the conditional contrastive (2C) loss in discriminator and generator.", minimum=0, source=CONTRAGAN
+    )
+    contrastive_over: Literal["label", "attribute"] = option(
+        "label",
+        "Positives of the 2C loss share all levels (`label`), or are matched per attribute (`attribute`). Requires loss.contrastive > 0.",
+    )
+    temperature: float = option(1.0, "Temperature of the 2C loss. Requires loss.contrastive > 0.", above=0, source=CONTRAGAN)
+    auxiliary: float = option(
+        0.0,
+        "Weight of the auxiliary classification loss in discriminator and generator. Requires model.auxiliary_heads.",
+        minimum=0,
+        source=ADC_GAN,
+    )
+    control: float = option(
+        0.0,
+        "Weight of the classification loss over levels alone, for the generator. Requires loss.auxiliary > 0.",
+        minimum=0,
+        source="Odena et al., AC-GAN, ICML 2017, eq. 3",
+    )
+    diversity: float = option(
+        0.0,
+        "Weight of the generator's diversity loss, which keeps generated tiles of equal levels as far apart as real tiles are.",
+        minimum=0,
+        source="Yang et al., ICLR 2019, eq. 4; Mao et al., mode seeking, CVPR 2019",
+    )
+    residual: float = option(
+        0.0,
+        "Weight of the penalty on pixel change when one attribute of a generated tile changes. With loss.diversity, steps alternate "
+        "between both terms, each at twice its weight.",
+        minimum=0,
+        source="Shen & Liu, residual images, CVPR 2017",
+    )
+    reconstruction: float = option(
+        1.0,
+        "Weight of the reconstruction loss of the discriminator's self-supervised decoders, on real tiles.",
+        minimum=0,
+        source=ATTRIBUTEGAN,
+    )
+    r1_gamma: float = option(
+        0.0,
+        "Weight of the R1 gradient penalty on real tiles. The penalty is gamma/2 times the squared norm of the gradient.",
+        minimum=0,
+        source="Mescheder et al., ICML 2018, eq. 9",
+    )
+    r2_gamma: float = option(
+        0.0,
+        "Weight of the R2 gradient penalty on generated tiles. Requires loss.r1_gamma > 0.",
+        minimum=0,
+        source="Mescheder et al., ICML 2018, eq. 10",
+    )
+    r1_every: int = option(
+        1,
+        "Steps between gradient penalties (lazy regularization), which are scaled up by this number.",
+        minimum=1,
+        source="Karras et al., StyleGAN2, CVPR 2020, appendix B",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("contrastive", "auxiliary", "control", "diversity", "residual", "reconstruction", "r1_gamma", "r2_gamma"):
-            require(getattr(self, name) >= 0, f"loss.{name}: {getattr(self, name)} is negative")
+        check_limits(self, "loss")
         require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} requires loss.auxiliary > 0")
         require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} requires loss.r1_gamma > 0")
-        require(self.r1_every > 0, f"loss.r1_every: {self.r1_every} must be above 0")
-        require(self.temperature > 0, f"loss.temperature: {self.temperature} must be above 0")
         for name, default in (("contrastive_over", "label"), ("temperature", 1.0)):
             value = getattr(self, name)
             require(self.contrastive > 0 or value == default, f"loss.{name}: {value} requires loss.contrastive > 0")
@@ -120,138 +199,173 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to tiles: turns when they are read, DiffAugment before the discriminator."""
+    """Augmentation: flips and crops of the tiles as they are read, and DiffAugment in front of the discriminator."""
 
-    flips: bool = True  # random mirror images and quarter turns of the tiles read
-    crop: float = 1.0  # side of the square that is taken of a tile, as a share of its shorter side; below 1 at a random place
-    policy: tuple[str, ...] = ("translation", "offset")  # DiffAugment: any of translation, offset, cutout, color
-    probability: float = 1.0  # that an image is augmented
+    flips: bool = option(True, "Mirror tiles and rotate them by multiples of 90 degrees at random.")
+    crop: float = option(
+        1.0,
+        "Side of the square cut from each tile, as a fraction of the shorter side. Below 1, at a random position.",
+        above=0,
+        maximum=1,
+    )
+    policy: tuple[Literal["translation", "offset", "cutout", "color"], ...] = option(
+        ("translation", "offset"),
+        "Differentiable augmentations applied to real and generated tiles. [] turns them off.",
+        source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code",
+    )
+    probability: float = option(1.0, "Probability of augmenting an image. Requires augment.policy.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
-        known = ("translation", "offset", "cutout", "color")
-        bad = [name for name in self.policy if name not in known]
-        require(not bad, f"augment.policy: unknown {bad}; known are {', '.join(known)}")
-        require(0 < self.crop <= 1, f"augment.crop: {self.crop} is not above 0 and at most 1")
-        require(0 <= self.probability <= 1, f"augment.probability: {self.probability} is not between 0 and 1")
+        check_limits(self, "augment")
         require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} requires augment.policy")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adam", "sgd"] = "adam"  # optimizer of both networks; sgd is plain, for checks
-    generator_lr: float = 2e-4  # learning rate
-    discriminator_lr: float = 2e-4  # learning rate
-    betas: tuple[float, ...] = (0.5, 0.9)  # of Adam
-    grad_clip: float = 0.0  # largest gradient norm of a network; 0 for no clipping
-    ema_half_life: float = 88_000  # images after which the EMA has forgotten half; 88,000 is the published 0.995 every 10 steps of 64
-    ema_rampup: float = 0.05  # the half-life is at most this share of the images seen; 0 for no such limit
+    """Optimizers of both networks, and the moving average (EMA) of the generator."""
+
+    name: Literal["adam", "sgd"] = option("adam", "Optimizer of both networks. `sgd` has no momentum and is meant for tests.")
+    generator_lr: float = option(2e-4, "Learning rate of the generator.", above=0)
+    discriminator_lr: float = option(2e-4, "Learning rate of the discriminator.", above=0)
+    betas: tuple[float, ...] = option((0.5, 0.9), "The two beta coefficients of Adam.", minimum=0, below=1)
+    grad_clip: float = option(0.0, "Largest gradient norm of each network. 0 turns clipping off.", minimum=0)
+    ema_half_life: float = option(
+        88_000,
+        "Half-life, in images, of the generator's exponential moving average. 88,000 equals the published decay of 0.995 every 10 steps "
+        "of 64 images.",
+        above=0,
+        source="Karras et al., EDM2, CVPR 2024",
+    )
+    ema_rampup: float = option(
+        0.05,
+        "Limits the half-life to this fraction of the images seen, so that the average forgets the first steps. 0 turns the limit off.",
+        minimum=0,
+        source="StyleGAN2 (code)",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("generator_lr", "discriminator_lr"):
-            require(getattr(self, name) > 0, f"optim.{name}: {getattr(self, name)} must be above 0")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas: {list(self.betas)} must be two numbers in [0, 1)",
-        )
-        require(self.grad_clip >= 0, f"optim.grad_clip: {self.grad_clip} is negative")
-        require(self.ema_half_life > 0, f"optim.ema_half_life: {self.ema_half_life} must be above 0")
-        require(self.ema_rampup >= 0, f"optim.ema_rampup: {self.ema_rampup} is negative")
+        check_limits(self, "optim")
+        require(len(self.betas) == 2, f"optim.betas: {list(self.betas)} must be two numbers in [0, 1)")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str = ""  # a shard set (its index and tars): a folder, or one of https:// s3:// gs:// hf:// pipe:
-    cache: str = ""  # folder for the shards of a remote set, shared by the processes of a node; "" is ~/.cache/attributegan
-    cache_gb: float = 50.0  # most GB of shards in that folder; the least recently used make room
-    split: str = "train"  # which split of the set to train on
-    balance: float = 1.0  # 0: as the tiles come, 1: every attribute's levels equally often, as far as its bounds allow
-    shuffle_window: int = 0  # 0: fully random order (8 for a remote set); above 0: whole shards in random order, this many open at a time
-    assessable_only: bool = False  # leave out tiles with an attribute that is "not assessable"
-    attributes: tuple[str, ...] = ()  # attributes whose levels are used, the others count as not known; () for all
-    workers: int = 2  # reading processes of each rank; 0 reads in the training process
+    """Training tiles: where the shards are, and how tiles are sampled."""
+
+    shards: str = option("", "Shard set to train on: a folder or a URL (https://, s3://, gs://, hf://, pipe:) with an index and tars.")
+    cache: str = option("", 'Cache folder for the shards of a remote set, shared by all processes of a node. "" is ~/.cache/attributegan.')
+    cache_gb: float = option(50.0, "Size limit of the cache in GB. The least recently used shards are deleted first.", above=0)
+    split: str = option("train", "Split of the shard set to train on.")
+    balance: float = option(
+        1.0,
+        "How strongly rare levels are oversampled. 0 samples all tiles equally often; 1 aims at equally many tiles of each level of every "
+        "attribute, with each tile between 0.1 and 10 times per epoch.",
+        minimum=0,
+        maximum=1,
+        source="Deming & Stephan, 1940; Deville & Särndal, 1992",
+    )
+    shuffle_window: int = option(
+        0,
+        "Number of shards open at a time, for reading whole shards in random order. 0 shuffles all tiles (remote sets: a window of 8).",
+        minimum=0,
+    )
+    assessable_only: bool = option(False, 'Skip tiles with any attribute at its "not assessable" level.')
+    attributes: tuple[str, ...] = option((), "Attributes whose levels are used; the levels of others count as unknown. [] uses all.")
+    workers: int = option(2, "Data-loading worker processes per rank. 0 loads in the training process.", minimum=0)
 
     def __post_init__(self) -> None:
-        require(0 <= self.balance <= 1, f"data.balance: {self.balance} is not between 0 and 1")
-        require(self.shuffle_window >= 0, f"data.shuffle_window: {self.shuffle_window} is negative")
-        require(self.cache_gb > 0, f"data.cache_gb: {self.cache_gb} must be above 0")
-        require(self.workers >= 0, f"data.workers: {self.workers} is negative")
+        check_limits(self, "data")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    images: int = 3_200_000  # length of the run, in real images shown
-    batch: int = 64  # global batch: over all processes and all micro-batches of a step
-    grad_accumulation: int = 1  # micro-batches of a step
-    seed: int = 0  # of the weights, the order of tiles, latents and augmentation
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = (
-        "auto"  # auto: bf16 where native, else fp32 (CPU), fp16 (GPU); fp64: checks
+    """Length, batch size, precision and speed of the training."""
+
+    images: int = option(3_200_000, "Length of the run in real images shown.", minimum=1)
+    batch: int = option(
+        64, "Global batch size: images per step over all processes and micro-batches. A multiple of train.grad_accumulation.", minimum=1
     )
-    world_size: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
-    timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
-    tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it
-    channels_last: bool = True  # memory layout of images and feature maps
-    activation_checkpointing: bool = False  # recompute feature maps in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile both networks
-    max_nonfinite: int = 20  # steps in a row with a loss or gradient that is not finite, after which the run stops
+    grad_accumulation: int = option(1, "Micro-batches per step.", minimum=1)
+    seed: int = option(0, "Random seed of the initial weights, the order of tiles, latents and augmentation.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option(
+        "auto",
+        "Floating-point precision (autocast for bf16 and fp16). `auto` is bf16 where the hardware supports it natively, otherwise fp16 on "
+        "GPUs and fp32 on CPUs. fp64 is meant for tests.",
+    )
+    world_size: int = option(0, "Number of processes the run must have; it fails with any other. 0 accepts any number.", minimum=0)
+    timeout_s: int = option(600, "Timeout of collective operations in seconds. A rank that does not join in time ends the run.", minimum=1)
+    tf32: bool = option(True, "Use TensorFloat-32 for fp32 convolutions and matrix products on GPUs that support it.")
+    channels_last: bool = option(True, "Use the channels-last memory layout for images and feature maps.")
+    activation_checkpointing: bool = option(
+        False, "Recompute feature maps in the backward pass instead of storing them. Uses less memory and more time."
+    )
+    compile: bool = option(False, "Compile both networks with torch.compile.")
+    max_nonfinite: int = option(
+        20, "Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps are skipped.", minimum=1
+    )
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "grad_accumulation", "timeout_s", "max_nonfinite"):
-            require(getattr(self, name) > 0, f"train.{name}: {getattr(self, name)} must be above 0")
+        check_limits(self, "train")
         require(
             self.batch % self.grad_accumulation == 0,
-            f"train.batch: {self.batch} does not divide into train.grad_accumulation={self.grad_accumulation} micro-batches",
+            f"train.batch: {self.batch} is not a multiple of train.grad_accumulation={self.grad_accumulation}",
         )
-        require(self.world_size >= 0, f"train.world_size: {self.world_size} is negative")
 
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
-    """Sharding by network: plain DeepSpeed files. What is in them and in the launcher's configuration must agree."""
+    """DeepSpeed (ZeRO) configuration per network. It must agree with the launcher's configuration."""
 
-    generator: str = ""  # DeepSpeed JSON of the generator, such as configs/deepspeed/zero2.json; "" for what the launcher says
-    discriminator: str = ""  # the same of the discriminator; "" for what the launcher says, at most stage 2
+    generator: str = option(
+        "", 'DeepSpeed JSON file of the generator, such as configs/deepspeed/zero2.json. "" takes the launcher\'s settings.'
+    )
+    discriminator: str = option("", 'DeepSpeed JSON file of the discriminator. "" takes the launcher\'s settings, at most ZeRO stage 2.')
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run writes, and when (in images)."""
+    """The run folder: where a run writes, and how often. Intervals are in images shown."""
 
-    dir: str = "runs/default"  # the run folder
-    resume: Literal["auto", "never"] = "auto"  # go on from the newest whole checkpoint of the folder, or refuse a folder that has one
-    log_every: int = 1_000  # images between lines of progress and metrics
-    grid_every: int = 10_000  # images between attribute grids
-    save_every: int = 10_000  # images between checkpoints
-    keep_last: int = 3  # newest checkpoints that stay; 0 keeps all
-    trace: int = 0  # steps to trace with torch.profiler, from the fourth of each start on, for TensorBoard's profiler page
-    scratch: str = ""  # folder on a local disk through which checkpoints are written in the background, to free their memory early
+    dir: str = option("runs/default", "Run folder, for checkpoints, logs and images. Use a new one for each run.")
+    resume: Literal["auto", "never"] = option(
+        "auto", "Resume from the newest complete checkpoint in the run folder (`auto`), or fail if the folder has one (`never`)."
+    )
+    log_every: int = option(1_000, "Images between log lines and metrics.", minimum=1)
+    grid_every: int = option(10_000, "Images between attribute grids.", minimum=1)
+    save_every: int = option(10_000, "Images between checkpoints.", minimum=1)
+    keep_last: int = option(3, "Number of newest checkpoints to keep. 0 keeps all.", minimum=0)
+    trace: int = option(0, "Number of steps to profile with torch.profiler, from the fourth step of each start. 0 is off.", minimum=0)
+    scratch: str = option(
+        "",
+        'Folder on a local disk that buffers checkpoints while they are written in the background, to free memory early. "" is none.',
+    )
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "grid_every", "save_every"):
-            require(getattr(self, name) > 0, f"run.{name}: {getattr(self, name)} must be above 0")
-        for name in ("keep_last", "trace"):
-            require(getattr(self, name) >= 0, f"run.{name}: {getattr(self, name)} is negative")
-        require(bool(self.dir), "run.dir: is empty; name the folder of the run")
+        check_limits(self, "run")
+        require(bool(self.dir), "run.dir: is empty; give a run folder, such as run.dir=runs/first")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation while training, by a process beside it; needs checkpoints, so ``run.save_every`` bounds how often."""
+    """Evaluation during training, in a background process. It reads checkpoints, so ``run.save_every`` limits how often it runs."""
 
-    every: int = 0  # images between evaluations, at least; 0 for none
-    split: str = "val"  # held-out split of the shards
-    best: Literal["kid", "control_score"] = "kid"  # RUN/best keeps the checkpoint of the smallest KID, or the one that obeys best
-    count: int = 1_024  # tiles generated for image quality
-    sweeps: int = 64  # latents of which every attribute is moved
-    features: str = "efficientnet-lite0"  # what sees the tiles; see attributegan-evaluate --help
+    every: int = option(0, "Least number of images between evaluations. 0 turns evaluation off.", minimum=0)
+    split: str = option("val", "Held-out split of the shard set to evaluate on.")
+    best: Literal["kid", "control_score"] = option(
+        "kid", "Criterion for the checkpoint kept in RUN/best: the lowest KID, or the highest control score."
+    )
+    count: int = option(1_024, "Number of generated tiles for image quality metrics.", minimum=16)
+    sweeps: int = option(64, "Number of latents for which every attribute is moved through its levels.", minimum=2)
+    features: str = option("efficientnet-lite0", "Feature network of the metrics; see attributegan-evaluate --help.")
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, f"evaluate.every: {self.every} is negative")
-        for name, least in (("count", 16), ("sweeps", 2)):
-            require(getattr(self, name) >= least, f"evaluate.{name}: {getattr(self, name)} must be at least {least}")
+        check_limits(self, "evaluate")
 
 
 @dataclass(frozen=True)
 class Config:
+    """All options of a training run."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -265,90 +379,57 @@ class Config:
     def __post_init__(self) -> None:
         require(
             (self.loss.auxiliary > 0) == self.model.auxiliary_heads,
-            f"loss.auxiliary: {self.loss.auxiliary} with model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
-            "heads and a weight above 0 go together",
+            f"loss.auxiliary: {self.loss.auxiliary} does not fit model.auxiliary_heads={str(self.model.auxiliary_heads).lower()}; "
+            "set loss.auxiliary > 0 together with model.auxiliary_heads=true",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars; `from_dict` reads it back."""
+        """Returns nested dicts, lists and scalars, which `from_dict` reads back."""
         return _plain(dataclasses.asdict(self))
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Fill a `Config` from nested mappings; what is not given keeps its default.
-
-    Raises:
-        ValueError: an unknown key, or a value of the wrong type or range; names ``where``, the key and the fix.
-    """
+    """Build a `Config` from nested mappings; options that are not given keep their defaults. Raises as `fill`."""
     return fill(Config, tree, where)
 
 
 def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -> T:
-    """Fill a dataclass of options from nested mappings, such as the ``section`` of a configuration; errors as in `from_dict`."""
-    try:
-        return _fill(cls, tree, prefix=f"{section}." if section else "")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    """`attributegan.options.fill` that also reads the names of earlier versions (`attributegan.old_names`)."""
+    if isinstance(tree, Mapping):
+        tree = with_current_keys(tree, f"{section}.", where) if section else with_current_names(tree, where)
+    return options.fill(cls, tree, where, section)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply ``section.key=value`` overrides (values in YAML syntax).
 
     Raises:
-        ValueError: see `from_dict`; names the override when that is what is wrong.
+        ValueError: As `options.fill`; names the override if the error is in one.
     """
     tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
-        section, dot, key = _current_option(dotted.strip(), repr(override)).partition(".")
-        require(bool(equals and dot and section and key), f"{override!r}: write overrides as section.key=value")
+        section, dot, key = current_option(dotted.strip(), repr(override)).partition(".")
+        require(bool(equals and dot and section and key), f"{override!r}: expected an override section.key=value, such as train.batch=64")
         try:
             parsed = strict_yaml.parse(value)
         except YAML_ERRORS as error:
-            raise ValueError(f"{override!r}: the value is not YAML: {error}") from None
+            raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from None
         branch = tree.setdefault(section, {})
         require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
-        branch[key] = parsed
+        branch |= with_current_keys({key: parsed}, f"{section}.", repr(override))
         given[section] = given[f"{section}.{key}"] = override
     try:
-        return _fill(Config, tree, prefix="")
+        return options.fill(Config, tree, where="")
     except ValueError as error:
-        option = str(error).partition(":")[0]
-        where = repr(given[option]) if option in given else f"{path} with overrides" if given else str(path)
-        raise ValueError(f"{where}: {error}") from None
-
-
-def with_current_names(tree: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
-    """Sections of options with the names and values of earlier versions replaced by those of this one; logs what it replaced.
-
-    Raises:
-        ValueError: an option is given by both its names.
-    """
-    return {section: _renamed(branch, f"{section}.", where) if isinstance(branch, Mapping) else branch for section, branch in tree.items()}
-
-
-def _renamed(branch: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in branch.items():
-        option = _current_option(f"{prefix}{key}", where)
-        name = option.removeprefix(prefix)
-        require(name == key or name not in branch, f"{prefix}{key}: is now {option}, which is given too; leave the old name out")
-        values = RENAMED_VALUES.get(option, {})
-        if isinstance(value, str) and value in values:
-            log.warning("%s: %s=%s is now %s; the old value is read in this version only", where, option, value, values[value])
-            value = values[value]
-        result[name] = value
-    return result
-
-
-def _current_option(option: str, where: str) -> str:
-    if option in RENAMED_OPTIONS:
-        log.warning("%s: %s is now %s; the old name is read in this version only", where, option, RENAMED_OPTIONS[option])
-    return RENAMED_OPTIONS.get(option, option)
+        message = str(error).removeprefix(": ")
+        name = message.partition(":")[0]
+        where = repr(given[name]) if name in given else f"{path} with overrides" if given else str(path)
+        raise ValueError(f"{where}: {message}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file (no tags, no key twice); ValueError names the file when there is none."""
+    """Returns the mapping in a YAML file without tags and duplicate keys; ValueError names the file if it is not one."""
     tree = strict_yaml.read(path)
     tree = {} if tree is None else tree
     require(isinstance(tree, dict), f"{path}: expected sections with options, got {type(tree).__name__}")
@@ -356,61 +437,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Returns the resolved configuration as YAML."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
-
-
-def _fill(cls: type[T], tree: Any, prefix: str) -> T:
-    require(isinstance(tree, Mapping), f"{prefix.rstrip('.') or 'top level'}: expected a mapping of options, got {tree!r}")
-    tree = _renamed(tree, prefix, "configuration")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in tree:
-        require(key in known, f"{prefix}{key}: unknown option; known here are {', '.join(known)}")
-    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in tree.items()})
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotation says, or a ValueError that names the option."""
-    if dataclasses.is_dataclass(hint):
-        return _fill(typing.cast(type, hint), {} if value is None else value, prefix=f"{name}.")
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        require(value in choices, f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
-        return value
-    if origin is tuple:
-        require(isinstance(value, list | tuple), f"{name}: expected a list such as [a, b], got {value!r}")
-        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
-    if origin is dict:
-        require(isinstance(value, dict), f"{name}: expected a mapping such as {{NAME: value}}, got {value!r}")
-        return {str(key): _convert(typing.get_args(hint)[1], item, f"{name}.{key}") for key, item in value.items()}
-    return _convert_scalar(hint, value, name)
-
-
-def _convert_scalar(hint: type, value: Any, name: str) -> Any:
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:  # YAML reads 2e-4 as a string
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = float("nan")
-        require(number == number and abs(number) != float("inf"), f"{name}: {value!r} is not a finite number")
-        return number
-    if hint is int and isinstance(value, str | float):
-        try:  # 1e6 and 1_000_000 are how people write numbers of images
-            if float(value).is_integer():
-                return int(float(value))
-        except (ValueError, OverflowError):
-            pass
-    if hint is str and value is None:
-        return ""
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    require(type(value) is hint, f"{name}: expected {_WORDS[hint]}, got {value!r}")
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _plain(tree: Any) -> Any:

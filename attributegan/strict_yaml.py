@@ -1,6 +1,6 @@
-"""YAML as it is written: keys that come twice are refused, and texts stay texts where names are read.
+"""YAML reader for files written by people: rejects duplicate keys and, on request, keeps scalars as text.
 
-Every YAML file that people write goes through here.
+All YAML files of users are read here.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 
 import yaml
 
-# What PyYAML raises on text that is no YAML, or has tags and values that don't fit together (`!!bool maybe`).
+# Raised by PyYAML on invalid YAML, and on tags that do not fit their values (`!!bool maybe`).
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    """A mapping whose keys are all different; PyYAML would keep the last of equal ones and lose the others."""
+    """Returns a mapping; rejects duplicate keys, of which PyYAML would silently keep the last."""
     lines: dict[Hashable, int] = {}
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # what is written beside a `<<` replaces what it brings
+            continue  # keys next to a `<<` override the merged ones
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in lines:
-            where = f"lines {lines[key]} and {line}" if lines[key] != line else f"line {line}, twice"
-            raise ValueError(f"{key_node.value!r} stands there more than once ({where}); write it once")
+            where = f"lines {lines[key]} and {line}" if lines[key] != line else f"line {line}"
+            raise ValueError(f"duplicate key {key_node.value!r} ({where}); delete one")
         lines[key] = line
     if isinstance(loader, yaml.SafeLoader):
         loader.flatten_mapping(node)
@@ -33,20 +33,30 @@ def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) 
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses equal keys."""
+    """`yaml.SafeLoader` that rejects duplicate keys."""
 
 
 class _TextLoader(yaml.BaseLoader):
-    """The same, with every scalar as the text that stands there: ``no`` is "no", and ``1.0`` is "1.0"."""
+    """Loader that rejects duplicate keys and keeps scalars as text: ``no`` is "no", and ``1.0`` is "1.0"."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _TextLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-def parse(text: str, *, as_text: bool = False) -> Any:
-    """What ``text`` says; one of `YAML_ERRORS` when it is not YAML, or has a key twice. Builds plain values alone."""
+def parse(text: str, *, as_text: bool = False, name: str = "the value") -> Any:
+    """Returns the value of a YAML text, of plain Python types only.
+
+    Args:
+        text: The YAML.
+        as_text: Keep scalars as text.
+        name: Where the text is from, for error messages.
+
+    Raises:
+        YAML_ERRORS: The text is not valid YAML, or has a duplicate key.
+    """
     loader = (_TextLoader if as_text else _Loader)(text)
+    loader.name = name
     try:
         return loader.get_single_data()
     finally:
@@ -54,15 +64,18 @@ def parse(text: str, *, as_text: bool = False) -> Any:
 
 
 def read(path: str | Path, *, as_text: bool = False) -> Any:
-    """What a YAML file says.
+    """Returns the value of a YAML file.
 
     Args:
-        as_text: leave every scalar as the text that stands there.
+        path: The file, in UTF-8.
+        as_text: Keep scalars as text.
 
     Raises:
-        ValueError: not readable, not YAML, or a key twice; names the file.
+        ValueError: The file can't be read, is not valid YAML, or has a duplicate key; names the file.
     """
     try:
-        return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text)
-    except (OSError, *YAML_ERRORS) as error:
-        raise ValueError(f"{path}: not a readable YAML file: {error}") from error
+        return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text, name=str(path))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read: {error.strerror or error}") from error
+    except YAML_ERRORS as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error

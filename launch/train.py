@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attributegan import cli, config, errors
+from attributegan import cli, config, errors, option_help
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 from attributegan.run_dir import resolved_config, status
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES)
+    parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES, add_help=False)
+    option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
     return parser

@@ -1,6 +1,8 @@
-"""A cluster as a file in configs/slurm/: what a job asks Slurm for, and what is set for its processes.
+"""Cluster files (configs/slurm/): what a job requests from Slurm, and the environment of its processes.
 
-Owns every option, its default, its meaning and its check, and their translation for submitit.
+Owns every option, its default, its help and its checks, and their translation for submitit.
+docs/reference/configuration.md and configs/slurm/schema.json are made from the fields below; after a change, run
+``python docs/reference.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from attributegan import config
 from attributegan.config import read_yaml
 from attributegan.errors import require
+from attributegan.options import check_limits, option
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d\d)(?::(\d\d))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -22,49 +25,55 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """How the processes of a job reach each other: the one place for network cards, time-outs and NCCL."""
+    """Network between the processes of a job: interface, timeouts and NCCL settings."""
 
-    interface: str = ""  # network card for gloo and NCCL, such as ib0; "" takes the one that leads to the first node
-    environment: dict[str, str] = field(default_factory=dict)  # NCCL_*, GLOO_*, TORCH_NCCL_*: set in every training process
+    interface: str = option("", 'Network interface for Gloo and NCCL, such as ib0. "" takes the one that leads to the first node.')
+    environment: dict[str, str] = option({}, "Variables set in every training process, such as NCCL_DEBUG: WARN.")
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    nodes: int = 1
-    gpus_per_node: int = 0  # 0: train on CPU cores
-    tasks_per_node: int = 0  # training processes of each node; 0: one for each GPU, or one
-    cpus_per_task: int = 4  # a training process and its data.workers
-    memory: str = ""  # of each node, such as 64G; "" leaves it to the cluster
-    time: str = "24:00:00"  # limit, hours:minutes:seconds or days-hours:minutes:seconds; in quotes; the job goes on in a new turn after it
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    mail: str = ""  # address for word at the end and on failure
-    sbatch: dict[str, str] = field(default_factory=dict)  # any other option of sbatch: {exclude: node7, reservation: course}
-    srun: tuple[str, ...] = ()  # extra arguments of srun, such as --container-image=image.sqsh
-    setup: tuple[str, ...] = ()  # shell lines before training, such as module load cuda
-    environment: dict[str, str] = field(default_factory=dict)  # variables of the job
-    container: str = ""  # command in front of python, such as apptainer exec --nv image.sif
-    python: str = ""  # of the nodes (in the container, if there is one); "" takes the one that submits
-    signal_s: int = 120  # seconds before the time limit at which the run is told to save; longer than a step and a checkpoint
-    max_requeues: int = 3  # after errors in a row without a new checkpoint; preemption and time limit don't count
+    """One Slurm cluster and the size of the job."""
+
+    nodes: int = option(1, "Number of nodes.", minimum=1)
+    gpus_per_node: int = option(0, "GPUs per node. 0 trains on CPU cores.", minimum=0)
+    tasks_per_node: int = option(0, "Training processes per node. 0 is one per GPU, or one on CPUs.", minimum=0)
+    cpus_per_task: int = option(4, "CPU cores per training process, shared with its data.workers.", minimum=1)
+    memory: str = option("", 'Memory per node, such as 64G. "" takes the cluster\'s default.')
+    time: str = option(
+        "24:00:00",
+        "Time limit, as hours:minutes:seconds or days-hours:minutes:seconds, in quotes. At the limit the job saves, requeues and resumes.",
+    )
+    partition: str = option("", 'Partition. "" takes the cluster\'s default.')
+    account: str = option("", "Account to charge.")
+    qos: str = option("", "Quality of service.")
+    constraint: str = option("", "Required node features.")
+    mail: str = option("", "Address for mail at the end of the job and on failure.")
+    sbatch: dict[str, str] = option({}, "Any other options of sbatch, such as {exclude: node7, reservation: course}.")
+    srun: tuple[str, ...] = option((), "Extra arguments of srun, such as --container-image=image.sqsh.")
+    setup: tuple[str, ...] = option((), "Shell lines to run before the training, such as module load cuda.")
+    environment: dict[str, str] = option({}, "Environment variables of the job.")
+    container: str = option("", "Command in front of python, such as apptainer exec --nv image.sif.")
+    python: str = option("", 'Python on the nodes, or in the container. "" takes the one that submits.')
+    signal_s: int = option(
+        120, "Seconds before the time limit at which the run is signalled to save. Longer than a step and a checkpoint take.", minimum=1
+    )
+    max_requeues: int = option(
+        3, "Number of requeues after consecutive failures without a new checkpoint. Preemption and time limits do not count.", minimum=0
+    )
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "cpus_per_task", "signal_s"):
-            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
-        for name in ("gpus_per_node", "tasks_per_node", "max_requeues"):
-            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
+        check_limits(self)
         require(bool(_TIME.fullmatch(self.time)), f"time: {self.time!r} is not days-hours:minutes:seconds; put it in quotes: '24:00:00'")
-        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds are not within the time limit of {self.time}")
+        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds must be less than the time limit, {self.time}")
         for where, names in (("environment", self.environment), ("network.environment", self.network.environment)):
             bad = [name for name in names if not _NAME.fullmatch(name)]
-            require(not bad, f"{where}: {bad} are not names of variables")
+            require(not bad, f"{where}: {bad} are not names of environment variables")
 
     @property
     def minutes(self) -> int:
-        """The time limit, in whole minutes as Slurm counts."""
+        """The time limit in whole minutes, rounded up."""
         match = _TIME.fullmatch(self.time)
         assert match
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -80,11 +89,11 @@ class ClusterConfig:
 
     @property
     def command(self) -> str:
-        """What starts python on a node, as shell text."""
+        """The shell command that starts Python on a node."""
         return f"{self.container} {self.python or shlex.quote(sys.executable)}".strip()
 
     def parameters(self, name: str, setup: list[str], teardown: list[str]) -> dict[str, Any]:
-        """For submitit's SlurmExecutor; ``setup`` and ``teardown`` are shell lines around the training."""
+        """Returns the parameters of submitit's SlurmExecutor; ``setup`` and ``teardown`` are shell lines around the training."""
         optional = {
             "partition": self.partition,
             "account": self.account,
@@ -102,7 +111,7 @@ class ClusterConfig:
             "cpus_per_task": self.cpus_per_task,
             "time": self.minutes,
             "signal_delay_s": self.signal_s,
-            # One process that fails ends the others; Slurm does not hand the cores of a task on to srun.
+            # A failed process ends the others; Slurm does not pass the cores of a task on to srun.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_task}", *self.srun],
             "setup": [*self.setup, *setup],
             "teardown": teardown,
@@ -111,7 +120,7 @@ class ClusterConfig:
         }
 
     def exports(self) -> list[str]:
-        """Shell lines that set the variables of the job."""
+        """Returns shell lines that export the environment variables of the job."""
         return [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
 
     def network_environment(self) -> dict[str, str]:
@@ -120,9 +129,5 @@ class ClusterConfig:
 
 
 def load(path: str | Path) -> ClusterConfig:
-    """Read a cluster file.
-
-    Raises:
-        ValueError: an unknown key or a value of the wrong type or range; names the file, the key and the fix.
-    """
+    """Read a cluster file. Raises ValueError as `attributegan.options.fill`."""
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))

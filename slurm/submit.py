@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attributegan import cli, config
+from attributegan import cli, config, option_help
 from attributegan.config import Config
 from attributegan.run_dir import status
 from slurm import cluster_config as clusters
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES)
+    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False)
+    option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
     parser.add_argument("--cluster", required=True, metavar="FILE", help="a cluster, such as configs/slurm/gpu.yaml")
     parser.add_argument("--array", metavar="FILE", help="a sweep: every combination of its values is a run in a folder of run.dir")

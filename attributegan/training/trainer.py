@@ -20,11 +20,12 @@ from torch import Tensor
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
 from attributegan.checkpoint.writer import Writer, remove_remains
-from attributegan.config import Config, ModelConfig, fill, with_current_names
+from attributegan.config import Config, ModelConfig, fill
 from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.old_names import with_current_names
 from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema

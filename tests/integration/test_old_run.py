@@ -57,5 +57,5 @@ def test_old_names_of_options_and_fields_are_read(run: Path, tmp_path: Path, cap
 
 
 def test_option_by_both_names_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"run\.keep: is now run\.keep_last, which is given too"):
+    with pytest.raises(ValueError, match=r"run\.keep is now run\.keep_last, which is also given"):
         config.from_dict({"run": {"keep": 1, "keep_last": 2}})

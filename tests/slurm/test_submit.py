@@ -82,13 +82,13 @@ def test_every_option_reaches_the_script(tmp_path: Path, files: list[str]) -> No
     [
         ({"node": 2}, "node: unknown option"),
         ({"network": {"card": "ib0"}}, "network.card: unknown option"),
-        ({"nodes": 0}, "nodes: 0 must be above 0"),
+        ({"nodes": 0}, "nodes: 0 must be at least 1"),
         ({"time": 86400}, "time: '86400' is not"),
-        ({"time": "00:01:00"}, "signal_s: 120 seconds are not within"),
+        ({"time": "00:01:00"}, "signal_s: 120 seconds must be less than the time limit"),
         ({"environment": {"A B": 1}}, "environment: .'A B'. are not names"),
         ({"environment": ["A=1"]}, "environment: expected a mapping"),
         ({"setup": "module load cuda"}, "setup: expected a list"),
-        ({"max_requeues": -1}, "max_requeues: -1 is negative"),
+        ({"max_requeues": -1}, "max_requeues: -1 must be at least 0"),
     ],
 )
 def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:

@@ -38,7 +38,7 @@ def test_yaml_with_other_attributes(tmp_path: Path) -> None:
         ("grade: {levels: [low, high], unknown: 1}\n", "unknown keys"),
         ("gr ade: [low, high]\n", "gr ade"),
         ("{}\n", "empty"),
-        ("a: [\n", "not a readable YAML file"),
+        ("a: [\n", "not valid YAML"),
     ],
 )
 def test_bad_schema_is_named(tmp_path: Path, text: str, named: str) -> None:

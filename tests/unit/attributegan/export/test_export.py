@@ -336,7 +336,7 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
         (pickle_instead, r"model\.safetensors: not the weights.*No such file"),
         (lambda copy: (copy / "config.json").unlink(), "copy: no config.json with `model` and `attributes` there"),
         (lambda copy: (copy / "config.json").write_text('{"model":'), r"copy: its config\.json is damaged"),
-        (edit_config(model={"image_size": 33}), r"config\.json: model\.image_size: 33 is not a power of two"),
+        (edit_config(model={"image_size": 33}), r"config\.json: model\.image_size: 33 is not one of 32, 64"),
         (edit_config(model={"depth": 3}), r"config\.json: model\.depth: unknown option"),
         (edit_config(attributes=["tone"]), r"config\.json: attributes: expected a list of mappings"),
         (edit_config(attributes=[{"name": "tone", "levels": ["dark"]}]), "attribute tone: needs at least 2 levels"),
