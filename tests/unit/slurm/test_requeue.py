@@ -214,3 +214,8 @@ def test_start_that_no_process_took_part_in_names_the_log(job: Path, capsys: pyt
     assert f"srun ended with status 5 before any training process began; see the log in {job}" in capsys.readouterr().err
     assert requeue.conclude(job, 1, [], 0) == "end"
     assert requeue.conclude(job, 1, [ended(0, 0)], 5) == "requeue"
+
+
+def test_status_0_is_no_signal() -> None:
+    assert "signal" not in str(ExitRecord(0, 1, "node0", 0)) and "status 0" in str(ExitRecord(0, 1, "node0", 0))
+    assert "signal 9 (SIGKILL)" in str(ExitRecord(0, 1, "node0", -9))

@@ -176,3 +176,10 @@ def test_spread_is_that_of_tiles_of_one_label() -> None:
     assert control.spread(tiles, levels) == (10 + 30) / 2
     assert control.spread(tiles[:2], levels[:2]) is None
     assert control.spread(np.repeat(tiles[:1], 5, axis=0), levels) == 0
+
+
+def test_one_level_alone_has_neither_order_nor_agreement() -> None:
+    """All rows of one level: perfect predictions agree by chance alone, and have nothing to rank."""
+    found = control.scores(np.array([2, 2, 2]), np.array([2.0, 2.0, 2.0]), (1, 2, 3))
+    assert (found.accuracy, found.mae, found.kappa, found.spearman) == (1, 0, 0, 0)
+    assert control.spearman_ceiling(1) == 1

@@ -200,3 +200,14 @@ def test_distances_of_the_smallest_sets() -> None:
     one = np.array([[3.0, 4.0]])
     assert quality.frechet_distance(one, np.zeros((1, 2))) == 25
     assert quality.kernel_distance(np.ones((2, 1)), np.ones((2, 1))).value == 0
+
+
+def test_frechet_distance_of_two_tiles_has_the_unbiased_variance() -> None:
+    assert quality.frechet_distance(np.array([[0.0], [2.0]]), np.zeros((2, 1))) == pytest.approx(1 + 2)
+
+
+def test_features_in_single_precision_are_compared_in_double() -> None:
+    x, y = (1e4 + np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32) for seed in (0, 1))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    direct = np.linalg.norm(x.astype(float)[:, None] - y.astype(float), axis=2)
+    np.testing.assert_allclose(quality.distances(x, y), direct, rtol=1e-6)

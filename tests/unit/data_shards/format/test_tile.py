@@ -159,3 +159,9 @@ def test_png_has_the_same_bytes_for_the_same_pixels() -> None:
     image = numbered(8, 8)
     assert tile.encode_png(np.asarray(image)) == tile.encode_png(image)
     assert np.array_equal(tile.decode(tile.encode_png(image)), np.asarray(image))
+
+
+def test_size_of_a_jpeg_of_one_pixel() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "JPEG")
+    assert tile.jpeg_size(stream.getvalue()) == (1, 1)
