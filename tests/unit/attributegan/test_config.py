@@ -103,11 +103,3 @@ def test_accelerate_files_are_ones_that_accelerate_reads(path: Path) -> None:
 
     tree = yaml.safe_load(path.read_text())
     assert load_config_from_file(str(path)).num_processes == tree["num_processes"]
-
-
-def test_readme_lists_every_option_with_its_default() -> None:
-    readme = (CONFIGS.parent / "README.md").read_text()
-    for section, options in Config().to_dict().items():
-        for name, default in options.items():
-            shown = str(default).lower() if isinstance(default, bool) else str(default).replace("'", "")
-            assert f"| `{section}.{name}` | {f'`{shown}`' if shown else ''} |" in readme
