@@ -39,7 +39,7 @@ test: lint
 test-fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --durations=15 -m 'not slow'
 
-docs: venv # the documentation site, in build/site; open build/site/index.html
+docs: venv # builds build/site; with its search: python -m http.server --directory build/site
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 chaos: venv

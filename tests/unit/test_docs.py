@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 README_WORDS = 900
-NAMING_SOURCES = [
+NAMING_SOURCES = [ROOT / "CHANGELOG.md", ROOT / "Makefile"] + [
     path
     for folder in ("attributegan", "configs", "data_shards", "launch", "slurm", "tools", "tests")
     for path in sorted((ROOT / folder).rglob("*"))
@@ -104,4 +104,5 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(200))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "usage: attributegan-shard pack" in (tmp_path / "site" / "reference" / "commands.html").read_text()
+    assert not [path for path in (tmp_path / "site").rglob("*.html") if re.search(r"(?:src|url)=.?https?:", path.read_text())]
     assert "from_pretrained" in (tmp_path / "site" / "reference" / "python-api.html").read_text()
