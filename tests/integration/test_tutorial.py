@@ -25,7 +25,7 @@ SMALLER = {  # options appended to the page's commands, so that they end within 
     "attributegan-train": "train.images=16 data.workers=0 run.grid_every=16",
     "attributegan-sample": "--precision fp32",
     "attributegan-explore": "--port 0 --precision fp32",
-    "attributegan-evaluate": "--count 16 --sweeps 2 --max-real 16 --precision fp32",
+    "attributegan-evaluate": "--count 16 --sweeps 2 --max-real 32 --precision fp32",
 }
 
 
