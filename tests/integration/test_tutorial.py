@@ -44,7 +44,9 @@ def write_slide(path: Path, seed: int) -> None:
     tifffile = pytest.importorskip("tifffile", reason="needs attributegan[slides]")
     levels = [[1 + (row + column + seed) % 4, 1 + row % 3, 1, 1 + column % 2, 1 + row % 4] for row in range(SIDE) for column in range(SIDE)]
     tiles = [phantom.render(each, 256, seed, number) for number, each in enumerate(levels)]
-    pixels_HWC = np.concatenate([np.concatenate(tiles[row * SIDE : (row + 1) * SIDE], axis=1) for row in range(SIDE)])
+    rows = [np.concatenate(tiles[row * SIDE : (row + 1) * SIDE], axis=1) for row in range(SIDE)]
+    grain_HWC = np.random.default_rng(seed).normal(0, 4, (SIDE * 256, SIDE * 256, 3))  # as of a camera: without it tiles count as blurred
+    pixels_HWC = (np.concatenate(rows) + grain_HWC).clip(0, 255).astype(np.uint8)
     tifffile.imwrite(path, pixels_HWC, photometric="rgb", tile=(256, 256), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
 
 
