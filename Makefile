@@ -1,19 +1,19 @@
 # make quickstart: from nothing to a trained model and its pictures.   make test: lint, types, tests, coverage.
 # make test-fast: lint, types, and the tests that start no processes, in at most 3 minutes.
 # make chaos, make fuzz, make mutants: long tests of reliability and of the tests (docs/reliability.md, docs/mutants.md).
-# make licences, make audit: of the packages that are used.
+# make docs: the documentation site.   make licences, make audit: of the packages that are used.
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch# what to install as torch: see "Choosing torch" in the README
+TORCH ?= torch# what to install as torch: see docs/install.md
 BIN := $(VENV)/bin
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder# of pytest-xdist; the order is that of tests/conftest.py
 WORKERS ?= 2# of make test: test files that run at once
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
 SAMPLE ?= 40# of make mutants, for each module
-EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,measure,export,explore,dev
+EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,measure,export,explore,dev,docs
 
-.PHONY: venv quickstart test test-fast lint chaos fuzz mutants licences audit clean
+.PHONY: venv quickstart test test-fast lint docs chaos fuzz mutants licences audit clean
 
 venv: $(VENV)/.installed
 
@@ -38,6 +38,9 @@ test: lint
 
 test-fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --durations=15 -m 'not slow'
+
+docs: venv # builds build/site; with its search: python -m http.server --directory build/site
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 chaos: venv
 	$(BIN)/python tests/chaos/run.py --cases $(CASES) $(SEED:%=--seed %)

@@ -1,4 +1,4 @@
-"""Write docs/licences.md: the packages that setup.cfg names and those of configs/constraints.txt, with their licences, as installed here.
+"""Write docs/licences.md: the packages of setup.cfg and configs/constraints.txt, as installed here, with their licences.
 
 .venv/bin/python docs/licences.py
 """
@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-HEAD = """# Licences of the packages that are used
+HEAD = """# Licences of dependencies
 
-Those of the environment that `make venv` sets up, as their own metadata name them; written by `make licences`. None of them is part of this
+The packages that `make venv` installs, with the licences in their metadata; written by `make licences`. None of them is part of this
 repository.
 
 | package | version | licence |
@@ -19,7 +19,7 @@ repository.
 
 
 def licence(package: metadata.PackageMetadata) -> str:
-    """The licence expression, the classifiers, or the first line of the licence's own field."""
+    """Return the licence expression, the classifiers, or the first line of the licence field."""
     classifiers = [entry.rpartition(" :: ")[2] for entry in package.get_all("Classifier") or [] if entry.startswith("License ::")]
     stated = package.get("License-Expression") or ", ".join(classifiers) or (package.get("License") or "").strip().splitlines()[:1]
     return stated if isinstance(stated, str) else "".join(stated)[:60]

@@ -78,7 +78,7 @@ class Runtime:
         if train.world_size not in (0, self.world):
             raise ValueError(
                 f"train.world_size: {train.world_size} were asked for, the launcher gave {self.world}; "
-                "see `Many processes` in the README for launch commands that start them all"
+                "docs/multinode.md has launch commands that start them all"
             )
         if not train.world_size and (why := launcher.launch_problem(self.environ)):
             raise ValueError(f"{why} (or train.world_size={self.world}, if that is what you want)")

@@ -38,7 +38,8 @@ class Features:
         version: of what was loaded: package version, hash of the weights.
         size: pixels that tiles are resized to, antialiased (Parmar et al., CVPR 2022).
         network: images_BCHW, normalised -> (B, D), or (B, D, h, w), which is averaged over the map.
-        mean, std: of the normalisation, on a scale of 0 to 1.
+        mean: of the normalisation, on a scale of 0 to 1.
+        std: likewise.
     """
 
     name: str

@@ -20,8 +20,8 @@ class ShardSet:
     """One split of a shard set, opened for reading.
 
     Args:
-        place: folder or URL of the set, for messages.
-        folder: of its index, on this machine.
+        location: folder or URL of the set, for messages.
+        folder: local folder of its index.
     """
 
     location: str
