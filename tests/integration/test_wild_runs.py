@@ -150,7 +150,7 @@ def test_a_set_that_was_packed_anew_is_reported(numbered: tuple[Path, Path], tmp
     other = small_set(tmp_path / "other", 15)
     options = ["--config", str(tmp_path / "run" / "config.yaml"), f"run.dir={tmp_path / 'run'}"]
     assert train([*options, f"data.shards={other}", "train.images=16"]) == 0
-    assert "was packed anew: from 8 images on, tiles are those of another set" in (tmp_path / "run" / "train.log").read_text()
+    assert "has changed since the checkpoint: from 8 images on, training uses the new tiles" in (tmp_path / "run" / "train.log").read_text()
     assert train([*options, f"data.shards={other}", "train.images=2"]) == 2
     assert "train.images: 2 is below the 16 that" in capsys.readouterr().err
     now = status.read(tmp_path / "run")
