@@ -189,7 +189,7 @@ def _train(
             update_status(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(folder, config.dump(settings))
-                evaluator.start()  # it reads the status file to detect the end of the run
+                evaluator.start()  # reads train.images from config.yaml, to know which checkpoint is the last
             for line in trainer.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)

@@ -1,6 +1,6 @@
-"""A cluster as a file in configs/slurm/: what a job asks Slurm for, and what is set for its processes.
+"""The cluster configuration (configs/slurm/*.yaml): resources to request from Slurm and the environment of the processes.
 
-Owns every option, its default, its meaning and its check, and their translation for submitit.
+Owns each option with its default, help and check, and the conversion to parameters of submitit.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """How the processes of a job reach each other: the one place for network cards, time-outs and NCCL."""
+    """Network between the processes of a job: interfaces, time-outs and NCCL settings."""
 
-    interface: str = ""  # network card for gloo and NCCL, such as ib0; "" takes the one that leads to the first node
-    environment: dict[str, str] = field(default_factory=dict)  # NCCL_*, GLOO_*, TORCH_NCCL_*: set in every training process
+    interface: str = ""  # network interface for gloo and NCCL, such as ib0; "": the one with the route to the first node
+    environment: dict[str, str] = field(default_factory=dict)  # NCCL_*, GLOO_*, TORCH_NCCL_*: set in all training processes
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     nodes: int = 1
-    gpus_per_node: int = 0  # 0: train on CPU cores
-    tasks_per_node: int = 0  # training processes of each node; 0: one for each GPU, or one
-    cpus_per_task: int = 4  # a training process and its data.workers
-    memory: str = ""  # of each node, such as 64G; "" leaves it to the cluster
-    time: str = "24:00:00"  # limit, hours:minutes:seconds or days-hours:minutes:seconds; in quotes; the job goes on in a new turn after it
+    gpus_per_node: int = 0  # 0: train on CPUs
+    tasks_per_node: int = 0  # training processes per node; 0: one per GPU, or one
+    cpus_per_task: int = 4  # for a training process and its data.workers
+    memory: str = ""  # per node, such as 64G; "": the default of the cluster
+    time: str = (
+        "24:00:00"  # limit as hours:minutes:seconds or days-hours:minutes:seconds, in quotes; the job is requeued when it is reached
+    )
     partition: str = ""
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    mail: str = ""  # address for word at the end and on failure
-    sbatch: dict[str, str] = field(default_factory=dict)  # any other option of sbatch: {exclude: node7, reservation: course}
+    mail: str = ""  # address to notify of end and failure
+    sbatch: dict[str, str] = field(default_factory=dict)  # other options of sbatch, such as {exclude: node7, reservation: course}
     srun: tuple[str, ...] = ()  # extra arguments of srun, such as --container-image=image.sqsh
     setup: tuple[str, ...] = ()  # shell lines before training, such as module load cuda
-    environment: dict[str, str] = field(default_factory=dict)  # variables of the job
-    container: str = ""  # command in front of python, such as apptainer exec --nv image.sif
-    python: str = ""  # of the nodes (in the container, if there is one); "" takes the one that submits
-    signal_s: int = 120  # seconds before the time limit at which the run is told to save; longer than a step and a checkpoint
-    max_requeues: int = 3  # after errors in a row without a new checkpoint; preemption and time limit don't count
+    environment: dict[str, str] = field(default_factory=dict)  # environment variables of the job
+    container: str = ""  # command prefix of python, such as apptainer exec --nv image.sif
+    python: str = ""  # on the nodes (inside the container, if set); "": the Python that submits
+    signal_s: int = 120  # seconds before the time limit at which Slurm signals the run to save; longer than a step and a checkpoint
+    max_requeues: int = 3  # after consecutive errors without a new checkpoint; preemption and time limits do not count
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
@@ -57,14 +59,14 @@ class ClusterConfig:
         for name in ("gpus_per_node", "tasks_per_node", "max_requeues"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
         require(bool(_TIME.fullmatch(self.time)), f"time: {self.time!r} is not days-hours:minutes:seconds; put it in quotes: '24:00:00'")
-        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds are not within the time limit of {self.time}")
+        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds must be below the time limit of {self.time}")
         for where, names in (("environment", self.environment), ("network.environment", self.network.environment)):
             bad = [name for name in names if not _NAME.fullmatch(name)]
-            require(not bad, f"{where}: {bad} are not names of variables")
+            require(not bad, f"{where}: {bad} are not valid names of environment variables")
 
     @property
     def minutes(self) -> int:
-        """The time limit, in whole minutes as Slurm counts."""
+        """The time limit in minutes, rounded up, the unit of Slurm."""
         match = _TIME.fullmatch(self.time)
         assert match
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -80,11 +82,11 @@ class ClusterConfig:
 
     @property
     def command(self) -> str:
-        """What starts python on a node, as shell text."""
+        """The shell command that starts Python on a node."""
         return f"{self.container} {self.python or shlex.quote(sys.executable)}".strip()
 
     def parameters(self, name: str, setup: list[str], teardown: list[str]) -> dict[str, Any]:
-        """For submitit's SlurmExecutor; ``setup`` and ``teardown`` are shell lines around the training."""
+        """Returns parameters for submitit's SlurmExecutor; ``setup`` and ``teardown`` are shell lines before and after training."""
         optional = {
             "partition": self.partition,
             "account": self.account,
@@ -102,7 +104,7 @@ class ClusterConfig:
             "cpus_per_task": self.cpus_per_task,
             "time": self.minutes,
             "signal_delay_s": self.signal_s,
-            # One process that fails ends the others; Slurm does not hand the cores of a task on to srun.
+            # A failed process terminates the others. srun does not inherit --cpus-per-task from sbatch.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_task}", *self.srun],
             "setup": [*self.setup, *setup],
             "teardown": teardown,
@@ -111,18 +113,19 @@ class ClusterConfig:
         }
 
     def exports(self) -> list[str]:
-        """Shell lines that set the variables of the job."""
+        """Returns the shell lines that export the environment variables of the job."""
         return [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
 
     def network_environment(self) -> dict[str, str]:
-        cards = {"GLOO_SOCKET_IFNAME": self.network.interface, "NCCL_SOCKET_IFNAME": self.network.interface}
-        return {name: value for name, value in cards.items() if value} | self.network.environment
+        """Returns the environment variables of the network settings."""
+        interfaces = {"GLOO_SOCKET_IFNAME": self.network.interface, "NCCL_SOCKET_IFNAME": self.network.interface}
+        return {name: value for name, value in interfaces.items() if value} | self.network.environment
 
 
 def load(path: str | Path) -> ClusterConfig:
-    """Read a cluster file.
+    """Read a cluster configuration.
 
     Raises:
-        ValueError: an unknown key or a value of the wrong type or range; names the file, the key and the fix.
+        ValueError: an unknown key, or a value of the wrong type or range; the message names the file, the key and the fix.
     """
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))
