@@ -72,5 +72,5 @@ def command(settings: Config) -> list[str]:
         "shards-cache": settings.data.cache,
         "shards-cache-gb": settings.data.cache_gb,
     }
-    arguments = [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only
-    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, "--attached", *arguments]
+    words = [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only
+    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, "--attached", *words]

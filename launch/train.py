@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="training configuration, such as configs/train/small.yaml")
+    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that override the file")
     return parser
 

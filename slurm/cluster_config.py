@@ -59,10 +59,10 @@ class ClusterConfig:
         for name in ("gpus_per_node", "tasks_per_node", "max_requeues"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
         require(bool(_TIME.fullmatch(self.time)), f"time: {self.time!r} is not days-hours:minutes:seconds; put it in quotes: '24:00:00'")
-        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds must be below the time limit of {self.time}")
+        require(self.minutes * 60 > self.signal_s, f"signal_s: {self.signal_s} seconds must be less than the time limit, {self.time}")
         for where, names in (("environment", self.environment), ("network.environment", self.network.environment)):
             bad = [name for name in names if not _NAME.fullmatch(name)]
-            require(not bad, f"{where}: {bad} are not valid names of environment variables")
+            require(not bad, f"{where}: {bad} are not names of environment variables")
 
     @property
     def minutes(self) -> int:

@@ -74,7 +74,7 @@ def read(where: Path) -> list[ExitRecord]:
 
 
 def first_failure(records: Sequence[ExitRecord]) -> ExitRecord | None:
-    """Returns the record of the process that caused the others to exit: one that died silently, else the first that failed."""
+    """Returns the record of the process that caused the others to exit: a silent death, else the first that failed."""
     silent = [record for record in records if record.status is None]
     failed = sorted((record for record in records if record.failed), key=lambda record: record.when)
     if failed and silent:  # the failures are of peers that noticed the death

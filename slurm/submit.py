@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Submit a training run to Slurm. It resumes after preemption, time limits and node failures.", EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="training configuration, such as configs/train/paper.yaml")
+    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
     parser.add_argument("--cluster", required=True, metavar="FILE", help="cluster configuration, such as configs/slurm/gpu.yaml")
     parser.add_argument(
         "--array", metavar="FILE", help="sweep, such as configs/sweep/rates.yaml: a job array with a run for each combination of values"
