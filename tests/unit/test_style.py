@@ -14,7 +14,7 @@ COVERED = (  # files and folders
     "AGENTS.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
-    "configs/slurm",
+    "configs/slurm/plain.sbatch",
     "launch",
     "slurm",
     "tests/chaos",
