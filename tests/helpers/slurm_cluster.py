@@ -99,10 +99,10 @@ class Cluster:
         """Numbers of the processes on the nodes, those of the jobs and the daemon."""
         return [int(pid) for host in hosts for pid in _out("ip", "netns", "pids", self.names[host]).split()]
 
-    def job_processes(self) -> list[str]:
-        """Command lines of what jobs run on the nodes."""
+    def job_processes(self, *hosts: str) -> list[str]:
+        """Command lines of what jobs run on ``hosts`` (all nodes by default)."""
         lines = []
-        for pid in self.processes(*NODES):
+        for pid in self.processes(*(hosts or NODES)):
             with contextlib.suppress(OSError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if line and not line.startswith(("slurmd ", "slurmstepd:")):

@@ -156,7 +156,7 @@ def test_submitit_and_plain_sbatch_equal_one_host(cluster: Cluster, shards: Path
     job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "job ID or start of the run")
     assert job.state() in ("queued", "running")
     again = job.submit()
-    assert again.returncode == 2 and "already job 1" in again.stderr or "in use by" in again.stderr
+    assert again.returncode == 2 and ("already job 1" in again.stderr or "in use by" in again.stderr)
 
     plain = Job(cluster, shards, tmp_path / "plain", "train.images=80", "run.save_every=1000")
     arguments = [argument for argument in plain.arguments if argument not in ("--cluster", str(plain.files[1]))]
@@ -271,8 +271,9 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
     job.wait_end("FAILED")
     assert job.state() == "failed" and "rank 0 of 2, on node1" in job.status()["error"]
 
-    job.submitted()  # submit again, signal the job before the training starts, then cancel it
-    job.wait(lambda: cluster.job(job.id)["JobState"] == "RUNNING", 60, "start")
+    job.submitted()  # submitted again, preempted before training starts, and cancelled
+    # node2 runs nothing but the step. Before the step starts, scancel has nothing to send the signal to.
+    job.wait(lambda: cluster.job_processes("node2"), 60, "start of the step")
     _user_signal(job)
     job.wait_start(1)
     job.wait_images(8)
