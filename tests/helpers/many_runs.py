@@ -81,7 +81,7 @@ def _instrumented(job: Job) -> Iterator[None]:
             self.writer.folder = self.folder
         return found
 
-    def saved_and_instrumented(self: Trainer) -> None:
+    def save_facts(self: Trainer) -> None:
         saved(self)
         if job.facts:
             facts = self.runtime.all_gather_object(_facts(self))

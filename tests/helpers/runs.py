@@ -169,7 +169,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 def largest_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """Returns the largest relative difference (norm of the difference / norm) over the networks (weights and buffers).
 
-    Computed per network, not per tensor: the gradient of a bias before a batch norm is pure rounding error, so its relative error is undefined.
+    Computed per network, not per tensor: the gradient of a bias before a batch norm is only rounding error.
     """
     assert a.keys() == b.keys() and a
 

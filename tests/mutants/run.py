@@ -6,7 +6,7 @@
     python tests/mutants/run.py --report                                 reports existing results, runs nothing
 
 The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
-packages but nothing of the project; hook/ imports the mutant instead of its module. Only tests that cover the mutated line run, or all tests
+packages but nothing of the project; hook/ imports the mutant instead of its module. Only tests that cover the mutated line run, or all
 if coverage found none (lines that run in other processes). Results are appended to MODULE.jsonl in --out and reused: a mutant runs again if
 its module has changed, or if it survived, is not listed, and its tests have changed. Survivors listed in harmless.yaml, with a reason, do
 not count.
