@@ -121,7 +121,7 @@ def test_code_in_a_configuration_does_not_run(tmp_path: Path, tag: str) -> None:
 
 
 def test_no_file_of_ours_unpickles() -> None:
-    """The source has only `torch.load` with weights_only, arrays without pickles, and safe YAML; submitit's pickle of the job is not data."""
+    """Checks that the source uses `torch.load` with weights_only, arrays without pickles, and safe YAML; submitit's pickle is not data."""
     calls = {"pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "eval", "exec", "os.system", "os.popen", "marshal.loads"}
     for package in ("attributegan", "data_shards", "launch", "slurm", "tools"):
         for path in (ROOT / package).rglob("*.py"):
