@@ -26,6 +26,7 @@ COVERED = (  # files and folders
     "tests/unit/slurm",
     "tests/unit/test_style.py",
 )
+EXCLUDED = ("tests/data",)  # recorded files
 SUFFIXES = {".cff", ".cfg", ".css", ".html", ".js", ".md", ".py", ".sbatch", ".toml", ".yaml", ".yml"}
 BANNED = {  # regular expression: what to write instead
     r"(in|with) (\w+ )?words": "as text, as a message; or the message itself",
@@ -61,7 +62,8 @@ def text_files() -> Iterator[Path]:
         path = ROOT / name
         assert path.exists(), f"{name}: missing; correct COVERED"
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file() and file.suffix in SUFFIXES and "__pycache__" not in file.parts:
+            excluded = "__pycache__" in file.parts or any(file.is_relative_to(ROOT / folder) for folder in EXCLUDED)
+            if file.is_file() and file.suffix in SUFFIXES and not excluded:
                 yield file
 
 
