@@ -30,7 +30,7 @@ EXCLUDED = ("tests/data",)  # recorded files
 SUFFIXES = {".cff", ".cfg", ".css", ".html", ".js", ".md", ".py", ".sbatch", ".toml", ".yaml", ".yml"}
 BANNED = {  # regular expression: what to write instead
     r"(in|with) (\w+ )?words": "as text, as a message; or the message itself",
-    r"(re)?mend(s|ed|ing)?": "fix, repair",
+    r"mend(s|ed|ing)?": "fix, repair",
     r"an own": "its own",
     r"anew": "again",
     r"as they were": "unchanged",
