@@ -133,7 +133,7 @@ class Doctor:
         self.problems += diagnosis.check_addresses(all_facts) + diagnosis.check_memory(all_facts)
         if is_first:
             disk = f"shared disk {self.arguments.shared}: checked" if self.arguments.shared else "shared disk: not checked (--shared DIR)"
-            self._print([f"{self.world} processes", *_describe(all_facts), *lines, disk])
+            self._print([f"{self.world} process{'es' if self.world > 1 else ''}", *_describe(all_facts), *lines, disk])
 
     def _print(self, lines: Sequence[str]) -> None:
         """Print the report with a single write, so that output of other ranks does not interleave."""

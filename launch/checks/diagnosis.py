@@ -54,6 +54,7 @@ def check_launch(facts: Sequence[Facts], world: int, requested: int) -> list[str
 
 
 def check_versions(facts: Sequence[Facts]) -> list[str]:
+    """Finds versions that differ between processes."""
     found = []
     for name in facts[0].versions:
         by_version = _group_by(facts, lambda fact, name=name: fact.versions[name])  # type: ignore[misc]
@@ -64,6 +65,7 @@ def check_versions(facts: Sequence[Facts]) -> list[str]:
 
 
 def check_gpus(facts: Sequence[Facts]) -> list[str]:
+    """Finds GPUs that torch does not see, too few GPUs, GPUs shared by processes, and mixed device types."""
     found = []
     for on_node in _group_by(facts, lambda fact: fact.node):
         first = on_node[0]
@@ -105,6 +107,7 @@ def check_addresses(facts: Sequence[Facts]) -> list[str]:
 
 
 def check_memory(facts: Sequence[Facts]) -> list[str]:
+    """Finds machines with too little free memory or /dev/shm for their processes."""
     found = []
     for on_node in _group_by(facts, lambda fact: fact.node):
         host, count = on_node[0].host, len(on_node)
@@ -136,6 +139,7 @@ def check_clocks(facts: Sequence[Facts], offsets_s: Sequence[float]) -> list[str
 
 
 def check_speeds(speeds: Iterable[Speed]) -> list[str]:
+    """Finds slow networks between nodes."""
     return [
         f"{speed.group}: all-reduce moves {speed.bytes_per_s / 1e6:.0f} MB/s, too slow for gradients: select the fast network "
         "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, NCCL_IB_HCA; NCCL_DEBUG=INFO logs what NCCL uses)"
