@@ -32,6 +32,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --durations=15 --cov --cov-report=term:skip-covered

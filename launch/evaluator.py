@@ -1,6 +1,6 @@
-"""Evaluation beside a training run: one process of its own that looks at checkpoints, started and ended with the run.
+"""Background evaluation of checkpoints: a subprocess of the main process, started and stopped with the training run.
 
-It is in no collective, so that no rank ever waits for it; only the main process does, after the others have left.
+It joins no collective, so no rank waits for it during training; only the main process does, after the other ranks have exited.
 """
 
 from __future__ import annotations
@@ -15,47 +15,51 @@ from attributegan.config import Config
 
 log = logging.getLogger("attributegan")
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
-PATIENCE_S = 30.0  # from the wish to end to the kill
-SHARDS = "ATTRIBUTEGAN_SHARDS"  # variable with the address of the shards: it may have a secret, and every user sees command lines
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+TERMINATE_S = 30.0  # from SIGTERM to SIGKILL
+SHARDS = "ATTRIBUTEGAN_SHARDS"  # passes the URL of the shards: it may contain a secret, and command lines are visible to all users
 
 
 class BackgroundEvaluator:
-    """``attributegan-evaluate watch`` as a child of the main process, when ``evaluate.every`` asks for it."""
+    """Runs ``attributegan-evaluate watch`` as a child of the main process, if ``evaluate.every`` is set."""
 
     def __init__(self, settings: Config) -> None:
         self.settings, self.run = settings, Path(settings.run.dir)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """For the main process."""
+        """Start the evaluation; call on the main process only."""
         if not self.settings.evaluate.every:
             return
-        alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
-        environment = alone | {SHARDS: self.settings.data.shards}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
+        environment = inherited | {SHARDS: self.settings.data.shards}
         with (self.run / "evaluation.log").open("ab") as output:
             self.process = subprocess.Popen(command(self.settings), env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
     def end(self, wait: bool) -> None:
-        """After the last collective. ``wait``: until the last checkpoint is evaluated; else at once."""
+        """Stop the evaluation; call after the last collective.
+
+        Args:
+            wait: finish evaluating the last checkpoint first.
+        """
         if self.process is None:
             return
         if wait:
             log.info("waiting for the evaluation of the last checkpoint; progress is in %s", self.run / "evaluation.log")
             status = self.process.wait()
             if status:
-                log.warning("the evaluation ended with status %s; see %s", status, self.run / "evaluation.log")
+                log.warning("evaluation exited with status %s; see %s", status, self.run / "evaluation.log")
             return
         self.process.terminate()
         try:
-            self.process.wait(PATIENCE_S)
+            self.process.wait(TERMINATE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
 def command(settings: Config) -> list[str]:
-    """The evaluation's command line; where the shards are is in its environment."""
+    """Returns the command line of the evaluation; the URL of the shards is passed in its environment instead (`SHARDS`)."""
     evaluate = settings.evaluate
     options = {
         "every": evaluate.every,

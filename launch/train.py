@@ -1,4 +1,4 @@
-"""Put a training run together: configuration, shards, processes, networks; the target of ``accelerate launch``."""
+"""``attributegan-train``: sets up and runs training from configuration, shards and processes; the script for ``accelerate launch``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attributegan.attributes import PUBLISHED, AttributeSchema
 from attributegan.config import Config
 from attributegan.run_dir import resolved_config, status
 
-if TYPE_CHECKING:  # these import slowly, and help texts should not
+if TYPE_CHECKING:  # slow imports, deferred so that --help is fast
     from attributegan.distributed.runtime import Runtime
     from attributegan.training.loop import StopSignal
     from data_shards.loader.shard_set import ShardSet
@@ -31,13 +31,13 @@ EXAMPLES = """\
   attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
   accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes 2 \\
       launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
-Started again with the same run.dir, a run goes on from its newest checkpoint. Ctrl-C or SIGTERM saves first."""
+With the same run.dir, training resumes from the latest checkpoint. Ctrl-C and SIGTERM save a checkpoint before exiting."""
 
-FINISH_S = 5.0  # for a checkpoint that is being written when an error ends the run; a process whose part is missing may be gone
-TELL_S = 30.0  # to let the other processes know why this one ends
+FINISH_S = 5.0  # to finish a checkpoint write after an error; other ranks may have exited without writing their part
+REPORT_ERROR_S = 30.0  # to report an error to the other ranks before exiting
 log = logging.getLogger("attributegan")
 
-REMOTE_WINDOW = 8  # shards; fully random order would need all of a remote set at once
+REMOTE_WINDOW = 8  # in shards; a fully random order would need all shards of a remote set at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,32 +56,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES, add_help=False)
     option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that override the file")
     return parser
 
 
 def _settings(arguments: argparse.Namespace) -> Config:
-    """The configuration; when it can't be read here, the processes for which it can must not wait for this one."""
+    """Load the configuration; an error is reported to the other ranks, which would otherwise wait for this one."""
     try:
         return config.load(arguments.config, arguments.overrides)
     except ValueError as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from attributegan.distributed.rendezvous import wait_for_all_ranks
 
-            wait_for_all_ranks(TELL_S, str(error))
+            wait_for_all_ranks(REPORT_ERROR_S, str(error))
         raise
 
 
 def run(settings: Config) -> int:
-    """Train as ``settings`` say.
+    """Train with ``settings``.
 
     Returns:
-        the number of the signal that stopped the run early, 0 when it reached its end.
+        the number of the signal that stopped the run early, 0 if it finished.
 
     Raises:
-        ValueError: bad settings or data, or a run folder in use; before anything is computed.
-        TransientError: a store or a process that may answer another time.
-        PermanentError: an error that starting again would not mend.
+        ValueError: invalid settings or data, or a run folder in use; before any compute.
+        TransientError: a store or another process failed; retrying may succeed.
+        PermanentError: retrying would fail again.
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -92,25 +92,25 @@ def run(settings: Config) -> int:
     from launch.evaluator import BackgroundEvaluator
 
     runtime = Runtime(settings)
-    settings = runtime.config  # train.precision=auto is decided
+    settings = runtime.config  # with train.precision=auto resolved
     evaluator, code = BackgroundEvaluator(settings), None
     try:
 
-        def opened() -> tuple[ShardSet, AttributeSchema]:
+        def open_data() -> tuple[ShardSet, AttributeSchema]:
             shards = open_shards(settings)
             return shards, model_schema(settings, shards.schema)
 
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with Watchdog(runtime.rank, runtime.world, f"{runtime.launch_id} start", lambda: False):
-                shards, schema = runtime.run_and_raise_everywhere(opened)
-                settings = _to_write_down(settings)  # the set is open, and the rest needs no address
+                shards, schema = runtime.run_and_raise_everywhere(open_data)
+                settings = _redacted(settings)  # the shards are open; the URL is not needed from here on
                 sharding = {f"sharding of the {name}": str(how) for name, how in runtime.sharding.items()}
                 runtime.check_same(**facts(settings, shards), **sharding)
-                held.enter_context(_locked(settings, runtime))
-            stop = held.enter_context(StopSignal())
+                stack.enter_context(_locked(settings, runtime))
+            stop = stack.enter_context(StopSignal())
             init_logging(Path(settings.run.dir), runtime.is_main)
             runtime.log_precision()
-            # Launchers give each process a file for its error, and take the first one that is written for the cause.
+            # `record` writes the error to a file for the launcher, which reports the first one as the root cause.
             code = record(_train)(settings, shards, schema, runtime, stop, evaluator)
             assert code is not None
             return code
@@ -119,15 +119,15 @@ def run(settings: Config) -> int:
         evaluator.end(wait=code == 0)
 
 
-def _to_write_down(settings: Config) -> Config:
-    """``settings`` as the run folder has them and processes compare them: the address of the shards without what may be a secret."""
+def _redacted(settings: Config) -> Config:
+    """Returns ``settings`` without possible secrets in the URL of the shards, to be saved and compared between ranks."""
     from data_shards.storage import stores
 
     return replace(settings, data=replace(settings.data, shards=stores.redact(settings.data.shards)))
 
 
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
-    """What all processes of a run must have in common: options, code, data, and the versions that decide on numbers."""
+    """Returns what must be equal on all ranks: options, code, data, and the version of torch."""
     import torch
 
     from attributegan.run_dir import code_digest
@@ -147,7 +147,7 @@ def _train(
 
     folder = Path(settings.run.dir)
 
-    def tell(**changes: object) -> None:
+    def update_status(**changes: object) -> None:
         if runtime.is_main:
             status.update(folder, **changes)
 
@@ -170,23 +170,27 @@ def _train(
     trainer, began, before = None, 0, status.read(folder) if runtime.is_main else None
     with Watchdog(runtime.rank, runtime.world, runtime.launch_id, lambda: stop.signal != 0):
         try:
-            tell(state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.process_location())
+            update_status(
+                state="running", total=settings.train.images, processes=runtime.world, images_per_second=0.0, **status.process_location()
+            )
             trainer = Trainer(settings, schema, runtime)
             trainer.resume()
             began = trainer.images
             if began >= settings.train.images + settings.train.batch:
                 raise ValueError(
-                    f"train.images: {settings.train.images:,} is below the {began:,} that {settings.run.dir} has seen; "
-                    "ask for more, or for what it was asked before"
+                    f"train.images: {settings.train.images:,} is below the {began:,} that {settings.run.dir} was trained on; "
+                    "increase it, or set it to its previous value"
                 )
             if began and before and before.shards not in ("", shards.fingerprint):
                 log.warning(
-                    "data.shards: %s was packed anew: from %s images on, tiles are those of another set", shards.location, f"{began:,}"
+                    "data.shards: %s has changed since the checkpoint: from %s images on, training uses the new tiles",
+                    shards.location,
+                    f"{began:,}",
                 )
-            tell(images=began, error="", shards=shards.fingerprint)
+            update_status(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(folder, config.dump(settings))
-                evaluator.start()  # it reads there when the run is over
+                evaluator.start()  # reads train.images from config.yaml, to know which checkpoint is the last
             for line in trainer.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
@@ -195,46 +199,46 @@ def _train(
             finished = train(trainer, open_data, stop)
         except Exception as error:
             if isinstance(error, ValueError) and before and before.state == "finished":
-                status.restore(folder, before)  # a start that is refused makes no failure of a run that has ended well
+                status.restore(folder, before)  # a refused start does not change the status of a finished run
             else:
-                tell(state="failed", error=_in_words(error))
+                update_status(state="failed", error=_describe_error(error))
             if trainer is not None:
                 trainer.writer.finish(FINISH_S)
             if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
                 raise errors.PermanentError from error
             raise
         log.info(
-            "%s at %s images; tiles: attributegan-sample %s --out DIR --sweep",
+            "%s at %s images; to sample tiles: attributegan-sample %s --out DIR --sweep",
             "finished" if finished else "stopped and saved",
             f"{trainer.images:,}",
             shlex.quote(settings.run.dir),
         )
-        tell(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
-        runtime.barrier()  # a launcher may end all processes when the first one does
+        update_status(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
+        runtime.barrier()  # a launcher may terminate all ranks when the first one exits
     return 0 if finished else stop.signal or signal.SIGTERM
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     from attributegan.distributed.watchdog import is_peer_failure
 
     if is_peer_failure(error):
-        return "another process of the run has ended; its own error, or the launcher's, says why. Start the same command to go on"
+        return "another process of the run exited; see its error or the launcher's output. Run the same command again to resume"
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
 def _locked(settings: Config, runtime: Runtime) -> Iterator[None]:
-    """The run folder for this run alone; when it is another's, every process is refused."""
+    """Hold the lock of the run folder; raises ValueError on every rank if another run holds it."""
     from attributegan.run_dir.lock import RunLock
 
-    lock, refusal = RunLock(Path(settings.run.dir), "training"), ""
+    lock, error_message = RunLock(Path(settings.run.dir), "training"), ""
     if runtime.is_main:
         try:
             lock.acquire()
         except ValueError as error:
-            refusal = str(error)
-    if refusal := runtime.broadcast_object(refusal):
-        raise ValueError(refusal)
+            error_message = str(error)
+    if error_message := runtime.broadcast_object(error_message):
+        raise ValueError(error_message)
     try:
         yield
     finally:
@@ -242,12 +246,12 @@ def _locked(settings: Config, runtime: Runtime) -> Iterator[None]:
 
 
 def _stopped_state(number: int) -> status.State:
-    """A Slurm job stopped by a signal comes again, unless it was SIGINT: that one is a person's."""
+    """Returns "preempted" for a Slurm job, which is requeued, except on SIGINT, which a user sends; else "stopped"."""
     return "preempted" if status.slurm_job() and number != signal.SIGINT else "stopped"
 
 
 def _is_permanent(error: Exception, took_a_step: bool) -> bool:
-    """Divergence from the last checkpoint on does, and memory that doesn't suffice for the first step."""
+    """Returns whether retrying would fail again: divergence, or out of memory before the first step."""
     from torch import OutOfMemoryError
 
     from attributegan.training.trainer import Diverged
@@ -257,13 +261,17 @@ def _is_permanent(error: Exception, took_a_step: bool) -> bool:
 
 
 def open_shards(settings: Config) -> ShardSet:
-    """The shards that ``settings`` name, to train on and to evaluate with; ValueError when they can't be used."""
+    """Open the shards to train on; also checks those to evaluate on.
+
+    Raises:
+        ValueError: the shards can't be used.
+    """
     from data_shards.loader.shard_set import ShardSet
     from data_shards.storage.cache import Cache
 
     data = settings.data
     cache = Cache.of(data.cache, data.cache_gb)
-    if settings.evaluate.every:  # refused now, not by the evaluation
+    if settings.evaluate.every:  # fail now rather than in the evaluation
         ShardSet.open(data.shards, settings.evaluate.split, data.assessable_only, cache, split_option="evaluate.split")
     return ShardSet.open(data.shards, data.split, data.assessable_only, cache, data.attributes)
 
@@ -280,10 +288,10 @@ def _order(settings: Config, shards: ShardSet) -> GlobalShuffle | WindowedShuffl
 
 
 def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
-    """The attributes that the model is asked to have; those of the data when nothing else is said.
+    """Returns the attributes of the model: those of ``model.attributes``, by default those of the data.
 
     Raises:
-        ValueError: they are not those of the data; names each difference.
+        ValueError: they differ from those of the data; the message names each difference.
     """
     name = settings.model.attributes
     schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name)

@@ -124,8 +124,9 @@ class ClusterConfig:
         return [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
 
     def network_environment(self) -> dict[str, str]:
-        cards = {"GLOO_SOCKET_IFNAME": self.network.interface, "NCCL_SOCKET_IFNAME": self.network.interface}
-        return {name: value for name, value in cards.items() if value} | self.network.environment
+        """Returns the environment variables of the network settings."""
+        interfaces = {"GLOO_SOCKET_IFNAME": self.network.interface, "NCCL_SOCKET_IFNAME": self.network.interface}
+        return {name: value for name, value in interfaces.items() if value} | self.network.environment
 
 
 def load(path: str | Path) -> ClusterConfig:

@@ -1,4 +1,4 @@
-"""The job that submitit pickles and starts once for each training process."""
+"""The job that submitit pickles and runs once per training process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainJob:
-    submission: str  # folder
-    index: int  # which of its runs
+    """A training run of a submission."""
+
+    submission: str  # folder of the submission
+    index: int  # of the run in the submission
 
     def __call__(self) -> int:
-        """Train as one process of the run; returns the exit status of the training.
+        """Run one training process; returns its exit status.
 
         Raises:
-            RuntimeError: the run failed; the message names the process whose error was first, with its traceback.
+            RuntimeError: the run failed; the message has the rank that failed first and its traceback.
         """
         from slurm.task import train
 

@@ -1,8 +1,8 @@
-"""What comes after the training processes of a job: the run's state, and whether the job starts again.
+"""Updates the status of the run after its training processes have exited, and requeues the job if needed.
 
-The batch script of a submission calls it when srun has ended (``python -m slurm.requeue SUBMISSION STATUS``): it outlives whatever
-befell the processes. A job that was told to stop starts again; so does one that failed, a bounded number of times in a row without a
-new checkpoint, unless the error would come again. A lost node ends the batch script too; then Slurm starts the job again by itself.
+The batch script of a submission calls it after srun (``python -m slurm.requeue SUBMISSION STATUS``), so it survives crashes of the
+training processes. A job stopped by a signal is requeued. A failed job is requeued up to ``max_requeues`` consecutive times without a new
+checkpoint, unless the error is permanent. If a node fails, the batch script dies too, and Slurm requeues the job by itself.
 """
 
 from __future__ import annotations
@@ -25,54 +25,60 @@ from slurm import exit_records
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
 
-TRIES = 5  # at reaching Slurm's controller
+RETRIES = 5  # of scontrol requeue
 
 
 def main() -> int:
-    for number in STOP_SIGNALS:  # this ends soon, and must not end sooner
+    for number in STOP_SIGNALS:  # must not be interrupted; exits soon anyway
         signal.signal(number, signal.SIG_IGN)
     submission, srun_status = Path(sys.argv[1]), int(sys.argv[2])
     job, index = status.slurm_job(), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     folder = Path(Plan.load(submission).runs[index].folder)
-    if (fate := _fate(job)) != "running":
+    if (state := _job_state(job)) != "running":
         if (now := status.read(folder)) and now.state != "finished":
-            status.update(folder, state="queued" if fate == "requeued" else "stopped", error="")
+            status.update(folder, state="queued" if state == "requeued" else "stopped", error="")
         return srun_status
-    ended = exit_records.read(exit_records.folder(submission, job, status.slurm_restarts()))
-    if not any(e.status is not None for e in ended) and srun_status - 128 in STOP_SIGNALS:
-        ended = [ExitRecord(0, 1, "", srun_status)]  # told to stop before it could even start
-    if conclude(submission, index, ended, srun_status) == "requeue":
+    records = exit_records.read(exit_records.folder(submission, job, status.slurm_restarts()))
+    if not any(record.status is not None for record in records) and srun_status - 128 in STOP_SIGNALS:
+        records = [ExitRecord(0, 1, "", srun_status)]  # stopped by a signal before any process started
+    if conclude(submission, index, records, srun_status) == "requeue":
         _requeue(job, folder)
-    first = exit_records.first_failure(ended)
+    first = exit_records.first_failure(records)
     return (first.status if first and first.status and first.status > 0 else 0) or srun_status
 
 
-def conclude(submission: Path, index: int, ended: Sequence[ExitRecord], srun_status: int = 0) -> Literal["requeue", "end"]:
-    """Write the run's state and say whether it is to be started again."""
+def conclude(submission: Path, index: int, records: Sequence[ExitRecord], srun_status: int = 0) -> Literal["requeue", "end"]:
+    """Update the status of the run; returns whether to requeue its job."""
     plan = Plan.load(submission)
     folder = Path(plan.runs[index].folder)
-    first = exit_records.first_failure(ended)
-    if first is None and not srun_status and all(record.status == 0 for record in ended):
+    first = exit_records.first_failure(records)
+    if first is None and not srun_status and all(record.status == 0 for record in records):
         return "end"
-    if first is None and any(record.stopped for record in ended):
+    if first is None and any(record.stopped for record in records):
         now = status.read(folder)
         if now and now.state in ("stopped", "finished"):
             return "end"
         status.update(folder, state="queued")
         return "requeue"
-    error = str(first) if first else f"srun ended with status {srun_status} before any training process began; see the log in {submission}"
+    error = (
+        str(first) if first else f"srun exited with status {srun_status} before any training process started; see the log in {submission}"
+    )
     print(f"error: {error}", file=sys.stderr, flush=True)
-    count = _errors_in_a_row(submission, index, folder)
+    count = _count_consecutive_errors(submission, index, folder)
     if (first and first.is_permanent) or count > plan.max_requeues:
         status.update(folder, state="failed", error=error)
         return "end"
-    print(f"starting again, {count} of at most {plan.max_requeues} times in a row without a new checkpoint", file=sys.stderr, flush=True)
+    print(
+        f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a new checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
     status.update(folder, state="queued", error=error)
     return "requeue"
 
 
-def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
-    """Counts this error; from 1 again when there is a checkpoint that was not there at the last one."""
+def _count_consecutive_errors(submission: Path, index: int, folder: Path) -> int:
+    """Count this error; returns the number of consecutive errors, which restarts at 1 after a new checkpoint."""
     newest = max((path.name for path in list_checkpoints(folder)), default="")
     path = submission / f"errors-{index}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
@@ -81,22 +87,23 @@ def _errors_in_a_row(submission: Path, index: int, folder: Path) -> int:
     return count
 
 
-def _fate(job: str) -> Literal["running", "requeued", "cancelled"]:
-    """What Slurm or a person has done to the job already; while it runs it is for us to decide."""
-    answer = _scontrol("show", "job", "-o", job)
-    fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", answer.stdout))
+def _job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
+    """Returns what Slurm or a user has done with the job already; "running" if it is still to be decided."""
+    result = _scontrol("show", "job", "-o", job)
+    fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", result.stdout))
     if fields.get("JobState", "RUNNING") == "RUNNING":
         return "running"
     return "requeued" if int(fields.get("Restarts", "0")) > status.slurm_restarts() else "cancelled"
 
 
 def _requeue(job: str, folder: Path) -> None:
-    for wait_s in [2.0**k for k in range(TRIES)]:
-        answer = _scontrol("requeue", job)
-        if answer.returncode == 0:
+    """Requeue the job, with retries and exponential backoff."""
+    for wait_s in [2.0**k for k in range(RETRIES)]:
+        result = _scontrol("requeue", job)
+        if result.returncode == 0:
             return
         time.sleep(wait_s)
-    error = f"Slurm does not start job {job} again: {answer.stderr.strip()}; submit the run once more"
+    error = f"scontrol requeue {job} failed: {result.stderr.strip()}; submit the run again"
     print(f"error: {error}", file=sys.stderr)
     status.update(folder, state="failed", error=error)
 

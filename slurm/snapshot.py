@@ -1,4 +1,4 @@
-"""The code of a submission: copied, so that a job that waits or starts again runs what was submitted; with commit, changes, packages."""
+"""Snapshot of the code, commit, uncommitted changes and packages of a submission: queued and requeued jobs run the submitted code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def take(submission: Path) -> Path:
-    """Copy the packages to ``submission/code`` and write down what they are: commit.txt, changes.diff, environment.txt.
+    """Copy the code to ``submission/code`` and write commit.txt, changes.diff and environment.txt.
 
     Returns:
-        the folder to import from.
+        the folder to add to PYTHONPATH.
     """
     code = submission / "code"
     for package in PACKAGES:
@@ -30,21 +30,22 @@ def take(submission: Path) -> Path:
 
 
 def _git(*arguments: str) -> str:
-    """What git says; its complaint when it can't (no commit yet, a checkout of another user)."""
+    """Returns the output of git, or its error (no commit yet, a checkout of another user)."""
     try:
-        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace", timeout=60)
+        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"git: {error}\n"
-    return answer.stdout if answer.returncode in (0, 1) else answer.stderr
+    return result.stdout if result.returncode in (0, 1) else result.stderr
 
 
 def _untracked() -> str:
+    """Returns the untracked files as a diff."""
     names = _git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES).splitlines()
     return "".join(_git("diff", "--no-index", "--", "/dev/null", name) for name in names)
 
 
 def _environment() -> str:
-    """Python and the packages that it has, as pip freeze writes them."""
+    """Returns the version of Python and the installed packages, in the format of pip freeze."""
     packages = {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}
     return f"# Python {platform.python_version()}, {platform.platform()}, {sys.executable}\n" + "".join(
         f"{line}\n" for line in sorted(packages, key=str.lower)

@@ -1,4 +1,4 @@
-"""What a submission is to do, as its job reads it: runs, processes, limits. A JSON file in the folder of the submission."""
+"""The plan of a submission, a JSON file in its folder that the job reads: runs, processes, limits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ FILE = "plan.json"
 @dataclass(frozen=True)
 class Run:
     folder: str  # the run folder
-    config: str  # file with all its options
+    config: str  # path of the resolved configuration
 
 
 @dataclass(frozen=True)
 class Plan:
     processes: int
-    max_requeues: int
+    max_requeues: int  # consecutive, without a new checkpoint
     environment: dict[str, str]  # of the training processes
-    runs: list[Run]  # one for each job of the array; one
+    runs: list[Run]  # one per task of the job array; one without an array
 
     def save(self, submission: Path) -> None:
         (submission / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")

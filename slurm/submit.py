@@ -1,6 +1,6 @@
-"""``attributegan-submit``: hand a training run, or a sweep of them, to Slurm.
+"""``attributegan-submit``: submits a training run, or a sweep of them, to Slurm.
 
-Owns the command line, the checks before anything is submitted, and the folder of a submission. What then runs is job.py and requeue.py.
+Owns the command line, the checks before submission, and the submission folder. The job itself is in job.py and requeue.py.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from attributegan.run_dir import status
 from slurm import cluster_config as clusters
 from slurm.cluster_config import ClusterConfig
 
-if TYPE_CHECKING:  # imports slowly, and help texts should not
+if TYPE_CHECKING:  # slow import, deferred so that --help is fast
     from submitit.core.core import Job, PicklingExecutor
 
 EXAMPLES = """\
   attributegan-submit --config configs/train/paper.yaml --cluster configs/slurm/gpu.yaml data.shards=shards run.dir=runs/paper
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/sweep/rates.yaml
-  attributegan-runs runs                                                                          what became of them
-docs/cluster.md leads through a new cluster in ten minutes."""
+  attributegan-runs runs                                                                          show their states
+To set up a new cluster, see docs/cluster.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,26 +46,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False)
     option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
-    parser.add_argument("--cluster", required=True, metavar="FILE", help="a cluster, such as configs/slurm/gpu.yaml")
-    parser.add_argument("--array", metavar="FILE", help="a sweep: every combination of its values is a run in a folder of run.dir")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
-    where.add_argument("--local", action="store_true", help="run the same job in processes of this machine, to look for mistakes")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
+    parser.add_argument("--cluster", required=True, metavar="FILE", help="cluster configuration, such as configs/slurm/gpu.yaml")
+    parser.add_argument(
+        "--array", metavar="FILE", help="sweep, such as configs/sweep/rates.yaml: a job array with a run for each combination of values"
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
+    mode.add_argument("--local", action="store_true", help="run the job on this machine without Slurm, to test it")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that override the file")
     return parser
 
 
 def submit(options: argparse.Namespace) -> None:
-    """Submit what the command line says.
+    """Submit the runs of the command line.
 
     Raises:
-        ValueError: bad settings or data, a run that is alive or waits already, or no Slurm.
+        ValueError: invalid settings or data, a run that is already running or queued, or no Slurm.
     """
     cluster = clusters.load(options.cluster)
     if options.array and options.local:
-        raise ValueError("--array: is for Slurm; try one of the runs with --local first")
+        raise ValueError("--array: requires Slurm; test a single run with --local first")
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()
-    runs = [_settled(run, cluster.processes) for run in _runs(options, home)]
+    runs = [_resolve(run, cluster.processes) for run in _runs(options, home)]
     if options.dry_run:
         print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if len(runs) > 1 else 0))
         return
@@ -76,12 +78,13 @@ def submit(options: argparse.Namespace) -> None:
         for run in runs:
             _lock(Path(run.run.dir), locks)
         submission = _write_submission(home, runs, cluster)
-        jobs = _hand_over(submission, home.name, runs, cluster, options)
+        jobs = _submit_jobs(submission, home.name, runs, cluster, options)
     print("\n".join(f"{run.run.dir}: job {job.job_id}, {cluster.processes} processes" for run, job in zip(runs, jobs, strict=True)))
     print(f"logs:    {submission}\nfollow:  attributegan-runs --follow {shlex.quote(runs[0].run.dir)}")
 
 
 def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
+    """Load the configuration of each run; those of a sweep get a folder in ``home``."""
     if not options.array:
         return [config.load(options.config, options.overrides)]
     from slurm import sweep
@@ -92,26 +95,26 @@ def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
     ]
 
 
-def _settled(run: Config, processes: int) -> Config:
-    """``run`` with its full path and the number of processes that it must find."""
-    train, share = run.train, run.train.grad_accumulation * processes
+def _resolve(run: Config, processes: int) -> Config:
+    """Returns ``run`` with an absolute run.dir and with train.world_size set to ``processes``."""
+    train, divisor = run.train, run.train.grad_accumulation * processes
     if train.world_size not in (0, processes):
-        raise ValueError(f"train.world_size: {train.world_size} were asked for, the cluster file gives {processes}; leave it out")
-    if train.batch % share:
         raise ValueError(
-            f"train.batch: {train.batch} does not divide into {processes} processes x {train.grad_accumulation} micro-batches "
+            f"train.world_size: is {train.world_size}, but the cluster configuration has {processes} processes; remove the option"
+        )
+    if train.batch % divisor:
+        raise ValueError(
+            f"train.batch: {train.batch} is not divisible by {processes} processes x {train.grad_accumulation} micro-batches "
             "(train.grad_accumulation); choose a multiple"
         )
     folder = str(Path(run.run.dir).resolve())
     if "%" in folder:
-        raise ValueError(
-            f"run.dir: {folder} has a %, with which Slurm begins patterns such as %j in the names of logs; choose another name"
-        )
+        raise ValueError(f"run.dir: {folder} contains %, which Slurm replaces in the names of logs (as in %j); choose another name")
     return dataclasses.replace(run, train=dataclasses.replace(train, world_size=processes), run=dataclasses.replace(run.run, dir=folder))
 
 
 def _check_data(runs: Sequence[Config]) -> None:
-    """What training would refuse is refused before it has waited in a queue."""
+    """Check the data of each run, so that errors appear before the job waits in the queue."""
     from launch.train import model_schema, open_shards
 
     for run in {(r.data, r.model.attributes): r for r in runs}.values():
@@ -119,7 +122,11 @@ def _check_data(runs: Sequence[Config]) -> None:
 
 
 def _lock(folder: Path, locks: ExitStack) -> None:
-    """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
+    """Lock the run folder until ``locks`` closes.
+
+    Raises:
+        ValueError: its run is already running or queued.
+    """
     from attributegan.run_dir.lock import RunLock, born
     from launch import squeue
 
@@ -130,20 +137,20 @@ def _lock(folder: Path, locks: ExitStack) -> None:
     if now is None or now.state == "finished":
         return
     if now.state == "queued" and now.host == socket.gethostname() and born(now.pid):
-        raise ValueError(f"run.dir: {folder} is about to be trained in on this machine (process {now.pid}); stop that first")
+        raise ValueError(f"run.dir: {folder} is already queued on this machine (process {now.pid}); stop that process first")
     if not now.job:
         return
-    known = squeue.states([now.job])
-    if known is None:
-        raise ValueError(f"run.dir: {folder} was submitted as job {now.job}, and Slurm does not answer what became of it; try again later")
-    if known.get(now.job, "COMPLETING") != "COMPLETING":
+    states = squeue.states([now.job])
+    if states is None:
+        raise ValueError(f"run.dir: {folder} was submitted as job {now.job}, and squeue failed, so its state is unknown; try again later")
+    if states.get(now.job, "COMPLETING") != "COMPLETING":
         raise ValueError(
-            f"run.dir: {folder} is job {now.job} already ({known[now.job]}); scancel {now.job} first, or choose another folder"
+            f"run.dir: {folder} is already job {now.job} ({states[now.job]}); run scancel {now.job} first, or choose another folder"
         )
 
 
 def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
-    """A new folder with code, configurations and the plan of what is to be done."""
+    """Create the submission folder with a snapshot of the code, the configurations and the plan."""
     from slurm import snapshot
     from slurm.submission import Plan, Run
 
@@ -155,53 +162,56 @@ def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig
     planned = []
     for index, run in enumerate(runs):
         path = submission / f"config-{index}.yaml"
-        path.touch(mode=0o600)  # the address of its shards may have a secret
+        path.touch(mode=0o600)  # the URL of the shards may contain a secret
         path.write_text(config.dump(run))
         planned.append(Run(run.run.dir, str(path)))
     Plan(cluster.processes, cluster.max_requeues, cluster.network_environment(), planned).save(submission)
     return submission
 
 
-def _hand_over(submission: Path, name: str, runs: Sequence[Config], cluster: ClusterConfig, options: argparse.Namespace) -> list[Job[Any]]:
+def _submit_jobs(
+    submission: Path, name: str, runs: Sequence[Config], cluster: ClusterConfig, options: argparse.Namespace
+) -> list[Job[Any]]:
+    """Submit a job for each run, with status "queued" in its run folder; restores the status if sbatch fails."""
     from submitit.core.utils import FailedJobError
 
     from slurm.job import TrainJob
 
     executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
     before = {run.run.dir: status.read(Path(run.run.dir)) for run in runs}
-    waiting = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
+    queued = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
     for run in runs:
-        status.update(Path(run.run.dir), total=run.train.images, **waiting)
+        status.update(Path(run.run.dir), total=run.train.images, **queued)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
-    with _uninterrupted(), _quiet(submission if options.local else None):  # a job without its pickle would wait for it in vain
+    with _uninterrupted(), _output_to_log(submission if options.local else None):  # a job without its pickle would never start
         try:
             submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
                 status.restore(Path(run.run.dir), before[run.run.dir])
             raise ValueError(
-                f"sbatch refuses the job: {_last_line(error)}. Correct {options.cluster}, submit where sbatch works, or try "
-                "the run on this machine with --local"
+                f"sbatch failed: {_last_line(error)}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
             ) from error
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
-            who = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}
+            process = {"host": socket.gethostname(), "pid": int(job.job_id)} if options.local else {"job": job.job_id}
             if now and now.state == "queued" and not now.job:
-                status.update(Path(run.run.dir), **who)
+                status.update(Path(run.run.dir), **process)
     return submitted
 
 
 def _last_line(error: BaseException) -> str:
-    """What sbatch said last, as submitit hands it on."""
+    """Returns the last line that sbatch printed, from submitit's exception or its cause."""
     for cause in (error, error.__cause__, error.__context__):
-        if said := getattr(cause, "stderr", None) or getattr(cause, "output", None):
-            text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        if output := getattr(cause, "stderr", None) or getattr(cause, "output", None):
+            text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
             return text.strip().splitlines()[-1].rstrip(".")
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
+    """Ignore SIGINT, SIGTERM and SIGHUP."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
@@ -211,8 +221,8 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(submission: Path | None) -> Iterator[None]:
-    """What is started here and stays says what it has to say in ``submission``, so that nothing waits for its output."""
+def _output_to_log(submission: Path | None) -> Iterator[None]:
+    """Redirect stdout and stderr to local.log in ``submission``: a local job outlives this command and must not hold its pipes open."""
     if submission is None:
         yield
         return
@@ -237,18 +247,18 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
             return 1 if dry else super().affinity()
 
         def script(self, array: int) -> str:
-            """The batch script, for ``array`` runs when that is not 0."""
+            """Returns the batch script, of a job array if ``array`` (its number of runs) is not 0."""
             self.parameters.update({"map_count": array} if array else {})
             return self._make_submission_file_text(self._submitit_command_str, "")
 
     executor = Executor(submission, python=cluster.command)
     setup = [
-        "trap : INT TERM USR1 USR2  # signals are for the training; what comes after it decides on the next start",
+        "trap : INT TERM USR1 USR2  # signals are for the training processes; slurm.requeue runs after they exit",
         *cluster.exports(),
         f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
     ]
-    after = f"{shlex.quote(sys.executable)} -m slurm.requeue {shlex.quote(str(submission))} $?"
-    executor.update_parameters(**cluster.parameters(name, setup, [after]))
+    requeue = f"{shlex.quote(sys.executable)} -m slurm.requeue {shlex.quote(str(submission))} $?"
+    executor.update_parameters(**cluster.parameters(name, setup, [requeue]))
     return executor
 
 

@@ -1,8 +1,8 @@
-"""One training process of a job: started, told of signals, watched, its end written down where the others see it.
+"""One task of a job: starts its training process, forwards signals, and writes an exit record for the other tasks.
 
-The training runs in a process of its own, the same `launch/train.py` that `accelerate launch` starts, so that whatever ends it (a
-signal, a crash in a library) leaves someone who knows. submitit's own handling of signals is replaced: its count of time-outs would give
-up on long runs. Who starts the job again is in requeue.py.
+Training runs in a subprocess, the same `launch/train.py` that `accelerate launch` starts, so that any exit (a signal, a crash in a
+library) is recorded. The signal handling of submitit is replaced, because its limit on time-outs would stop long runs. requeue.py
+requeues the job.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from slurm import exit_records, task_env
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
 
-TOGETHER_S = 3.0  # once one has failed, the others have so long to end by themselves
-SPOKEN_S = 6.0  # and so long to write down how they ended
+EXIT_S = 3.0  # for the other processes to exit by themselves after one has failed, before SIGKILL
+RECORD_S = 6.0  # for the other tasks to write their exit records after a failure
 
 
 def train(submission: str, index: int) -> int:
-    """See `slurm.job.TrainJob`."""
+    """Run one training process; see `slurm.job.TrainJob`."""
     job, plan = JobEnvironment(), Plan.load(Path(submission))
     run, where = plan.runs[index], exit_records.folder(Path(submission), job.job_id, slurm_restarts())
     where.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def train(submission: str, index: int) -> int:
     if record.failed:
         (where / exit_records.FAILED).touch()
         error = str(exit_records.first_failure(_wait_for_others(where, me.processes)))
-        if job.cluster == "local" and me.rank == 0:  # no batch script that would
+        if job.cluster == "local" and me.rank == 0:  # no batch script that sets it
             status.update(Path(run.folder), state="failed", error=error)
         raise RuntimeError(error)
     assert record.status is not None
@@ -58,23 +58,23 @@ def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: ExitRe
     error_file = where / f"error-{me.rank:05d}.json"
     error_file.unlink(missing_ok=True)
     try:
-        met = task_env.environment(job, plan.processes)
+        process_group = task_env.environment(job, plan.processes)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return _ended(me, BAD_INPUT, error_file, f"error: {error}")
-    # What the plan says of the network wins over what was found out; ``TORCHELASTIC_ERROR_FILE``: see launch/train.py.
-    variables = os.environ | met | plan.environment | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
+        return _record(me, BAD_INPUT, error_file, f"error: {error}")
+    # The network settings of the plan override detected ones. launch/train.py writes errors to TORCHELASTIC_ERROR_FILE.
+    variables = os.environ | process_group | plan.environment | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
     command = [sys.executable, "-u", str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", config]
-    with _held_back(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=_end_with_parent) as process:
+    with _signals_blocked(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=_end_with_parent) as process:
         assert process.stderr
         output_tail = _StderrTail(process.stderr)
-        with _forwarded(process):
+        with _signals_forwarded(process):
             code = _wait(process, where)
-        process.stderr = None  # reading processes may hold it open
-    return _ended(me, code, error_file, output_tail.last())
+        process.stderr = None  # data workers may keep it open
+    return _record(me, code, error_file, output_tail.last())
 
 
-def _ended(me: ExitRecord, code: int, error_file: Path, output_tail: str) -> ExitRecord:
+def _record(me: ExitRecord, code: int, error_file: Path, output_tail: str) -> ExitRecord:
     if not error_file.exists():
         error_file.write_text("{}")
     traceback = _traceback(error_file)
@@ -84,6 +84,7 @@ def _ended(me: ExitRecord, code: int, error_file: Path, output_tail: str) -> Exi
 
 
 def _traceback(error_file: Path) -> str:
+    """Returns the traceback in the error file of torch.distributed.elastic, or ""."""
     try:
         return str(json.loads(error_file.read_text())["message"]["extraInfo"]["py_callstack"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -91,7 +92,7 @@ def _traceback(error_file: Path) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], where: Path) -> int:
-    """The exit status of ``process``; it is killed when another one failed and it does not end by itself."""
+    """Returns the exit status of ``process``; kills it `EXIT_S` after another process has failed."""
     failed_at = None
     while True:
         try:
@@ -99,22 +100,23 @@ def _wait(process: subprocess.Popen[bytes], where: Path) -> int:
         except subprocess.TimeoutExpired:
             if failed_at is None and (where / exit_records.FAILED).exists():
                 failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > TOGETHER_S:
+            if failed_at is not None and time.monotonic() - failed_at > EXIT_S:
                 process.kill()
 
 
 def _wait_for_others(where: Path, processes: int) -> list[ExitRecord]:
-    deadline = time.monotonic() + SPOKEN_S
+    """Wait up to `RECORD_S` for the exit status of all processes; returns the records."""
+    deadline = time.monotonic() + RECORD_S
     while True:
-        everyone = exit_records.read(where)
-        if len([e for e in everyone if e.status is not None]) == processes or time.monotonic() > deadline:
-            return everyone
+        records = exit_records.read(where)
+        if len([record for record in records if record.status is not None]) == processes or time.monotonic() > deadline:
+            return records
         time.sleep(0.2)
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
-    """Signals stay pending for the process that is started here, until it is ready for them (`attributegan.training.loop.StopSignal`)."""
+def _signals_blocked() -> Iterator[None]:
+    """Block stop signals; they stay pending in the child process until it handles them (`attributegan.training.loop.StopSignal`)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -123,8 +125,8 @@ def _held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals to this process go on to ``process``: Slurm tells both, others only this one."""
+def _signals_forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Forward stop signals to ``process``: Slurm signals both processes, others only this one."""
 
     def forward(number: int, frame: Any) -> None:
         if process.poll() is None:
@@ -138,20 +140,20 @@ def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # from here on there is nothing to stop
+            signal.signal(number, signal.SIG_IGN)  # training has exited
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
-    """In the new process: die when this one is killed."""
+    """Make the child process die with its parent; runs in the child."""
     if _LIBC:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class _StderrTail:
-    """Passes the lines of a process's stderr on and remembers the last ones."""
+    """Copies the stderr of a process to this one's and keeps the last lines."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._lines: collections.deque[str] = collections.deque(maxlen=200)
@@ -165,7 +167,7 @@ class _StderrTail:
             self._lines.append(line.decode(errors="replace"))
 
     def last(self) -> str:
-        """The last traceback, or the last few lines."""
+        """Returns the last traceback, or the last 15 lines."""
         self._thread.join(timeout=1)
         lines = list(self._lines)
         starts = [k for k, line in enumerate(lines) if line.startswith(("Traceback", "Fatal Python error", "error:"))]

@@ -1,4 +1,4 @@
-"""Who a training process is among how many, and where they meet: from what Slurm (or submitit's local executor) says."""
+"""Derives the torch.distributed environment of a training process from Slurm (or submitit's local executor)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from submitit import JobEnvironment
 
 from attributegan.run_dir.status import slurm_restarts
 
-PORTS = range(10_000, 30_000)  # below those that systems hand out by themselves
+PORTS = range(10_000, 30_000)  # below the ephemeral ports of Linux
 
 
 def environment(job: JobEnvironment, processes: int) -> dict[str, str]:
-    """RANK, WORLD_SIZE and so on, as torch.distributed reads them, and the network card for gloo.
+    """Returns RANK, WORLD_SIZE etc. for torch.distributed, and the network interface for gloo.
 
     Raises:
-        ValueError: another number of processes than was asked for, or a first node that the others can't find.
+        ValueError: the number of tasks is not ``processes``, or the name of the first node does not resolve.
     """
     if job.num_tasks != processes:
         raise ValueError(
-            f"{processes} training processes were asked for, the job has {job.num_tasks}; let srun's options of tasks and nodes be"
+            f"{processes} training processes were asked for, the job has {job.num_tasks}; remove options of tasks and nodes for srun"
         )
     first = job.hostnames[0] if job.num_nodes > 1 else "127.0.0.1"
     variables = {
@@ -32,30 +32,33 @@ def environment(job: JobEnvironment, processes: int) -> dict[str, str]:
         "MASTER_ADDR": first,
         "MASTER_PORT": _port(int(job.raw_job_id)),
     }
-    # Unless told, gloo takes the card of this host's name; where that is a loopback address, processes of other nodes wait for ever.
-    if card := "lo" if job.num_nodes == 1 else _card_towards(first):
-        variables["GLOO_SOCKET_IFNAME"] = card
+    # By default gloo uses the interface of the host name's address; if that is loopback, processes on other nodes hang.
+    if interface := "lo" if job.num_nodes == 1 else _interface_to(first):
+        variables["GLOO_SOCKET_IFNAME"] = interface
     return {name: str(value) for name, value in variables.items()}
 
 
 def _port(job: int) -> int:
-    """The same on all nodes, seldom that of another job, and another one each time that the job starts again."""
+    """Returns a port: the same on all nodes, rarely that of another job, different after each requeue."""
     return PORTS[(job + 997 * slurm_restarts()) % len(PORTS)]
 
 
-def _card_towards(host: str) -> str:
-    """The network card that leads to ``host``; "" if it can't be told."""
+def _interface_to(host: str) -> str:
+    """Returns the network interface with the route to ``host``, or "" if unknown."""
     try:
         address = socket.gethostbyname(host)
     except OSError as error:
         raise ValueError(
-            f"{os.uname().nodename}: the first node, {host}, has no address here ({error}); ask for names that resolve"
+            f"{os.uname().nodename}: the first node, {host}, has no address here ({error}); make its name resolve on all nodes"
         ) from error
     if address.startswith("127.") and host != socket.gethostname():
-        raise ValueError(f"{os.uname().nodename}: the first node, {host}, resolves to {address} here; its name must lead to the node")
+        raise ValueError(
+            f"{os.uname().nodename}: the first node, {host}, resolves to {address} here; its name must resolve to an address of that node"
+        )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # of UDP: sends nothing
+        probe.connect((address, 9))  # connecting a UDP socket sends nothing
         mine = probe.getsockname()[0]
-    cards = {a.address: card for card, addresses in psutil.net_if_addrs().items() for a in addresses if a.family == socket.AF_INET}
-    card = cards.get(mine, "")
-    return "" if mine.startswith("127.") else card
+    interfaces = {
+        a.address: interface for interface, addresses in psutil.net_if_addrs().items() for a in addresses if a.family == socket.AF_INET
+    }
+    return "" if mine.startswith("127.") else interfaces.get(mine, "")

@@ -1,4 +1,4 @@
-"""Fixtures that several test files use, and how a session runs: its time limits, its cache, markers and order."""
+"""Shared fixtures, and the time limits, cache, markers and order of tests."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import time_limits
 
 ROOT = Path(__file__).parent
-LONGEST = (  # files and folders that take minutes, longest first: two workers end together when these start first
+LONGEST = (  # slowest files and folders first, so that two workers finish together
     "integration/test_distributed.py",
     "integration/test_training.py",
     "slurm/test_slurm.py",
@@ -59,7 +59,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Set markers by path, scale the time limit of tests without one of their own, and put the longest first."""
+    """Set markers by path, scale default time limits, and run the slowest tests first."""
     for item in items:
         for marker, places in MARKERS.items():
             if any(_is_at(item, place) for place in places):
@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _parameter(item: pytest.Item, name: str) -> object:
-    """A parameter of a test; None without."""
+    """Returns a parameter of a test, or None."""
     call = getattr(item, "callspec", None)
     return call.params.get(name) if call else None
 
@@ -83,7 +83,7 @@ def _is_at(item: pytest.Item, place: str) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of this session, also of the processes that it starts; nothing is written to the user's."""
+    """A cache folder for this session and its child processes; the user's is not used."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -92,7 +92,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 phantom tiles of 32 px, packed by the command that users type."""
+    """A shard set of 96 phantom tiles of 32 px, packed with the command."""
     from tools.shard import main
 
     folder = tmp_path_factory.mktemp("phantoms") / "shards"
@@ -102,7 +102,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with one checkpoint of an untrained generator; its average is another one."""
+    """A run folder with one checkpoint of an untrained generator; its EMA has different weights."""
     from untrained_run import untrained_run
 
     folder = tmp_path_factory.mktemp("run")
@@ -112,7 +112,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sampled(run: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Sample from `run` by the command into a folder of a name, and return it."""
+    """Returns a function that samples from `run` into a folder of the given name and returns the folder."""
     from tools.sample import main
 
     def command(name: str, *arguments: str) -> Path:

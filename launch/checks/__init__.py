@@ -1,1 +1,1 @@
-"""What the doctor measures and how it judges it."""
+"""Checks of launch/doctor.py: what it collects and measures, and what counts as a problem."""

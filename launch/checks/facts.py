@@ -1,4 +1,4 @@
-"""What one process of a cluster sees: its host, versions, GPUs, address, clock and room. Looks only; `diagnosis` judges."""
+"""Collects what one process of a cluster sees: host, versions, GPUs, addresses, clock, free memory. Judged in `diagnosis`."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ NVIDIA = "0x10de"  # PCI vendor
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one process; JSON-like."""
+    """The environment of one process; JSON-compatible."""
 
     rank: int
     local_rank: int
-    local_world: int  # processes that the launcher started on this node
+    local_world: int  # processes on this node
     host: str
-    node: str  # equal for processes that share a machine and its network
-    versions: dict[str, str]  # that must be equal everywhere
-    launch_problem: str  # why the launcher is thought to have started too few processes, or ""
-    slurm_tasks: int  # of the Slurm step, or of the job outside of steps; 0 outside of Slurm
-    cpu_wanted: bool  # whether the launcher was told to leave GPUs alone
-    gpus_there: int  # NVIDIA GPUs in the machine, whatever torch says
-    gpus_seen: int  # by torch
-    gpu: str  # the one of this process, by an identity that no other has; or ""
-    gpu_hidden_by: str  # what keeps torch from GPUs that are there, or ""
-    interface: str  # of the process group; "" when the backend chooses for itself
+    node: str  # ID of the machine and its network namespace
+    versions: dict[str, str]  # must be equal on all ranks
+    launch_problem: str  # why the launcher probably started too few processes, or ""
+    slurm_tasks: int  # of the Slurm step, else of the job; 0 outside Slurm
+    cpu_requested: bool  # whether the launcher was configured for CPU
+    gpus_installed: int  # NVIDIA GPUs in the machine, visible to torch or not
+    gpus_visible: int  # to torch
+    gpu: str  # UUID of the GPU of this process, or ""
+    gpu_hidden_by: str  # why torch sees no GPUs, with the fix; or ""
+    interface: str  # of the process group; "" if the backend chooses it
     address: str  # of that interface
-    route: str  # interface and address by which this machine reaches the meeting point
+    route: str  # interface and local address of the route to MASTER_ADDR
     memory_free: int  # bytes
-    shm_free: int  # bytes of /dev/shm, through which data workers hand over tiles
+    shm_free: int  # bytes in /dev/shm, through which data workers pass tiles
 
 
-def look(environ: Mapping[str, str] = os.environ) -> Facts:
+def collect(environ: Mapping[str, str] = os.environ) -> Facts:
+    """Collect the facts of this process."""
     interface, address = gloo_address(environ) if not torch.cuda.is_available() else nccl_address(environ)
     local_rank = int(environ.get("LOCAL_RANK", "0"))
     return Facts(
@@ -58,21 +59,21 @@ def look(environ: Mapping[str, str] = os.environ) -> Facts:
         versions=versions(),
         launch_problem=launcher.launch_problem(environ),
         slurm_tasks=int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "0"))),
-        cpu_wanted=environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
-        gpus_there=_gpus_there(),
-        gpus_seen=torch.cuda.device_count(),
+        cpu_requested=environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
+        gpus_installed=_gpus_installed(),
+        gpus_visible=torch.cuda.device_count(),
         gpu=str(torch.cuda.get_device_properties(local_rank).uuid) if local_rank < torch.cuda.device_count() else "",
         gpu_hidden_by=_gpu_hidden_by(environ),
         interface=interface,
         address=address,
         route=_route(environ),
         memory_free=_memory_free(),
-        shm_free=psutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0,  # noqa: S108  # looked at alone
+        shm_free=psutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0,  # noqa: S108  # only its size is read
     )
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on every process, by the name that messages give it."""
+    """Returns the versions that must be equal on all ranks, by their name in messages."""
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else ""
     return {
         "attributegan's code": code_digest.code_digest(),
@@ -86,12 +87,12 @@ def versions() -> dict[str, str]:
 
 
 def now() -> float:
-    """Seconds of this machine's clock."""
+    """Returns the wall-clock time of this machine in seconds."""
     return time.time()
 
 
 def gloo_address(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Interface and address at which gloo listens on this machine: as GLOO_SOCKET_IFNAME says, else the host name's, else loopback."""
+    """Returns the interface and address gloo listens on: GLOO_SOCKET_IFNAME, else the address of the host name, else loopback."""
     if name := environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]:
         return name, _address_of(name)
     try:
@@ -109,7 +110,7 @@ def gloo_address(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def nccl_address(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Interface and address that NCCL_SOCKET_IFNAME names; empty when NCCL chooses for itself."""
+    """Returns the interface and address that NCCL_SOCKET_IFNAME selects; empty if NCCL chooses."""
     wanted = environ.get("NCCL_SOCKET_IFNAME", "")
     if not wanted or wanted.startswith("^"):
         return "", ""
@@ -121,7 +122,7 @@ def nccl_address(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _route(environ: Mapping[str, str]) -> str:
-    """Asks the kernel; nothing is sent."""
+    """Returns interface and local address of the route to MASTER_ADDR; connecting a UDP socket sends nothing."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((environ.get("MASTER_ADDR", "127.0.0.1"), int(environ.get("MASTER_PORT", "1"))))
@@ -143,9 +144,9 @@ def _interface_of(address: str) -> str:
 
 
 def _node() -> str:
-    """Processes of one machine and one network namespace, and of one container, have this in common."""
+    """Returns an ID that processes in the same machine, network namespace and container share."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # no Linux
+    with contextlib.suppress(OSError):  # not Linux
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/net")]
     return " ".join(parts)
 
@@ -165,8 +166,8 @@ def _driver() -> str:
     return found.group(1) if found else ""
 
 
-def _gpus_there() -> int:
-    """By the driver, else by the PCI bus (display controllers), else by the device files of a container."""
+def _gpus_installed() -> int:
+    """Count GPUs from the driver, else from the PCI bus (display controllers), else from device files (containers)."""
     if known := list(Path("/proc/driver/nvidia/gpus").glob("*")):
         return len(known)
     on_bus = [device for device in Path("/sys/bus/pci/devices").glob("*") if _is_gpu(device)]
@@ -182,18 +183,18 @@ def _is_gpu(device: Path) -> bool:
 
 def _gpu_hidden_by(environ: Mapping[str, str]) -> str:
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA: install a CUDA build (README, Choosing torch)"
+        return f"torch {torch.__version__} is built without CUDA: install a CUDA build"
     if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES is empty: unset it, or ask Slurm for GPUs (--gpus-per-node)"
+        return "CUDA_VISIBLE_DEVICES hides all GPUs: unset it, or request GPUs from Slurm (--gpus-per-node)"
     if not _driver():
-        return "the NVIDIA driver is not loaded here: install it, or start the container with its GPUs (--gpus all, --nv)"
+        return "the NVIDIA driver is not loaded: install it, or start the container with GPUs (--gpus all, --nv)"
     if not torch.cuda.is_available():
-        return f"torch wants CUDA {torch.version.cuda}, which driver {_driver()} may be too old for: nvidia-smi tells what it can"
+        return f"torch needs CUDA {torch.version.cuda}; driver {_driver()} may be too old; nvidia-smi shows which it supports"
     return ""
 
 
 def _memory_free() -> int:
-    """What the machine has, or what is left of this container's or job's limit if that is less."""
+    """Returns the free bytes of the machine, or of the cgroup limit of this container or job if that is less."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:

@@ -1,4 +1,4 @@
-"""A folder that all processes of a cluster should see, tried: each writes a file and looks for those of the others."""
+"""Checks that a folder is shared: each rank writes a file and looks for the files of the other ranks."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from pathlib import Path
 from attributegan.distributed.rendezvous import Rendezvous
 from launch.checks import diagnosis
 from launch.checks.facts import Facts
-from launch.checks.timeout import bounded
+from launch.checks.timeout import run_with_timeout
 
 
-def try_out(rendezvous: Rendezvous, folder: Path, everyone: Sequence[Facts], seconds: float) -> list[str]:
-    """Problems of the disk, the same on all processes.
+def check(rendezvous: Rendezvous, folder: Path, all_facts: Sequence[Facts], seconds: float) -> list[str]:
+    """Returns the problems of the disk, the same on all ranks.
 
     Args:
-        seconds: in which a process must see what another has written.
+        seconds: time limit for a file written by one rank to become visible to the others.
     """
-    here = [fact.rank for fact in everyone]
-    words = rendezvous.all_gather("word", os.urandom(8).hex(), seconds, here)
-    own = folder / f".attributegan-doctor-{words.get(here[0], 'alone')}"
+    ranks = [fact.rank for fact in all_facts]
+    tokens = rendezvous.all_gather("token", os.urandom(8).hex(), seconds, ranks)
+    own = folder / f".attributegan-doctor-{tokens.get(ranks[0], 'alone')}"
     try:
-        done, problem = bounded(lambda: _write(own, rendezvous.rank, words[rendezvous.rank]), seconds)
-        wrote = rendezvous.all_gather("wrote", done if done is not None else problem, 2 * seconds, here)
-        writers = {rank: words[rank] for rank, problem in wrote.items() if not problem and rank in words}
-        unseen = bounded(lambda: _unseen(own, writers, seconds), 2 * seconds)[0] if rendezvous.rank in writers else []
-        looked = rendezvous.all_gather("unseen", list(writers) if unseen is None else unseen, 3 * seconds, here)
+        done, problem = run_with_timeout(lambda: _write(own, rendezvous.rank, tokens[rendezvous.rank]), seconds)
+        written = rendezvous.all_gather("written", done if done is not None else problem, 2 * seconds, ranks)
+        writers = {rank: tokens[rank] for rank, problem in written.items() if not problem and rank in tokens}
+        missing = run_with_timeout(lambda: _missing(own, writers, seconds), 2 * seconds)[0] if rendezvous.rank in writers else []
+        missing_on = rendezvous.all_gather("missing", list(writers) if missing is None else missing, 3 * seconds, ranks)
     finally:
-        bounded(lambda: _remove(own / str(rendezvous.rank)), seconds)
-    rendezvous.all_gather("removed", True, seconds, here)
-    bounded(lambda: _remove(own), seconds)
-    silent = "no word of it in time"
-    return diagnosis.of_disk(everyone, str(folder), [wrote.get(rank, silent) for rank in here], [looked.get(rank, []) for rank in here])
+        run_with_timeout(lambda: _remove(own / str(rendezvous.rank)), seconds)
+    rendezvous.all_gather("removed", True, seconds, ranks)
+    run_with_timeout(lambda: _remove(own), seconds)
+    no_answer = "no answer within the time limit"
+    return diagnosis.check_disk(
+        all_facts, str(folder), [written.get(rank, no_answer) for rank in ranks], [missing_on.get(rank, []) for rank in ranks]
+    )
 
 
-def _write(folder: Path, rank: int, word: str) -> str:
-    """Write this process's file so that a power cut would not lose it; what was wrong, or ""."""
+def _write(folder: Path, rank: int, token: str) -> str:
+    """Write and fsync this rank's file; returns the error, or ""."""
     try:
         folder.mkdir(exist_ok=True)
         with (folder / str(rank)).open("w") as file:
-            file.write(word)
+            file.write(token)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -50,14 +52,14 @@ def _write(folder: Path, rank: int, word: str) -> str:
     return ""
 
 
-def _unseen(folder: Path, words: dict[int, str], seconds: float) -> list[int]:
-    """Ranks whose files are not there, or hold something else, after ``seconds``."""
+def _missing(folder: Path, tokens: dict[int, str], seconds: float) -> list[int]:
+    """Returns the ranks whose files are still absent or differ after ``seconds``."""
     until = time.monotonic() + seconds
-    missing = dict(words)
+    missing = dict(tokens)
     while missing:
-        for rank, word in list(missing.items()):
+        for rank, token in list(missing.items()):
             with contextlib.suppress(OSError):
-                if (folder / str(rank)).read_text() == word:
+                if (folder / str(rank)).read_text() == token:
                     del missing[rank]
         if time.monotonic() > until:
             break
@@ -66,5 +68,5 @@ def _unseen(folder: Path, words: dict[int, str], seconds: float) -> list[int]:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it was never made, or another was faster
+    with contextlib.suppress(OSError):  # never created, or already removed by another rank
         path.rmdir() if path.is_dir() else path.unlink()

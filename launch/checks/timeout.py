@@ -1,4 +1,4 @@
-"""Work with a time limit, for what may never return: a collective, a disk that does not answer."""
+"""Runs calls that may hang (a collective, an unresponsive disk) with a time limit."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-NAME = "bounded"  # of the threads
+THREAD_NAME = "run_with_timeout"
 
 
-def bounded(work: Callable[[], T], seconds: float) -> tuple[T | None, str]:
-    """What ``work`` returns, or None and what went wrong; never takes longer than ``seconds``, though ``work`` may go on in its thread."""
+def run_with_timeout(work: Callable[[], T], seconds: float) -> tuple[T | None, str]:
+    """Run ``work`` in a daemon thread and wait at most ``seconds`` for it; it is not cancelled after that.
+
+    Returns:
+        the result and "", or None and the error.
+    """
     results: list[T] = []
     problems: list[str] = []
 
@@ -21,14 +25,14 @@ def bounded(work: Callable[[], T], seconds: float) -> tuple[T | None, str]:
         except Exception as error:
             problems.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
-    thread = threading.Thread(target=run, name=NAME, daemon=True)
+    thread = threading.Thread(target=run, name=THREAD_NAME, daemon=True)
     thread.start()
     thread.join(seconds)
     if results:
         return results[0], ""
-    return None, problems[0] if problems else f"nothing came of it in {seconds:.0f} s"
+    return None, problems[0] if problems else f"timed out after {seconds:.0f} s"
 
 
 def is_stuck() -> bool:
-    """Whether work is going on beyond its limit; it would keep the process from ending."""
-    return any(thread.name == NAME for thread in threading.enumerate())
+    """Returns whether a timed-out call is still running; its thread could keep the process from exiting."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""One case: a mode, a fault and a moment, drawn from a seed; played, recovered from, and compared with a run that nothing disturbs."""
+"""A chaos case: draws a fault, a launch mode and a time from a seed, injects the fault, restarts, and compares with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from faults import IMAGES, SAVE_EVERY, STEP, Fault, Scene
 from modes import LIMIT_S, Mode, Started, processes
 from time_limits import seconds
 
-STARTS = 5  # at most, the disturbed one among them
+STARTS = 5  # at most, including the disturbed one
 SETTINGS = {  # waiting times, so that a case ends soon
     "attributegan.distributed.watchdog.SILENCE_S": 15.0,
     "data_shards.storage.stores.STALL_S": 1.0,
@@ -32,7 +32,7 @@ class Case:
     number: int
     mode: str
     fault: str
-    at: int  # images; 0: as soon as processes train
+    at: int  # images at which to inject the fault; 0: as soon as training processes exist
 
     def rng(self, seed: int) -> random.Random:
         return random.Random(f"{seed} {self.number}")
@@ -52,15 +52,15 @@ class Outcome:
 
 
 def draw(seed: int, count: int, modes: list[str], among: Sequence[Fault] = faults.FAULTS) -> list[Case]:
-    """``count`` cases; every fault comes before one comes again, and every mode that a fault has."""
+    """Draw ``count`` cases; uses every fault before repeating one, and every mode of a fault."""
     rng = random.Random(seed)
-    able = [fault for fault in among if set(fault.modes) & set(modes)]
-    turns = {fault.name: _shuffled(rng, [mode for mode in fault.modes if mode in modes]) for fault in able}
+    usable = [fault for fault in among if set(fault.modes) & set(modes)]
+    modes_left = {fault.name: _shuffled(rng, [mode for mode in fault.modes if mode in modes]) for fault in usable}
     cases: list[Case] = []
     while len(cases) < count:
-        for fault in _shuffled(rng, able):
-            mode = turns[fault.name].pop(0)
-            turns[fault.name].append(mode)
+        for fault in _shuffled(rng, usable):
+            mode = modes_left[fault.name].pop(0)
+            modes_left[fault.name].append(mode)
             cases.append(Case(len(cases) + 1, mode, fault.name, _moment(rng, fault)))
     return cases[:count]
 
@@ -74,12 +74,12 @@ def _shuffled(rng: random.Random, items: list) -> list:
 
 
 class Player:
-    """Plays cases in a folder of their own, and keeps the undisturbed runs.
+    """Runs cases, each in its own folder, and caches the undisturbed runs.
 
     Args:
         shards: a small shard set with several shards.
-        modes: those that are ready.
-        own_shm: whether /dev/shm is empty but for what cases put there.
+        modes: the modes that are set up, by name.
+        own_shm: whether /dev/shm is private to the cases.
     """
 
     def __init__(self, folder: Path, shards: Path, modes: dict[str, Mode], seed: int, own_shm: bool) -> None:
@@ -107,13 +107,13 @@ class Player:
         return outcome
 
     def undisturbed(self, mode: Mode, window: int) -> Path:
-        """The folder of the run that nothing disturbs, made once."""
+        """Returns the folder of the undisturbed run, trained on first use."""
         if (mode.name, window) not in self._undisturbed:
             folder = self.folder / f"undisturbed-{mode.name}-{window}".replace(" ", "-")
             shutil.rmtree(folder, ignore_errors=True)
             started = self._start(mode, folder, str(self.shards), (f"data.shuffle_window={window}",), {}, {})
             try:
-                assert started.wait(LIMIT_S) == 0, started.said()
+                assert started.wait(LIMIT_S) == 0, started.output()
             finally:
                 started.send(signal.SIGKILL, processes(started.token))
             self._undisturbed[mode.name, window] = folder
@@ -148,36 +148,36 @@ class Player:
         status = scene.started.wait(LIMIT_S)
         ended_by_itself = status is not None
         if not ended_by_itself:
-            outcome.violations.append(f"hangs: not over {LIMIT_S:.0f} s after the fault")
+            outcome.violations.append(f"hangs: still running {LIMIT_S:.0f} s after the fault")
             scene.started.send(signal.SIGKILL, processes(scene.started.token))
-        self._wait_for_silence(scene, outcome)
+        self._wait_until_no_process(scene, outcome)
         if fault.heal:
             fault.heal(scene)
-        outcome.violations += promises.good_checkpoint_stands(scene.run, promises.saved_images(scene.run), scene.struck)
-        # Killed itself before it had saved anything, a run without a launcher has nobody to tell, and begins anew.
+        outcome.violations += promises.saved_checkpoint_is_valid(scene.run, promises.saved_images(scene.run), scene.struck)
+        # A run without a launcher that was killed before its first checkpoint restarts without any message.
         silent = status == -signal.SIGKILL and not promises.saved_images(scene.run)
-        came = "strike" not in inside or (scene.folder / "fired").exists()
-        if not came:
-            scene.struck += "; it did not come to that"
-        if came and fault.ends is not None and case.mode != "Slurm" and (status != 0) != fault.ends:  # Slurm starts it again
-            outcome.violations.append(f"the disturbed start ended with status {status}")
-        outcome.end = f"went on to its end (status {status})" if status == 0 else f"ended with status {status}"
+        triggered = "strike" not in inside or (scene.folder / "fired").exists()
+        if not triggered:
+            scene.struck += "; not triggered"
+        if triggered and fault.ends is not None and case.mode != "Slurm" and (status != 0) != fault.ends:  # Slurm requeues it
+            outcome.violations.append(f"the disturbed start exited with status {status}")
+        outcome.end = f"finished (status {status})" if status == 0 else f"exited with status {status}"
         while status != 0 and outcome.starts < STARTS:
             scene.started = start({})
             outcome.starts += 1
             status = scene.started.wait(LIMIT_S)
         if status != 0:
             outcome.violations.append(f"does not recover: status {status}")
-        self._wait_for_silence(scene, outcome)
-        said = scene.started.said()
-        wordless = fault.says and not any(words in said for words in fault.says)
-        if came and not silent and scene.struck and wordless and not (fault.told and outcome.starts == 1):
-            outcome.violations.append(f"none of {fault.says} was said")
-        if "Traceback" in said and (strange := _unexpected(said)):
+        self._wait_until_no_process(scene, outcome)
+        output = scene.started.output()
+        unreported = fault.messages and not any(message in output for message in fault.messages)
+        if triggered and not silent and scene.struck and unreported and not (fault.may_differ and outcome.starts == 1):
+            outcome.violations.append(f"none of {fault.messages} was printed")
+        if "Traceback" in output and (strange := _unexpected(output)):
             outcome.violations.append(f"unexpected error: {strange}")
 
-    def _wait_for_silence(self, scene: Scene, outcome: Outcome) -> None:
-        """Processes that a killed launcher left end by themselves, soon."""
+    def _wait_until_no_process(self, scene: Scene, outcome: Outcome) -> None:
+        """Wait until all processes have exited; those of a killed launcher must exit by themselves."""
         until = time.monotonic() + seconds(60)
         while left := processes(scene.started.token):
             if time.monotonic() > until:
@@ -190,15 +190,15 @@ class Player:
         broken = promises.metrics_once(scene.run, STEP, IMAGES)
         broken += promises.nothing_left(scene.run, scene.folder / "tmp", _token(scene.folder), self.own_shm, scene.readers_killed)
         different = promises.same_end(scene.run, undisturbed / "run") + promises.same_tiles(scene.folder / "seen", undisturbed / "seen")
-        told = fault.told and any(words in scene.started.said() for words in fault.says)  # type: ignore[union-attr]
-        outcome.end += "; " + ("the same bits" if not different else "other tiles, as told" if told else "NOT the same")
-        outcome.violations += broken + ([] if told else different)
+        reported = fault.may_differ and any(message in scene.started.output() for message in fault.messages)  # type: ignore[union-attr]
+        outcome.end += "; " + ("the same bits" if not different else "other tiles, as reported" if reported else "NOT the same")
+        outcome.violations += broken + ([] if reported else different)
 
 
-def _unexpected(said: str) -> str:
-    """An error of ours that no fault explains."""
+def _unexpected(output: str) -> str:
+    """Returns an error that indicates a bug rather than the fault, or ""."""
     names = "NameError|AttributeError|TypeError|KeyError|IndexError|AssertionError|UnboundLocalError"
-    ours = re.sub(r"Exception ignored in.*\n(?:Traceback.*\n)?(?:\s.*\n)*.*\n", "", said)  # in destructors of torch
+    ours = re.sub(r"Exception ignored in.*\n(?:Traceback.*\n)?(?:\s.*\n)*.*\n", "", output)  # in destructors of torch
     found = re.findall(rf"^(?:{names}).*", ours, re.MULTILINE)
     return found[0] if found else ""
 

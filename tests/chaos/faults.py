@@ -1,4 +1,4 @@
-"""What befalls a run in a chaos case: from outside (signals, disks, networks, shards, a store) or from inside (see inside/armed.py)."""
+"""The faults of chaos cases: from outside (signals, disks, networks, shards, a store) or inside the process (see inside/armed.py)."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ EVERYWHERE = (*LOCAL, "2 machines", "Slurm")
 
 @dataclass
 class Scene:
-    """A case while it is played."""
+    """The state of a running case."""
 
     rng: random.Random
     mode: Mode
     folder: Path
     shards: str
-    at: int  # images: the moment
+    at: int  # images at which to inject the fault
     started: Started | None = None
-    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # whatever still has to be undone at the end
-    struck: str = ""  # what happened, in words
-    readers_killed: bool = False  # by SIGKILL, so that they can't clear up behind them
-    store: Any = None  # the web server that has the shards
-    again: Callable[[], Started] = field(default=lambda: None)  # type: ignore[assignment,return-value]  # a second start beside it
+    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # clean-up at the end
+    struck: str = ""  # description of the injected fault
+    readers_killed: bool = False  # by SIGKILL, so that they could not clean up
+    store: Any = None  # the web server with the shards
+    again: Callable[[], Started] = field(default=lambda: None)  # type: ignore[assignment,return-value]  # starts the run a second time
 
     @property
     def run(self) -> Path:
         return self.folder / "run"
 
     def wait_until(self, condition: Callable[[], Any], what: str) -> Any:
-        """The first true value of ``condition``; None when the run ends before."""
+        """Wait for ``condition`` and return its value; returns the last value if the run ends first."""
         until = time.monotonic() + LIMIT_S
         while not (value := condition()):
             if self.started and not self.started.alive():
@@ -58,7 +58,7 @@ class Scene:
         self.wait_until(lambda: metrics.exists() and f'"images": {images},' in metrics.read_text(), f"{images} images")
 
     def wait_moment(self) -> None:
-        """Until the moment: so many images, or for 0 until there is a process that trains."""
+        """Wait for ``at`` images, or for the training processes if it is 0."""
         if self.at:
             self.wait_images(self.at)
         else:
@@ -66,7 +66,7 @@ class Scene:
             time.sleep(self.rng.uniform(0, 3))
 
     def wait_checkpoint(self) -> Path | None:
-        """The newest checkpoint of the run, from the moment on."""
+        """Wait for ``at`` images and a checkpoint; returns the latest."""
         self.wait_moment()
         return self.wait_until(lambda: max((self.run / "checkpoints").glob("images-*"), default=None), "checkpoint")
 
@@ -77,31 +77,32 @@ class Fault:
 
     Args:
         name: what happens.
-        modes: where it can happen.
-        says: one of these must stand in what the run prints or logs; none for what nobody notices.
-        strike: from outside, at the moment.
-        inside: the part of CHAOS that makes it happen from inside.
-        prepare: before the start; may mount, serve, wrap the command.
-        heal: when the run has ended, before it is started again.
+        modes: launch modes in which it can happen.
+        messages: the run must print or log one of these; empty if the fault leaves no message.
+        strike: injects the fault from outside.
+        inside: returns the part of CHAOS that injects the fault inside the process.
+        prepare: runs before the start; may mount, serve or wrap the command.
+        heal: fixes what a user would fix, after the run has ended and before it is restarted.
         options: of the disturbed run.
-        told: the end may differ from that of an undisturbed run, if what is in ``says`` was said; nothing need be said if it does not.
-        window: how the tiles are read, which decides on the run to compare with.
-        ends: whether the run must end by it, must not, or may.
-        mounts: whether it takes the right to mount something.
+        may_differ: the end may differ from that of the undisturbed run if one of ``messages`` is printed; an equal end needs no message.
+        window: data.shuffle_window, which selects the run to compare with.
+        ends: whether the fault must end the run (True), must not (False), or may (None).
+        at_least: earliest injection, in images.
+        mounts: whether it needs the right to mount file systems.
     """
 
     name: str
     modes: tuple[str, ...]
-    says: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     strike: Callable[[Scene], None] | None = None
     inside: Callable[[random.Random], dict[str, Any]] | None = None
     prepare: Callable[[Scene], dict[str, str]] | None = None
     heal: Callable[[Scene], None] | None = None
     options: tuple[str, ...] = ()
-    told: bool = False
+    may_differ: bool = False
     window: int = 0
     ends: bool | None = True
-    at_least: int = 0  # images of the moment
+    at_least: int = 0
     mounts: bool = False
 
 
@@ -134,14 +135,14 @@ def _one(scene: Scene) -> list[int]:
     return [scene.rng.choice(trainers)[1]] if trainers else []
 
 
-def _stand_still(scene: Scene) -> None:
-    """For good where a launcher sees that others have ended; alone on a machine, until the others have given it up."""
+def _stop(scene: Scene) -> None:
+    """Stop one process: for good under one launcher, which kills it; on two machines until the other machine has given up."""
     scene.wait_moment()
-    pids, scene.readers_killed = _one(scene), True  # the launcher ends it with all that it started
+    pids, scene.readers_killed = _one(scene), True  # the launcher kills it with its children
     scene.struck = f"{signal.SIGSTOP.name} to {len(pids)} of {scene.mode.world}"
     scene.started.send(signal.SIGSTOP, pids)
     if scene.mode.name == "2 machines":
-        scene.wait_until(lambda: any(command.poll() is not None for command in scene.started.commands), "end of the other machine's part")
+        scene.wait_until(lambda: any(command.poll() is not None for command in scene.started.commands), "exit on the other machine")
         scene.started.send(signal.SIGCONT, pids)
 
 
@@ -179,7 +180,7 @@ def _small_disk(scene: Scene) -> dict[str, str]:
 
 
 def _fill(scene: Scene) -> None:
-    """Another program takes all the space; what ends it is in `_free`."""
+    """Fill the disk with a file, which `_free` deletes."""
     scene.wait_moment()
     with contextlib.suppress(OSError), (scene.run / "ballast").open("wb", buffering=0) as file:
         while True:
@@ -216,7 +217,7 @@ def _come_back(scene: Scene) -> None:
 
 
 def _small_shm(scene: Scene) -> dict[str, str]:
-    """/dev/shm has too little room for a batch; put back when the run has ended."""
+    """Mount a /dev/shm that is too small for a batch; restored when the run has ended."""
     size = scene.rng.choice([4, 16, 64])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "chaos", "/dev/shm"], check=True)
     scene.undo.callback(_large_shm, scene)
@@ -262,7 +263,7 @@ def _own_shards(scene: Scene) -> dict[str, str]:
 
 
 def _damage_shard(scene: Scene) -> None:
-    """One tile of every shard is overwritten, in place, while training reads."""
+    """Overwrite one tile of every shard in place during training."""
     from data_shards.format import index
 
     scene.wait_moment()
@@ -279,18 +280,18 @@ def _truncate_shards(scene: Scene) -> None:
     scene.wait_moment()
     for path in Path(scene.shards).glob("train-*.tar"):
         os.truncate(path, 512)
-    scene.struck = "shards cut off"
+    scene.struck = "shards truncated"
 
 
 def _whole_shards(scene: Scene) -> None:
-    """Started again, the run is refused the damaged set; a person copies it again."""
+    """Copy the shards again, as a user would: a restart refuses the damaged set."""
     shards, whole = Path(scene.shards), scene.folder.parent / "shards"
     for path in whole.glob("train-*.tar"):
         shutil.copyfile(path, shards / path.name)
 
 
 def _served(faults: Callable[[random.Random, list[str]], dict[str, list[str]]]) -> Callable[[Scene], dict[str, str]]:
-    """The shards come from a store on loopback, with a cache of the case's own."""
+    """Serve the shards from loopback, with a separate cache."""
 
     def prepare(scene: Scene) -> dict[str, str]:
         from stores import web
@@ -300,7 +301,7 @@ def _served(faults: Callable[[random.Random, list[str]], dict[str, list[str]]]) 
         site = scene.undo.enter_context(web(folder))
         for name, wrong in faults(scene.rng, names).items():
             site.faults[name] += wrong
-            scene.struck = f"{name}: {', '.join(wrong[:4])}{' and so on' if len(wrong) > 4 else ''}"
+            scene.struck = f"{name}: {', '.join(wrong[:4])}{' ...' if len(wrong) > 4 else ''}"
         scene.shards = site.url
         scene.store = site
         return {"XDG_CACHE_HOME": str(scene.folder / "cache")}
@@ -321,11 +322,11 @@ def _store_mended(scene: Scene) -> None:
     scene.store.faults.clear()
 
 
-# The network, nodes, other people
+# The network, nodes, other users
 
 
 def _cut(seconds: float) -> Callable[[Scene], None]:
-    """The cable between the two machines is pulled; back after ``seconds``, or when the run has ended (0)."""
+    """Cut the network between the two machines, for ``seconds`` or until the run has ended (0)."""
 
     def strike(scene: Scene) -> None:
         scene.wait_moment()
@@ -352,7 +353,7 @@ def _node_lost(scene: Scene) -> None:
     scene.wait_moment()
     cluster.fail(host)
     scene.struck, scene.readers_killed = f"{host} lost", True
-    cluster.wait_until(lambda: "RUNNING" not in cluster.job(scene.started.job)["JobState"], 120, "word of the lost node")  # type: ignore[union-attr]
+    cluster.wait_until(lambda: "RUNNING" not in cluster.job(scene.started.job)["JobState"], 120, "requeue after the node failure")  # type: ignore[union-attr]
     cluster.heal(host)
 
 
@@ -368,7 +369,7 @@ def _slurm(*command: str) -> Callable[[Scene], None]:
 def _second_start(scene: Scene) -> None:
     scene.wait_moment()
     status = scene.again().wait(LIMIT_S)
-    scene.struck = f"second start ended with status {status}"
+    scene.struck = f"second start exited with status {status}"
     assert status not in (0, None), scene.struck
 
 
@@ -389,13 +390,13 @@ def _error_in_write(rng: random.Random) -> dict[str, Any]:
 
 
 def rank_of(rng: random.Random, world: int, inside: dict[str, Any]) -> int:
-    """In which process it happens; some calls are made by the main one alone."""
+    """Draw the rank to inject into; some calls are made on rank 0 only."""
     rank = rng.randrange(world)
     return 0 if inside.get("call") in ("ftruncate", "rename", "write_text", "rmdir", "unlink") else rank
 
 
 def _nth(rng: random.Random, call: str) -> int:
-    """Up to how often a process makes the call for one checkpoint."""
+    """Draw which call to inject into, up to the number of calls for one checkpoint."""
     return rng.randint(1, {"pwrite": 60, "fsync": 12, "write_text": 2, "ftruncate": 5, "unlink": 6}.get(call, 1))
 
 
@@ -427,7 +428,7 @@ FAULTS = (
     Fault("SIGTERM to one process", EVERYWHERE, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _one)),
     Fault("SIGTERM to all processes", EVERYWHERE, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _all)),
     Fault("SIGTERM to a launcher", LAUNCHED, ("stopped and saved", "signal", GOES_ON), _signal(signal.SIGTERM, _launchers)),
-    Fault("one process stands still", LAUNCHED[:5], ANOTHER, _stand_still, at_least=8),
+    Fault("one process stands still", LAUNCHED[:5], ANOTHER, _stop, at_least=8),
     Fault("killed while writing a checkpoint", EVERYWHERE, KILLED, inside=_dies_in_write, options=("run.keep_last=2",), ends=None),
     Fault("error while writing a checkpoint", EVERYWHERE, ("Input/output error",), inside=_error_in_write),
     Fault("disk full", LOCAL, ("No space left",), _fill, prepare=_small_disk, heal=_free, mounts=True),
@@ -436,7 +437,7 @@ FAULTS = (
     Fault("checkpoint: flipped bit", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("flipped bit")),
     Fault("checkpoint: missing file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("missing")),
     Fault("checkpoint: truncated file", LOCAL, ("skipping corrupted checkpoint", "tiles,"), _damage_checkpoint("truncated")),
-    Fault("tiles damaged while training", LOCAL, ("damaged (",), _damage_shard, prepare=_own_shards, told=True, ends=None),
+    Fault("tiles damaged while training", LOCAL, ("damaged (",), _damage_shard, prepare=_own_shards, may_differ=True, ends=None),
     Fault(
         "shards cut off while training",
         LOCAL,
@@ -444,7 +445,7 @@ FAULTS = (
         _truncate_shards,
         prepare=_own_shards,
         heal=_whole_shards,
-        told=True,
+        may_differ=True,
         ends=None,
     ),
     Fault("store fails for a while", LOCAL, ("try 2 of 5",), prepare=_served(_now_and_then), window=8, ends=False),
@@ -453,7 +454,7 @@ FAULTS = (
     Fault("network cut for a moment", ("2 machines",), (), _cut(2.0), ends=None),
     Fault("network cut", ("2 machines",), (*ANOTHER, *UNMET), _cut(0.0), heal=_cable_back, options=("train.timeout_s=90",)),
     Fault("node lost and back", ("Slurm",), (GOES_ON, "tiles,"), _node_lost, ends=None),
-    Fault("told to stop by Slurm", ("Slurm",), ("stopped and saved", "tiles,"), _slurm("scancel", "--signal=USR2"), ends=None),
+    Fault("signalled by Slurm", ("Slurm",), ("stopped and saved", "tiles,"), _slurm("scancel", "--signal=USR2"), ends=None),
     Fault("requeued by Slurm", ("Slurm",), (GOES_ON, "tiles,"), _slurm("scontrol", "requeue"), ends=None),
     Fault("NaN in a loss", LOCAL, DIVERGED, inside=_not_finite("loss"), options=TWICE),
     Fault("NaN in a gradient", LOCAL, DIVERGED, inside=_not_finite("gradient"), options=TWICE),

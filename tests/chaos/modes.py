@@ -1,4 +1,4 @@
-"""The ways to run a training in a chaos case, each started by the command that a user types."""
+"""Launch modes of chaos cases, each started by the command of a user."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from runs import ROOT, SCRIPT, TINY, begin, launcher
 from time_limits import seconds
 
 INSIDE = Path(__file__).parent / "inside"
-TOKEN = "CHAOS_CASE"  # variable by which every process of a case is known
-# For one start, from its beginning or from the fault to its end; torch's launcher waits 300 s for one that was killed elsewhere.
+TOKEN = "CHAOS_CASE"  # environment variable that identifies the processes of a case
+# From the start or the fault to the exit of the run; torch's launcher waits 300 s for a launcher killed on another machine.
 LIMIT_S = seconds(420.0)
 
 
 @dataclass
 class Started:
-    """A start of a run: what the user's command started, and who trains."""
+    """A start of a run: the processes of the user's command and the training processes."""
 
     run: Path
     token: str
@@ -35,7 +35,7 @@ class Started:
     outputs: list[Path]
 
     def trainers(self) -> dict[int, int]:
-        """The training processes that live, by rank."""
+        """Returns the PIDs of the live training processes by rank."""
         found: dict[int, int] = {}
         for pid in processes(self.token):
             if is_trainer(pid) and not is_trainer(parent(pid)):
@@ -43,7 +43,7 @@ class Started:
         return found
 
     def readers(self) -> list[int]:
-        """The processes that read tiles for the training processes."""
+        """Returns the PIDs of the data workers."""
         return [pid for pid in processes(self.token) if is_trainer(pid) and is_trainer(parent(pid))]
 
     def launchers(self) -> list[int]:
@@ -58,7 +58,7 @@ class Started:
         return any(command.poll() is None for command in self.commands)
 
     def wait(self, limit_s: float) -> int | None:
-        """The exit status of the command, 0 only when all ended well; None when it goes on after ``limit_s``."""
+        """Returns the exit status: 0 if all commands succeeded, None if one still runs after ``limit_s``."""
         until = time.monotonic() + limit_s
         while self.alive():
             if time.monotonic() > until:
@@ -66,14 +66,14 @@ class Started:
             time.sleep(0.05)
         return next((command.returncode for command in self.commands if command.returncode), 0)
 
-    def said(self) -> str:
-        """What this run and its starts before have printed."""
+    def output(self) -> str:
+        """Returns the output of this start and those before it."""
         return "\n".join(path.read_text(errors="replace") for path in self.outputs if path.exists())
 
 
 @dataclass
 class Mode:
-    """One machine: a process, or a launcher with two."""
+    """Runs on one machine: one process, or a launcher with two."""
 
     name: str
     file: str  # of configs/accelerate, or "one"
@@ -90,7 +90,7 @@ class Mode:
 
 
 class TwoMachines(Mode):
-    """A launcher on each of two machines: network namespaces with a cable between."""
+    """Runs a launcher on each of two machines: network namespaces joined by a virtual cable."""
 
     def start(self, shards: str, run: Path, options: tuple[str, ...], environment: dict[str, str], token: str) -> Started:
         command = [SCRIPT, *arguments(shards, run, 2), *options]
@@ -105,7 +105,7 @@ class TwoMachines(Mode):
 
 
 class Slurm(Mode):
-    """A job of two nodes; it starts again by itself."""
+    """Runs a Slurm job of two nodes, which requeues itself."""
 
     cluster: slurm_cluster.Cluster
 
@@ -153,10 +153,10 @@ class StartedJob(Started):
             time.sleep(0.3)
         return 0 if self.cluster.job(self.job)["JobState"] == "COMPLETED" else 1
 
-    def said(self) -> str:
+    def output(self) -> str:
         logs = sorted(self.run.glob("submissions/*/*_log.*"))
         status = (self.run / "status.json").read_text() if (self.run / "status.json").exists() else ""
-        return "\n".join([super().said(), status, *(path.read_text(errors="replace") for path in logs)])
+        return "\n".join([super().output(), status, *(path.read_text(errors="replace") for path in logs)])
 
 
 def every_mode() -> dict[str, Mode]:
@@ -184,7 +184,7 @@ def variables(environment: dict[str, str], token: str) -> dict[str, str]:
 
 
 def processes(token: str) -> list[int]:
-    """Every live process of a case, whoever started it."""
+    """Returns the PIDs of all live processes of a case."""
     mark = f"{TOKEN}={token}".encode()
     return [
         pid

@@ -1,4 +1,4 @@
-"""What must hold when a case is over; each function gives the broken promises in words."""
+"""Checks after a case; each function returns descriptions of the broken promises."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from attributegan.checkpoint import store
 LAUNCHERS_OWN = (
     "torchinductor_",
     "torchelastic_",
-)  # which torch's launcher leaves, however it ends
-KILLED_READERS = ("pymp-",)  # of multiprocessing in processes that were killed themselves
+)  # left by torch's launcher in any case
+KILLED_READERS = ("pymp-",)  # of multiprocessing, left by killed processes
 
 
 def same_end(run: Path, undisturbed: Path) -> list[str]:
-    """The last checkpoint is bit for bit that of the undisturbed run, and is whole."""
+    """Checks that the last checkpoint is valid and bit-identical to that of the undisturbed run."""
     last, wanted = store.latest(run / "checkpoints"), store.latest(undisturbed / "checkpoints")
     if last is None or wanted is None or last.name != wanted.name:
         return [f"ended with {last and last.name}, not {wanted and wanted.name}"]
@@ -27,16 +27,16 @@ def same_end(run: Path, undisturbed: Path) -> list[str]:
 
 
 def same_tiles(seen: Path, undisturbed: Path) -> list[str]:
-    """Every position of the order was trained on with the tiles of the undisturbed run: none lost, none twice."""
+    """Checks that each position was trained on the same tiles as in the undisturbed run: none lost, none repeated."""
     mine, theirs = _steps(seen), _steps(undisturbed)
     if mine.keys() != theirs.keys():
-        return [f"steps at {sorted(mine.keys() ^ theirs.keys())} are in one of the runs alone"]
+        return [f"steps at {sorted(mine.keys() ^ theirs.keys())} are in one of the runs only"]
     wrong = [key for key in mine if mine[key] != theirs[key]]
     return [f"other tiles at {wrong[0]}"] if wrong else []
 
 
 def _steps(seen: Path) -> dict[str, object]:
-    """What each rank saw at each position, by the last time it was there: steps after the last checkpoint come again."""
+    """Returns the tiles of each rank and position, from its last pass: steps after the last checkpoint are repeated."""
     steps = {}
     for path in sorted(seen.glob("*.jsonl")):
         for line in path.read_text().splitlines():
@@ -46,13 +46,13 @@ def _steps(seen: Path) -> dict[str, object]:
 
 
 def metrics_once(run: Path, step: int, images: int) -> list[str]:
-    """One line of metrics for each step."""
+    """Checks that metrics.jsonl has one line per step."""
     lines = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [] if lines == list(range(step, images + 1, step)) else [f"metrics.jsonl has the steps {lines}"]
 
 
-def good_checkpoint_stands(run: Path, before: int, damaged: str) -> list[str]:
-    """What was said to be saved is there and whole, but for the one that the case damaged."""
+def saved_checkpoint_is_valid(run: Path, before: int, damaged: str) -> list[str]:
+    """Checks that the checkpoint logged as saved exists and is valid, unless the case damaged it."""
     newest = store.latest(run / "checkpoints")
     images = int(newest.name.partition("-")[2]) if newest else 0
     if images >= before or damaged.startswith(f"images-{before:012d}"):
@@ -61,17 +61,17 @@ def good_checkpoint_stands(run: Path, before: int, damaged: str) -> list[str]:
 
 
 def saved_images(run: Path) -> int:
-    """The newest checkpoint that the log calls saved."""
+    """Returns the images of the latest checkpoint that the log reports as saved."""
     log = run / "train.log"
     names = [line.rpartition("images-")[2] for line in log.read_text().splitlines() if " saved " in line] if log.exists() else []
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool, readers_killed: bool = False) -> list[str]:
-    """No process, no half-written file, no claim, no temporary file, nothing in /dev/shm (where that is the case's own).
+    """Checks that no process, partial file, lock, temporary file, or (if private) file in /dev/shm is left.
 
     Args:
-        readers_killed: whether SIGKILL went to processes that read tiles, so that they could not clear up.
+        readers_killed: whether data workers got SIGKILL and could not clean up.
     """
     left = [f"process {pid} left: {_line(pid)}" for pid in processes(token)]
     names = (".writing-", ".deleting-", ".linking-", "claim.json", ".removing")
@@ -80,7 +80,7 @@ def nothing_left(run: Path, temporary: Path, token: str, own_shm: bool, readers_
     left += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir() if not path.name.startswith(others)]
     for path in Path("/dev/shm").iterdir() if own_shm else ():
         left.append(f"left in /dev/shm: {path.name}")
-        path.unlink()  # no fault of the next case
+        path.unlink()  # the next case starts clean
     return left
 
 

@@ -1,11 +1,11 @@
-"""``make chaos``: cases drawn at random from a seed, played one after the other; status 1 when a promise was broken.
+"""``make chaos``: runs random cases one after the other; exits with 1 if a promise is broken.
 
     python tests/chaos/run.py --cases 100 --seed 7
-    python tests/chaos/run.py --seed 7 --cases 100 --only 31       one case of that draw again; its folder stays when a promise is broken
+    python tests/chaos/run.py --seed 7 --cases 100 --only 31       repeats one case; its folder is kept if a promise is broken
     python tests/chaos/run.py --cases 5 --fault "disk full"
 
-The same seed, number of cases and modes give the same cases. Writes cases.json and table.md into --out. Works in a mount namespace of its
-own where it may, since faults mount small disks; what needs rights that are missing is left out, and said.
+The same seed, number of cases and modes give the same cases. Writes cases.json and table.md to --out. Runs in a private mount namespace if
+permitted, because faults mount small disks; skips and reports faults without the necessary rights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ INSIDE_NAMESPACE = "CHAOS_NAMESPACE"
 
 def main() -> int:
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and what is running is cleared away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up handlers
     may_mount = not os.geteuid() and subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True).returncode == 0
     if may_mount and INSIDE_NAMESPACE not in os.environ:
         os.environ[INSIDE_NAMESPACE] = "1"
@@ -50,8 +50,8 @@ def main() -> int:
     print(f"seed {seed}: python tests/chaos/run.py --cases {options.cases} --seed {seed}", flush=True)
     modes, missing = _ready(options.mode, may_mount)
     for why in missing:
-        print(f"left out: {why}", flush=True)
-    logging.getLogger("attributegan").setLevel(logging.ERROR)  # damaged checkpoints are no news here
+        print(f"skipped: {why}", flush=True)
+    logging.getLogger("attributegan").setLevel(logging.ERROR)  # corrupted checkpoints are expected
     drawn = _drawn(options, seed, list(modes), may_mount)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
@@ -72,12 +72,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10, metavar="N", help="how many cases are drawn (%(default)s)")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the draw; another one each time, and printed")
-    parser.add_argument("--only", type=int, nargs="+", metavar="K", help="play these cases of the draw alone")
-    parser.add_argument("--mode", nargs="+", choices=tuple(every_mode()), help="draw from these modes alone")
-    parser.add_argument("--fault", nargs="+", choices=tuple(faults.BY_NAME), help="draw from these faults alone")
-    parser.add_argument("--out", default="build/chaos", metavar="DIR", help="where cases.json and table.md go (%(default)s)")
+    parser.add_argument("--cases", type=int, default=10, metavar="N", help="number of cases to draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the draw (default: random, printed)")
+    parser.add_argument("--only", type=int, nargs="+", metavar="K", help="run only these cases of the draw")
+    parser.add_argument("--mode", nargs="+", choices=tuple(every_mode()), help="draw only from these modes")
+    parser.add_argument("--fault", nargs="+", choices=tuple(faults.BY_NAME), help="draw only from these faults")
+    parser.add_argument("--out", default="build/chaos", metavar="DIR", help="folder of cases.json and table.md (default: %(default)s)")
     return parser
 
 
@@ -85,7 +85,7 @@ def _ready(wanted: list[str] | None, may_mount: bool) -> tuple[dict, list[str]]:
     modes = {name: mode for name, mode in every_mode().items() if not wanted or name in wanted}
     missing = []
     if not may_mount:
-        missing.append("faults that mount something: only root may, with CAP_SYS_ADMIN")
+        missing.append("faults that mount file systems: only root may, with CAP_SYS_ADMIN")
         modes.pop("2 machines", None)
     if "Slurm" in modes and (why := slurm_cluster.missing()):
         missing.append(f"Slurm: {why}")
@@ -114,7 +114,7 @@ def _play(player: cases.Player, drawn: list[cases.Case], out: Path, seed: int) -
     for one in drawn:
         outcome = player.play(one)
         outcomes.append(outcome)
-        broken = "".join(f"\n      BROKEN: {words}" for words in outcome.violations)
+        broken = "".join(f"\n      BROKEN: {violation}" for violation in outcome.violations)
         print(
             f"{one.number:4} {one.mode:10} {one.fault} at {one.at} ({outcome.struck}): {outcome.end}; "
             f"{outcome.starts} starts, {outcome.seconds:.0f} s{broken}",
@@ -130,7 +130,7 @@ def _write(out: Path, outcomes: list[cases.Outcome], seed: int) -> None:
 
 
 def table(outcomes: list[cases.Outcome]) -> str:
-    """A row for each fault: cases, modes, how they ended, broken promises."""
+    """Returns a Markdown table with a row per fault: cases, modes, identical ends, broken promises."""
     lines = ["| fault | cases | modes | ended with the same bits | broken promises |", "|---|---|---|---|---|"]
     for fault in faults.FAULTS:
         of = [outcome for outcome in outcomes if outcome.case.fault == fault.name]

@@ -1,4 +1,4 @@
-"""A short sample of the chaos suite, and that its promises can be broken."""
+"""A short sample of the chaos cases, and tests that its checks detect violations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAMPLE = {
 @pytest.mark.timeout(seconds(900))
 @pytest.mark.parametrize("mode", SAMPLE)
 def test_sample_keeps_every_promise(tmp_path: Path, mode: str) -> None:
-    """``make chaos`` for a few cases. Not all may mount a small disk; CI must."""
+    """Runs a few cases of ``make chaos``; mounting small disks may be forbidden, except in CI."""
     command = [sys.executable, str(RUNNER), "--cases", str(len(SAMPLE[mode])), "--seed", "1", "--mode", mode, "--out", str(tmp_path)]
     done = subprocess.run([*command, "--fault", *SAMPLE[mode]], cwd=ROOT, capture_output=True, text=True, timeout=seconds(800), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -41,7 +41,7 @@ def test_sample_keeps_every_promise(tmp_path: Path, mode: str) -> None:
     assert "| all |" in (tmp_path / "table.md").read_text()
 
 
-def test_the_same_seed_gives_the_same_cases_and_all_faults_and_modes_come() -> None:
+def test_cases_depend_on_the_seed_and_cover_all_faults_and_modes() -> None:
     modes = list(every_mode())
     drawn = cases.draw(7, 300, modes)
     assert drawn == cases.draw(7, 300, modes) != cases.draw(8, 300, modes)
@@ -55,7 +55,7 @@ def write(run: Path, images: int, value: float = 1.0) -> Path:
     return writer.save(run / "checkpoints", images, state={}, generator={"w": torch.full((4,), value)})
 
 
-def test_other_weights_are_seen(tmp_path: Path) -> None:
+def test_detects_different_weights(tmp_path: Path) -> None:
     for name, images, value in (("good", 80, 1.0), ("same", 80, 1.0), ("other", 80, 1.0000001), ("short", 72, 1.0)):
         write(tmp_path / name, images, value)
     assert promises.same_end(tmp_path / "same", tmp_path / "good") == []
@@ -64,25 +64,25 @@ def test_other_weights_are_seen(tmp_path: Path) -> None:
     assert promises.same_end(tmp_path / "none", tmp_path / "good") != []
 
 
-def test_tiles_that_are_lost_or_others_are_seen(tmp_path: Path) -> None:
-    steps = [[[0, 11, [[1]]]], [[8, 22, [[2]]]], [[8, 22, [[2]]]]]  # the second one came again after a kill
+def test_detects_lost_and_different_tiles(tmp_path: Path) -> None:
+    steps = [[[0, 11, [[1]]]], [[8, 22, [[2]]]], [[8, 22, [[2]]]]]  # the second one was repeated after a kill
     for name, kept in {"good": steps, "same": steps[:2], "lost": steps[:1], "other": [steps[0], [[8, 23, [[2]]]]]}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in kept))
     assert promises.same_tiles(tmp_path / "same", tmp_path / "good") == []
-    assert "in one of the runs alone" in promises.same_tiles(tmp_path / "lost", tmp_path / "good")[0]
+    assert "in one of the runs only" in promises.same_tiles(tmp_path / "lost", tmp_path / "good")[0]
     assert promises.same_tiles(tmp_path / "other", tmp_path / "good") == ["other tiles at rank 0, image 8"]
 
 
-def test_what_is_left_and_a_checkpoint_that_is_gone_are_seen(tmp_path: Path) -> None:
+def test_detects_leftovers_and_missing_checkpoints(tmp_path: Path) -> None:
     run, temporary = tmp_path / "run", tmp_path / "tmp"
     write(run, 16)
     temporary.mkdir()
     (run / "train.log").write_text("12:00:00 saved /runs/a/checkpoints/images-000000000016\n")
     assert promises.nothing_left(run, temporary, "none", own_shm=False) == []
-    assert promises.saved_images(run) == 16 and promises.good_checkpoint_stands(run, 16, "") == []
-    assert "the newest good one has 16" in promises.good_checkpoint_stands(run, 32, "")[0]
-    assert promises.good_checkpoint_stands(run, 32, "images-000000000032/state.json: missing") == []
+    assert promises.saved_images(run) == 16 and promises.saved_checkpoint_is_valid(run, 16, "") == []
+    assert "the newest good one has 16" in promises.saved_checkpoint_is_valid(run, 32, "")[0]
+    assert promises.saved_checkpoint_is_valid(run, 32, "images-000000000032/state.json: missing") == []
     (run / ".writing-status.json-host-1").touch()
     (temporary / "wandb").touch()
     waits = [sys.executable, "-c", "print('here', flush=True); input()"]

@@ -1,4 +1,4 @@
-"""Debian's chromium, driven by Playwright, and a running server to point it at."""
+"""Debian's chromium, driven by Playwright, and a running server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from time_limits import seconds
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless browser; skips without chromium, but never in CI."""
+    """Yields a headless browser; skips without chromium, except in CI."""
     program = shutil.which("chromium")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium: apt-get install -y --no-install-recommends chromium")
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Served:
-    """A started ``attributegan-explore`` or ``attributegan-label``."""
+    """A running ``attributegan-explore`` or ``attributegan-label``."""
 
     address: str  # without a path
     token: str  # "" for none
@@ -42,7 +42,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(model: Path, *options: str, module: str = "tools.explore") -> Iterator[Served]:
-    """The command of a module, as users start it, on a free port."""
+    """Start the command of a module, as users do, on a free port."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     precision = ["--precision", "fp32"] if module == "tools.explore" else []
     command = [sys.executable, "-m", module, str(model), "--port", "0", *precision, *options]

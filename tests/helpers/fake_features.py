@@ -1,4 +1,4 @@
-"""Cheap features for tests, by a name that a command line takes."""
+"""Cheap features for tests, usable on command lines by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Pooled(nn.Module):
-    """Cheap features: colours and their spread, in a grid."""
+    """Cheap features: mean and spread of colours in a grid."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         grid = nn.functional.adaptive_avg_pool2d(images_BCHW, 4).flatten(1)

@@ -1,10 +1,10 @@
-"""Networks of a user's own, for ``--segment MODULE:FUNCTION``."""
+"""Segmentation functions of a user, for ``--segment MODULE:FUNCTION``."""
 
 import numpy as np
 
 
 def halves(image_HWC: np.ndarray) -> np.ndarray:
-    """Two nuclei, left and right, with numbers that have gaps."""
+    """Returns two nuclei, left and right, with non-consecutive labels."""
     labels_HW = np.full(image_HWC.shape[:2], 7, np.uint16)
     labels_HW[:, image_HWC.shape[1] // 2 :] = 30
     return labels_HW

@@ -1,6 +1,6 @@
-"""One of two processes that watch each other, in tests: rank 1 comes to grief as told, rank 0 waits for it in a collective.
+"""One of two ranks under a watchdog, for tests: rank 1 fails as requested, rank 0 waits for it in a collective.
 
-watched.py {raise|kill|hang|stuck|end}
+faulty_rank.py {raise|kill|hang|stuck|end}
 """
 
 import logging
@@ -36,4 +36,4 @@ if __name__ == "__main__":
                     os.kill(os.getpid(), signal.SIGSTOP)
         dist.all_reduce(torch.ones(1))
         if rank == 0:
-            time.sleep(4)  # longer than a process may be silent: one that has ended well is not missed
+            time.sleep(4)  # longer than the time-out: a rank that has finished is not reported as missing

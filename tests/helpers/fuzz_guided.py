@@ -1,9 +1,9 @@
-"""Fuzzing that is led by coverage (libFuzzer through atheris, which is in no extra): bytes for the readers of tars, texts and indexes.
+"""Coverage-guided fuzzing of the readers of tars, texts and indexes (libFuzzer through atheris, which is not in any extra).
 
     pip install atheris
     python tests/helpers/fuzz_guided.py -max_total_time=300 -timeout=20
 
-Ends at the first input that is neither read nor refused with its file's name, and writes it beside itself as ``crash-…``.
+Stops at the first input that is neither read nor refused with its file name, and saves it as ``crash-…``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def indexes(data: bytes) -> None:
 
 @contextlib.contextmanager
 def named(path: Path):
-    """A ValueError that names the file or what is wrong in it is an answer."""
+    """Accept a ValueError if it names the file or the problem."""
     try:
         yield
     except ValueError as error:

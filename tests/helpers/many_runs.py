@@ -1,8 +1,8 @@
-"""Several runs in one start of the processes, since starting takes longer than a small run; the target of ``accelerate launch`` in tests.
+"""Trains several runs in one launch, because a launch takes longer than a small run; the script for ``accelerate launch`` in tests.
 
     many_runs.py JOBS.json      a list of {"config", "overrides", "spoil", "save_again", "facts"}; see `Job`
 
-Every run is the one that users start (`launch.train.run`); what a job changes about it is said in `Job`.
+Each run calls `launch.train.run`, as users do; `Job` lists what can be changed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from attributegan.utils import collectives
 class Job:
     config: str
     overrides: list[str]
-    spoil: str = ""  # what is broken on purpose: a name of SPOILS
-    save_again: str = ""  # folder for a second checkpoint, of what was loaded
-    facts: str = ""  # file for facts about the state at the end
+    spoil: str = ""  # a fault to inject: a name in SPOILS
+    save_again: str = ""  # folder for a second checkpoint, saved right after loading
+    facts: str = ""  # file for facts about the final state
 
 
 SPOILS = {
@@ -49,11 +49,11 @@ SPOILS = {
 def main(path: str) -> None:
     launcher = dict(os.environ)
     end, kept = Runtime.shutdown, Trainer.step
-    Runtime.shutdown = lambda self: None  # the processes go on to the next run
+    Runtime.shutdown = lambda self: None  # keep the process group for the next run
     for tree in json.loads(Path(path).read_text()):
         job = Job(**tree)
         os.environ.update({name: value for name, value in launcher.items() if name.startswith("ACCELERATE_")})
-        with SPOILS[job.spoil]() if job.spoil else contextlib.nullcontext(), _noted(job):
+        with SPOILS[job.spoil]() if job.spoil else contextlib.nullcontext(), _instrumented(job):
             try:
                 launch.train.run(config.load(job.config, job.overrides))
             except (RuntimeError, AssertionError) as error:
@@ -66,8 +66,8 @@ def main(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _noted(job: Job) -> Iterator[None]:
-    """Write what the job asks for, from inside of its run."""
+def _instrumented(job: Job) -> Iterator[None]:
+    """Save the second checkpoint and the facts that the job requests."""
     resume, saved = Trainer.resume, Trainer.wait_for_checkpoint
 
     def resume_and_save(self: Trainer) -> bool:
@@ -81,7 +81,7 @@ def _noted(job: Job) -> Iterator[None]:
             self.writer.folder = self.folder
         return found
 
-    def saved_and_noted(self: Trainer) -> None:
+    def save_facts(self: Trainer) -> None:
         saved(self)
         if job.facts:
             facts = self.runtime.all_gather_object(_facts(self))
@@ -90,13 +90,13 @@ def _noted(job: Job) -> Iterator[None]:
 
     with (
         unittest.mock.patch.object(Trainer, "resume", resume_and_save),
-        unittest.mock.patch.object(Trainer, "wait_for_checkpoint", saved_and_noted),
+        unittest.mock.patch.object(Trainer, "wait_for_checkpoint", save_facts),
     ):
         yield
 
 
 def _facts(trainer: Trainer) -> dict[str, Any]:
-    """Hashes of what this process has whole, and the bytes of its optimizers with their master weights, from the tensors."""
+    """Returns hashes of unsharded state, and the bytes of optimizer state and master weights on this rank."""
     with trainer.ema.whole() as averaged:
         whole = {"ema": averaged.state_dict()} | {
             name: engine.module.state_dict()
@@ -128,7 +128,7 @@ def _bytes(engine: Engine) -> int:
 
 
 def _own_contrastive(settings: Any, runtime: Any, embedding: torch.Tensor, proxy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    assert collectives  # the loss of this process's images alone
+    assert collectives  # the loss over the images of this rank only
     return losses.contrastive_2c(embedding, proxy, levels, temperature=settings.loss.temperature)
 
 

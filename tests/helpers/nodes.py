@@ -1,4 +1,4 @@
-"""Two launches as two nodes on this machine: on loopback, or each in a network namespace of its own, joined by a virtual cable."""
+"""Simulates two nodes on this machine: on loopback, or in two network namespaces joined by a virtual cable (veth)."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ INTERFACE = "cable0"
 
 @dataclass(frozen=True)
 class Node:
-    """Where a launch runs: what stands before its command, its environment, and the first node's address."""
+    """A node: the prefix of its commands, its environment, and the address of the first node."""
 
     before: tuple[str, ...]
     environment: dict[str, str]
@@ -28,7 +28,7 @@ LOOPBACK = Node((), {}, "127.0.0.1")
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Two nodes in namespaces where the rights allow that, else on loopback; CI must have the rights."""
+    """Yields two nodes: in namespaces if permitted, else on loopback; CI must have the rights."""
     if _missing() and not os.environ.get("CI"):
         yield LOOPBACK, LOOPBACK
         return
@@ -38,7 +38,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[tuple[Node, Node]]:
-    """Two nodes that see each other over a cable and nothing else; removed again. Skips without the rights, but never in CI."""
+    """Yields two nodes connected only to each other, and removes them. Skips without the rights, except in CI."""
     if problem := _missing():
         if os.environ.get("CI"):
             pytest.fail(f"network namespaces: {problem}")
@@ -58,7 +58,7 @@ def namespaces() -> Iterator[tuple[Node, Node]]:
         )
         yield first, second
     finally:
-        for name in names:  # the cable goes with its ends
+        for name in names:  # also removes the cable
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
@@ -68,7 +68,7 @@ def launch(
     """Start ``mode`` on both nodes, with one command for both or one for each; output goes to ``{run}-{node}.out``.
 
     Args:
-        cwds: where each starts; its PYTHONPATH too, unless the environment says so.
+        cwds: the working directory of each, also its PYTHONPATH unless ``environment`` sets that.
     """
     port = free_port() if nodes[0] is LOOPBACK else 29500
     started = []
@@ -80,14 +80,14 @@ def launch(
 
 
 def copy_of_code(folder: Path) -> Path:
-    """The packages that train, to be changed and started from with `launch`'s ``cwds``."""
+    """Copy the packages needed for training, to modify them and pass the folder in ``cwds`` of `launch`."""
     for package in ("attributegan", "data_shards", "launch"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def _inside(namespace: str, host: str) -> tuple[str, ...]:
-    """What runs a command in a namespace, on a machine that is called ``host`` there."""
+    """Returns the command prefix that runs a command in a namespace, with the host name ``host``."""
     named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host)
     return "ip", "netns", "exec", namespace, *named
 
@@ -96,7 +96,7 @@ def _missing() -> str:
     if not shutil.which("ip"):
         return "no `ip` here (Debian package iproute2)"
     if os.geteuid() != 0:
-        return "only root may make them"
+        return "requires root"
     trial = subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True, text=True)
     return trial.stderr.strip()
 

@@ -1,8 +1,7 @@
-"""The published network once more, written out plainly from its description and working on published names alone.
+"""A reference implementation of the published network, written directly from its description with published parameter names.
 
-Shares no code with `attributegan.models`: nearest upsampling and blur are two steps, attention is one einsum a term, and so
-on. It is what our networks are compared with at sizes for which there is no recorded output. Also fills tensors by the rule
-of the recorded one.
+Shares no code with `attributegan.models`: nearest upsampling and blur are separate, attention is one einsum per term. Our networks are
+compared with it at sizes without recorded output. Also fills tensors by the rule of the recorded output.
 """
 
 import zlib
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 
 
 def filled(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor that the fill rule gives for a published key."""
+    """Returns the tensor of the fill rule for a published key."""
     key = key.removeprefix("D_aug.").partition(".")[2]
     random = np.random.RandomState(zlib.crc32(key.encode()))
     if key.endswith("num_batches_tracked"):
@@ -35,7 +34,7 @@ def filled(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def shapes(size: int, width: int) -> dict[str, tuple[int, ...]]:
-    """Every key of the published checkpoint at ``size`` px with latent and widest map of ``width``, attention at 32 and 64 px."""
+    """Returns all keys of the published checkpoint at ``size`` px, latent and widest map ``width``, attention at 32 and 64 px."""
     resolution = size.bit_length() - 1
 
     def nf(n: int) -> int:
@@ -112,12 +111,12 @@ def shapes(size: int, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint(size: int, width: int) -> dict[str, torch.Tensor]:
-    """A published state dict, filled by the rule."""
+    """Returns a published state dict, filled by the rule."""
     return {key: filled(key, shape) for key, shape in shapes(size, width).items()}
 
 
 def inputs(size: int, latent_dim: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, levels and smooth "real" images that a seed gives."""
+    """Returns latents, levels and smooth "real" images from a seed."""
     random = np.random.RandomState(size)
     latents = torch.from_numpy(random.randn(batch, latent_dim).astype(np.float32))
     levels = torch.from_numpy(np.stack([random.randint(0, count, batch) for count in (5, 4, 4, 3, 5)], axis=1))
@@ -126,7 +125,7 @@ def inputs(size: int, latent_dim: int, batch: int = 2) -> tuple[torch.Tensor, to
 
 
 class Plain:
-    """Functions of one part (``G``, ``GE`` or ``D``) of a published state dict."""
+    """Layers of one part (``G``, ``GE`` or ``D``) of a published state dict."""
 
     def __init__(self, state: dict[str, torch.Tensor], part: str) -> None:
         self.state = {key.removeprefix(part + "."): tensor for key, tensor in state.items() if key.startswith(part + ".")}
@@ -216,7 +215,7 @@ def generate(state, latents, levels, part="G"):
 
 
 def sampled(images, size):
-    """Nearest-sampled to size x size, by hand."""
+    """Resize to size x size by nearest sampling."""
     step = images.shape[2] // size
     return images[:, :, ::step, ::step]
 
@@ -228,7 +227,7 @@ def quarter(x, quadrant):
 
 
 def discriminate(state, images, levels, quadrant):
-    """Both heads' answers, embedding, proxy and self-supervision."""
+    """Returns the outputs of both heads, embedding, proxy and self-supervision."""
     net = Plain(state, "D")
     x, maps = images, {}
     for k in range(2):
@@ -255,7 +254,7 @@ def discriminate(state, images, levels, quadrant):
 
 
 def outputs(size: int, width: int) -> dict[str, np.ndarray]:
-    """What the filled network of a size answers to `inputs`; of images, every 16th pixel (off the corner, where borders don't tell)."""
+    """Returns the outputs of the filled network on `inputs`; of images, every 16th pixel, starting away from the border."""
     state = checkpoint(size, width)
     latents, levels, images = inputs(size, width)
     found = {"generated": generate(state, latents, levels)[:, :, 5::16, 5::16]}

@@ -1,4 +1,4 @@
-"""Start training as users do, in real processes, and compare what came out."""
+"""Starts training as users do, in real processes, and compares checkpoints."""
 
 import json
 import os
@@ -34,7 +34,7 @@ TINY = {
     "run": {"log_every": 8, "grid_every": 1000, "save_every": 16, "keep_last": 0},
 }
 
-CONTROL = (  # overrides of the above: every term that is not on there, and levels that are not known
+CONTROL = (  # overrides of TINY: all other loss terms, and unknown levels
     "model.conditioning=projection",
     "model.generator_modulation=true",
     "model.generator_levels=ordinal",
@@ -54,7 +54,7 @@ SCRIPT = str(ROOT / "launch" / "train.py")
 
 
 def launcher(mode: str, processes: int, *arguments: str) -> list[str]:
-    """What stands before the script: python, or ``accelerate launch`` with one of the files that ship."""
+    """Returns the command prefix of the script: python, or ``accelerate launch`` with a shipped configuration."""
     if mode == "one":
         return [sys.executable]
     accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -76,14 +76,14 @@ def write_config(run: Path) -> Path:
 
 
 def start(shards: Path, run: Path, *overrides: str, processes: int = 1, mode: str = "") -> subprocess.Popen:
-    """Start training in a process group of its own; output goes to ``{run}.out``."""
+    """Start training in a new process group, with output in ``{run}.out``."""
     before = launcher(mode or ("cpu" if processes > 1 else "one"), processes)
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", f"train.world_size={processes}"]
     return begin([*before, SCRIPT, *options, *overrides], run)
 
 
 def begin(arguments: list[str], run: Path, cwd: Path = ROOT, **environment: str) -> subprocess.Popen:
-    """A command in a process group of its own; output goes to ``{run}.out``."""
+    """Start a command in a new process group, with output in ``{run}.out``."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(cwd)} | environment
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_name(f"{run.name}.out").open("ab") as output:
@@ -102,10 +102,10 @@ def train(shards: Path, run: Path, *overrides: str, processes: int = 1) -> dict[
 
 
 def train_all(shards: Path, folder: Path, *runs: tuple[str, ...], processes: int = 1) -> dict[str, dict[str, torch.Tensor]]:
-    """Train several runs one after the other in one start (many_runs.py), and return the tensors of the last checkpoint of each by name.
+    """Train several runs in one launch (many_runs.py); returns the tensors of the last checkpoint of each, by name.
 
     Args:
-        runs: name of the folder of each within ``folder``, and its overrides; a name that comes twice is resumed.
+        runs: folder name in ``folder`` and overrides of each run; a repeated name resumes the run.
     """
     config = str(write_config(folder / "all"))
     common = [f"data.shards={shards}", f"train.world_size={processes}"]
@@ -140,7 +140,7 @@ def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
 
 
 def process_of(rank: int, launched: subprocess.Popen) -> int:
-    """The id of the process that trains as ``rank`` under a launcher; waits until there is one."""
+    """Wait for the training process of ``rank`` under a launcher; returns its PID."""
     deadline = time.monotonic() + seconds(60)
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
@@ -155,21 +155,21 @@ def process_of(rank: int, launched: subprocess.Popen) -> int:
 
 
 def kill(process: subprocess.Popen, number: signal.Signals) -> int:
-    """Send a signal to the whole process group and wait for its end."""
+    """Send a signal to the process group and wait for its exit; returns the exit status."""
     os.killpg(process.pid, number)
     return process.wait(timeout=seconds(120))
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    """Names of tensors that are not bit-identical."""
+    """Returns the names of tensors that are not bit-identical."""
     assert a.keys() == b.keys() and a
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def largest_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Over the networks (weights, buffers), the largest norm of the difference over the norm.
+    """Returns the largest relative difference (norm of the difference / norm) over the networks (weights and buffers).
 
-    By network, not by tensor: the gradient of a bias before a batch norm is zero but for rounding, which has no relative error.
+    Computed per network, not per tensor: the gradient of a bias before a batch norm is only rounding error.
     """
     assert a.keys() == b.keys() and a
 

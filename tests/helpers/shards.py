@@ -1,4 +1,4 @@
-"""Small shard sets for tests, built in code: tiles whose pixels say which tile they are."""
+"""Small shard sets for tests, built in code; the pixels of a tile encode its number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TWO = AttributeSchema((Attribute("grade", ("none", "low", "high"), 0), Attribute
 
 
 def pixels_of(number: int, size: int = 16) -> np.ndarray:
-    """Tile ``number``: its number in the first pixel, and noise that no turn leaves as it is."""
+    """Returns tile ``number``: red and green encode the number, blue is noise, so every flip or rotation differs."""
     pixels_HWC = np.random.default_rng(number).integers(0, 255, (size, size, 3), np.uint8)
     pixels_HWC[..., 0] = number % 256
     pixels_HWC[..., 1] = number // 256
@@ -28,12 +28,12 @@ def pixels_of(number: int, size: int = 16) -> np.ndarray:
 
 
 def levels_of(number: int) -> tuple[int, int]:
-    """Levels of `TWO`; the highest grade is rare."""
+    """Returns the levels of a tile in `TWO`; the highest grade is rare."""
     return (2 if number % 7 == 0 else number % 2, number // 3 % 2)
 
 
 def write_tiles(folder: Path, numbers: Sequence[int], size: int = 16, suffix: str = "png", group: int = 5) -> Path:
-    """Write image files and a CSV; tiles ``group * k`` and on make slide ``s{k}``. Returns the CSV."""
+    """Write image files and a CSV, with ``group`` tiles per slide; returns the CSV."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -50,7 +50,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object
 
 
 def make_set(folder: Path, count: int, *, shard_count: int = 16, val_fraction: float = 0.0, size: int = 16, processes: int = 1) -> Path:
-    """A shard set of tiles 0 to ``count`` - 1."""
+    """Pack tiles 0 to ``count`` - 1; returns the shard set."""
     table = write_tiles(folder, range(count), size)
     out = folder / "set"
     labels = read_labels([table], TWO, group="slide")
@@ -63,5 +63,5 @@ def number_of(key: str) -> int:
 
 
 def rows_of(out: Path) -> list[dict]:
-    """The rows of a set's index."""
+    """Returns the rows of the index of a set."""
     return index.read_table(out / index.FILE).to_pylist()

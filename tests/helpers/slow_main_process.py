@@ -1,4 +1,4 @@
-"""One of two processes of a run whose main process needs longer than a collective may take, in tests: it goes well all the same."""
+"""One of two ranks, for tests: rank 0 works longer than the time-out of collectives, and no rank fails."""
 
 import time
 from datetime import timedelta
@@ -15,7 +15,7 @@ TIMEOUT_S = min(seconds(4.0), 16.0)
 
 if __name__ == "__main__":
     runtime = runtimes.Runtime(Config(train=TrainConfig(world_size=2, precision="fp32")))
-    distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT_S))  # from here on: both have started by now
+    distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT_S))  # only now, after both ranks have started
 
     def work() -> int:
         time.sleep(1.5 * TIMEOUT_S)

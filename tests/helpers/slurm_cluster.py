@@ -1,7 +1,7 @@
-"""A real Slurm of two nodes on this machine: each node a network, host name and daemon of its own; gone without a trace afterwards.
+"""Runs a real Slurm of two nodes on this machine, each with its own network namespace, host name and daemon; removes all of it afterwards.
 
-Needs root, network namespaces and Slurm's own packages, no systemd. Run as a script it keeps a cluster up until Ctrl-C:
-``python tests/helpers/slurm_cluster.py`` prints the command that enters it.
+Requires root, network namespaces and the Slurm packages, but no systemd. As a script (``python tests/helpers/slurm_cluster.py``) it keeps a
+cluster running until Ctrl-C and prints the command to enter it.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ PartitionName=urgent Nodes=ALL DefaultTime=1 MaxTime=INFINITE DefMemPerCPU=100 P
 
 
 def missing() -> str:
-    """Why there can be no cluster here; "" when there can."""
+    """Returns why no cluster can run here, or ""."""
     absent = [program for program in PROGRAMS if shutil.which(program, path=SBIN) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install -y --no-install-recommends {PACKAGES}"
     if os.geteuid() or subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True).returncode:
-        return "no right to make network namespaces (root with CAP_SYS_ADMIN)"
+        return "not permitted to create network namespaces (needs root with CAP_SYS_ADMIN)"
     return ""
 
 
@@ -82,25 +82,25 @@ class Cluster:
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def command(self, *command: str) -> list[str]:
-        """``command`` as it is run on the login node."""
+        """Returns the command line that runs ``command`` on the login node."""
         return ["nsenter", f"--net=/run/netns/{self.names['ctl']}", "--", *command]
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run on the login node; what it printed."""
+        """Run ``command`` on the login node; returns its output."""
         done = subprocess.run(self.command(*command), env=self.environment, text=True, capture_output=True, timeout=seconds(120))
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def job(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job: JobState, Restarts, NodeList …"""
+        """Returns the fields of ``scontrol show job``, such as JobState, Restarts, NodeList."""
         return dict(field.split("=", 1) for field in self.run("scontrol", "show", "job", "-o", job).split() if "=" in field)
 
     def processes(self, *hosts: str) -> list[int]:
-        """Numbers of the processes on the nodes, those of the jobs and the daemon."""
+        """Returns the PIDs on the nodes, of jobs and daemons."""
         return [int(pid) for host in hosts for pid in _out("ip", "netns", "pids", self.names[host]).split()]
 
     def job_processes(self, *hosts: str) -> list[str]:
-        """Command lines of what jobs run on ``hosts`` (all nodes by default)."""
+        """Returns the command lines of job processes on ``hosts`` (default: all nodes)."""
         lines = []
         for pid in self.processes(*(hosts or NODES)):
             with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ class Cluster:
         return lines
 
     def fail(self, host: str) -> None:
-        """The node loses its power."""
+        """Simulate a power failure of the node."""
         for pid in self.processes(host):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -150,7 +150,7 @@ class Cluster:
             time.sleep(0.1)
 
     def logs(self) -> str:
-        """The last lines of every daemon."""
+        """Returns the last log lines of each daemon."""
         return "".join(
             f"\n{path.name}:\n" + "".join(path.read_text(errors="replace").splitlines(True)[-8:]) for path in self.root.glob("*.log")
         )
@@ -168,7 +168,7 @@ class Cluster:
             subprocess.run(["ip", "netns", "delete", name], env={"PATH": SBIN}, capture_output=True)
 
     def _make_networks(self) -> None:
-        """A bridge in the controller's namespace, a cable from it to each node; nothing of it is seen outside."""
+        """Create a bridge in the namespace of the controller with a cable to each node, invisible outside."""
         for name in self.names.values():
             _out("ip", "netns", "add", name)
             _out("ip", "-n", name, "link", "set", "lo", "up")
@@ -184,7 +184,7 @@ class Cluster:
             _out(*node, "link", "set", "eth0", "up")
 
     def _on(self, host: str, *command: str) -> None:
-        """Start a daemon on ``host``, with its own host name and the cluster's names of hosts."""
+        """Start a daemon on ``host``, with its host name and the hosts file of the cluster."""
         inside = 'mount --bind "$0" /etc/hosts; hostname "$1"; shift; exec "$@"'
         name = f"/run/netns/{self.names[host]}"
         self._spawn(

@@ -1,4 +1,4 @@
-"""A web server on loopback that gives the files of a folder, and what can go wrong with one."""
+"""A web server on loopback that serves a folder and injects faults."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from time_limits import seconds
 
 @dataclass
 class Web:
-    """Answers ``/…/NAME`` with file NAME of ``folder``; ``faults[NAME]`` says what goes wrong, request after request."""
+    """Serves file NAME of ``folder`` at ``/…/NAME``; ``faults[NAME]`` lists the fault of each request in turn."""
 
     folder: Path
     url: str = ""
     faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     asked: Counter[str] = field(default_factory=Counter)
     headers: list[dict[str, str]] = field(default_factory=list)
-    released: threading.Event = field(default_factory=threading.Event)  # ends what stalls
+    released: threading.Event = field(default_factory=threading.Event)  # ends stalled responses
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = unquote(urlsplit(request.path).path.rsplit("/", 1)[1])

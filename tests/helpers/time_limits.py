@@ -1,7 +1,7 @@
-"""Time limits that scale with the machine: `seconds` of a limit that suits the reference machine.
+"""Time limits that scale with the machine: `seconds` converts a limit of the reference machine.
 
-The session measures its machine once, in about a second (`calibrate`), and hands the factor to xdist's workers and to child processes by an
-environment variable. The reference is one core of an AMD EPYC (Zen 4, AVX-512) with nothing else to do.
+The pytest session measures the machine once, in about a second (`calibrate`), and passes the factor to xdist workers and child processes in
+an environment variable. The reference is one core of an idle AMD EPYC (Zen 4, AVX-512).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 
 VARIABLE = "ATTRIBUTEGAN_TEST_TIME_FACTOR"
-LARGEST = 10.0  # a test that hangs must end within hours
+LARGEST = 10.0  # so that a test that hangs ends within hours
 CONVOLUTIONS, ADDITIONS, STARTS = 8, 3_000_000, 3
-REFERENCE_S = {  # CPU seconds there
+REFERENCE_S = {  # CPU seconds on the reference machine
     "convolution": 0.27,
     "loop": 0.32,
     "start": 0.085,
@@ -23,20 +23,20 @@ REFERENCE_S = {  # CPU seconds there
 
 
 def seconds(limit: float) -> float:
-    """``limit``, in seconds on the reference machine, for this one."""
+    """Returns the limit for this machine, given that of the reference machine in seconds."""
     return limit * factor()
 
 
 def factor() -> float:
-    """How many times longer than on the reference machine a test may take here: 1 to 20, and 1 before the calibration."""
+    """Returns how many times longer than on the reference machine a test may take: 1 to 20; 1 before the calibration."""
     return float(os.environ.get(VARIABLE, "1"))
 
 
 def calibrate(workers: int = 1) -> float:
-    """Measure this machine, and put the factor into the environment unless it is there.
+    """Measure this machine and set the factor in the environment, unless it is set.
 
     Args:
-        workers: how many pytest-xdist workers run at once; with more than one, limits double, since they share the cores.
+        workers: number of pytest-xdist workers; with more than one, limits double, because they share the cores.
     """
     if VARIABLE not in os.environ:
         slower = max(measured / REFERENCE_S[name] for name, measured in _measure().items())
@@ -45,12 +45,12 @@ def calibrate(workers: int = 1) -> float:
 
 
 def combined(slower: float, workers: int) -> float:
-    """The factor of a machine that is ``slower`` times slower than the reference."""
+    """Returns the factor of a machine ``slower`` times slower than the reference."""
     return min(max(slower, 1.0), LARGEST) * (2 if workers > 1 else 1)
 
 
 def _measure() -> dict[str, float]:
-    """Seconds by the clock, since other work on the machine counts: a convolution with gradients, a loop of Python, a start of Python."""
+    """Measure wall-clock seconds (other work on the machine counts): convolutions with gradients, a Python loop, starts of Python."""
     import torch
 
     image, weight = (torch.ones(shape, requires_grad=True) for shape in ((8, 32, 64, 64), (32, 32, 3, 3)))
@@ -70,18 +70,18 @@ def _measure() -> dict[str, float]:
             subprocess.run([sys.executable, "-c", "pass"], check=True)
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes that tests start
-    convolutions(1)  # builds the kernels
+    torch.set_num_threads(1)  # as in the processes started by tests
+    convolutions(1)  # warm-up
     measured = {
-        "convolution": _clocked(lambda: convolutions(CONVOLUTIONS)),
-        "loop": _clocked(additions),
-        "start": _clocked(starts),
+        "convolution": _elapsed(lambda: convolutions(CONVOLUTIONS)),
+        "loop": _elapsed(additions),
+        "start": _elapsed(starts),
     }
     torch.set_num_threads(threads)
     return measured
 
 
-def _clocked(work: Callable[[], None]) -> float:
+def _elapsed(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

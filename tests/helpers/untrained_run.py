@@ -1,4 +1,4 @@
-"""Untrained models for tests of what comes after training."""
+"""Untrained models, for tests of sampling, evaluation and export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST = ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_c
 
 
 def untrained_run(run: Path, images: int, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights) -> Path:
-    """A run folder's checkpoint of a 32 px generator with random weights; its average is another one."""
+    """Save a checkpoint of a 32 px generator with random weights; its EMA has different ones. Returns its path."""
     torch.manual_seed(0)
     weights, average = (change(Generator(SMALLEST, PUBLISHED).state_dict()) for _ in range(2))
     state = {"config": Config(SMALLEST).to_dict(), "schema": PUBLISHED.to_dict()}

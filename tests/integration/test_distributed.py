@@ -1,6 +1,6 @@
-"""DistributedDataParallel, ZeRO 1 to 3, one process and several: the same run, saved by one and gone on with by another.
+"""One process, DistributedDataParallel and ZeRO 1 to 3 give the same run, and resume from the checkpoints of each other.
 
-Two starts of each mode make all runs, several in a start (many_runs.py); the tests compare what they left.
+All runs come from two launches per mode, with several runs each (many_runs.py); the tests compare their checkpoints.
 """
 
 import itertools
@@ -13,9 +13,9 @@ import pytest
 from runs import CONTROL, MODES, ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, tensors_in, write_config
 from time_limits import seconds
 
-pytestmark = pytest.mark.timeout(seconds(1500))  # the first test waits for all runs; each start has a limit of its own
+pytestmark = pytest.mark.timeout(seconds(1500))  # the first test waits for all runs; each launch has its own limit
 
-# Plain steps where only rounding may differ: Adam would divide it by gradients that are near zero.
+# SGD where only rounding may differ: Adam would divide rounding errors by gradients near zero.
 SGD = ("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4")
 KINDS = {  # 5 to 10 steps each; gradient penalty and contrastive loss are on
     "adam": ("train.images=80", "run.save_every=40"),
@@ -28,7 +28,7 @@ KINDS = {  # 5 to 10 steps each; gradient penalty and contrastive loss are on
     "sgd": ("train.images=64", *SGD, "run.save_every=40"),
 }
 FILES = "configs/deepspeed"
-EXTRA = {  # kinds of one mode beside those
+EXTRA = {  # additional kinds for single modes
     ("cpu", "unpenalised"): ("train.images=40", "loss.r1_gamma=0", "run.save_every=1000", *SGD),
     ("zero3", "unpenalised"): (
         "train.images=40",
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(folder: Path, shards: Path) -> Start:
-    """Start the processes of a mode for a list of jobs: ``{"run": its folder, "overrides": …}`` and what `many_runs.Job` takes."""
+    """Launch a mode with a list of jobs: ``{"run": folder, "overrides": …}`` and other fields of `many_runs.Job`."""
     numbers = itertools.count()
     config = str(write_config(folder / "modes"))
 
@@ -77,7 +77,7 @@ def start(folder: Path, shards: Path) -> Start:
 
 @pytest.fixture(scope="module")
 def unbroken(folder: Path, start: Start) -> Path:
-    """Runs that nothing interrupts: ``{mode}/{kind}``, with facts beside the ``adam`` ones."""
+    """Uninterrupted runs: ``{mode}/{kind}``, with facts for the ``adam`` ones."""
     for mode in MODES:
         kinds = ("adam", "sgd") if mode == "one" else KINDS
         jobs = [
@@ -95,7 +95,7 @@ def unbroken(folder: Path, start: Start) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(unbroken: Path, start: Start) -> Path:
-    """``{saved by}-{gone on by}/{kind}`` for all pairs, each with ``again``: what was saved right after loading; and a chain of worlds."""
+    """``{saved by}-{resumed by}/{kind}`` for all pairs, each with ``again`` (saved right after loading), and a chain of world sizes."""
 
     def job(source: Path, images: int, target: Path, kind: str, *overrides: str) -> dict:
         checkpoint = source / "checkpoints" / f"images-{images:012d}"
@@ -124,7 +124,7 @@ def resumed(unbroken: Path, start: Start) -> Path:
 @pytest.mark.parametrize("mode", SHARDED)
 @pytest.mark.parametrize("kind", ["adam", "accumulated", "bf16", "fp16", "recomputed", "controlled", "sgd"])
 def test_sharded_run_has_the_bits_of_data_parallel(unbroken: Path, mode: str, kind: str) -> None:
-    """Weights, statistics, average and moments. Stages 2 and 3 add up the halves of an accumulation in another order."""
+    """Compares weights, statistics, EMA and moments. Stages 2 and 3 sum the accumulation steps in another order."""
     plain, sharded = tensors(unbroken / "cpu" / kind), tensors(unbroken / mode / kind)
     if kind == "accumulated" and mode != "zero1":
         weights = [{name: tensor for name, tensor in run.items() if "optimizer" not in name} for run in (plain, sharded)]
@@ -134,7 +134,7 @@ def test_sharded_run_has_the_bits_of_data_parallel(unbroken: Path, mode: str, ki
 
 
 def test_discriminator_at_stage_3_without_penalty_is_data_parallel_to_rounding(unbroken: Path) -> None:
-    """It adds up what real and generated tiles give in another order."""
+    """Compares to rounding: the gradients of real and generated tiles are summed in another order."""
     plain, sharded = tensors(unbroken / "cpu" / "unpenalised"), tensors(unbroken / "zero3" / "unpenalised")
     assert largest_relative_difference(plain, sharded) < 1e-7
 
@@ -145,10 +145,10 @@ def test_one_process_under_deepspeed_has_the_bits_of_one_without(unbroken: Path)
 
 @pytest.mark.parametrize("mode", SHARDED)
 def test_clipping_is_the_same_to_rounding(unbroken: Path, mode: str) -> None:
-    """DeepSpeed divides by the norm where torch multiplies by its inverse."""
+    """Compares to rounding: DeepSpeed divides by the norm, torch multiplies by its inverse."""
     plain, clipped = tensors(unbroken / "cpu" / "clipped"), tensors(unbroken / mode / "clipped")
     assert largest_relative_difference(plain, clipped) < 1e-7
-    assert largest_relative_difference(plain, tensors(unbroken / "cpu" / "sgd", 40)) > 1e-6  # so clipping does something
+    assert largest_relative_difference(plain, tensors(unbroken / "cpu" / "sgd", 40)) > 1e-6  # so clipping has an effect
 
 
 @pytest.mark.parametrize("mode", ["cpu", *SHARDED])
@@ -165,14 +165,14 @@ def test_processes_are_the_same_run_as_one(unbroken: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_what_is_broken_on_purpose_is_seen(unbroken: Path, spoil: str) -> None:
-    """The controls of the comparisons above: each difference they must find is one they do find."""
+    """Checks that the comparisons above detect each injected difference."""
     spoiled = unbroken / "spoiled" / spoil
     assert largest_relative_difference(tensors(unbroken / "one" / "sgd"), tensors(spoiled)) > 1e-6
 
 
 @pytest.mark.parametrize("after", MODES)
 @pytest.mark.parametrize("before", MODES)
-def test_any_mode_goes_on_from_any_mode(resumed: Path, before: str, after: str) -> None:
+def test_any_mode_resumes_from_any_mode(resumed: Path, before: str, after: str) -> None:
     runs = resumed / f"{before}-{after}"
     if "one" not in (before, after):
         assert differing(tensors(runs / "adam"), tensors(resumed / "cpu" / "adam")) == []

@@ -1,4 +1,4 @@
-"""Evaluation while training: checkpoints as they appear, the best one kept, nothing left running."""
+"""Evaluation during training: evaluates new checkpoints, keeps the best, leaves no process behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONS = [
 
 
 def save(run: Path, images: int, brightness: float) -> Path:
-    """A checkpoint whose tiles are of one shade; the nearer to the phantoms', the smaller its KID."""
+    """Save a checkpoint whose tiles have one shade; the nearer to that of the phantoms, the smaller the KID."""
     return untrained_run(run, images, lambda weights: weights | {"to_image.bias": torch.full_like(weights["to_image.bias"], brightness)})
 
 
@@ -58,7 +58,7 @@ def test_every_checkpoint_is_evaluated_once_and_the_best_is_kept(shards: Path, t
     assert loading.load_for_sampling(run / "best").images == 200
     assert (run / "evaluation" / "images-000000000300" / "report.html").is_file()
     assert not any((run / "evaluation" / ".held").iterdir())
-    shutil.rmtree(run / "checkpoints" / "images-000000000200")  # as training does with old ones
+    shutil.rmtree(run / "checkpoints" / "images-000000000200")  # as training deletes old ones
     assert loading.load_for_sampling(run / "best").images == 200
     assert watch(run, shards) == 0 and len(history.lines(run)) == 3
 
@@ -87,14 +87,14 @@ def test_results_of_other_features_do_not_decide_what_is_best(shards: Path, tmp_
     run = tmp_path / "run"
     save(run, 100, 0.4)
     assert watch(run, shards) == 0
-    save(run, 200, -5.0)  # worse, but the first that these features see
+    save(run, 200, -5.0)  # worse, but the first with these features
     assert watch(run, shards, "--feature-size", "16") == 0
     assert best(run) == ["images-000000000200"]
     assert [line["images"] for line in history.comparable(history.lines(run))] == [200]
 
 
 def test_training_with_evaluation_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
-    """By configuration: the run ends when its last checkpoint is evaluated, every rank with status 0."""
+    """Started by the configuration: the run exits after its last checkpoint is evaluated, all ranks with status 0."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(runs.ROOT))
     run = tmp_path / "run"

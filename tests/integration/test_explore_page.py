@@ -1,4 +1,4 @@
-"""The explorer in a browser: what a visitor does, on a model trained a little on phantoms."""
+"""The explorer page in a browser, with a model briefly trained on phantoms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def attribute_predictor(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge that has learnt for a moment."""
+    """A briefly trained attribute predictor."""
     opened = ShardSet.open(shards)
     folder = tmp_path_factory.mktemp("judge")
     tiles = np.random.default_rng(0).integers(0, 255, (len(opened), 32, 32, 3), np.uint8)
@@ -62,7 +62,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, explorer: Served) -> Iterator[Page]:
-    """A visitor of their own, whose page must have no error and ask no other machine for anything."""
+    """A page in a new browser context, which must have no errors and send no requests to other hosts."""
     context = browser.new_context(base_url=explorer.address)
     found = context.new_page()
     troubles: list[str] = []
@@ -73,13 +73,13 @@ def page(browser: Browser, explorer: Served) -> Iterator[Page]:
         lambda request: None if request.url.startswith((explorer.address, f"blob:{explorer.address}")) else troubles.append(request.url),
     )
     yield found
-    seen = list(troubles)  # closing breaks off what is still asked for, which is no trouble of the page's
+    seen = list(troubles)  # before closing, which aborts pending requests
     context.close()
     assert not seen
 
 
 def pixels(page: Page, image: str) -> np.ndarray:
-    """What an <img> shows."""
+    """Returns the pixels of an <img>."""
     expect(page.locator(image)).to_have_js_property("complete", True)
     numbers = page.evaluate(
         """async (found) => { const image = document.querySelector(found); await image.decode();
@@ -91,21 +91,21 @@ def pixels(page: Page, image: str) -> np.ndarray:
 
 
 def settled(page: Page) -> Page:
-    """Wait until the tile shown is that of the address, and compared with the one before."""
+    """Wait until the tile of the URL and its difference from the previous one are shown."""
     expect(page.locator("#now")).to_have_attribute("data-query", page.evaluate("location.search.slice(1)"))
     expect(page.locator(".stage")).to_have_attribute("aria-busy", "false")
     return page
 
 
 def opened(page: Page, link: str = "/") -> Page:
-    """The page with everything on it loaded."""
+    """Open the page and wait until it is loaded."""
     page.goto(link)
     expect(page.locator("#status")).not_to_be_empty()
     return settled(page)
 
 
 def drawn(trained: Path, link: str) -> np.ndarray:
-    """The tile that a link means, drawn without any server."""
+    """Generate the tile of a link without the server."""
     shown = model.load(trained)
     state, problems = read(shown.generator.schema, 32, dict(parse_qsl(link.partition("?")[2])))
     assert not problems
@@ -113,7 +113,7 @@ def drawn(trained: Path, link: str) -> np.ndarray:
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal but for rounding: two processes may use different kernels."""
+    """Returns whether tiles are equal up to rounding: two processes may use different kernels."""
     return a.shape == b.shape and int(np.abs(a.astype(int) - b).max()) <= 2
 
 
@@ -350,7 +350,7 @@ def test_an_answer_counts_once_and_for_its_own_tile(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def wordy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A model whose attributes and levels have long names, and many of them."""
+    """A model with many attributes and levels with long names."""
     folder = tmp_path_factory.mktemp("wordy")
     attributes = {
         "differentiation_of_the_glands_as_the_second_reader_saw_it": [

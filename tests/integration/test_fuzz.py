@@ -1,4 +1,4 @@
-"""Damaged and made-up inputs: every reader gives a result or an error that names the file, never another exception, a hang or a crash.
+"""Damaged and generated inputs: each reader returns a result or raises an error that names the file; no other exception, hang or crash.
 
 ``make fuzz`` tries some ten thousand inputs at random; here a few that are the same each time. What was found is kept as cases below.
 """
@@ -45,7 +45,7 @@ fuzzed = settings(
 )
 pytestmark = pytest.mark.timeout(seconds(1800 if EXAMPLES else 120))
 
-# Damage: what is done to the bytes, and where, as shares of their length.
+# Damage: operations on the bytes, with positions as fractions of their length.
 CUTS = st.tuples(st.just("cut"), st.floats(0, 1), st.just(b""))
 FLIPS = st.tuples(st.just("flip"), st.floats(0, 1), st.binary(min_size=1, max_size=4))
 BLOCKS = st.tuples(st.just("put"), st.floats(0, 1), st.binary(max_size=64))
@@ -62,14 +62,14 @@ def damaged(data: bytes, damage: list[tuple[str, float, bytes]]) -> bytes:
             data = data[:location] + content + data[location + len(content) :]
         elif how == "put":
             data = data[:location] + content + data[location:]
-        else:  # a block of the tar a second time, somewhere else
+        else:  # duplicate a block of the tar elsewhere
             first = 512 * (location // 512)
             data = data[:first] + data[512 * (content[0] % (1 + len(data) // 512)) :][:512] + data[first:]
     return data
 
 
 def result_or_named_error(read: Callable[[], Any], *names: object) -> Any:
-    """What ``read`` gives; None after a ValueError in which one of ``names`` stands."""
+    """Returns the result of ``read``, or None after a ValueError that contains one of ``names``."""
     try:
         return read()
     except ValueError as error:
@@ -119,7 +119,7 @@ def test_tars_by_verify(copy: Path, original: Path, damage: list) -> None:
 @fuzzed
 @given(damage=DAMAGE, shift=st.integers(-3, 3), size=st.sampled_from([4, 8, 11]))
 def test_tiles_by_the_reader(copy: Path, original: Path, damage: list, shift: int, size: int) -> None:
-    """A tile is what was packed, or damaged; a checksum that fits by malice leads to the decoder, which must not do worse."""
+    """A tile is read unchanged or reported as damaged; with a forged checksum the decoder must report it."""
     from data_shards.format import tile
 
     tar = copy / "train-000000.tar"
@@ -160,8 +160,8 @@ def read_index(path: Path) -> None:
 
 @fuzzed
 @given(damage=DAMAGE)
-@example(damage=[("flip", 0.271484375, b"\x80")])  # a column's name is no UTF-8
-@example(damage=[("flip", 0.271484375, b"\x00")])  # it is another one
+@example(damage=[("flip", 0.271484375, b"\x80")])  # a column name that is not UTF-8
+@example(damage=[("flip", 0.271484375, b"\x00")])  # a different name
 def test_index_whose_bytes_are_damaged(copy: Path, original: Path, damage: list) -> None:
     path = copy / index.FILE
     path.write_bytes(damaged((original / index.FILE).read_bytes(), damage))
@@ -184,7 +184,7 @@ def test_index_whose_metadata_are_made_up(copy: Path, original: Path, where: lis
 
 
 def _replace(tree: Any, where: list[int], value: Any) -> None:
-    """Put ``value`` in the place of one of the branches of ``tree``."""
+    """Replace a branch of ``tree`` by ``value``."""
     branch = tree
     for depth, number in enumerate(where):
         keys = list(branch) if isinstance(branch, dict) else list(range(len(branch)))
@@ -313,7 +313,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @fuzzed
 @given(file=st.sampled_from(["generator.safetensors", "state.json", "manifest.json"]), damage=DAMAGE, fits=st.booleans())
 def test_checkpoints(written: Path, tmp_path: Path, file: str, damage: list, fits: bool) -> None:
-    """``fits``: whoever damaged it has put the new sums into the manifest."""
+    """Damages a checkpoint; with ``fits``, the checksums in the manifest are updated to match."""
     folder = tmp_path / written.name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(written, folder)

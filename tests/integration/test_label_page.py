@@ -51,7 +51,7 @@ def serving(work: Path, *options: str):  # type: ignore[no-untyped-def]
 
 
 def opened(browser: Browser, at: Served, rater: str, **context: object) -> Page:
-    """A rater's own browser, on the first tile; errors on the page and requests to others fail the test at `closed`."""
+    """Open the page of a rater in a new browser context; page errors and requests to other hosts fail the test in `closed`."""
     page = browser.new_context(base_url=at.address, **context).new_page()  # type: ignore[arg-type]
     page.troubles = []  # type: ignore[attr-defined]
     page.on("pageerror", lambda error: page.troubles.append(str(error)))  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def tile(page: Page) -> str:
 
 
 def press(page: Page, keys: str) -> str:
-    """Answer by keys and wait for the next tile; returns the file that was answered."""
+    """Answer with keys and wait for the next tile; returns the answered file."""
     file = tile(page)
     for key in keys.split():
         page.keyboard.press(key)
@@ -105,19 +105,19 @@ def test_two_raters_a_crash_a_resume_and_what_they_agree_on(browser: Browser, wo
             given["Ann"][press(ann, f"{1 + number % 2} 0 Enter")] = (1 + number % 2, 0)
             given["Bea"][press(bea, f"{1 + number % 2} {int(number == 4)} Enter")] = (1 + number % 2, int(number == 4))
         before = tile(ann)
-        at.process.kill()  # as a power cut: nothing is written any more
+        at.process.kill()  # like a power failure: nothing more is written
         at.process.wait(seconds(30))
         ann.keyboard.press("1")
         ann.keyboard.press("0")
         ann.keyboard.press("Enter")
         expect(ann.get_by_role("alert")).to_contain_text("The server does not answer")
-        assert tile(ann) == before  # and what was chosen still stands
+        assert tile(ann) == before  # and the selection is kept
         expect(ann.get_by_role("radio", name="low")).to_be_checked()
         closed(ann), closed(bea)
     assert len(answers_of(work)) == 10
-    with serving(work) as at:  # seed and share as last time
-        assert len(rows_of(work / "levels.csv")) == 5  # the crash came before it was written; the start made up for it
-        ann, bea = opened(browser, at, "Ann"), opened(browser, at, "bea")  # the case does not matter
+    with serving(work) as at:  # same seed and share
+        assert len(rows_of(work / "levels.csv")) == 5  # the crash came before it was written; the restart wrote it
+        ann, bea = opened(browser, at, "Ann"), opened(browser, at, "bea")  # case-insensitive
         expect(bea.locator("header")).to_contain_text("rated by Bea")
         assert tile(ann) == before and ann.locator("#progress-text").inner_text() == f"5 done, {COUNT - 5} to go"
         for number in range(COUNT - 5):
@@ -218,7 +218,7 @@ def test_a_tile_that_is_deleted_or_damaged_is_not_labelled_unseen(browser: Brows
         for name in files[1:]:
             (work / "tiles" / name).unlink()
         (work / "tiles" / files[0]).write_bytes(b"no image")
-        press(page, "1 1 Enter")  # its successor was announced, and is gone or damaged
+        press(page, "1 1 Enter")  # the next tile was preloaded, and is now missing or damaged
         expect(page.locator("#tile-name")).to_have_text(files[0])
         expect(page.get_by_role("alert")).to_contain_text(f"{files[0]} can't be shown; skip it")
         for key in ("1", "1", "Enter"):
@@ -292,7 +292,7 @@ def test_the_keyboard_is_enough_and_can_be_turned_off(browser: Browser, work: Pa
         expect(page.get_by_role("radio", name="high")).not_to_be_checked()
         page.reload()
         ready(page)
-        expect(page.get_by_label("Single keys")).not_to_be_checked()  # it is remembered
+        expect(page.get_by_label("Single keys")).not_to_be_checked()  # the setting is saved
         closed(page)
     assert answers_of(work) == [("Ann", file, {"grade": 1, "size": 0}), ("Ann", second, {"grade": 2, "size": 0})]
 

@@ -1,4 +1,4 @@
-"""Two launches as two nodes give the bits of two processes on one."""
+"""Two launches on two nodes are bit-identical to two processes on one."""
 
 from pathlib import Path
 

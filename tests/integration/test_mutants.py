@@ -1,4 +1,4 @@
-"""The search for changes of the code that no test notices: which changes it makes, and that it knows what survives."""
+"""Mutation testing: which mutants it generates, and that it recognizes survivors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def search(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_mutant_that_matters_is_killed_and_one_that_can_not_is_listed(tmp_path: Path) -> None:
-    """An equivalent mutant survives; so the search does not take everything for killed."""
+    """An equivalent mutant survives, so not everything counts as detected."""
     done = search(tmp_path, "--module", "losses", "--module", "adam", "--only", "level_B <= 0", "--only", "REGISTER + len(end)")
     assert done.returncode == 0, done.stdout + done.stderr
     killed, survived = (

@@ -1,4 +1,4 @@
-"""Optimizers and weights offloaded to the CPU by DeepSpeed: the bits of a run without, saved and gone on with by either."""
+"""DeepSpeed offloading of optimizers and weights to the CPU: bit-identical to runs without, and resumable either way."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 from runs import ROOT, begin, differing, largest_relative_difference, launcher, output, tensors, write_config
 from time_limits import seconds
 
-ACCUMULATED = "train.grad_accumulation=2"  # for which offloading has code of its own
+ACCUMULATED = "train.grad_accumulation=2"  # offloading has separate code for it
 SGD = ("optim.name=sgd",)
 STAGES = {"one": 1, "two": 2, "three": 3}
-HOW = {  # by name of a run, the images up to which its parts train, and whether offloaded
+HOW = {  # by run: the images at which its parts end, and whether they offload
     "plain": [(24, False)],
     "offloaded": [(24, True)],
     "changed": [(8, False), (16, True), (24, False)],
@@ -19,7 +19,7 @@ HOW = {  # by name of a run, the images up to which its parts train, and whether
 
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One start of two processes that trains ``{stage}-{how}``, and ``clipped-{how}`` and ``loose-plain`` at stage 1 with SGD."""
+    """One launch of two processes that trains ``{stage}-{how}``, and ``clipped-{how}`` and ``loose-plain`` at stage 1 with SGD."""
     folder = tmp_path_factory.mktemp("offload")
     config = str(write_config(folder / "all"))
 
@@ -68,7 +68,7 @@ def test_offloaded_run_has_the_bits_of_one_that_is_not(runs: Path, stage: str, h
 
 
 def test_clipping_is_the_same_to_rounding(runs: Path) -> None:
-    """DeepSpeed adds up the norm of offloaded gradients in another order; Adam would blow that up."""
+    """Compares to rounding, with SGD: DeepSpeed sums the norm of offloaded gradients in another order, which Adam would amplify."""
     plain, offloaded = tensors(runs / "clipped-plain"), tensors(runs / "clipped-offloaded")
     assert largest_relative_difference(plain, offloaded) < 1e-6
-    assert largest_relative_difference(plain, tensors(runs / "loose-plain")) > 1e-4  # so clipping did something
+    assert largest_relative_difference(plain, tensors(runs / "loose-plain")) > 1e-4  # so clipping had an effect

@@ -1,4 +1,4 @@
-"""A run folder of the version before names changed (commit 522c234): it resumes, it is sampled from, its options and files are read."""
+"""A run folder of the version before the renaming (commit 522c234) can be resumed and sampled from; old option and file names are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts that can't be right end soon, on every node, with the processes and the reason named. Real launches, as two nodes.
+"""Invalid launches exit soon on all nodes, with the ranks and the reason named. Real launches on two nodes.
 
 The time limits are those of a busy machine; none of these ends by a time-out of its own (those are train.timeout_s, ten minutes).
 """
@@ -22,7 +22,7 @@ LIMIT_S = seconds(90)
 
 
 def refused(folder: Path, mode: str, *options: list[str], **places: object) -> list[str]:
-    """Outputs of two nodes that start with ``options``, which both must refuse."""
+    """Launch two nodes with ``options``, which both must refuse; returns their outputs."""
     config = str(write_config(folder / "run"))
     commands = [[SCRIPT, "--config", config, f"run.dir={folder}/run", *of_node] for of_node in options]
     started = launch(NODES, mode, folder / "run", *commands, **places)
@@ -33,7 +33,7 @@ def refused(folder: Path, mode: str, *options: list[str], **places: object) -> l
 
 
 def test_other_options_code_and_data(shards: Path, tmp_path: Path) -> None:
-    """One start that differs in all: a seed, how a network is sharded, a file of the code, and what a relative path leads to."""
+    """Launches two nodes that differ in a seed, the sharding of a network, the code, and the target of a relative path."""
     from tools.shard import main
 
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
@@ -46,7 +46,7 @@ def test_other_options_code_and_data(shards: Path, tmp_path: Path) -> None:
     for said in refused(tmp_path, "multinode_ddp", *options, cwds=(first, second)):
         assert f"train.seed: rank 0 ({socket.gethostname()}) has 1; rank 1 ({socket.gethostname()}) has 2" in said
         assert "code: rank 0" in said and "data.shards (index): rank 0" in said and "sharding of the generator: rank 0" in said
-        assert "train.batch: rank" not in said and "sharding of the discriminator" not in said  # nothing of what is equal
+        assert "train.batch: rank" not in said and "sharding of the discriminator" not in said  # equal options are not listed
 
 
 def test_data_that_one_node_does_not_have(shards: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_data_that_one_node_does_not_have(shards: Path, tmp_path: Path) -> None:
 
 
 def test_options_that_one_node_can_not_read(shards: Path, tmp_path: Path) -> None:
-    """It never comes to a process group, for which the other would wait."""
+    """One rank fails before the process group is initialized; the other must not wait for it."""
     for said in refused(tmp_path, "multinode_ddp", [f"data.shards={shards}"], [f"data.shards={shards}", "train.sed=1"]):
         assert f"rank 1 ({socket.gethostname()}): " in said and "train.sed: unknown option" in said
         assert "rank 0 (" not in said.split("not all processes can start")[1].split("Traceback")[0]
@@ -71,7 +71,7 @@ def test_options_that_the_nodes_can_not_run_with(shards: Path, tmp_path: Path) -
 
 
 def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
-    """Commands that start single processes and would end well, each with its own network."""
+    """Refuses commands that start single processes, which would train separate models without an error."""
     run = tmp_path / "run"
     accelerate = [*launcher("cpu", 2)[:4], "--cpu", "--num_processes", "2"]
     command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
@@ -82,7 +82,7 @@ def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
 
 
 def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path) -> None:
-    """As Slurm starts them: rank 0 has the store of the process group, also when it is rank 0 that can't start."""
+    """Started like Slurm: rank 0 has the store of the process group, even if rank 0 can't start."""
 
     def start(name: str, *of_first: str) -> list[int]:
         rendezvous = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -115,7 +115,7 @@ def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bare_srun_is_seen() -> None:
-    """``srun python launch/train.py``: as many single runs as tasks. Under a launcher, or as one task of a batch script, all is well."""
+    """Refuses ``srun python launch/train.py``, a separate run per task, but not a launcher or a single task."""
     assert "srun started 2 processes" in launcher_module.launch_problem({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
     assert (
         launcher_module.launch_problem({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"})
@@ -125,7 +125,7 @@ def test_bare_srun_is_seen() -> None:
 
 
 def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
-    """Here while it opens the data; the other one waits for no time-out of a collective."""
+    """One rank is killed while it opens the data; the other exits before the time-out of a collective."""
     first, second = copy_of_code(tmp_path / "first"), copy_of_code(tmp_path / "second")
     for folder in (first, second):
         watchdog = folder / "attributegan" / "distributed" / "watchdog.py"

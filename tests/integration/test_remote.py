@@ -1,4 +1,4 @@
-"""Sets that lie elsewhere: read through a bounded cache from real servers on loopback, whatever goes wrong with those."""
+"""Remote shard sets, read through a bounded cache from real servers on loopback, with injected faults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tools.shard import main
 ROOT = Path(__file__).parents[2]
 TILES, SHARDS = 72, 9
 
-LONG_S = seconds(60)  # of commands that hang
+LONG_S = seconds(60)  # for commands that hang
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def files_of(cache: Cache) -> dict[str, int]:
-    """Names and sizes; a file that is being fetched may change its name while one looks."""
+    """Returns names and sizes; a file may be renamed at the end of its download."""
     sizes = {}
     for path in (cache.folder / "shards").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -63,7 +63,7 @@ def files_of(cache: Cache) -> dict[str, int]:
 
 
 def steps(location: str | Path, cache: Cache, world: int = 1, workers: int = 0, start: int = 0, window: int = 2) -> torch.Tensor:
-    """The images of three global batches of 24, put together from those of all ranks."""
+    """Returns the images of three global batches of 24, concatenated over ranks."""
     shards = ShardSet.open(location, cache=cache)
     order = WindowedShuffle(shards.levels_NA, shards.rows.shard_N, 0, 0.0, window)
     options = {"start": start, "batch": 24, "micro_batches": 1, "world": world, "workers": workers, "flips": True, "image_size": 16}
@@ -119,7 +119,7 @@ sys.exit(main())
 def test_only_a_store_that_may_answer_another_time_makes_a_job_start_again(
     shards: Path, tmp_path: Path, file: str, fault: str, status: int
 ) -> None:
-    """By the exit status, at the start and while training."""
+    """Checks the exit status for errors at the start and during training."""
     with web(shards) as site:
         site.faults[file] = [fault] * 100
         options = [f"data.shards={site.url}", f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}"]
@@ -171,13 +171,13 @@ def test_shards_are_fetched_before_they_are_read_as_many_as_fit(folder: Path, si
     cache = shards.tars.cache  # type: ignore[attr-defined]
     options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": 0, "flips": False, "image_size": 16}
     data = batches(shards, order, start=0, batch=8, **options)  # type: ignore[arg-type]
-    for step in range(6):  # then come shards of the next pass, which made room in this one
+    for step in range(6):  # after that come shards of the next pass
         next(data)
         expected = {shards.header.shards[number].sha256 + ".tar" for number in list(dict.fromkeys(order.shards_from(8 * step)))[:5]}
         wait_until(lambda expected=expected: expected <= set(files_of(cache)))
         assert not [name for name in files_of(cache) if name.endswith(".part")] or sum(files_of(cache).values()) <= cache.limit
     data.close()
-    assert max(site.asked[shard.name] for shard in shards.header.shards) == 1  # nothing that was still to come made room
+    assert max(site.asked[shard.name] for shard in shards.header.shards) == 1  # no shard was evicted before its use
 
 
 def test_windows_tell_their_shards(folder: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole_and_holds_nobody(
     wait_until(lambda: site.asked[shard.name] == 1)
     second = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     time.sleep(0.3)
-    assert second.poll() is None and site.asked[shard.name] == 1  # it waits for the first
+    assert second.poll() is None and site.asked[shard.name] == 1  # it waits for the first download
     first.kill()
     first.wait()
     assert int(second.communicate(timeout=seconds(30))[0]) == shard.size and second.returncode == 0
@@ -309,7 +309,7 @@ def test_commands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_gs_goes_through_gsutil(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A stand-in that takes gsutil's command line; Google's own program would go to Google."""
+    """Uses a fake gsutil with the same command line; the real one would contact Google."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "gsutil").write_text(f'#!/bin/sh\n[ "$1" = cat ] && exec cat "{folder}/${{2#gs://bucket/set/}}"\n')
@@ -333,7 +333,7 @@ def test_hf_sends_its_token_to_the_hub_alone(folder: Path, tmp_path: Path) -> No
 
 
 def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation beside it and going on included; the secret in the address is used and stands nowhere in the run folder."""
+    """Includes background evaluation and resuming; the secret in the URL is used but not written to the run folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "known"))
     run = tmp_path / "remote"
     evaluation = ["evaluate.every=16", "evaluate.count=16", "evaluate.sweeps=2", "evaluate.features=tests.helpers.fake_features:pooled"]
@@ -346,9 +346,9 @@ def test_training_on_a_remote_set_is_training_on_the_same_set_here(shards: Path,
         assert all(request["path"].endswith("?sig=secret") for request in site.headers)
     assert differing(here, remote) == [] and TINY["train"]["batch"] == 8
     assert [line["images"] for line in history.lines(run)] == [16], (run / "evaluation.log").read_text()
-    assert not (tmp_path / "known" / "attributegan" / "shards").exists()  # the evaluation's shards are where the training's are
-    told = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
-    assert told == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()
+    assert not (tmp_path / "known" / "attributegan" / "shards").exists()  # the evaluation uses the cache of the training
+    leaks = [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert leaks == [] and f"{site.url}/set\n" in (run / "config.yaml").read_text()
 
 
 def test_the_command_line_of_an_evaluation_beside_training_has_no_address() -> None:

@@ -1,4 +1,4 @@
-"""Runs that are resumed on another kind of CPU keep their precision, and say so."""
+"""Runs resumed on another type of CPU keep their precision and log it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from attributegan.utils.precision import native_bf16
 
 
 def resume(shards: Path, run: Path, **environment: str) -> str:
-    """Train on to 16 images with ``train.precision=auto``; what this start printed."""
+    """Train to 16 images with ``train.precision=auto``; returns the output."""
     before = len(output(run))
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.world_size=1", "train.images=16"]
     process = begin([*launcher("one", 1), SCRIPT, *options, "train.precision=auto"], run, **environment)

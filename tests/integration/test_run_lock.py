@@ -1,4 +1,4 @@
-"""One live training per run folder, and what `attributegan-runs` says of runs that live, ended and died."""
+"""The lock of run folders, and the states that `attributegan-runs` reports for running, finished and dead runs."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from tools import runs
 
 
 def listed(folder: Path) -> str:
-    """The line of a run in the list."""
+    """Returns the line of a run in the list."""
     command = [sys.executable, "-m", "tools.runs", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def test_stopped_and_failed_runs_are_called_that(shards: Path, tmp_path: Path) -
 
 
 def held_by(folder: Path, **changes: object) -> RunLock:
-    """A claim that some other process has."""
+    """Create a lock held by another process."""
     other = RunLock(folder, "training")
     other.me = dataclasses.replace(other.me, token="other", **changes)
     folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def held_by(folder: Path, **changes: object) -> RunLock:
 
 
 def test_claim_of_another_machine_stands_while_it_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is taken over when nobody refreshes it, even if its owner wakes up later."""
+    """A stale lock is taken over, even if its owner wakes up later."""
     monkeypatch.setattr(lock, "LEASE_S", seconds(1.0))
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     there = held_by(tmp_path, machine="elsewhere", host="node7", pid=77)
@@ -83,7 +83,7 @@ def test_claim_of_another_machine_stands_while_it_is_refreshed(tmp_path: Path, m
 
 
 def test_training_whose_folder_was_taken_over_ends(tmp_path: Path) -> None:
-    """One that slept: it must not write any more."""
+    """A process that was suspended must not write to the run folder any more."""
     code = f"""
 import time
 from pathlib import Path

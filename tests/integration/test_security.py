@@ -1,4 +1,4 @@
-"""Nothing that comes from someone else runs, leads out of its folder, or takes all memory; nothing of ours can be written by everyone."""
+"""Untrusted files can't run code, write outside their folder, or exhaust memory; our files are never writable for everyone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from slurm import cluster_config, sweep
 
 
 class Trap:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class Trap:
 
 @pytest.fixture
 def trap(tmp_path: Path):
-    """Bytes that make ``sprung`` when they are unpickled, and the word that they did not."""
+    """Yields bytes that create ``sprung`` when unpickled, and checks that it was not created."""
     sprung = tmp_path / "sprung"
     yield pickle.dumps(Trap(sprung))
     assert not sprung.exists()
@@ -68,7 +68,7 @@ def test_code_in_a_checkpoint_does_not_run(trap: bytes, tmp_path: Path, name: st
     folder = writer.save(tmp_path, 8, state={}, generator={})
     (folder / name).write_bytes(trap)
     (folder / "optimizer.pt").write_bytes(trap)
-    if name != store.MANIFEST:  # with the right sum
+    if name != store.MANIFEST:  # with a matching checksum
         manifest = json.loads((folder / store.MANIFEST).read_text())
         manifest[name] = {"bytes": len(trap), "sha256": store._sha256(folder / name)}
         (folder / store.MANIFEST).write_text(json.dumps(manifest))
@@ -93,7 +93,7 @@ def test_code_in_a_published_checkpoint_does_not_run(trap: bytes, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["pyd", "pickle", "pth", "npy", "cbor", "json", "png"])
 def test_code_in_a_shard_does_not_run(trap: bytes, tmp_path: Path, kind: str) -> None:
-    """WebDataset unpickles some of these kinds by their names."""
+    """Covers the member names that WebDataset unpickles."""
     tar_with(tmp_path / "a.tar", file(f"t0.{kind}", trap), file("t1.png", png(1)), file("t1.json", LEVELS), file(f"t1.b.{kind}", trap))
     try:
         index_tars(tmp_path, TWO, val="", skip_bad=True)
@@ -121,7 +121,7 @@ def test_code_in_a_configuration_does_not_run(tmp_path: Path, tag: str) -> None:
 
 
 def test_no_file_of_ours_unpickles() -> None:
-    """`torch.load` only with weights_only, arrays only without pickles, YAML only safely; submitit's own pickle is the job's, not data."""
+    """Checks that the source uses `torch.load` with weights_only, arrays without pickles, and safe YAML; submitit's pickle is not data."""
     calls = {"pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "eval", "exec", "os.system", "os.popen", "marshal.loads"}
     for package in ("attributegan", "data_shards", "launch", "slurm", "tools"):
         for path in (ROOT / package).rglob("*.py"):
@@ -133,7 +133,7 @@ def test_no_file_of_ours_unpickles() -> None:
                     assert name != "np.load" or options.get("allow_pickle") != "True", f"{path}:{node.lineno}"
 
 
-# Tars made by malice
+# Malicious tars
 
 LEVELS = json.dumps({"levels": {"grade": 1, "size": 0}}).encode()
 
@@ -158,7 +158,7 @@ def tar_with(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
 
 
 def sparse_header(size: int) -> bytes:
-    """Of a GNU sparse file that takes no room and says that it has ``size`` bytes."""
+    """Returns a GNU sparse member that takes no space and claims ``size`` bytes."""
     block = bytearray(tarfile.TarInfo("t9.png").tobuf(tarfile.GNU_FORMAT))
     block[156:157] = b"S"
     block[483:495] = struct.pack(">BxxxQ", 0x80, size)
@@ -172,7 +172,7 @@ def negative_header() -> bytes:
 
 
 def giant_header(kind: bytes) -> bytes:
-    """Says that 8 GiB follow."""
+    """Returns a member that claims 8 GiB."""
     block = bytearray(tarfile.TarInfo("t9.png").tobuf(tarfile.GNU_FORMAT))
     block[124:136], block[156:157] = b"77777777777\0", kind
     return summed(block)
@@ -216,7 +216,7 @@ def test_members_that_no_shard_has_are_refused(tmp_path: Path, name: str) -> Non
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of some kilobytes that says that it has so many pixels."""
+    """Returns a PNG of some kilobytes that claims so many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -259,11 +259,11 @@ def test_captions_that_are_nested_without_end_are_refused(tmp_path: Path) -> Non
         read_captions(path)
 
 
-# What others may do with what is ours
+# Permissions of our files
 
 
 def test_nothing_of_a_run_can_be_written_by_everyone(shards: Path, tmp_path: Path) -> None:
-    """With a umask that forbids nothing."""
+    """Runs with umask 0."""
     run = tmp_path / "run"
     options = ["--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}", "train.images=8", "run.grid_every=8"]
     done = subprocess.run(
@@ -275,7 +275,7 @@ def test_nothing_of_a_run_can_be_written_by_everyone(shards: Path, tmp_path: Pat
 
 
 def test_names_that_users_give_are_no_commands(shards: Path, tmp_path: Path) -> None:
-    """The batch script of a run whose folder has a command for a name is run: it makes no file of that name."""
+    """Runs the batch script of a run whose folder name contains a shell command; the command must not run."""
     evil = tmp_path / "$(touch pwned)`touch pwned`;touch pwned;'\"x"
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"environment": {"A": "$(touch pwned)"}}))
     arguments = ["--config", str(write_config(tmp_path / "run")), "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run"]

@@ -1,4 +1,4 @@
-"""Training as a user starts it: interrupted and resumed, on one process and several, refused, diverging."""
+"""Training as users start it: interrupted, resumed, on one and several processes, refused, diverging."""
 
 import hashlib
 import json
@@ -44,12 +44,12 @@ from attributegan.training import trainer
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The final tensors of a run that nothing interrupts, by number of processes."""
+    """The final tensors of an uninterrupted run, by number of processes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     return {processes: train(shards, folder / f"run{processes}", processes=processes) for processes in (1, 2)}
 
 
-INTERRUPTED = {  # signal to all processes, and the images at which it comes
+INTERRUPTED = {  # signal to all processes, and the images at which it is sent
     "killed at its first step": (signal.SIGKILL, 8),
     "killed": (signal.SIGKILL, 40),
     "terminated": (signal.SIGTERM, 24),
@@ -59,7 +59,7 @@ INTERRUPTED = {  # signal to all processes, and the images at which it comes
 
 @pytest.fixture(scope="module")
 def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Folders of runs by number of processes: each interrupted in a start of its own, all resumed to their end by one more start."""
+    """Folders of runs by number of processes: each is interrupted separately; one more launch resumes all to their end."""
     folders = {processes: tmp_path_factory.mktemp(f"interrupted{processes}") for processes in (1, 2)}
     for processes, folder in folders.items():
         for name, (how, at) in INTERRUPTED.items():
@@ -76,7 +76,7 @@ def interrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of short runs from one start, which tests look into."""
+    """Folder of short runs from one launch."""
     folder = tmp_path_factory.mktemp("short")
     train_all(
         shards,
@@ -104,10 +104,10 @@ def test_run_with_every_term_goes_on_with_the_same_bits(shards: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("rank", "at"), [(0, 24), (1, 40), (1, 0)])
-def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
+def test_killed_process_ends_the_job_by_name_and_the_next_start_resumes(
     shards: Path, tmp_path: Path, undisturbed, rank: int, at: int
 ) -> None:
-    """``at`` 0: as soon as there is a process."""
+    """Kills a rank at ``at`` images; 0: as soon as the process exists."""
     run = tmp_path / "run"
     process = start(shards, run, processes=2)
     if at:
@@ -120,7 +120,7 @@ def test_killed_process_ends_the_job_by_name_and_the_next_start_goes_on(
 
 
 def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path: Path) -> None:
-    """Two launches are two nodes; all processes of one are killed at once, its launcher too."""
+    """Two launches act as two nodes; all processes of one are killed at once, with its launcher."""
     nodes, port = [], str(free_port())
     for node in range(2):
         where = ["--num_machines", "2", "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
@@ -135,7 +135,7 @@ def test_dead_node_ends_the_job_on_the_other_one_by_name(shards: Path, tmp_path:
     assert f"rank 1 ({socket.gethostname()}, process {worker}) has given no sign of life" in output(tmp_path / "run")
 
 
-ALIKE = {  # runs of one and of two processes, and the largest relative difference between them
+ALIKE = {  # runs of one and two processes, and the tolerated relative difference
     "fp32": (("optim.name=sgd", "optim.generator_lr=1e-4", "optim.discriminator_lr=1e-4"), 1e-6),
     "fp64": (("train.precision=fp64",), 1e-10),
     "accumulated": (("train.precision=fp64", "train.grad_accumulation=2"), 1e-10),
@@ -145,23 +145,23 @@ ALIKE = {  # runs of one and of two processes, and the largest relative differen
 
 @pytest.fixture(scope="module")
 def alike(shards: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Tensors of the runs of `ALIKE` by number of processes and name, from one start each."""
+    """Tensors of the runs of `ALIKE` by number of processes and name, from one launch each."""
     runs = [(name, *overrides) for name, (overrides, _) in ALIKE.items()]
     return {count: train_all(shards, tmp_path_factory.mktemp(f"alike{count}"), *runs, processes=count) for count in (1, 2)}
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_are_the_same_run_as_one(alike, name: str) -> None:
-    """10 steps, gradient penalty and contrastive loss on."""
+    """Trains 10 steps with gradient penalty and contrastive loss."""
     assert largest_relative_difference(alike[1][name], alike[2][name]) < ALIKE[name][1]
 
 
 def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:
-    """The discriminator sees the same gradients from 1 x 8 and 2 x 4 once the generator and the contrastive loss are out of it."""
+    """Without generator and contrastive loss, the discriminator has the same gradients from 1 x 8 and 2 x 4."""
     still = ("train.precision=fp64", "train.images=8", "loss.contrastive=0", "optim.name=sgd", "optim.generator_lr=1e-30")
     whole, halves = train_all(shards, tmp_path, ("whole", *still), ("halves", *still, "train.grad_accumulation=2")).values()
     names = [name for name in whole if name.startswith("discriminator/")]
-    # Generated tiles differ by the statistics of their micro-batch; what the real ones alone reach is equal.
+    # Generated tiles depend on the statistics of their micro-batch; parameters that only real tiles affect are equal.
     reached = [name for name in names if "decoder" in name]
     assert reached
     assert largest_relative_difference({n: whole[n] for n in reached}, {n: halves[n] for n in reached}) < 1e-12
@@ -219,10 +219,10 @@ def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) 
     train(shards, run, "train.images=8")
     assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=seconds(120)) == 2
     assert "model.proxy was 'level', is 'published'" in output(run)
-    assert status.read(run).state == "finished"  # a start that is refused makes nothing of it
+    assert status.read(run).state == "finished"  # a refused start does not change it
 
 
-def test_what_is_changed_in_mid_run_is_told(shards: Path, tmp_path: Path) -> None:
+def test_changed_options_of_a_resumed_run_are_logged(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(shards, run, "train.images=8")
     train(shards, run, "train.images=16", "train.seed=3")
@@ -235,7 +235,7 @@ def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None
     del before["loss"]["residual"]
     assert trainer._changed(before, now) == []
     now["loss"]["residual"] = 1.0
-    now["train"]["images"] += 8  # which is no change of what is learnt
+    now["train"]["images"] += 8  # not a change of the recipe
     assert trainer._changed(before, now) == ["loss.residual is 1.0, it was 0.0"]
 
 
@@ -258,7 +258,7 @@ def test_run_that_diverges_stops_and_the_last_good_checkpoint_stands(shards: Pat
 
 
 def test_options_of_speed_and_memory_train(shards: Path, tmp_path: Path) -> None:
-    """bf16, activation checkpointing and torch.compile each end at finite weights; checkpointing at the same ones."""
+    """bf16, activation checkpointing and torch.compile give finite weights; checkpointing the same as without."""
     options = {
         "plain": "train.compile=false",
         "recomputed": "train.activation_checkpointing=true",
@@ -329,7 +329,7 @@ def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_training_configuration_that_ships_starts(shards: Path, tmp_path: Path, path: Path) -> None:
-    """Narrowed to 32 px and a few channels, one step each."""
+    """Trains each for one step, reduced to 32 px and few channels."""
     from launch.train import main
 
     narrow = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=7", "model.attention_heads=1"]

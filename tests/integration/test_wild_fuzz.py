@@ -1,4 +1,4 @@
-"""Random tables and images of all Pillow modes: what training reads is what a plain reading of the file says, or a refusal."""
+"""Random tables and images of all Pillow modes: training reads the same as a simple reference reader, or refuses the input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXACT = {"WEBP": {"lossless": True, "exact": True}, "JPEG2000": {"irreversible":
 
 
 def image_of(mode: str, seed: int, size: int) -> Image.Image:
-    """Random pixels in a mode."""
+    """Returns random pixels in a mode."""
     rng = np.random.default_rng(seed)
     if mode in ("I;16", "I;16B"):
         return Image.fromarray(rng.integers(0, 65536, (size, size)).astype("<u2" if mode == "I;16" else ">u2"))
@@ -65,7 +65,7 @@ def image_of(mode: str, seed: int, size: int) -> Image.Image:
 
 
 def plainly_read(data: bytes) -> np.ndarray | None:
-    """The pixels as Pillow has them, composited on white by arithmetic; None where they have no range."""
+    """Returns the pixels from Pillow, composited on white; None if their range is undefined."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
@@ -85,7 +85,7 @@ def plainly_read(data: bytes) -> np.ndarray | None:
 
 
 def lab_to_srgb(values_HWC: np.ndarray) -> np.ndarray | None:
-    """Roughly, and only where the colour is one that sRGB has: by the formulas of CIE 15 and IEC 61966-2-1, white at D50."""
+    """Convert approximately, only for colours within sRGB, by CIE 15 and IEC 61966-2-1 with white D50."""
     lightness, a, b = values_HWC[..., 0] / 2.55, values_HWC[..., 1] - 128, values_HWC[..., 2] - 128
     fy = (lightness + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200], axis=-1)
@@ -113,7 +113,7 @@ def test_images(mode: str, kind: str, seed: int, size: int, transparency: int | 
         image.save(buffer, kind, **more)
         wanted_HWC = plainly_read(buffer.getvalue())
     except (OSError, KeyError, ValueError):
-        return  # the format has no such images, or Pillow can't read back what it wrote
+        return  # unsupported by the format, or Pillow can't read its own file
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, f"t.{FORMATS[kind]}")
         file.write_bytes(buffer.getvalue())
@@ -142,7 +142,7 @@ SCHEMAS = [
 
 @st.composite
 def spelled(draw: st.DrawFn) -> tuple[Attribute, list[tuple[int, str]]]:
-    """An attribute, and levels of it as people write them."""
+    """An attribute, and spellings of its levels."""
     attribute = Attribute("grade", draw(st.sampled_from(SCHEMAS)))
     rows = []
     for level in draw(st.lists(st.integers(-1, len(attribute.levels) - 1), min_size=2, max_size=12)):
@@ -198,7 +198,7 @@ def test_tables(
 
 
 def test_a_whole_set_of_all_kinds(tmp_path: Path) -> None:
-    """Images of all modes in one set: the tiles that training reads, in any order, are those of the files."""
+    """Packs images of all modes in one set; the tiles that training reads equal the files, in any order."""
     (tmp_path / "images").mkdir()
     wanted: list[np.ndarray] = []
     lines = ["file,grade"]
@@ -217,7 +217,7 @@ def test_a_whole_set_of_all_kinds(tmp_path: Path) -> None:
             wanted.append(plain_HWC)
     (tmp_path / "levels.csv").write_text("\n".join(lines))
     labels = read_labels([tmp_path / "levels.csv"], AttributeSchema((Attribute("grade", ("1", "2", "4")),)))
-    assert len(labels.bad) == len([line for line in lines[1:] if line.endswith(",0")])  # 0 is no name of a level
+    assert len(labels.bad) == len([line for line in lines[1:] if line.endswith(",0")])  # 0 is not a level name
     labels = read_labels([tmp_path / "levels.csv"], AttributeSchema((Attribute("grade", ("a", "b", "c")),)))
     pack(labels, Folder(str(tmp_path / "images")), tmp_path / "set", Options(0))
     shards = ShardSet.open(tmp_path / "set")

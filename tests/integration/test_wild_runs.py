@@ -1,4 +1,4 @@
-"""Small sets, numbers as names through every command, shards packed anew, and what commands print."""
+"""Small sets, numeric level names in all commands, repacked shards, and the output of commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTTINGHAM = "nottingham: [1, 2, 3]\n"
 
 
 def small_set(folder: Path, count: int = 12, size: int = 32) -> Path:
-    """A shard set of one attribute whose level names are numbers."""
+    """A shard set of one attribute with numeric level names."""
     (folder / "images").mkdir(parents=True)
     for number in range(count):
         Image.fromarray(pixels_of(number, size)).save(folder / "images" / f"t{number:02d}.png")
@@ -54,7 +54,7 @@ def small_set(folder: Path, count: int = 12, size: int = 32) -> Path:
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run, untrained, of an attribute whose level names are numbers; and its shards."""
+    """An untrained run of an attribute with numeric level names, and its shards."""
     from launch.train import main as train
 
     folder = tmp_path_factory.mktemp("numbered")
@@ -74,7 +74,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_samples_are_packed_with_the_levels_that_they_were_made_with(numbered: tuple[Path, Path], tmp_path: Path) -> None:
-    """The round trip that `attributegan-sample --help` suggests, and the one through shards."""
+    """Tests the round trip of `attributegan-sample --help`, and one through shards."""
     from tools.sample import main as sample
 
     run, _ = numbered
@@ -136,7 +136,7 @@ def test_links_of_the_explorer_are_read_back(names: tuple[str, ...]) -> None:
         assert not problems and named.levels == (level,)
 
 
-# Shards that change, and runs that are asked for less than they have
+# Repacked shards, and resumed runs with a smaller train.images
 
 
 def test_a_set_that_was_packed_anew_is_reported(numbered: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +150,7 @@ def test_a_set_that_was_packed_anew_is_reported(numbered: tuple[Path, Path], tmp
     other = small_set(tmp_path / "other", 15)
     options = ["--config", str(tmp_path / "run" / "config.yaml"), f"run.dir={tmp_path / 'run'}"]
     assert train([*options, f"data.shards={other}", "train.images=16"]) == 0
-    assert "was packed anew: from 8 images on, tiles are those of another set" in (tmp_path / "run" / "train.log").read_text()
+    assert "has changed since the checkpoint: from 8 images on, training uses the new tiles" in (tmp_path / "run" / "train.log").read_text()
     assert train([*options, f"data.shards={other}", "train.images=2"]) == 2
     assert "train.images: 2 is below the 16 that" in capsys.readouterr().err
     now = status.read(tmp_path / "run")
@@ -227,7 +227,7 @@ def test_the_command_on_very_small_sets(
     assert row["quality"] == {} and "memory" not in row
 
 
-# Folders that can't be written to, and what is printed
+# Read-only folders, and output
 
 
 def test_folders_that_can_not_be_written_to_are_refused_first(

@@ -1,7 +1,7 @@
-"""Mutants of a module: one small change of its syntax tree each.
+"""Generates mutants of a module, each with one small change of its syntax tree.
 
-An operator or a comparison swapped, a number or truth value changed, a condition negated, an argument or a statement dropped. Not mutated:
-texts, annotations, assertions, errors that are raised, decorators, and arguments that change no result (`HARMLESS_ARGUMENTS`).
+Swaps an operator or comparison, changes a number or boolean, negates a condition, drops an argument or a statement. Does not mutate
+strings, annotations, assertions, raised errors, decorators, and arguments that do not change results (`HARMLESS_ARGUMENTS`).
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 HARMLESS_ARGUMENTS = {"strict", "non_blocking", "stacklevel"}
 SHOWN = 110  # characters of an expression in a label
 SKIPPED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Global, ast.arg)
-Change = Callable[[ast.AST], ast.AST]  # of a copy of a node into its mutant
+Change = Callable[[ast.AST], ast.AST]  # turns a copy of a node into its mutant
 
 
 @dataclass(frozen=True)
 class Mutant:
-    label: str  # function, expression before and after; unique in its module, and the same when other lines move
+    label: str  # function, expression before and after; unique in its module, independent of line numbers
     line: int
     source: str  # of the whole module
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Every mutant of a module's source, in the order of its lines."""
+    """Returns all mutants of a module, ordered by line."""
     tree = ast.parse(source)
     nodes = list(ast.walk(tree))
     for node in nodes:
@@ -71,7 +71,7 @@ def mutants(source: str) -> list[Mutant]:
 
 
 def _is_skipped(node: ast.AST) -> bool:
-    """Whether the node is in a part of the source that isn't mutated."""
+    """Returns whether the node is in a part that is not mutated."""
     while (parent := getattr(node, "parent", None)) is not None:
         in_annotation = (node is getattr(parent, "annotation", None) or node is getattr(parent, "returns", None)) and node is not None
         if isinstance(node, SKIPPED) or in_annotation or node in getattr(parent, "decorator_list", ()):
@@ -85,7 +85,7 @@ def _is_skipped(node: ast.AST) -> bool:
 
 
 def _changes(node: ast.AST) -> Iterator[Change]:
-    """Functions that turn a copy of the node into a mutant of it."""
+    """Returns the possible changes of a node."""
     if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp):
         for operator in SWAPS.get(type(node.op), ()):
             yield lambda copy, operator=operator: _with(copy, op=operator())
@@ -123,7 +123,7 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
 
 
 def _applied(tree: ast.Module, node: ast.AST, change: Change) -> tuple[str, str]:
-    """A label of the change, and the source with it; the tree is left as it was."""
+    """Returns the label of the change and the changed source; restores the tree."""
     shown = node
     while not isinstance(shown, ast.expr | ast.stmt | ast.comprehension) or isinstance(shown, ast.Constant | ast.Slice):
         shown = shown.parent  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def _statement(node: ast.AST) -> ast.stmt:
 
 
 def _header(node: ast.AST) -> str:
-    """The node in one line; of a compound statement what stands before its body."""
+    """Format the node in one line; compound statements without their body."""
     return " ".join(ast.unparse(node).split(":\n")[0].split())[: 2 * SHOWN]
 
 

@@ -1,16 +1,15 @@
-"""``make mutants``: small changes of the numeric core, one at a time, each against the fast tests of its module; a good test fails.
+"""``make mutants``: mutation testing of the numeric core: applies one small change at a time and runs the fast tests of its module.
 
-    python tests/mutants/run.py --sample 40 --seed 1                     the score by module; status 1 when one is below --least
+    python tests/mutants/run.py --sample 40 --seed 1                     the score per module; exits with 1 if one is below --least
     python tests/mutants/run.py --module losses --module ema
-    python tests/mutants/run.py --module losses --only "level_B < 0"     these mutants again, with what the tests print
-    python tests/mutants/run.py --report                                 of the results that there are, without running anything
+    python tests/mutants/run.py --module losses --only "level_B < 0"     repeats these mutants and shows the output
+    python tests/mutants/run.py --report                                 reports existing results, runs nothing
 
 The same seed and sample give the same mutants (operators.py). Each runs in a fork of this process, which has imported torch and other
-packages but nothing of the project; hook/ imports the mutant in place of its module. Only tests that reach the mutated line run, or all
-where coverage saw none that does (lines that run in other processes).
-Results are appended to MODULE.jsonl in --out and kept: a mutant runs
-again when its module has changed, or when it survived, isn't listed, and its tests have changed. Survivors that harmless.yaml lists, with a
-reason, don't count.
+packages but nothing of the project; hook/ imports the mutant instead of its module. Only tests that cover the mutated line run, or all
+if coverage found none (lines that run in other processes). Results are appended to MODULE.jsonl in --out and reused: a mutant runs again if
+its module has changed, or if it survived, is not listed, and its tests have changed. Survivors listed in harmless.yaml, with a reason, do
+not count.
 """
 
 from __future__ import annotations
@@ -63,14 +62,14 @@ HEAVY = (  # imported once, before the forks
     "huggingface_hub",
     "submitit",
 )
-MEMORY = 8 << 30  # bytes that a mutant may take: some ask for all that there is
+MEMORY = 8 << 30  # memory limit of a mutant in bytes; some allocate without bound
 
 
 @dataclass
 class Clean:
-    """How the tests of a module go without a mutant."""
+    """The tests of a module without a mutant."""
 
-    seconds: dict[str, float] = field(default_factory=dict)  # of CPU, of each test that isn't slow, in the order to run them
+    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds of each test that is not slow, in order
     tests_of_line: dict[int, list[str]] = field(default_factory=dict)
     total_s: float = 0.0
 
@@ -89,7 +88,7 @@ def main() -> int:
         importlib.import_module("time_limits").calibrate()  # once, not in each fork
         sys.dont_write_bytecode = False  # tests are compiled once
         gc.collect()
-        gc.freeze()  # forks needn't look through all that again
+        gc.freeze()  # excludes the imported objects from garbage collection in the forks
     harmless = yaml.safe_load((Path(__file__).parent / "harmless.yaml").read_text()) or {}
     scores = []
     for name in wanted:
@@ -100,29 +99,35 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--module", action="append", default=[], help="losses, metrics.control, ...; all of modules.yaml by default")
-    parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants of each module; 0 for all (default: 40)")
+    parser.add_argument("--module", action="append", default=[], help="such as losses or metrics.control (default: all in modules.yaml)")
+    parser.add_argument("--sample", type=int, default=40, metavar="N", help="mutants per module, 0 for all (default: 40)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="leave out tests that take more CPU time (default: 4)")
+    parser.add_argument("--slow", type=float, default=4.0, metavar="SECONDS", help="skip tests that take more CPU time (default: 4)")
     parser.add_argument(
-        "--least", type=float, default=0.9, metavar="SCORE", help="status 1 when a module's is lower, or not all are run (0.9)"
+        "--least",
+        type=float,
+        default=0.9,
+        metavar="SCORE",
+        help="exit with 1 if the score of a module is lower, or not all mutants were run (default: 0.9)",
     )
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="TEXT", help="mutants with this in their label, again and with output"
+        "--only", action="append", default=[], metavar="TEXT", help="repeat mutants whose label contains TEXT and show the output"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="folder of the results (default: build/mutants)")
     return parser
 
 
 def _run(module: str, files: list[str], harmless: list[str], options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
-    """The results of the module's sample, from the file of results or run now; and how many mutants have none."""
+    """Returns the results of the sample, from the file or run now, and the number of mutants without one."""
     path = ROOT / (module.replace(".", "/") + ".py")
     drawn = operators.mutants(path.read_text())
     if options.only:
         drawn = [mutant for mutant in drawn if any(text in mutant.label for text in options.only)]
     elif options.sample:
-        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, len(drawn))[: options.sample]  # a larger sample has the smaller one
+        drawn = random.Random(f"{options.seed}/{module}").sample(drawn, len(drawn))[
+            : options.sample
+        ]  # a larger sample includes the smaller one
     source, tests = _digest([path]), _digest([ROOT / file for file in files])
     record = options.out / f"{module}.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -155,7 +160,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _clean(path: Path, files: list[str], slow_s: float) -> Clean:
-    """Run the tests once as they are, and note what each takes and which lines of the module it meets."""
+    """Run the tests once without a mutant; records the time of each test and the lines of the module it covers."""
     answer = _forked(lambda: _observe(path, files, slow_s), 900)
     if answer.get("status") != 0:
         raise SystemExit(f"error: the tests {' '.join(files)} fail without a mutant:\n{answer['output']}")
@@ -177,7 +182,7 @@ def _observe(path: Path, files: list[str], slow_s: float) -> dict[str, Any]:
 
 
 class _Watcher:
-    """A pytest plugin: a context of coverage for the call of each test, and its CPU time, its processes' included."""
+    """Pytest plugin that records coverage and CPU time of each test, including its child processes."""
 
     def __init__(self, watch: coverage.Coverage) -> None:
         self.watch, self.seconds = watch, {}
@@ -195,7 +200,7 @@ class _Watcher:
 
 
 class _Chosen:
-    """A pytest plugin: run these tests alone, in their order, and note the first that fails."""
+    """Pytest plugin that runs only these tests, in their order, and records the first failure."""
 
     def __init__(self, tests: list[str], seconds: dict[str, float]) -> None:
         self.places = {test: k for k, test in enumerate(tests)}
@@ -207,7 +212,7 @@ class _Chosen:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 2 + 5 * self.seconds[item.nodeid])  # a loop without end ends the process
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 + 5 * self.seconds[item.nodeid])  # ends endless loops
         try:
             return (yield)
         finally:
@@ -219,7 +224,7 @@ class _Chosen:
 
 
 def _test(description: dict[str, str], files: list[str], tests: list[str], seconds: dict[str, float]) -> dict[str, Any]:
-    """Whether the tests notice the mutant, in a process of its own."""
+    """Run the tests against the mutant in a separate process; returns whether they detect it."""
     where = Path(os.environ["TMPDIR"]) / "mutant.json"
     where.write_text(json.dumps(description))
     os.environ |= {"MUTANT": str(where), "PYTHONPATH": os.pathsep.join([str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -241,8 +246,10 @@ def _arguments() -> list[str]:
 
 
 def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = False) -> dict[str, Any]:
-    """What ``work`` returns in a fork of this process, which is killed with all that it started once it has used ``limit_s`` of CPU, or has
-    waited much longer. A mutant that ends so was noticed."""
+    """Run ``work`` in a fork and return its result.
+
+    The fork and its children are killed after ``limit_s`` of CPU, or after waiting much longer; the mutant then counts as detected.
+    """
     folder = Path(tempfile.mkdtemp(prefix="mutant-"))
     process = os.fork()
     if process == 0:
@@ -267,9 +274,9 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
             killed = "waiting"
             break
         time.sleep(0.02)
-        waited_s += 0.02  # not by the clock, since both may be suspended
+        waited_s += 0.02  # not wall-clock time, since both processes may be suspended
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # what it may have left
+        os.killpg(process, signal.SIGKILL)  # its remaining children
     output = (folder / "output").read_text(errors="replace")[-20_000:] if (folder / "output").exists() else ""
     if (folder / "error").exists():
         raise SystemExit(f"error: the search itself failed:\n{output}\n{(folder / 'error').read_text()}")
@@ -288,7 +295,7 @@ def _score(module: str, results: list[dict[str, Any]], harmless: list[str]) -> d
 
 
 def _is_listed(mutant: str, harmless: list[str]) -> bool:
-    """By its label, or by what stands before the arrow of an entry that ends in ``-> *``."""
+    """Match by label, or by the part before the arrow of an entry that ends in ``-> *``."""
     return any(mutant == entry or (entry.endswith(" -> *") and mutant.startswith(entry[:-1])) for entry in harmless)
 
 

@@ -1,4 +1,4 @@
-"""Training under a real Slurm of two nodes: submitted, stopped, killed, its nodes lost; and what `attributegan-runs` says of it."""
+"""Training on a real two-node Slurm: submission, signals, SIGKILL, node failures; and the output of `attributegan-runs`."""
 
 import contextlib
 import json
@@ -36,15 +36,15 @@ pytestmark = pytest.mark.timeout(seconds(600))
 def cluster() -> Iterator[Cluster]:
     if reason := slurm_cluster.missing():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"the tests of Slurm must run here: {reason}")
+            pytest.fail(f"the Slurm tests must run in CI: {reason}")
         pytest.skip(reason)
     with slurm_cluster.running() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(cluster: Cluster) -> Iterator[None]:
-    """Each test begins and ends with an empty cluster."""
+def empty_cluster(cluster: Cluster) -> Iterator[None]:
+    """Cancel the jobs of each test and wait until the cluster is empty."""
     yield
     cluster.run("scancel", "--user=root", check=False)
     cluster.wait_until(lambda: not cluster.run("squeue", "-h"), 60, "empty queue")
@@ -53,14 +53,14 @@ def nothing_left(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_host(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbs, by two processes of one host, with a checkpoint at every step."""
+    """An uninterrupted run of two processes on one host, with a checkpoint at every step."""
     run = tmp_path_factory.mktemp("one_host") / "run"
     train(shards, run, f"train.images={IMAGES}", "run.save_every=8", processes=2)
     return run
 
 
 class Job:
-    """A run as it is submitted and watched by a user."""
+    """A run, submitted and observed with the commands of a user."""
 
     def __init__(self, cluster: Cluster, shards: Path, run: Path, *overrides: str, root: Path = ROOT, **settings: object) -> None:
         self.cluster, self.run, self.root = cluster, run, root
@@ -78,7 +78,7 @@ class Job:
         ]
 
     def command(self, module: str, *arguments: str) -> list[str]:
-        path = f"PYTHONPATH={self.root}"  # the code that is tried, wherever another one is installed
+        path = f"PYTHONPATH={self.root}"  # the code under test, even if another version is installed
         return self.cluster.command("env", path, "PYTHONSAFEPATH=1", sys.executable, "-m", module, *arguments)
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ class Job:
         return json.loads((self.run / "status.json").read_text())
 
     def listed(self, run: Path | None = None) -> str:
-        """The line of `attributegan-runs` for the run."""
+        """Returns the line of `attributegan-runs` for the run."""
         command = self.command("tools.runs", str(run or self.run))
         shown = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, timeout=seconds(60))
         assert shown.returncode == 0, shown.stderr
@@ -105,7 +105,7 @@ class Job:
         return self.listed().split()[1]
 
     def images(self) -> int:
-        """At the last step that the run has told of."""
+        """Returns the images of the last line in metrics.jsonl."""
         path = self.run / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["images"] if lines else 0
@@ -120,7 +120,7 @@ class Job:
         self.wait(lambda: self.images() >= images and self.status()["state"] == "running", 120, f"{images} images")
 
     def wait_start(self, restarts: int) -> None:
-        """Until the job runs and has been started again so often; Slurm may do it more often than it has to."""
+        """Wait until the job runs after at least ``restarts`` requeues; Slurm may requeue more often than necessary."""
         self.wait(lambda: self.status()["requeues"] >= restarts and self.status()["state"] == "running", 120, f"start after {restarts}")
 
     def wait_end(self, *states: str) -> None:
@@ -131,7 +131,7 @@ class Job:
         return "\n".join([self.cluster.run("scontrol", "show", "job", check=False)[-3000:], *logs, str(self.run / "status.json")])
 
     def training(self, rank: int, module: str = "launch/train.py") -> int:
-        """The process that trains as ``rank``, or the one that started it."""
+        """Returns the PID of the training process of ``rank``, or of its parent in ``module``."""
         found = []
         for pid in self.cluster.processes(list(NODES)[rank]):
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
@@ -146,17 +146,17 @@ class Job:
         return found[0]
 
 
-def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path) -> None:
-    """Side by side; the submission is interrupted when Slurm has the job, and the plain script is told to stop once."""
+def test_submitit_and_plain_sbatch_equal_one_host(cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path) -> None:
+    """Both run at once; the submit command is interrupted after sbatch, and the plain script is signalled once."""
     job = Job(cluster, shards, tmp_path / "run", "train.images=80")
     submission = subprocess.Popen(job.command("slurm.submit", *job.arguments), env=cluster.environment, cwd=ROOT, start_new_session=True)
     job.wait(lambda: cluster.run("squeue", "-h"), 60, "job in the queue")
     os.killpg(submission.pid, signal.SIGINT)
     submission.wait(timeout=seconds(60))
-    job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "word of the job")
+    job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "job ID or start of the run")
     assert job.state() in ("queued", "running")
     again = job.submit()
-    assert again.returncode == 2 and ("job 1 already" in again.stderr or "in use by" in again.stderr)
+    assert again.returncode == 2 and ("already job 1" in again.stderr or "in use by" in again.stderr)
 
     plain = Job(cluster, shards, tmp_path / "plain", "train.images=80", "run.save_every=1000")
     arguments = [argument for argument in plain.arguments if argument not in ("--cluster", str(plain.files[1]))]
@@ -175,36 +175,36 @@ def test_submitit_and_plain_sbatch_end_with_the_weights_of_one_host(cluster: Clu
     assert cluster.job(plain.id)["Restarts"] == "1" and cluster.job(job.id)["Restarts"] == "0"
 
 
-def test_preempted_requeued_and_a_node_lost_the_weights_are_those_of_an_undisturbed_run(
+def test_preemption_requeue_and_node_failure_give_the_weights_of_an_uninterrupted_run(
     cluster: Cluster, shards: Path, tmp_path: Path, one_host: Path
 ) -> None:
     job = Job(cluster, shards, tmp_path / "run", f"train.images={IMAGES}", "run.save_every=64").submitted()
     seed = int(os.environ.get("SLURM_TEST_SEED", time.time_ns() % 10**6))
     print(f"SLURM_TEST_SEED={seed}", flush=True)
     steps = sorted(random.Random(seed).sample(range(1, IMAGES // 8 - 2), 7))
-    told = [_user_signal, _preempted, _time_limit, _user_signal, _user_signal]
-    silent = [_requeued, _node_lost]
-    ways = random.Random(seed).sample(told + silent, 7)
-    for step, way in zip(steps, ways, strict=True):
+    signalled = [_user_signal, _preempted, _time_limit, _user_signal, _user_signal]
+    without_notice = [_requeued, _node_lost]
+    faults = random.Random(seed).sample(signalled + without_notice, 7)
+    for step, fault in zip(steps, faults, strict=True):
         job.wait_images(8 * step)
         before = job.status()["requeues"]
-        print(f"{way.__name__} at {job.images()} images", flush=True)
+        print(f"{fault.__name__} at {job.images()} images", flush=True)
         assert "running" in job.listed()
-        way(job)
+        fault(job)
         job.wait_start(before + 1)
     job.wait_end("COMPLETED")
     assert job.state() == "finished" and int(cluster.job(job.id)["Restarts"]) >= 7
     assert differing(tensors(job.run), tensors(one_host, IMAGES)) == []
     images = [json.loads(line)["images"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, IMAGES + 1, 8))
-    turns = (job.run / "train.log").read_text().split("tiles, 2 processes")
-    saved = [re.search(r"stopped and saved at (\d+) images", turn) for turn in turns]
+    starts = (job.run / "train.log").read_text().split("tiles, 2 processes")
+    saved = [re.search(r"stopped and saved at (\d+) images", start) for start in starts]
     lost = [
-        turn
-        for stop, turn in zip(saved, turns, strict=True)
-        if stop and f"resuming from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in turn
+        start
+        for stop, start in zip(saved, starts, strict=True)
+        if stop and f"resuming from {job.run}/checkpoints/images-{int(stop[1]):012d}" not in start
     ]
-    assert len([stop for stop in saved if stop]) >= len(told) and not lost, "told to stop, not a step is lost"
+    assert len([stop for stop in saved if stop]) >= len(signalled) and not lost, "no step is lost after a signal"
 
 
 def _user_signal(job: Job) -> None:
@@ -213,28 +213,28 @@ def _user_signal(job: Job) -> None:
 
 
 def _preempted(job: Job) -> None:
-    """Another job of higher priority needs the nodes."""
+    """Submit a job of higher priority that needs the nodes."""
     job.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     job.wait(lambda: "urgent" not in job.cluster.run("squeue", "-h", "-o", "%P"), 120, "end of the urgent job")
 
 
 def _time_limit(job: Job) -> None:
-    """Slurm's signal comes up to a minute early: within half a minute when the limit is two minutes away. Training waits for it."""
+    """Set the time limit to two minutes from now: Slurm sends its signal up to a minute early. Training is stopped until then."""
     ran_s = time.time() - int(job.cluster.run("date", "+%s", "-d", job.cluster.job(job.id)["StartTime"]))
     job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={ran_s // 60 + 2:.0f}")
     pids = [job.training(rank) for rank in (0, 1)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    job.wait(lambda: any(map(_told, pids)), 60, "signal before the time limit")
+    job.wait(lambda: any(map(_signal_arrived, pids)), 60, "signal before the time limit")
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # Slurm may have sent it before
+        with contextlib.suppress(ProcessLookupError):  # Slurm may have sent SIGCONT before
             os.kill(pid, signal.SIGCONT)
     job.wait(lambda: job.status()["state"] == "queued", 60, "requeue")
     job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
 
 
-def _told(pid: int) -> bool:
-    """Whether SIGUSR2 waits for a stopped process, or it has heard it and gone."""
+def _signal_arrived(pid: int) -> bool:
+    """Returns whether SIGUSR2 is pending for a stopped process, or the process has exited."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except OSError:
@@ -248,11 +248,11 @@ def _requeued(job: Job) -> None:
 
 def _node_lost(job: Job) -> None:
     job.cluster.fail("node2")
-    job.wait(lambda: job.state() == "queued", 60, "word of the lost node")
+    job.wait(lambda: job.state() == "queued", 60, "requeue after the node failure")
     job.cluster.heal("node2")
 
 
-def test_killed_processes_end_the_job_and_it_starts_again_once(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     job = Job(cluster, shards, tmp_path / "run", "train.images=4000", "run.save_every=4000", max_requeues=1).submitted()
     job.wait_images(16)
     os.kill(job.training(1), signal.SIGKILL)
@@ -282,31 +282,31 @@ def test_killed_processes_end_the_job_and_it_starts_again_once(cluster: Cluster,
     job.wait(lambda: job.state() == "stopped", 15, "stopped run")
 
 
-def test_code_is_that_of_the_submission_and_the_culprit_is_named(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    """A mistake that one rank runs into is still in the job when the checkout has been mended, and when the job starts again."""
+def test_submitted_code_runs_and_the_first_failure_is_named(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """A bug on one rank stays in the submitted job and after its requeue, although it is fixed in the checkout."""
     checkout = tmp_path / "checkout"
     for package in ("attributegan", "data_shards", "launch", "slurm", "tools"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "as it was"]):
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "original"]):
         subprocess.run(["git", *command], cwd=checkout, check=True)
     loop = checkout / "attributegan" / "training" / "trainer.py"
-    mended = loop.read_text()
+    fixed = loop.read_text()
     start = "        self.images += self.config.train.batch\n"
-    assert start in mended
+    assert start in fixed
     loop.write_text(
-        mended.replace(start, f'{start}        if self.runtime.rank == 1 and self.images == 24:\n            raise KeyError("planted")\n')
+        fixed.replace(start, f'{start}        if self.runtime.rank == 1 and self.images == 24:\n            raise KeyError("planted")\n')
     )
     job = Job(cluster, shards, tmp_path / "run", "train.images=80", "run.save_every=1000", root=checkout, max_requeues=1).submitted()
-    loop.write_text(mended)
+    loop.write_text(fixed)
 
     job.wait_end("FAILED")
     assert cluster.job(job.id)["Restarts"] == "1" and job.state() == "failed"
     error = job.status()["error"]
-    assert error.startswith("rank 1 of 2, on node2, ended with status 1:\nTraceback") and "KeyError: 'planted'" in error
+    assert error.startswith("rank 1 of 2, on node2, exited with status 1:\nTraceback") and "KeyError: 'planted'" in error
     submission = job.run / "submissions" / "0001"
-    assert "KeyError: 'planted'" in (submission / f"{job.id}_0_log.err").read_text(), "the log of the job names it too"
+    assert "KeyError: 'planted'" in (submission / f"{job.id}_0_log.err").read_text(), "in the log of the job"
     result = Job.command(job, "pickletools", str(submission / f"{job.id}_0_result.pkl"))
-    assert "planted" in subprocess.run(result, env=cluster.environment, capture_output=True, text=True).stdout, "and so does submitit"
+    assert "planted" in subprocess.run(result, env=cluster.environment, capture_output=True, text=True).stdout, "in submitit's result"
     assert "+            raise KeyError" in (submission / "changes.diff").read_text()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True).stdout
     assert (submission / "commit.txt").read_text() == head
@@ -314,7 +314,7 @@ def test_code_is_that_of_the_submission_and_the_culprit_is_named(cluster: Cluste
 
 
 def test_array_of_four(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    """Two of the runs diverge, which would come again and is not tried again."""
+    """Two of the runs diverge, a permanent error, so they are not requeued."""
     (tmp_path / "sweep.yaml").write_text("optim.discriminator_lr: [1.0e-3, 1.0e+38]\ntrain.seed: [0, 1]\n")
     options = ["optim.name=sgd", "train.max_nonfinite=2", "train.images=32"]
     job = Job(cluster, shards, tmp_path / "sweep", *options, nodes=1)
@@ -332,7 +332,7 @@ def test_array_of_four(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     assert differing(tensors(runs[0]), tensors(runs[1])) != []
 
 
-def test_another_number_of_processes_is_refused_for_good(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+def test_wrong_number_of_processes_is_not_requeued(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     job = Job(cluster, shards, tmp_path / "run", srun=["--ntasks=1", "--nodes=1"]).submitted()
     job.wait_end("FAILED")
     assert cluster.job(job.id)["Restarts"] == "0" and cluster.job(job.id)["ExitCode"] == "2:0"

@@ -1,4 +1,4 @@
-"""What is submitted and how ends are judged, without a Slurm: cluster files, batch scripts, sweeps, the job on this machine."""
+"""Submission without Slurm: cluster configurations, batch scripts, sweeps, local jobs, requeueing."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def submit(*arguments: object, **variables: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def files(tmp_path: Path, shards: Path) -> list[str]:
-    """The arguments of a submission: two processes on one node."""
+    """Arguments of a submission with two processes on one node."""
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "cluster.yaml").write_text("nodes: 1\ntasks_per_node: 2\nenvironment: {OMP_NUM_THREADS: 1}\n")
     return [f"--config={tmp_path}/train.yaml", f"--cluster={tmp_path}/cluster.yaml", f"data.shards={shards}", f"run.dir={tmp_path}/run"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "slurm").glob("*.yaml")), ids=lambda path: path.name)
-def test_clusters_that_ship_make_a_batch_script(path: Path, tmp_path: Path, files: list[str]) -> None:
+def test_shipped_cluster_configs_make_a_batch_script(path: Path, tmp_path: Path, files: list[str]) -> None:
     done = submit(files[0], f"--cluster={path}", *files[2:], "train.batch=64", "--dry-run")
     assert done.returncode == 0, done.stderr
     settings = cluster_config.load(path)
@@ -67,11 +67,11 @@ def test_every_option_reaches_the_script(tmp_path: Path, files: list[str]) -> No
     }
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(everything))
     script = submit(files[0], f"--cluster={tmp_path}/all.yaml", *files[2:], "train.batch=12", "--dry-run").stdout
-    asked = (
+    expected = (
         "nodes=3 gpus-per-node=4 ntasks-per-node=4 cpus-per-task=7 mem=50G time=1564 partition=fast account=lab qos=high constraint=a100 "
         "mail-user=me@lab.org exclude=node7 signal=USR2@77 requeue"
     )
-    for option in asked.split():
+    for option in expected.split():
         assert f"#SBATCH --{option}\n" in script
     assert "--mpi=none apptainer exec x.sif python3 -u -m submitit" in script
     assert script.index("module load cuda") < script.index("export A='b c'") < script.index("srun")
@@ -91,7 +91,7 @@ def test_every_option_reaches_the_script(tmp_path: Path, files: list[str]) -> No
         ({"max_requeues": -1}, "max_requeues: -1 must be at least 0"),
     ],
 )
-def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
+def test_invalid_cluster_config_is_refused(tmp_path: Path, tree: dict, named: str) -> None:
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(ValueError, match=f"bad.yaml: {named}"):
         cluster_config.load(tmp_path / "bad.yaml")
@@ -100,28 +100,28 @@ def test_bad_cluster_is_named(tmp_path: Path, tree: dict, named: str) -> None:
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (["train.batch=9"], "train.batch: 9 does not divide into 2 processes"),
-        (["train.world_size=4"], "train.world_size: 4 were asked for, the cluster file gives 2"),
+        (["train.batch=9"], "train.batch: 9 is not divisible by 2 processes"),
+        (["train.world_size=4"], "train.world_size: is 4, but the cluster configuration has 2"),
         (["data.shards=nowhere", "--local"], "nowhere"),
         (["--array=absent.yaml"], "absent.yaml"),
-        (["--array=absent.yaml", "--local"], "--array: is for Slurm"),
+        (["--array=absent.yaml", "--local"], "--array: requires Slurm"),
         ([], "srun and sbatch are not on the PATH"),
     ],
 )
-def test_bad_submission_is_refused_and_leaves_nothing(tmp_path: Path, files: list[str], extra: list[str], named: str) -> None:
+def test_invalid_submission_is_refused_without_side_effects(tmp_path: Path, files: list[str], extra: list[str], named: str) -> None:
     done = submit(*files, *extra, PATH="/nowhere")
     assert done.returncode == 2 and named in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_refusal_by_slurm_is_told_in_its_words_and_nothing_is_queued(tmp_path: Path, files: list[str]) -> None:
-    """An account or partition that is not there, or no cluster within reach."""
+def test_sbatch_error_is_shown_and_nothing_is_queued(tmp_path: Path, files: list[str]) -> None:
+    """Covers an unknown account or partition, and an unreachable cluster."""
     for program in ("sbatch", "srun", "squeue"):
         (tmp_path / program).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: fast' >&2\nexit 1\n")
         (tmp_path / program).chmod(0o755)
     done = submit(*files, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "error: sbatch refuses the job: sbatch: error: invalid partition specified: fast. Correct" in done.stderr
+    assert "error: sbatch failed: sbatch: error: invalid partition specified: fast. Fix" in done.stderr
     assert status.read(tmp_path / "run") is None
 
 
@@ -137,7 +137,7 @@ def test_sweep_is_every_combination(tmp_path: Path) -> None:
             sweep.read(path)
 
 
-def test_sweeps_that_ship_are_valid(files: list[str]) -> None:
+def test_shipped_sweeps_are_valid(files: list[str]) -> None:
     for path in (ROOT / "configs" / "sweep").glob("*.yaml"):
         done = submit(*files, "--array", path, "--dry-run")
         assert done.returncode == 0 and "#SBATCH --array=0-3%4\n" in done.stdout, done.stderr
@@ -152,11 +152,11 @@ def wait_until_over(run: Path) -> status.Status:
     raise AssertionError([path.read_text()[-2000:] for path in run.glob("submissions/*/*log*")])
 
 
-def test_local_job_trains_as_two_processes_do_and_names_a_killed_one(shards: Path, tmp_path: Path, files: list[str]) -> None:
+def test_local_job_equals_two_processes_and_names_a_killed_rank(shards: Path, tmp_path: Path, files: list[str]) -> None:
     run = tmp_path / "run"
     done = submit(*files, "--local", "train.images=24")
     assert done.returncode == 0, done.stderr
-    assert submit(*files, "--local").returncode == 2, "it is alive"
+    assert submit(*files, "--local").returncode == 2, "the run is alive"
     assert wait_until_over(run).state == "finished"
     assert differing(tensors(run), train(shards, tmp_path / "other", "train.images=24", processes=2)) == []
 
@@ -175,7 +175,7 @@ def test_local_job_trains_as_two_processes_do_and_names_a_killed_one(shards: Pat
 
 
 def _local_processes(run: Path, rank: int) -> list[int]:
-    """Those that train as ``rank``, oldest first."""
+    """Returns the PIDs that train as ``rank``, oldest first."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -187,11 +187,11 @@ def _local_processes(run: Path, rank: int) -> list[int]:
     return sorted(found)
 
 
-def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRecord:
-    return ExitRecord(rank, 4, f"node{rank}", code, when, words)
+def record(rank: int, code: int | None, when: int = 0, output: str = "") -> ExitRecord:
+    return ExitRecord(rank, 4, f"node{rank}", code, when, output)
 
 
-def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, files: list[str], shards: Path) -> None:
+def test_configuration_of_a_submission_is_private(tmp_path: Path, files: list[str], shards: Path) -> None:
     from attributegan.config import load
     from slurm.submit import _write_submission
 
@@ -199,12 +199,12 @@ def test_configuration_of_a_submission_is_for_its_owner_alone(tmp_path: Path, fi
     assert (submission / "config-0.yaml").stat().st_mode & 0o777 == 0o600
 
 
-def test_culprit_is_the_first_that_failed_and_else_the_one_that_says_nothing() -> None:
-    reset = [ended(rank, 1, when=5 + rank, words="Connection reset") for rank in (0, 2, 3)]
-    assert exit_records.first_failure([*reset, ended(1, 1, when=4, words="KeyError")]).output_tail == "KeyError"
-    assert exit_records.first_failure([*reset, ended(1, -9, when=4)]).rank == 1
-    assert "gone without a word" in str(exit_records.first_failure([*reset, ended(1, None)]))
-    assert exit_records.first_failure([ended(0, 128 + signal.SIGUSR2), ended(1, -signal.SIGTERM), ended(2, 0)]) is None
+def test_first_failure_is_a_silent_death_or_the_first_error() -> None:
+    reset = [record(rank, 1, when=5 + rank, output="Connection reset") for rank in (0, 2, 3)]
+    assert exit_records.first_failure([*reset, record(1, 1, when=4, output="KeyError")]).output_tail == "KeyError"
+    assert exit_records.first_failure([*reset, record(1, -9, when=4)]).rank == 1
+    assert "died without an exit status" in str(exit_records.first_failure([*reset, record(1, None)]))
+    assert exit_records.first_failure([record(0, 128 + signal.SIGUSR2), record(1, -signal.SIGTERM), record(2, 0)]) is None
 
 
 def submission(tmp_path: Path, max_requeues: int = 2) -> Path:
@@ -214,20 +214,20 @@ def submission(tmp_path: Path, max_requeues: int = 2) -> Path:
     return tmp_path
 
 
-def test_errors_start_again_a_bounded_number_of_times_without_a_checkpoint(tmp_path: Path) -> None:
+def test_consecutive_errors_without_a_checkpoint_are_bounded(tmp_path: Path) -> None:
     here = submission(tmp_path)
-    fail = [ended(0, 1, 1, "KeyError")]
+    fail = [record(0, 1, 1, "KeyError")]
     assert [requeue.conclude(here, 0, fail) for _ in range(2)] == ["requeue", "requeue"]
     (tmp_path / "run" / "checkpoints" / "images-000000000008").mkdir()
     assert [requeue.conclude(here, 0, fail) for _ in range(3)] == ["requeue", "requeue", "end"]
     now = status.read(tmp_path / "run")
-    assert now.state == "failed" and now.error == "rank 0 of 4, on node0, ended with status 1:\nKeyError"
+    assert now.state == "failed" and now.error == "rank 0 of 4, on node0, exited with status 1:\nKeyError"
 
 
 @pytest.mark.parametrize(
-    ("codes", "srun", "fate", "state"),
+    ("codes", "srun", "expected", "state"),
     [
-        ([0, 0], 0, "end", "running"),  # what a finished training has written stays
+        ([0, 0], 0, "end", "running"),  # the status of a finished run is kept
         ([128 + signal.SIGUSR2, 128 + signal.SIGTERM], 0, "requeue", "queued"),
         ([-signal.SIGUSR2], 140, "requeue", "queued"),
         ([2, 2], 1, "end", "failed"),
@@ -237,37 +237,42 @@ def test_errors_start_again_a_bounded_number_of_times_without_a_checkpoint(tmp_p
         ([], 1, "requeue", "queued"),
     ],
 )
-def test_what_comes_after(tmp_path: Path, codes: list[int | None], srun: int, fate: str, state: str) -> None:
+def test_requeue_decision(tmp_path: Path, codes: list[int | None], srun: int, expected: str, state: str) -> None:
     here = submission(tmp_path)
-    assert requeue.conclude(here, 0, [ended(rank, code, when=rank) for rank, code in enumerate(codes)], srun) == fate
+    assert requeue.conclude(here, 0, [record(rank, code, when=rank) for rank, code in enumerate(codes)], srun) == expected
     assert status.read(tmp_path / "run").state == state
 
 
-def test_run_stopped_by_a_person_does_not_start_again(tmp_path: Path) -> None:
+def test_run_stopped_by_a_user_is_not_requeued(tmp_path: Path) -> None:
     here = submission(tmp_path)
     status.update(tmp_path / "run", state="stopped")
-    assert requeue.conclude(here, 0, [ended(0, 128 + signal.SIGINT)]) == "end"
+    assert requeue.conclude(here, 0, [record(0, 128 + signal.SIGINT)]) == "end"
 
 
-class Node:
-    """What submitit says of a process."""
+class FakeJob:
+    """A fake submitit JobEnvironment."""
 
     def __init__(self, hostnames: list[str], tasks: int) -> None:
         self.hostnames, self.num_nodes, self.num_tasks = hostnames, len(hostnames), tasks
         self.global_rank, self.local_rank, self.raw_job_id = 1, 1, "45"
 
 
-def test_rendezvous_refuses_what_would_wait_or_be_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="4 training processes were asked for, the job has 1"):
-        task_env.environment(Node(["a"], 1), 4)
+        task_env.environment(FakeJob(["a"], 1), 4)
     with pytest.raises(ValueError, match="the first node, node.invalid, has no address here"):
-        task_env.environment(Node(["node.invalid", "b"], 4), 4)
+        task_env.environment(FakeJob(["node.invalid", "b"], 4), 4)
     with pytest.raises(ValueError, match="the first node, localhost, resolves to 127.0.0.1 here"):
-        task_env.environment(Node(["localhost", "b"], 4), 4)
-    met = task_env.environment(Node(["a"], 4), 4)
-    assert (met["RANK"], met["WORLD_SIZE"], met["MASTER_ADDR"], met["GLOO_SOCKET_IFNAME"]) == ("1", "4", "127.0.0.1", "lo")
+        task_env.environment(FakeJob(["localhost", "b"], 4), 4)
+    variables = task_env.environment(FakeJob(["a"], 4), 4)
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_ADDR"], variables["GLOO_SOCKET_IFNAME"]) == (
+        "1",
+        "4",
+        "127.0.0.1",
+        "lo",
+    )
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert met["MASTER_PORT"] != task_env.environment(Node(["a"], 4), 4)["MASTER_PORT"], "a port that is taken is not taken twice"
+    assert variables["MASTER_PORT"] != task_env.environment(FakeJob(["a"], 4), 4)["MASTER_PORT"], "a requeued job uses another port"
 
 
 def test_plan_reads_back(tmp_path: Path) -> None:
@@ -277,13 +282,13 @@ def test_plan_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["slurm.submit", "tools.runs"])
-def test_help_is_quick(module: str) -> None:
+def test_help_does_not_import_slow_packages(module: str) -> None:
     imported = f"import sys, {module}; print([name for name in ('torch', 'submitit', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_readme_of_clusters_lists_every_option() -> None:
+def test_cluster_guide_lists_every_option() -> None:
     guide = (ROOT / "docs" / "cluster.md").read_text()
     for name in ClusterConfig.__dataclass_fields__:
         assert f"`{name}`" in guide or f"`{name}." in guide, name

@@ -1,14 +1,14 @@
-"""What a chaos case does inside of a training process: note which tiles each step saw, and strike once at its moment.
+"""Runs inside the training processes of a chaos case: logs the tiles of each step and injects the fault once.
 
 The variable CHAOS is JSON:
 
-    seen        folder for the tiles of each step, a file for each rank
-    settings    {"module.NAME": value}: waiting times, shortened so that a case ends soon
-    pause       seconds of sleep before each step
-    strike      what happens (see `STRIKES`), "" for nothing
-    at          from this number of images on
-    rank        in this process alone
-    fired       file that is made when it happens; a start that finds it is left in peace
+    seen        folder for the tiles of each step, a file per rank
+    settings    {"module.NAME": value}: shorter time-outs
+    pause       seconds to sleep before each step
+    strike      the fault (see `STRIKES`), "" for none
+    at          images from which on to inject it
+    rank        the rank to inject it into
+    fired       file created when it is injected; if it exists, nothing is injected
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from types import ModuleType
 from typing import Any
 
 PLAN: dict[str, Any] = json.loads(os.environ.get("CHAOS", "{}"))
-IMAGES = 0  # seen by this process
-TORN = 2  # a write that is cut short stops at this part of it
+IMAGES = 0  # seen by this rank
+TORN = 2  # a torn write stops after 1 / TORN of the data
 
 
 def arm(trainer: ModuleType) -> None:
@@ -34,12 +34,12 @@ def arm(trainer: ModuleType) -> None:
         module, _, attribute = name.rpartition(".")
         setattr(importlib.import_module(module), attribute, value)
     rank = int(os.environ.get("RANK", "0"))
-    _note_steps(trainer.Trainer, rank)
+    _log_steps(trainer.Trainer, rank)
     if PLAN["strike"] and rank == PLAN["rank"] and not os.path.exists(PLAN["fired"]):
         STRIKES[PLAN["strike"]](trainer)
 
 
-def _note_steps(cls: Any, rank: int) -> None:
+def _log_steps(cls: Any, rank: int) -> None:
     plain = cls.step
 
     def step(self: Any, batches: Any) -> Any:
@@ -55,7 +55,7 @@ def _note_steps(cls: Any, rank: int) -> None:
 
 
 def _fire() -> bool:
-    """Whether now is the moment; it comes once."""
+    """Returns True once, at the first call after ``at`` images."""
     if PLAN["at"] > IMAGES:
         return False
     try:
@@ -71,7 +71,7 @@ def _die() -> None:
 
 
 def _in_write(trainer: ModuleType) -> None:
-    """At the ``nth`` call of ``call`` by the thread that writes checkpoints: die before, in the middle, or get an error."""
+    """Die before, within or after the ``nth`` call of ``call`` in the checkpoint writer thread, or raise an error in it."""
     calls, nth, how = 0, PLAN["nth"], PLAN["how"]
     owner = pathlib.Path if PLAN["call"] == "write_text" else os
     plain = getattr(owner, PLAN["call"])
@@ -96,7 +96,7 @@ def _in_write(trainer: ModuleType) -> None:
 
 
 def _not_finite(trainer: ModuleType) -> None:
-    """NaN in a loss, a gradient or a weight; the first two at every step from the moment on, while this start lasts."""
+    """Put NaN into a loss, a gradient or a weight; the first two at every step of this start after ``at`` images."""
     from attributegan.distributed.engine import Engine
 
     struck = False
@@ -120,11 +120,11 @@ def _not_finite(trainer: ModuleType) -> None:
         Engine.__init__ = hooked
         return
 
-    def spoil(self: Any) -> None:
+    def corrupt(self: Any) -> None:
         import torch
 
         parameter = next(iter(self.generator.parameters.values()))
-        part = getattr(parameter, "ds_tensor", parameter)  # ZeRO 3 has a share of it
+        part = getattr(parameter, "ds_tensor", parameter)  # the local shard under ZeRO 3
         with torch.no_grad():
             part.data[(0,) * part.dim()] = float("nan")
 
@@ -133,14 +133,14 @@ def _not_finite(trainer: ModuleType) -> None:
 
     def wrapped(self: Any, *arguments: Any) -> Any:
         if _fire():
-            spoil(self)
+            corrupt(self)
         return plain(self, *arguments)
 
     setattr(trainer.Trainer, name, wrapped)
 
 
 def _clock(trainer: ModuleType) -> None:
-    """The clock is set forward or back."""
+    """Set the clock forward or back."""
     plain, step = time.time, trainer.Trainer.step
 
     def wrapped(self: Any, batches: Any) -> Any:
@@ -152,7 +152,7 @@ def _clock(trainer: ModuleType) -> None:
 
 
 def _no_memory(trainer: ModuleType) -> None:
-    """A reading process may not have any more memory."""
+    """Limit the memory of a data worker so that its next allocation fails."""
     import multiprocessing
     import resource
 

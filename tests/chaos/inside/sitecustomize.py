@@ -1,6 +1,6 @@
-"""Lets a chaos case into the training processes that it starts: Python imports this file before all else where PYTHONPATH leads here.
+"""Hooks chaos cases into training processes: Python imports this file at start-up if its folder is on PYTHONPATH.
 
-Waits until a training imports `attributegan.training.trainer`, then arms what the variable CHAOS says. Does nothing in any other process.
+After `attributegan.training.trainer` is imported, arms the fault of the variable CHAOS. Does nothing in other processes.
 """
 
 import importlib.abc

@@ -1,5 +1,7 @@
-"""Imports a mutated module in place of the real one, in this process and in those that it starts: `MUTANT` names a JSON file with its name,
-the path of the real file, and the mutated source. Python imports this file at start from the folder in `PYTHONPATH`.
+"""Imports a mutated module instead of the real one, in this process and its children.
+
+`MUTANT` names a JSON file with the name of the module, the path of the real file, and the mutated source. Python imports this file at
+start-up from the folder in `PYTHONPATH`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""What comes after a job's processes: how each ended, whose error was first, and whether the job starts again."""
+"""Exit records, the first failure, and requeueing of jobs, with a fake scontrol."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slurm.submission import Plan, Run
 STOPPED = 128 + signal.SIGTERM
 
 
-def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRecord:
-    return ExitRecord(rank, 4, f"node{rank}", code, when, words)
+def record(rank: int, code: int | None, when: int = 0, output: str = "") -> ExitRecord:
+    return ExitRecord(rank, 4, f"node{rank}", code, when, output)
 
 
 @pytest.mark.parametrize(
@@ -36,48 +36,48 @@ def ended(rank: int, code: int | None, when: int = 0, words: str = "") -> ExitRe
         (128 + signal.SIGKILL, False, True, False),
     ],
 )
-def test_what_a_status_means(code: int | None, stopped: bool, failed: bool, is_permanent: bool) -> None:
-    one = ended(0, code)
-    assert (one.stopped, one.failed, one.is_permanent) == (stopped, failed, is_permanent)
+def test_exit_status_classification(code: int | None, stopped: bool, failed: bool, is_permanent: bool) -> None:
+    found = record(0, code)
+    assert (found.stopped, found.failed, found.is_permanent) == (stopped, failed, is_permanent)
 
 
-def test_ending_says_who_where_and_how() -> None:
-    assert str(ended(1, 3)) == "rank 1 of 4, on node1, ended with status 3"
-    assert str(ended(1, -9, words="last line")) == "rank 1 of 4, on node1, was killed by signal 9 (SIGKILL):\nlast line"
-    assert str(ended(1, None)).startswith("rank 1 of 4, on node1, is gone")
+def test_record_describes_rank_host_and_exit() -> None:
+    assert str(record(1, 3)) == "rank 1 of 4, on node1, exited with status 3"
+    assert str(record(1, -9, output="last line")) == "rank 1 of 4, on node1, was killed by signal 9 (SIGKILL):\nlast line"
+    assert str(record(1, None)).startswith("rank 1 of 4, on node1, died without an exit status")
 
 
-def test_endings_are_read_in_the_order_of_ranks(tmp_path: Path) -> None:
+def test_records_are_read_by_rank(tmp_path: Path) -> None:
     where = exit_records.folder(tmp_path, "45_3", 2)
     assert where == tmp_path / "endings" / "45_3-2" and exit_records.read(where) == []
     where.mkdir(parents=True)
-    several = [ended(rank, rank, when=rank, words="é") for rank in (100, 0, 20, 3)]
-    for one in several:
+    records = [record(rank, rank, when=rank, output="é") for rank in (100, 0, 20, 3)]
+    for one in records:
         exit_records.write(where, one)
-    assert exit_records.read(where) == sorted(several, key=lambda one: one.rank)
+    assert exit_records.read(where) == sorted(records, key=lambda one: one.rank)
     assert sorted(path.name for path in where.iterdir()) == [f"rank-{rank:05d}.json" for rank in (0, 3, 20, 100)]
-    exit_records.write(where, ended(3, None))
-    assert exit_records.read(where)[1] == ended(3, None)
+    exit_records.write(where, record(3, None))
+    assert exit_records.read(where)[1] == record(3, None)
 
 
 @pytest.mark.parametrize(
-    ("several", "rank"),
+    ("records", "rank"),
     [
-        ([ended(0, 1, when=5), ended(1, 1, when=4), ended(2, STOPPED, when=1)], 1),
-        ([ended(0, 1, when=5), ended(1, None), ended(2, None)], 1),
-        ([ended(0, 0), ended(1, None)], 1),
-        ([ended(0, 0), ended(1, STOPPED)], None),
+        ([record(0, 1, when=5), record(1, 1, when=4), record(2, STOPPED, when=1)], 1),
+        ([record(0, 1, when=5), record(1, None), record(2, None)], 1),
+        ([record(0, 0), record(1, None)], 1),
+        ([record(0, 0), record(1, STOPPED)], None),
         ([], None),
     ],
 )
-def test_whose_error_was_first(several: list[ExitRecord], rank: int | None) -> None:
-    first = exit_records.first_failure(several)
+def test_first_failure(records: list[ExitRecord], rank: int | None) -> None:
+    first = exit_records.first_failure(records)
     assert (first.rank if first else None) == rank
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A submission of two runs, of whose array this is job 45_1; `scontrol` is a script that notes what it is asked and answers."""
+    """A submission of two runs, in its job array task 45_1; `scontrol` is a script that logs its arguments."""
     for name in ("one", "two"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         status.update(tmp_path / name, state="running", error="old")
@@ -91,22 +91,22 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def scontrol(folder: Path, shown: str, requeues: int = 0) -> None:
-    """It shows the job so, and refuses to start it again as often as ``requeues`` says."""
+def scontrol(folder: Path, shown: str, failures: int = 0) -> None:
+    """Write a fake scontrol that shows ``shown`` and fails the first ``failures`` requeues."""
     script = f"""#!/bin/sh
-echo "$@" >> {folder}/asked
+echo "$@" >> {folder}/calls
 if [ "$1" = show ]; then echo "JobId=45 {shown} x=y"; exit 0; fi
-if [ "$(grep -c requeue {folder}/asked)" -le {requeues} ]; then echo "no controller" >&2; exit 1; fi
+if [ "$(grep -c requeue {folder}/calls)" -le {failures} ]; then echo "no controller" >&2; exit 1; fi
 """
     (folder / "scontrol").write_text(script)
     (folder / "scontrol").chmod(0o755)
 
 
-def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[ExitRecord], srun: int) -> tuple[int, str]:
-    """The exit status, and the state of the run."""
+def main(job: Path, monkeypatch: pytest.MonkeyPatch, records: list[ExitRecord], srun: int) -> tuple[int, str]:
+    """Run requeue.main; returns its exit status and the state of the run."""
     where = exit_records.folder(job, "45_1", 1)
     where.mkdir(parents=True, exist_ok=True)
-    for one in several:
+    for one in records:
         exit_records.write(where, one)
     monkeypatch.setattr(requeue.sys, "argv", ["after", str(job), str(srun)])
     code = requeue.main()
@@ -122,22 +122,22 @@ def main(job: Path, monkeypatch: pytest.MonkeyPatch, several: list[ExitRecord], 
         ([1, STOPPED], 1, 1, "queued", True),
         ([3, 1], 7, 3, "failed", False),
         ([-9, 1], 137, 137, "queued", True),
-        ([], STOPPED, STOPPED, "queued", True),  # told to stop before any process began
+        ([], STOPPED, STOPPED, "queued", True),  # stopped before any process started
         ([None, None], STOPPED, STOPPED, "queued", True),
         ([], 1, 1, "queued", True),
         ([None, 0], 0, 0, "queued", True),
     ],
 )
-def test_job_that_ended(
+def test_job_after_exit(
     job: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int | None], srun: int, expected: int, state: str, requeued: bool
 ) -> None:
-    assert main(job, monkeypatch, [ended(rank, code, when=rank) for rank, code in enumerate(codes)], srun) == (expected, state)
-    assert (job / "asked").read_text().split("\n")[:-1] == ["show job -o 45_1"] + ["requeue 45_1"] * requeued
+    assert main(job, monkeypatch, [record(rank, code, when=rank) for rank, code in enumerate(codes)], srun) == (expected, state)
+    assert (job / "calls").read_text().split("\n")[:-1] == ["show job -o 45_1"] + ["requeue 45_1"] * requeued
     ignored = {int(number) for number in (job / "ignored").read_text().split()}
     assert {signal.SIGTERM, signal.SIGUSR2} <= ignored
 
 
-def test_stop_before_the_start_is_no_error(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_before_the_start_is_not_an_error(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(job, monkeypatch, [], STOPPED) == (STOPPED, "queued")
     assert capsys.readouterr().err == "" and not (job / "errors-1.json").exists()
 
@@ -145,75 +145,75 @@ def test_stop_before_the_start_is_no_error(job: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("shown", "before", "state"),
     [
-        ("JobState=PENDING Restarts=2", "running", "queued"),  # Slurm has started it again: a node was lost
+        ("JobState=PENDING Restarts=2", "running", "queued"),  # Slurm has requeued it: a node failed
         ("JobState=PENDING Restarts=1", "running", "stopped"),
         ("JobState=CANCELLED Restarts=1", "running", "stopped"),
         ("JobState=CANCELLED", "running", "stopped"),
         ("JobState=CANCELLED Restarts=1", "finished", "finished"),
     ],
 )
-def test_job_whose_fate_was_decided(job: Path, monkeypatch: pytest.MonkeyPatch, shown: str, before: str, state: str) -> None:
+def test_job_already_requeued_or_cancelled(job: Path, monkeypatch: pytest.MonkeyPatch, shown: str, before: str, state: str) -> None:
     scontrol(job, shown)
     status.update(job / "two", state=before)
-    assert main(job, monkeypatch, [ended(0, 1)], 9) == (9, state)
-    assert (job / "asked").read_text() == "show job -o 45_1\n"
+    assert main(job, monkeypatch, [record(0, 1)], 9) == (9, state)
+    assert (job / "calls").read_text() == "show job -o 45_1\n"
     assert status.read(job / "two").error == ("old" if before == "finished" else "")
 
 
-def test_job_without_a_status_is_left_without_one(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_status_file_gets_none(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol(job, "JobState=CANCELLED Restarts=1")
     (job / "two" / status.FILE).unlink()
     monkeypatch.setattr(requeue.sys, "argv", ["after", str(job), "9"])
     assert requeue.main() == 9 and status.read(job / "two") is None
 
 
-@pytest.mark.parametrize(("refusals", "slept", "state"), [(0, "", "queued"), (2, "1 2 ", "queued"), (5, "1 2 4 8 16 ", "failed")])
-def test_controller_is_asked_again(
-    job: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, slept: str, state: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("failures", "slept", "state"), [(0, "", "queued"), (2, "1 2 ", "queued"), (5, "1 2 4 8 16 ", "failed")])
+def test_requeue_is_retried(
+    job: Path, monkeypatch: pytest.MonkeyPatch, failures: int, slept: str, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scontrol(job, "JobState=RUNNING Restarts=1", requeues=refusals)
-    assert main(job, monkeypatch, [ended(0, STOPPED)], STOPPED) == (STOPPED, state)
+    scontrol(job, "JobState=RUNNING Restarts=1", failures=failures)
+    assert main(job, monkeypatch, [record(0, STOPPED)], STOPPED) == (STOPPED, state)
     assert ((job / "slept").read_text() if slept else "") == slept and (job / "slept").exists() == bool(slept)
     if state == "failed":
-        assert "does not start job 45_1 again: no controller" in status.read(job / "two").error
+        assert "scontrol requeue 45_1 failed: no controller" in status.read(job / "two").error
         assert "no controller" in capsys.readouterr().err
 
 
-def test_without_scontrol_the_job_counts_as_running(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scontrol_fails_the_run(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job / "scontrol").unlink()
     monkeypatch.setenv("PATH", str(job))
-    code, state = main(job, monkeypatch, [ended(0, STOPPED)], STOPPED)
+    code, state = main(job, monkeypatch, [record(0, STOPPED)], STOPPED)
     assert (code, state) == (STOPPED, "failed") and "scontrol" in status.read(job / "two").error
 
 
-def test_scontrol_that_does_not_answer_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scontrol_timeout_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object, timeout: float, **options: object) -> subprocess.CompletedProcess[str]:
         assert timeout == 60 and options == {"capture_output": True, "text": True}
         raise subprocess.TimeoutExpired("scontrol", timeout)
 
     monkeypatch.setattr(requeue.subprocess, "run", run)
-    answer = requeue._scontrol("show")
-    assert answer.returncode == 1 and "timed out" in answer.stderr
+    result = requeue._scontrol("show")
+    assert result.returncode == 1 and "timed out" in result.stderr
 
 
-def test_errors_are_counted_from_one_again_after_a_new_checkpoint(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fail = [ended(0, 1, 1, "KeyError")]
+def test_error_count_restarts_after_a_new_checkpoint(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fail = [record(0, 1, 1, "KeyError")]
     assert requeue.conclude(job, 1, fail, 1) == "requeue"
-    assert "error: rank 0 of 4, on node0, ended with status 1:\nKeyError\nstarting again, 1 of at most 2" in capsys.readouterr().err
+    assert "error: rank 0 of 4, on node0, exited with status 1:\nKeyError\nrequeueing the job, 1 of at most 2" in capsys.readouterr().err
     assert status.read(job / "two").state == "queued" and status.read(job / "two").error.startswith("rank 0 of 4")
-    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "starting again, 2 of at most 2" in capsys.readouterr().err
+    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "requeueing the job, 2 of at most 2" in capsys.readouterr().err
     (job / "two" / "checkpoints" / "images-000000000008").mkdir()
-    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "starting again, 1 of at most 2" in capsys.readouterr().err
-    (job / "two" / "checkpoints" / "images-000000000004").mkdir()  # no newer one
+    assert requeue.conclude(job, 1, fail, 1) == "requeue" and "requeueing the job, 1 of at most 2" in capsys.readouterr().err
+    (job / "two" / "checkpoints" / "images-000000000004").mkdir()  # not newer
     assert [requeue.conclude(job, 1, fail, 1) for _ in range(2)] == ["requeue", "end"]
     assert status.read(job / "two").state == "failed" and status.read(job / "two").error.startswith("rank 0 of 4")
 
 
-def test_start_that_no_process_took_part_in_names_the_log(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failure_before_any_process_started_names_the_log(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert requeue.conclude(job, 1, [], 5) == "requeue"
-    assert f"srun ended with status 5 before any training process began; see the log in {job}" in capsys.readouterr().err
+    assert f"srun exited with status 5 before any training process started; see the log in {job}" in capsys.readouterr().err
     assert requeue.conclude(job, 1, [], 0) == "end"
-    assert requeue.conclude(job, 1, [ended(0, 0)], 5) == "requeue"
+    assert requeue.conclude(job, 1, [record(0, 0)], 5) == "requeue"
 
 
 def test_status_0_is_no_signal() -> None:
