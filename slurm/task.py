@@ -78,6 +78,8 @@ def _record(me: ExitRecord, code: int, error_file: Path, output_tail: str) -> Ex
     if not error_file.exists():
         error_file.write_text("{}")
     traceback = _traceback(error_file)
+    if traceback and code == -signal.SIGKILL:  # by `_wait`, while it was exiting with this error
+        code = 1
     return ExitRecord(
         me.rank, me.processes, me.host, code, error_file.stat().st_mtime_ns, (traceback or output_tail).strip() if code else ""
     )
