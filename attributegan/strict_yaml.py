@@ -1,7 +1,4 @@
-"""YAML as it is written: keys that come twice are refused, and texts stay texts where names are read.
-
-Every YAML file that people write goes through here.
-"""
+"""Strict YAML: rejects duplicate keys and can keep every scalar as text. Reads every YAML file that users write."""
 
 from __future__ import annotations
 
@@ -11,21 +8,21 @@ from typing import Any
 
 import yaml
 
-# What PyYAML raises on text that is no YAML, or has tags and values that don't fit together (`!!bool maybe`).
+# Raised by PyYAML for invalid YAML and for tags that don't fit their values (`!!bool maybe`).
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    """A mapping whose keys are all different; PyYAML would keep the last of equal ones and lose the others."""
+    """Builds a mapping and rejects duplicate keys, of which PyYAML would silently keep the last."""
     lines: dict[Hashable, int] = {}
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # what is written beside a `<<` replaces what it brings
+            continue  # explicit keys override merged ones
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in lines:
             where = f"lines {lines[key]} and {line}" if lines[key] != line else f"line {line}, twice"
-            raise ValueError(f"{key_node.value!r} stands there more than once ({where}); write it once")
+            raise ValueError(f"duplicate key {key_node.value!r} ({where}); write it once")
         lines[key] = line
     if isinstance(loader, yaml.SafeLoader):
         loader.flatten_mapping(node)
@@ -33,11 +30,11 @@ def _mapping(loader: yaml.SafeLoader | yaml.BaseLoader, node: yaml.MappingNode) 
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses equal keys."""
+    """`yaml.SafeLoader` that rejects duplicate keys."""
 
 
 class _TextLoader(yaml.BaseLoader):
-    """The same, with every scalar as the text that stands there: ``no`` is "no", and ``1.0`` is "1.0"."""
+    """Like `_Loader`, but keeps every scalar as text: ``no`` is "no" and ``1.0`` is "1.0"."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -45,7 +42,11 @@ _TextLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse(text: str, *, as_text: bool = False) -> Any:
-    """What ``text`` says; one of `YAML_ERRORS` when it is not YAML, or has a key twice. Builds plain values alone."""
+    """Parses YAML into plain Python values.
+
+    Raises:
+        One of `YAML_ERRORS`: invalid YAML or a duplicate key.
+    """
     loader = (_TextLoader if as_text else _Loader)(text)
     try:
         return loader.get_single_data()
@@ -54,13 +55,14 @@ def parse(text: str, *, as_text: bool = False) -> Any:
 
 
 def read(path: str | Path, *, as_text: bool = False) -> Any:
-    """What a YAML file says.
+    """Reads a YAML file into plain Python values.
 
     Args:
-        as_text: leave every scalar as the text that stands there.
+        path: the file.
+        as_text: keep every scalar as text.
 
     Raises:
-        ValueError: not readable, not YAML, or a key twice; names the file.
+        ValueError: unreadable file, invalid YAML or a duplicate key; names the file.
     """
     try:
         return parse(Path(path).read_text(encoding="utf-8-sig"), as_text=as_text)

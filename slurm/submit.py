@@ -119,7 +119,7 @@ def _check_data(runs: Sequence[Config]) -> None:
 
 def _lock(folder: Path, locks: ExitStack) -> None:
     """The run folder for this submission alone, until it is over; ValueError when its run is alive or waits."""
-    from attributegan.run_dir.lock import RunLock, born
+    from attributegan.run_dir.lock import RunLock, process_start_time
     from launch import squeue
 
     lock = RunLock(folder, "submission")
@@ -128,7 +128,7 @@ def _lock(folder: Path, locks: ExitStack) -> None:
     now = status.read(folder)
     if now is None or now.state == "finished":
         return
-    if now.state == "queued" and now.host == socket.gethostname() and born(now.pid):
+    if now.state == "queued" and now.host == socket.gethostname() and process_start_time(now.pid):
         raise ValueError(f"run.dir: {folder} is about to be trained in on this machine (process {now.pid}); stop that first")
     if not now.job:
         return

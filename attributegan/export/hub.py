@@ -61,7 +61,7 @@ class AttributeGenerator(Generator, PyTorchModelHubMixin):
             raise ValueError(f"levels_BA: has the shape {tuple(levels_BA.shape)}; give (batch, {width}), for {names}")
         for row, levels_A in enumerate(levels_BA.tolist()):
             for attribute, level in zip(self.schema.attributes, levels_A, strict=True):
-                if wrong := attribute.check_wanted(level):
+                if wrong := attribute.check_requested(level):
                     raise ValueError(f"levels_BA: row {row}: {wrong}")
         return super().forward(latents_BL, levels_BA)
 

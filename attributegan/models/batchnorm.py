@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
-from attributegan.utils.collectives import gather, summed, world_size
+from attributegan.utils.collectives import gather, all_reduce_sum, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -109,7 +109,7 @@ class _Synchronised(torch.autograd.Function):
         grad, of_weight_C, of_bias_C = torch.ops.aten.native_batch_norm_backward(
             grad_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
         )  # with the statistics held still
-        along_C, all_C = summed(torch.stack([of_weight_C, of_bias_C]))
+        along_C, all_C = all_reduce_sum(torch.stack([of_weight_C, of_bias_C]))
         scale_C = (var_C + ctx.eps).rsqrt()
         slope_C = weight_C * scale_C.square() * along_C / total
         offset_C = weight_C * scale_C * all_C / total

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
-from attributegan.checkpoint.writer import Writer, remove_remains
+from attributegan.checkpoint.writer import Writer, remove_leftovers
 from attributegan.config import Config, ModelConfig, fill, with_current_names
 from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
@@ -201,7 +201,7 @@ class Trainer:
         """
         self._check_shared()
         if self.runtime.is_main:
-            remove_remains(self.folder)
+            remove_leftovers(self.folder)
         found = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
         if not found:
             return False

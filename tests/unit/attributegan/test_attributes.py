@@ -100,10 +100,10 @@ def test_attributes_that_are_refused() -> None:
 )
 def test_levels_that_can_be_asked_for(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
     attribute = Attribute("x", ("a", "b", "c", "d"), not_assessable)
-    assert [level for level in good if attribute.check_wanted(level) is not None] == []
-    assert [level for level in bad if attribute.check_wanted(level) is None] == []
+    assert [level for level in good if attribute.check_requested(level) is not None] == []
+    assert [level for level in bad if attribute.check_requested(level) is None] == []
     what = {0: "1 to 3, or for 0 alone (a)", 3: "0 to 2, or for 3 alone (d)", None: "0 to 3"}[not_assessable]
-    assert attribute.check_wanted(7.5) == f"x is 7.5; ask for a level from {what}"
+    assert attribute.check_requested(7.5) == f"x is 7.5; ask for a level from {what}"
 
 
 def test_a_number_that_is_a_name_means_the_name() -> None:

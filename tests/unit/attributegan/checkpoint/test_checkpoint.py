@@ -123,7 +123,7 @@ def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: boo
 def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = write(tmp_path, 100)
     writers = [writer_module.Writer(tmp_path, rank=rank, world=2, launch_id="t") for rank in range(2)]
-    monkeypatch.setattr(writers[1], "_write_pieces", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(writers[1], "_write_slices", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for writer in writers:
         writer.save(200, {}, generator=ShardedStateDict.replicated(TENSORS, EvenShard(writer.rank, 2)))
     with pytest.raises(OSError, match="process 1 could not write its part: OSError.*No space"):
@@ -136,8 +136,8 @@ def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path,
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`save` returns before the bytes are written, and takes what the tensors were at the call."""
     go_on = threading.Event()
-    slices = writer_module.Writer._write_pieces
-    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(seconds(30)), slices(*arguments)))
+    slices = writer_module.Writer._write_slices
+    monkeypatch.setattr(writer_module.Writer, "_write_slices", lambda *arguments: (go_on.wait(seconds(30)), slices(*arguments)))
     writer = writer_module.Writer(tmp_path, rank=0, world=1, launch_id="t")
     weights = torch.zeros(4)
     writer.save(1, {}, generator=ShardedStateDict.replicated({"w": weights}, EvenShard(0, 1)))

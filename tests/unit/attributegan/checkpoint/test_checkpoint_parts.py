@@ -220,5 +220,5 @@ def test_remains_of_earlier_starts_go(tmp_path: Path) -> None:
     path = write(tmp_path, 7)
     for name in (".writing-images-000000000008-t", ".deleting-images-000000000006"):
         (tmp_path / name / "deep").mkdir(parents=True)
-    writer_module.remove_remains(tmp_path)
+    writer_module.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [path.name]
