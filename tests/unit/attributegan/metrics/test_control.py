@@ -151,7 +151,7 @@ def test_path_length_of_an_even_way_and_of_a_jump() -> None:
     jump = (np.linspace(0, 1, 9) > 0.5)[None, :, None] * np.array([3.0, 4.0])
     assert control.path(even).length == pytest.approx(25) and control.path(even).largest == pytest.approx(1 / 8)
     assert control.path(jump).length == pytest.approx(25 * 8) and control.path(jump).largest == pytest.approx(1)
-    assert control.path(np.zeros((2, 9, 3))) == control.Path(0.0, 1 / 8)
+    assert control.path(np.zeros((2, 9, 3))) == control.LevelPath(0.0, 1 / 8)
     several = control.path(np.concatenate([even, 2 * jump, np.zeros((1, 9, 2))]))  # the last stands still, and says nothing of evenness
     assert several.length == pytest.approx((25 + 4 * 25 * 8 + 0) / 3) and several.largest == pytest.approx((1 / 8 + 1) / 2)
 
@@ -165,7 +165,7 @@ def test_pixels_are_compared_tile_by_tile_without_overflow() -> None:
 
 def test_shuffling_keeps_rows_whole() -> None:
     levels = np.arange(200).reshape(100, 2)
-    mixed = control.shuffled(levels)
+    mixed = control.shuffle(levels)
     assert (mixed != levels).any() and sorted(mixed[:, 0]) == levels[:, 0].tolist()
     assert (mixed[:, 1] == mixed[:, 0] + 1).all()
 
@@ -173,6 +173,6 @@ def test_shuffling_keeps_rows_whole() -> None:
 def test_spread_is_that_of_tiles_of_one_label() -> None:
     tiles = np.array([0, 100, 10, 40, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     levels = np.array([[1, 2], [1, 3], [1, 2], [1, 2], [2, 2]])
-    assert control.spread(tiles, levels) == (10 + 30) / 2
-    assert control.spread(tiles[:2], levels[:2]) is None
-    assert control.spread(np.repeat(tiles[:1], 5, axis=0), levels) == 0
+    assert control.diversity(tiles, levels) == (10 + 30) / 2
+    assert control.diversity(tiles[:2], levels[:2]) is None
+    assert control.diversity(np.repeat(tiles[:1], 5, axis=0), levels) == 0

@@ -53,7 +53,7 @@ def test_a_plain_module_gets_imagenet_normalisation_and_a_version_by_its_weights
     assert found.identity["size"] == 8 and found.version.startswith("weights ")
     changed = Means()
     changed.factor.data *= 2
-    assert features._weights(changed) not in found.version and features._weights(Means()) in found.version
+    assert features._weights_hash(changed) not in found.version and features._weights_hash(Means()) in found.version
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -78,12 +78,12 @@ def test_local_hub_folder(tmp_path: Path) -> None:
 def test_resizing_is_antialiased() -> None:
     """A fine checkerboard becomes grey; without antialiasing it would stay black and white, or become one of them."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    small = features.resized(np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8), 16)
+    small = features.resize(np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8), 16)
     assert small.shape == (1, 3, 16, 16) and abs(small - 127.5).max() < 20
 
 
 def test_tiles_of_the_right_size_are_left_alone() -> None:
-    np.testing.assert_array_equal(features.resized(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
+    np.testing.assert_array_equal(features.resize(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
 
 
 def test_function_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +161,10 @@ def test_output_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_resized_tiles_stay_between_black_and_white() -> None:
     edge = np.zeros((1, 8, 8, 3), np.uint8)
     edge[:, :, 4:] = 255
-    found = features.resized(edge, 13)  # cubic, so that without a bound it swings over
+    found = features.resize(edge, 13)  # cubic, so that without a bound it swings over
     assert found.min() == 0 and found.max() == 255
-    assert features.resized(tiles(1)[:, :, :16], 32).shape == (1, 3, 32, 32) == features.resized(tiles(1)[:, :16], 32).shape
-    centred = features.resized(edge, 4)[0, 0, 0]
+    assert features.resize(tiles(1)[:, :, :16], 32).shape == (1, 3, 32, 32) == features.resize(tiles(1)[:, :16], 32).shape
+    centred = features.resize(edge, 4)[0, 0, 0]
     assert [float(centred[0] + centred[3]), float(centred[1] + centred[2])] == pytest.approx([255, 255], abs=1e-3)
 
 
@@ -177,8 +177,8 @@ def test_sizes_that_can_be_asked_for() -> None:
 
 def test_networks_are_loaded_for_evaluation() -> None:
     assert not features.load("tests.unit.attributegan.metrics.test_features:means").network.training
-    weights = features._weights(Means())
-    assert features._weights(Means().half()) != weights and len(weights) == len("weights ") + 16
+    weights = features._weights_hash(Means())
+    assert features._weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
 
 
 @pytest.mark.parametrize("name", ["timm:", "hub:", "a b:c", "no.such-module:f", ":f", "tests:"])

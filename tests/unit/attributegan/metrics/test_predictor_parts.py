@@ -116,7 +116,7 @@ def test_folds_by_hand() -> None:
     """The largest group first, each to the fold that has the fewest tiles."""
     groups = np.repeat([7, 1, 5, 3, 9, 2], [2, 5, 3, 3, 1, 4])
     assert dict(zip(groups.tolist(), predictor.folds(groups).tolist(), strict=True)) == {1: 0, 2: 1, 3: 2, 5: 3, 7: 2, 9: 3}
-    assert predictor.folds(groups, most=2).max() == 1 and predictor.FOLDS == 4
+    assert predictor.folds(groups, max_folds=2).max() == 1 and predictor.FOLDS == 4
     assert predictor.folds(np.array([3, 3, 8])).tolist() == [0, 0, 1]
 
 

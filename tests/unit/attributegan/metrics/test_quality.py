@@ -75,7 +75,7 @@ def test_kid_interval_holds_the_truth_and_tells_a_shift(two_sets: tuple[np.ndarr
 def test_kid_of_a_part_is_that_of_its_tiles(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = two_sets
     of_x, of_y = np.arange(len(x)) % 3 == 0, np.arange(len(y)) % 4 == 1
-    assert quality.Kernels.of(x, y).part(of_x, of_y).distance().value == pytest.approx(quality.kernel_distance(x[of_x], y[of_y]).value)
+    assert quality.Kernels.of(x, y).subset(of_x, of_y).distance().value == pytest.approx(quality.kernel_distance(x[of_x], y[of_y]).value)
 
 
 def test_precision_sees_tiles_off_the_data_and_recall_what_is_missing() -> None:
