@@ -168,9 +168,9 @@ class Features:
 @pytest.mark.parametrize(
     ("train", "held_out", "why"),
     [
-        (1, 10, "1 training tiles are too few; 20 are needed"),
-        (2, 9, "2 training tiles"),
-        (30, 2, "2 held-out tiles are too few; 6 are needed"),
+        (1, 10, "too few training tiles: 1, at least 20 are needed"),
+        (2, 9, "too few training tiles: 2,"),
+        (30, 2, "too few held-out tiles: 2, at least 6 are needed"),
         (30, 9, ""),
     ],
 )
@@ -184,7 +184,7 @@ def test_few_tiles_are_not_judged(train: int, held_out: int, why: str) -> None:
 
 def test_tiles_that_are_all_alike_are_not_judged() -> None:
     same_ND, rng = np.ones((30, 5)), np.random.default_rng(0)
-    assert small_sets.quality_problem(Features(same_ND, same_ND[:9])) == "all training tiles are alike"  # type: ignore[arg-type]
+    assert small_sets.quality_problem(Features(same_ND, same_ND[:9])) == "all training tiles are identical"  # type: ignore[arg-type]
     mixed_ND = rng.normal(size=(30, 5))
     copied = Features(mixed_ND, mixed_ND[:9])
     assert small_sets.memorisation(copied, rng.normal(size=(8, 5))) is None  # type: ignore[arg-type]  # held-out tiles are the training tiles

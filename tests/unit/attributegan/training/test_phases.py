@@ -65,7 +65,7 @@ def batch_of(levels: list[list[int]], vary_attribute: bool = False, moved: float
     """Four tiles, the k-th all of k; level 0 is not assessable."""
     levels_BA = torch.tensor(levels)
     noise = StepNoise.for_step(PLAIN, images=0, dtype=torch.float32)
-    noise = dataclasses.replace(noise, vary_attribute=vary_attribute, moved_B=torch.full((4,), moved))
+    noise = dataclasses.replace(noise, vary_attribute=vary_attribute, varied_B=torch.full((4,), moved))
     return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, levels_BA > 0, noise)
 
 
@@ -160,8 +160,8 @@ def test_one_kind_of_pairs_alone_has_every_step(vary_attribute: bool) -> None:
 def test_half_of_the_steps_move_attributes_and_slices_of_a_step_agree() -> None:
     steps = [StepNoise.for_step(PLAIN, images, torch.float32) for images in range(0, 800, 4)]
     assert abs(sum(noise.vary_attribute for noise in steps) - 100) < 4 * 0.5 * len(steps) ** 0.5  # 4 standard errors
-    assert len({float(noise.moved_B[0]) for noise in steps}) == len(steps)
+    assert len({float(noise.varied_B[0]) for noise in steps}) == len(steps)
     for noise in steps[:6]:
         parts = [next(noise.micro_batches(1, rank, 2, torch.device("cpu"))) for rank in range(2)]
         assert [part.vary_attribute for part in parts] == [noise.vary_attribute] * 2
-        assert torch.equal(torch.cat([part.moved_B for part in parts]), noise.moved_B)
+        assert torch.equal(torch.cat([part.varied_B for part in parts]), noise.varied_B)
