@@ -233,10 +233,10 @@ def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None
     now = Config().to_dict()
     before = {section: dict(values) for section, values in now.items()}
     del before["loss"]["residual"]
-    assert trainer._changed(before, now) == []
+    assert trainer._changed_options(before, now) == []
     now["loss"]["residual"] = 1.0
     now["train"]["images"] += 8  # which is no change of what is learnt
-    assert trainer._changed(before, now) == ["loss.residual is 1.0, it was 0.0"]
+    assert trainer._changed_options(before, now) == ["loss.residual is 1.0, was 0.0"]
 
 
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(shards: Path, tmp_path: Path, undisturbed) -> None:
@@ -321,10 +321,10 @@ def test_a_checkpoint_from_before_an_option_is_of_its_default(tmp_path: Path) ->
     config, schema = from_dict(TINY | control), PUBLISHED
     saved = {"model": config.to_dict()["model"]}
     del saved["model"]["generator_levels"]
-    trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
+    trainer._check_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, config, schema)
     other = from_dict(TINY | {"model": TINY["model"] | {"generator_levels": "ordinal"}})
     with pytest.raises(ValueError, match="model.generator_levels was 'onehot', is 'ordinal'"):
-        trainer._check_same_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
+        trainer._check_model(tmp_path, {"config": saved, "schema": schema.to_dict()}, other, schema)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.name)

@@ -50,10 +50,10 @@ def test_auxiliary_heads_answer_by_averages_alone() -> None:
     assert {norm.momentum for norm in (*heads.norms, heads.scale)} == {EMA_RATE}  # statistics and weights of one window
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     for _ in range(5):
-        heads(images, learn=True)
-    told = heads(images, learn=False)
+        heads(images, train_levels=True)
+    told = heads(images, train_levels=False)
     for layer in (*heads.convs, heads.hidden, heads.logits):
         torch.nn.init.zeros_(layer.weight)
-    assert all(torch.equal(*pair) for pair in zip(told, heads(images, learn=False), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(told, heads(images, train_levels=False), strict=True))
     assert told[0].std(dim=0).min() > 0  # they read the images
-    assert heads(images, learn=True)[0].std(dim=0).max() == 0
+    assert heads(images, train_levels=True)[0].std(dim=0).max() == 0
