@@ -168,7 +168,9 @@ class Attribute:
             if level in range(len(self.levels)) or self.assessable[0] <= level <= self.assessable[-1]:
                 return int(level) if level.is_integer() else level
         if self.numbered:
-            raise ValueError(f"{self.name} has the levels {', '.join(self.levels)}; numbers are level names here, or values between two of them")
+            raise ValueError(
+                f"{self.name} has the levels {', '.join(self.levels)}; numbers are level names here, or values between two of them"
+            )
         levels = ", ".join(f"{level} ({label})" for level, label in enumerate(self.levels))
         raise ValueError(f"{self.name} has the levels {levels}; fractional levels range from {self.assessable[0]} to {self.assessable[-1]}")
 

@@ -97,7 +97,9 @@ def load(name: str = DEFAULT, size: int | None = None) -> Features:
     try:
         features = _load(name)
     except ImportError as error:
-        raise ValueError(f"--features {name}: {error}; install the package that it needs, e.g. `pip install 'attributegan[eval]'`") from error
+        raise ValueError(
+            f"--features {name}: {error}; install the package that it needs, e.g. `pip install 'attributegan[eval]'`"
+        ) from error
     if isinstance(features.network, nn.Module):
         with contextlib.suppress(NotImplementedError):  # exported programs have no eval()
             features.network.eval()

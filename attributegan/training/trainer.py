@@ -295,7 +295,9 @@ def _check_tensor_names(path: Path, network: str, engine: Engine, names: frozens
 def _check_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
     saved = dataclasses.asdict(fill(ModelConfig, state["config"]["model"], str(path), "model"))
     current = dataclasses.asdict(config.model)
-    changed = [f"model.{key} is {current[key]!r}, was {saved[key]!r}" for key in current if key != "attributes" and saved[key] != current[key]]
+    changed = [
+        f"model.{key} is {current[key]!r}, was {saved[key]!r}" for key in current if key != "attributes" and saved[key] != current[key]
+    ]
     changed += AttributeSchema.from_dict(state["schema"], where=str(path)).difference(schema)
     if changed:
         raise ValueError(

@@ -117,7 +117,9 @@ def _html_section(number: int, section: Section) -> str:
 def _html_table(table: Table) -> str:
     caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
     spans = "".join(f'<th colspan="{columns}">{_text(text)}</th>' for text, columns in table.spans)
-    right_aligned = [all(isinstance(row[column], int | float | Tinted | Figure) for row in table.rows) for column in range(len(table.header))]
+    right_aligned = [
+        all(isinstance(row[column], int | float | Tinted | Figure) for row in table.rows) for column in range(len(table.header))
+    ]
     header = "".join(f"<th{RIGHT * right}>{_text(text)}</th>" for text, right in zip(table.header, right_aligned, strict=True))
     rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in table.rows)
     above = f'<tr class="spans">{spans}</tr>' if spans else ""
