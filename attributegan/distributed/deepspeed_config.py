@@ -169,7 +169,8 @@ def _check_supported(network: str, stage: int, config: Config, file: str) -> Non
     if stage == 3 and network == "discriminator" and config.loss.r1_gamma > 0:
         raise ValueError(
             f"{file}: zero_optimization.stage is 3 for the discriminator, but the gradient penalty (loss.r1_gamma={config.loss.r1_gamma}) "
-            "needs its weights in double backward, after stage 3 has released them; use deepspeed.discriminator=configs/deepspeed/zero2.json"
+            "needs its weights in double backward, when stage 3 has released them; "
+            "use deepspeed.discriminator=configs/deepspeed/zero2.json"
         )
     if config.train.compile:
         raise ValueError(f"train.compile: not supported with ZeRO ({network}: stage {stage}); use false, or configs/accelerate/ddp.yaml")

@@ -178,7 +178,7 @@ class DeepSpeedEngine(Engine):
 
 def _patch_libraries() -> None:
     """Disables two slow and unneeded features of deepspeed 0.19 and torch 2.13; no effect in versions without these names."""
-    # Skips building a CPU collective that training never calls; it takes a minute. (`deepspeed.comm.torch` as an attribute is torch itself.)
+    # Skips building a CPU collective that training never calls, which takes a minute. (The attribute `deepspeed.comm.torch` is torch.)
     vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     # With deterministic algorithms, torch would fill every empty tensor, such as DeepSpeed's buffers, before it is written.
     vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False

@@ -304,7 +304,7 @@ def _predict_held_out(
     processes: Processes,
     progress: Progress,
 ) -> HeldOutPredictions:
-    """Returns the predictions of held-out tiles; for small sets, which have few held-out slides, also of the cross-validated training tiles."""
+    """Returns predictions of the held-out tiles; for small sets, with few held-out slides, also cross-validated ones of training tiles."""
     fold_N = predictor.folds(train.group_N, CROSS_FOLDS)
     if not isinstance(attribute_predictor, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
         return HeldOutPredictions(held_out.levels_NA, predicted_NA, held_out.group_N, crossed=False)

@@ -129,7 +129,7 @@ class GeneratorStage(nn.Module):
 
 
 class LatentToMap(nn.ConvTranspose2d):
-    """Vector (B, channels_in, 1, 1) -> map. The transposed convolution of a single pixel is computed as a matrix product, which is faster."""
+    """Vector (B, channels_in, 1, 1) -> map. Computes the transposed convolution of a single pixel as a matrix product, which is faster."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert output_size is None

@@ -106,13 +106,13 @@ class RunLock:
             alive = gone is False or (seen is not None and seen[0] == other and seen[1] != heartbeat)
             if now - began > ACQUIRE_TIMEOUT_S or (alive and not self._waits_for(other)):
                 raise ValueError(
-                    f"run.dir: {self.path.parent} is in use by {other or 'an unknown process'}; stop it first, or choose another folder. "
+                    f"run.dir: {self.path.parent} is in use by the {other or 'unknown process'}; stop it first, or choose another folder. "
                     f"If it has certainly ended, remove {self.path}*"
                 )
             if (other, heartbeat) != seen:
                 seen, since = (other, heartbeat), now
             if now - since > LEASE_S:
-                log.warning("%s: no heartbeat for %.0f s from %s; taking over", self.path, LEASE_S, other or "its owner")
+                log.warning("%s: no heartbeat for %.0f s from the %s; taking over", self.path, LEASE_S, other or "owner")
             if gone or now - since > LEASE_S:
                 self._break(other)
             else:
@@ -157,7 +157,7 @@ class RunLock:
             try:
                 owner = owner_of(self.path.parent)
                 if owner is not None and owner.token != self.me.token:
-                    print(f"error: run.dir: {self.path.parent} was taken over by {owner}; exiting", file=sys.stderr, flush=True)
+                    print(f"error: run.dir: {self.path.parent} was taken over by the {owner}; exiting", file=sys.stderr, flush=True)
                     os._exit(LOCK_LOST)
                 os.utime(self.path)
             except FileNotFoundError:

@@ -95,7 +95,7 @@ def _between(draws_B1: Tensor, low: int, high: int) -> Tensor:
 
 
 def _pick(images: Tensor, rows_BH: Tensor, columns_BW: Tensor) -> Tensor:
-    """Returns ``images[b, :, rows[b, i], columns[b, j]]`` as ``out[b, :, i, j]``; gather's backward is much faster than that of indexing."""
+    """Returns ``images[b, :, rows[b, i], columns[b, j]]`` as ``out[b, :, i, j]``; the backward of gather is faster than of indexing."""
     _, channels, height, width = images.shape
     index_B1N = (rows_BH[:, :, None] * width + columns_BW[:, None, :]).flatten(1)[:, None]
     return images.flatten(2).gather(2, index_B1N.expand(-1, channels, -1)).unflatten(2, (height, width))

@@ -92,7 +92,7 @@ def _cross_entropy(logits: Sequence[Tensor], classes_BA: Tensor) -> Tensor:
 def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
     """mean over pairs of relu(1 - d / real_distance), where d is the mean absolute difference of the pair's tiles.
 
-    The diversity-sensitive loss (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), bounded by the distance of real tiles.
+    The diversity-sensitive loss (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), bounded by the real distance.
 
     Args:
         fakes_BCHW: rows 2k and 2k + 1 are a pair with the same levels and different latents.

@@ -42,7 +42,7 @@ def require_writable(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ValueError(f"{option}: {folder} is not writable ({error.strerror}); choose another folder") from error
+        raise ValueError(f"{option}: {folder} can't be written to ({error.strerror}); choose another folder") from error
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path,
     monkeypatch.setattr(writers[1], "_write_slices", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for writer in writers:
         writer.save(200, {}, generator=ShardedStateDict.replicated(TENSORS, EvenShard(writer.rank, 2)))
-    with pytest.raises(OSError, match="process 1 could not write its part: OSError.*No space"):
+    with pytest.raises(OSError, match="rank 1 failed to write its slices: OSError.*No space"):
         writers[0].wait()
     with pytest.raises(OSError, match="No space"):
         writers[1].wait()

@@ -34,9 +34,9 @@ def pair():
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("raise", "failed: KeyError: 'a tile'; ending"),
-        ("kill", "has given no sign of life for 3 s; ending"),
-        ("hang", "has given no sign of life for 3 s; ending"),
+        ("raise", "failed: KeyError: 'a tile'; exiting"),
+        ("kill", "has sent no heartbeat for 3 s; exiting"),
+        ("hang", "has sent no heartbeat for 3 s; exiting"),
     ],
 )
 def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: str) -> None:
@@ -51,7 +51,9 @@ def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: 
 def test_process_that_the_store_leaves_without_an_answer_ends_by_itself(pair) -> None:
     waiting, cut_off = pair("stuck")
     _, told = cut_off.communicate(timeout=seconds(60))
-    assert cut_off.returncode == 1 and "the store of the process group (rank 0's node, or its launcher) has not answered for 4 s" in told
+    assert (
+        cut_off.returncode == 1 and "the store of the process group (on rank 0's node, or its launcher) has not responded for 4 s" in told
+    )
     assert waiting.wait(timeout=seconds(30)) == 1
 
 

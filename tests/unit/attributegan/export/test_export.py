@@ -196,8 +196,8 @@ def nothing(state: dict, file: Path) -> None:
         (altered_key, "unknown: D.linear_end.bias"),
         (changed_shape, "wrong: G.out_conv.weight has shape [3, 32, 1, 1], expected [3, 32, 3, 3]"),
         (missing_key, "missing: GE.layers.4.2.0.fn.g []"),
-        (code, "refused: it holds code"),
-        (text, "not a checkpoint that torch.save wrote"),
+        (code, "refused: the file contains code"),
+        (text, "not a checkpoint written by torch.save"),
         (nothing, "can't be read: No such file"),
     ],
 )
@@ -214,10 +214,10 @@ def test_files_that_are_no_published_checkpoint_are_refused(
 def test_a_folder_in_use_is_not_imported_into(imported: Callable[[int, str], Imported], capsys: pytest.CaptureFixture[str]) -> None:
     source = imported(256, "ema")
     before = {path: path.stat().st_mtime_ns for path in source.run.rglob("*")}
-    assert f"{source.run}: is a folder with something in it" in refused(capsys, "import-published", source.file, "--out", source.run)
+    assert f"{source.run}: the folder is not empty" in refused(capsys, "import-published", source.file, "--out", source.run)
     assert {path: path.stat().st_mtime_ns for path in source.run.rglob("*")} == before
     assert f"{source.file}: is a file" in refused(capsys, "import-published", source.file, "--out", source.file)
-    assert "can't be made: Not a directory" in refused(capsys, "import-published", source.file, "--out", source.file / "run")
+    assert "can't be created: Not a directory" in refused(capsys, "import-published", source.file, "--out", source.file / "run")
 
 
 # The generator for the hub
@@ -277,10 +277,10 @@ def header_and_text(card: Path) -> tuple[dict, str]:
 def test_model_card_tells_what_is_known(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header, body = header_and_text(folder / "README.md")
     assert header["library_name"] == "attributegan" and "license" not in header
-    rows = ["| 0 | `tone` | 0 dark, 1 light |", "| 1 | `size` | 0 none (can't be judged), 1 low, 2 mid, 3 high |"]
+    rows = ["| 0 | `tone` | 0 dark, 1 light |", "| 1 | `size` | 0 none (not assessable), 1 low, 2 mid, 3 high |"]
     assert "\n".join(rows) in body and "not for diagnosis" in body and "torch.tensor([[1, 3]])" in body
-    assert "split `train` of the shard set `tiles-of-mine`; 1,234 images" in body and "/home/me" not in body
-    assert "None are recorded." in body and "None is given yet." in body
+    assert "Split `train` of the shard set `tiles-of-mine`; trained for 1,234 images" in body and "/home/me" not in body
+    assert "Not recorded." in body and "Not specified." in body
     (tmp_path / "metrics.json").write_text('{"KID": 0.012, "features": "efficientnet-lite0"}')
     facts = ("--licence", "cc-by-4.0", "--data", "Bladder, {three} scanners.", "--metrics", str(tmp_path / "metrics.json"))
     capsys.readouterr()
@@ -331,11 +331,11 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_weights, r"model\.safetensors: not the weights that config\.json speaks of"),
-        (drop_a_tensor, r"model\.safetensors: not the weights.*to_image\.bias"),
-        (pickle_instead, r"model\.safetensors: not the weights.*No such file"),
-        (lambda copy: (copy / "config.json").unlink(), "copy: no config.json with `model` and `attributes` there"),
-        (lambda copy: (copy / "config.json").write_text('{"model":'), r"copy: its config\.json is damaged"),
+        (damage_weights, r"model\.safetensors: the weights don't match config\.json"),
+        (drop_a_tensor, r"model\.safetensors: the weights don't match.*to_image\.bias"),
+        (pickle_instead, r"model\.safetensors: the weights don't match.*No such file"),
+        (lambda copy: (copy / "config.json").unlink(), "copy: no config.json with `model` and `attributes`"),
+        (lambda copy: (copy / "config.json").write_text('{"model":'), r"copy: config\.json is corrupted"),
         (edit_config(model={"image_size": 33}), r"config\.json: model\.image_size: 33 is not a power of two"),
         (edit_config(model={"depth": 3}), r"config\.json: model\.depth: unknown option"),
         (edit_config(attributes=["tone"]), r"config\.json: attributes: expected a list of mappings"),
@@ -351,7 +351,7 @@ def test_damaged_folders_are_refused(copy: Path, damage: Callable, message: str,
 
 
 def test_bad_input_of_the_hub_export_is_refused(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a folder with something in it" in refused(capsys, "generator", run, "--out", folder)
+    assert "the folder is not empty" in refused(capsys, "generator", run, "--out", folder)
     assert "neither a checkpoint nor a run folder" in refused(capsys, "generator", tmp_path, "--out", tmp_path / "new")
     (tmp_path / "m.json").write_text('{"KID": [1, 2]}')
     for name, message in (("absent.json", "not a readable JSON file"), ("m.json", 'expected {"name": number or text')):
@@ -414,7 +414,7 @@ def test_a_graph_that_differs_does_not_get_its_name(run: Path, tmp_path: Path, m
             return lambda *inputs: self.call(*inputs) * 1.01
 
     monkeypatch.setattr(graphs.torch.export, "load", Shifted)
-    with pytest.raises(RuntimeError, match=r"generator\.pt2: its images differ from the network's by \d\.\de-0\d, more than 0\.0001"):
+    with pytest.raises(RuntimeError, match=r"generator\.pt2: images differ from the network's by \d\.\de-0\d, more than 0\.0001"):
         main(["program", str(run), "--out", str(file)])
     assert list(tmp_path.iterdir()) == [file] and file.read_text() == "an older one"
 
@@ -433,7 +433,7 @@ def test_bad_input_of_graphs_is_refused(
     (tmp_path / "folder.onnx").mkdir()
     assert "x.pt: give a file name that ends in .onnx" in refused(capsys, "onnx", run, "--out", tmp_path / "x.pt")
     assert "folder.onnx: is a folder" in refused(capsys, "onnx", run, "--out", tmp_path / "folder.onnx")
-    assert f"{broken}: the images of this generator are not finite" in refused(capsys, "program", broken, "--out", tmp_path / "x.pt2")
+    assert f"{broken}: the generator produces non-finite images" in refused(capsys, "program", broken, "--out", tmp_path / "x.pt2")
     assert "neither a checkpoint nor a run" in refused(capsys, "program", tmp_path / "none", "--out", tmp_path / "x.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "ONNX needs onnxscript: pip install 'attributegan[export]'" in refused(capsys, "onnx", run, "--out", tmp_path / "x.onnx")

@@ -122,9 +122,9 @@ def test_mean_interval_covers_the_mean_about_as_often_as_it_says() -> None:
 
 
 def test_too_few_tiles_are_refused() -> None:
-    with pytest.raises(ValueError, match="more than 5 tiles on each side, got 5 and 9"):
+    with pytest.raises(ValueError, match="more than 5 tiles in each set, got 5 and 9"):
         quality.manifolds(np.ones((5, 2)), np.ones((9, 2)))
-    with pytest.raises(ValueError, match="two tiles or more"):
+    with pytest.raises(ValueError, match="at least two tiles"):
         quality.kernel_distance(np.ones((1, 2)), np.ones((9, 2)))
 
 

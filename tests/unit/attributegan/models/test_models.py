@@ -159,7 +159,7 @@ def test_parts_not_asked_for_are_not_computed() -> None:
 
 def test_images_of_another_size_are_refused() -> None:
     _, discriminator = networks()
-    with pytest.raises(ValueError, match=r"\(64, 64\) pixels; this discriminator is for 32 x 32"):
+    with pytest.raises(ValueError, match=r"got \(64, 64\) pixels, expected 32 x 32"):
         discriminator(torch.zeros(3, 3, 64, 64), LEVELS)
 
 

@@ -196,9 +196,9 @@ def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     torch.save({"GAN": {}, "extra": Code()}, "evil.pt", _use_new_zipfile_serialization=not old_format)
     Path("evil.pkl").write_bytes(pickle.dumps(Code()))
-    with pytest.raises(ValueError, match=r"evil\.pt: refused: it holds code \(\w+\.mkdir\)"):
+    with pytest.raises(ValueError, match=r"evil\.pt: refused: the file contains code \(\w+\.mkdir\)"):
         published.load("evil.pt")
-    with pytest.raises(ValueError, match=r"evil\.pkl: .*nothing in it was run"):
+    with pytest.raises(ValueError, match=r"evil\.pkl: .*no code was run"):
         published.load("evil.pkl")
     assert not Path("code-was-run").exists()
 
@@ -213,24 +213,24 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         "cut": whole.read_bytes()[:700],
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: not a checkpoint that torch.save wrote"):
+        with pytest.raises(ValueError, match=f"{name}: not a checkpoint written by torch.save"):
             published.load(tmp_path / name)
     for name, reason in {"nowhere": "No such file", ".": "directory"}.items():
         with pytest.raises(ValueError, match=f"can't be read: .*{reason}"):
             published.load(tmp_path / name)
     for content in ([1, 2], {"GAN": 5}, {1: 2}):
         torch.save(content, whole)
-        with pytest.raises(ValueError, match=r"whole\.pt: holds no state dict"):
+        with pytest.raises(ValueError, match=r"whole\.pt: contains no state dict"):
             published.load(whole)
 
 
 def test_state_dicts_of_something_else(states: dict[int, State]) -> None:
-    with pytest.raises(ValueError, match=r"no published AttributeGAN.*'conv1\.weight'"):
+    with pytest.raises(ValueError, match=r"not a published AttributeGAN.*'conv1\.weight'"):
         published.load({"conv1.weight": torch.zeros(3)})
     small = {key: tensor for key, tensor in states[256].items() if ".layers.5." not in key}
-    with pytest.raises(ValueError, match="generator for 128 px; the published code trains from 256 px on"):
+    with pytest.raises(ValueError, match="generator makes 128 px images; the published code supports 256 px and more"):
         published.load(small)
-    with pytest.raises(ValueError, match=r"no network of the published code: model\.latent_dim: 6"):
+    with pytest.raises(ValueError, match=r"not a network of the published code: model\.latent_dim: 6"):
         published.load({key: tensor[:12] if "initial_conv" in key and tensor.dim() else tensor for key, tensor in states[256].items()})
 
 
