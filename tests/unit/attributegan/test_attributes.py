@@ -1,4 +1,4 @@
-"""The attribute schema: the preset, its YAML form, and what it refuses."""
+"""The attribute schema: the preset, the YAML form, and rejected input."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_difference_names_every_attribute_that_differs() -> None:
     assert PUBLISHED.difference(PUBLISHED) == []
 
 
-def test_check_tells_what_is_wrong() -> None:
+def test_check_reports_the_problem() -> None:
     assert PUBLISHED.check([4, 3, 3, 2, 4]) is None
     assert PUBLISHED.check([4, UNKNOWN, 3, 2, UNKNOWN]) is None
     assert "-1 for unknown" in str(PUBLISHED.check([-2, 3, 3, 2, 4]))
@@ -98,7 +98,7 @@ def test_attributes_that_are_refused() -> None:
         (None, (-1, 0, 0.5, 2.9, 3), (3.1, -0.1, 4)),
     ],
 )
-def test_levels_that_can_be_asked_for(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+def test_levels_that_can_be_requested(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
     attribute = Attribute("x", ("a", "b", "c", "d"), not_assessable)
     assert [level for level in good if attribute.check_requested(level) is not None] == []
     assert [level for level in bad if attribute.check_requested(level) is None] == []
@@ -114,7 +114,7 @@ def test_a_number_that_is_a_name_means_the_name() -> None:
             attribute.parse(text)
 
 
-def test_a_number_is_a_place_where_names_are_words() -> None:
+def test_a_number_is_an_index_if_names_are_words() -> None:
     attribute = Attribute("x", ("none", "few", "many"))
     assert [attribute.parse(text) for text in ("few", "2", "0.5", "#1")] == [1, 2, 0.5, 1]
     for text in ("3", "-1", "", "2.5", "x"):
@@ -157,7 +157,7 @@ def test_bad_trees_are_named(tree: object, named: str) -> None:
         AttributeSchema.from_dict(tree, "here")  # type: ignore[arg-type]
 
 
-def test_preset_in_words() -> None:
+def test_names_of_the_preset() -> None:
     assert PUBLISHED.attributes[4].levels == ("insufficient information", "normal", "mild", "moderate", "severe")
     assert PUBLISHED.to_dict()["nucleoli"] == {"levels": ["insufficient information", "inconspicuous", "prominent"], "not_assessable": 0}
     assert UNKNOWN == -1

@@ -1,4 +1,4 @@
-"""What DeepSpeed is asked to do, from accelerate's files, DeepSpeed's files and options; and what is refused, with file, key and fix."""
+"""The DeepSpeed configuration from accelerate's files, DeepSpeed's files and options; rejected settings name file, key and fix."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Write = Callable[[str, Any], str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A JSON file of that name."""
+    """Writes a JSON file and returns its path."""
 
     def write(name: str, tree: Any) -> str:
         (tmp_path / name).write_text(json.dumps(tree))
@@ -39,7 +39,7 @@ def zero(stage: Any, **more: Any) -> dict[str, Any]:
 
 
 def environment(tmp_path: Path, kind: str, **tree: Any) -> dict[str, str]:
-    """What accelerate's own code puts into the environment for a configuration file."""
+    """The environment that accelerate's own code sets for a configuration file."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -71,7 +71,7 @@ def test_files_that_ship_without_deepspeed(name: str, tmp_path: Path) -> None:
 
 
 def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
-    """A file with every answer that `accelerate config` writes for stage 3, with both offloads, accumulation, clipping and bf16."""
+    """A file with all fields that `accelerate config` writes for stage 3, with both offloads, accumulation, clipping and bf16."""
     environ = environment(
         tmp_path,
         "DEEPSPEED",
@@ -95,7 +95,7 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # or DeepSpeed replaces the optimizer by one that it builds
+        "zero_force_ds_cpu_optimizer": False,  # otherwise DeepSpeed replaces the optimizer by its own
         "steps_per_print": 10**9,
     }
     assert networks["discriminator"].deepspeed["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
@@ -151,7 +151,7 @@ def test_discriminator_may_be_lower_than_accelerate_says(write: Write) -> None:
     assert stages(resolve(config(deepspeed=own), DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, WORLD)) == (3, 1)
 
 
-BAD_FILES = {  # what is in the generator's file, and what the message has to say beside the file
+BAD_FILES = {  # content of the generator's file, expected message
     "no stage": ({}, "zero_optimization.stage is missing; set it to"),
     "stage auto": (zero("auto"), "zero_optimization.stage is missing"),
     "stage 4": (zero(4), "zero_optimization.stage: 4 is not a ZeRO stage"),
@@ -204,7 +204,7 @@ def test_precision_that_a_file_turns_off(write: Write) -> None:
     assert stages(resolve(config(deepspeed={"generator": file}), {}, WORLD)) == (2, 0)
 
 
-BAD_LAUNCHES = {  # what accelerate says against the defaults of `config`
+BAD_LAUNCHES = {  # accelerate settings that conflict with the defaults of `config`, expected message
     "stage": ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "5"}, "zero_stage of accelerate's configuration: 5 is not a ZeRO stage"),
     "precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision: fp16 in accelerate's configuration, train.precision is fp32"),
     "fp8": ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision: fp8"),
@@ -265,7 +265,7 @@ def test_combinations_that_would_train_wrongly(write: Write) -> None:
 
 
 def test_signs_of_single_processes() -> None:
-    """What launchers leave (test_doctor.py has the launches themselves); kinds of MPI set sizes of their own."""
+    """The environment set by launchers (test_doctor.py runs the launches); MPI implementations set other variables."""
     single = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
     assert "started single ones" in launcher.launch_problem(single)
     for size in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):

@@ -1,4 +1,4 @@
-"""Control scores against known answers: perfect obedience, ignored labels, one step off, leaks by construction."""
+"""Control scores against known answers: perfect control, ignored labels, errors of one level, constructed leaks."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def noise(count: int, scale: float) -> np.ndarray:
     return scale * np.random.default_rng(1).standard_normal(count)
 
 
-def test_perfect_obedience() -> None:
+def test_perfect_control() -> None:
     asked = requested(400)
     found = control.scores(asked, asked + noise(400, 0.05), LEVELS)
     assert (found.accuracy, found.mae, found.kappa) == pytest.approx((1, 0, 1))
@@ -86,7 +86,7 @@ def test_confusion_counts() -> None:
 
 def test_interval_is_wider_when_few_groups_are_drawn_together() -> None:
     asked = requested(400)
-    off = np.repeat(noise(20, 1.0), 20)  # an error that a whole group shares
+    off = np.repeat(noise(20, 1.0), 20)  # an error shared by a whole group
     together = control.interval(asked, asked + off, LEVELS, np.repeat(np.arange(20), 20), 200)["mae"]
     apart = control.interval(asked, asked + off, LEVELS, np.arange(400), 200)["mae"]
     assert together.value == apart.value and together.low < together.value < together.high
@@ -109,7 +109,7 @@ def test_interval_is_that_of_whole_groups_drawn_with_replacement() -> None:
 
 
 def test_interval_leaves_out_draws_of_one_level_alone() -> None:
-    """Two groups of one level each, both said right and wrong by half: each draw has both, or can't be scored."""
+    """Two groups of one level each, half of each predicted correctly: a replicate has both levels, or can't be scored."""
     asked = np.array([0, 1, 1, 2, 2])  # level 0 does not count
     found = control.interval(asked, np.array([0, 1, 2, 1, 2]), (1, 2), np.array([0, 0, 0, 1, 1]), 20)
     assert all((one.low, one.high) == (one.value, one.value) for one in found.values()) and found["accuracy"].value == 0.5
@@ -120,7 +120,7 @@ def test_interval_leaves_out_draws_of_one_level_alone() -> None:
 
 
 def sweeps(moves: np.ndarray, jitter: float = 0.0) -> control.Sweeps:
-    """Attribute a moved over its scale moves b by ``moves[a, b]`` shares of b's scale; levels 1-4, 1-3 and 1-2."""
+    """Sweeping attribute a over its scale changes b by ``moves[a, b]`` times b's span; levels 1-4, 1-3 and 1-2."""
     rng = np.random.default_rng(0)
     spans = np.array([3.0, 2.0, 1.0])
     predicted = []
@@ -152,7 +152,7 @@ def test_path_length_of_an_even_way_and_of_a_jump() -> None:
     assert control.path(even).length == pytest.approx(25) and control.path(even).largest == pytest.approx(1 / 8)
     assert control.path(jump).length == pytest.approx(25 * 8) and control.path(jump).largest == pytest.approx(1)
     assert control.path(np.zeros((2, 9, 3))) == control.LevelPath(0.0, 1 / 8)
-    several = control.path(np.concatenate([even, 2 * jump, np.zeros((1, 9, 2))]))  # the last stands still, and says nothing of evenness
+    several = control.path(np.concatenate([even, 2 * jump, np.zeros((1, 9, 2))]))  # the last is constant, so it does not count for evenness
     assert several.length == pytest.approx((25 + 4 * 25 * 8 + 0) / 3) and several.largest == pytest.approx((1 / 8 + 1) / 2)
 
 
@@ -170,7 +170,7 @@ def test_shuffling_keeps_rows_whole() -> None:
     assert (mixed[:, 1] == mixed[:, 0] + 1).all()
 
 
-def test_spread_is_that_of_tiles_of_one_label() -> None:
+def test_diversity_is_that_of_tiles_with_one_label() -> None:
     tiles = np.array([0, 100, 10, 40, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     levels = np.array([[1, 2], [1, 3], [1, 2], [1, 2], [2, 2]])
     assert control.diversity(tiles, levels) == (10 + 30) / 2

@@ -1,4 +1,4 @@
-"""Distances between feature sets against answers that are known in closed form."""
+"""Distances between feature sets against closed-form values."""
 
 import numpy as np
 import pytest
@@ -63,13 +63,13 @@ def test_kid_is_the_mean_over_pairs() -> None:
     assert quality.kernel_distance(x, y).value == pytest.approx(expected, rel=1e-12)
 
 
-def test_kid_interval_holds_the_truth_and_tells_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+def test_kid_interval_contains_the_truth_and_detects_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = two_sets
     same = quality.kernel_distance(x, y, replicates=200)
     assert same.low < 0 < same.high and same.low < same.value < same.high
     moved = quality.kernel_distance(x, y + 0.5, replicates=200)
     assert moved.low > same.high
-    assert quality.kernel_distance(x, y, replicates=200) == same  # no randomness of its own
+    assert quality.kernel_distance(x, y, replicates=200) == same  # deterministic
 
 
 def test_kid_of_a_part_is_that_of_its_tiles(two_sets: tuple[np.ndarray, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""The published checkpoint: parity of our networks with the published ones, round trip, and refusals."""
+"""The published checkpoint: parity of our networks with the published ones, round trip, and rejected files."""
 
 import json
 import os
@@ -22,17 +22,17 @@ RECORDED = np.load(Path(__file__).parents[3] / "data" / "published.npz")
 OFFICIAL = ("disc_logits", "disc_logits_32x32", "class_embedding", "class_proxy")
 State = dict[str, torch.Tensor]
 
-needs_reference = pytest.mark.skipif(not (REFERENCE / "official_256.npz").exists(), reason="../shared/reference is not there")
+needs_reference = pytest.mark.skipif(not (REFERENCE / "official_256.npz").exists(), reason="../shared/reference is missing")
 
 
 @pytest.fixture(scope="module")
 def states() -> dict[int, State]:
-    """Filled published state dicts at 256 and 512 px; not to be changed."""
+    """Filled published state dicts at 256 and 512 px; must not be modified."""
     return {size: plain.checkpoint(size, 32) for size in (256, 512)}
 
 
 def close(found: torch.Tensor, expected: torch.Tensor | np.ndarray, name: str) -> None:
-    """Within 1e-5, a tenth of what is asked for."""
+    """Asserts equality within 1e-5, a tenth of the required tolerance."""
     torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-5, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
@@ -168,7 +168,7 @@ def test_all_wrong_keys_are_listed_at_once(states: dict[int, State]) -> None:
 
 
 def test_any_one_altered_key_is_the_only_one_named(states: dict[int, State]) -> None:
-    """Those that the configuration is derived from, and every seventh of the others."""
+    """Tests the keys that determine the configuration, and every seventh of the others."""
     keys = [key for key in states[256] if re.match(r"G\.initial_conv|G\.layers\.[35]\.0|D\.residual_layers\.4.*bias", key)]
     keys += [key for key in states[256] if key.startswith(("G.", "D."))][::7]
     for key in keys:
@@ -180,9 +180,9 @@ def test_any_one_altered_key_is_the_only_one_named(states: dict[int, State]) -> 
 
 
 def test_a_missing_network_is_listed_whole(states: dict[int, State]) -> None:
-    lost = [key for key in states[256] if key.startswith("GE.")]
-    found = problems({key: tensor for key, tensor in states[256].items() if key not in lost})
-    assert len(found) == len(lost) and all(line.startswith("missing: GE.") for line in found)
+    missing = [key for key in states[256] if key.startswith("GE.")]
+    found = problems({key: tensor for key, tensor in states[256].items() if key not in missing})
+    assert len(found) == len(missing) and all(line.startswith("missing: GE.") for line in found)
 
 
 class Code:

@@ -1,4 +1,4 @@
-"""Counted randomness: what each number depends on, and how a step's draws are sliced."""
+"""Counter-based randomness: what each number depends on, and how the numbers of a step are sliced."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ CONFIG = dataclasses.replace(
 
 
 def test_streams_of_a_seed_never_change() -> None:
-    """A run that was started with an older version goes on with the same numbers: this test must not be edited."""
+    """Runs of older versions must resume with the same numbers: the values in this test must not change."""
     assert rng_for(7, "test", 3).initial_seed() == 6538639200203420603
     first = {
         "latents_discriminator_BL": 1.301371630569,
@@ -60,7 +60,7 @@ def test_slices_put_together_are_the_global_batch(count: int, world: int) -> Non
     ranks = [list(draws.micro_batches(count, rank, world, torch.device("cpu"))) for rank in range(world)]
     assert [len(batches) for batches in ranks] == [count] * world
     for name, value in vars(draws).items():
-        slices = [getattr(ranks[rank][k], name) for k in range(count) for rank in range(world)]  # a micro-batch after the other
+        slices = [getattr(ranks[rank][k], name) for k in range(count) for rank in range(world)]  # one micro-batch after another
         if isinstance(value, torch.Tensor):
             assert all(len(part) == 12 // count // world for part in slices) and torch.equal(torch.cat(slices), value), name
         else:
