@@ -21,8 +21,9 @@ def launch_problem(environ: Mapping[str, str]) -> str:
     # For several machines accelerate runs DeepSpeed's launcher, which sets CROSS_SIZE; without a hostfile it starts only one.
     if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and environ.get("CROSS_SIZE") == "1":
         return (
-            "accelerate launch was asked for several machines, but DeepSpeed's launcher (pdsh) started the processes of one, since "
-            "it has no hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every machine"
+            "accelerate launch was asked for several machines, but DeepSpeed's launcher (pdsh) started the processes of one, "
+            "since it has no hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every "
+            "machine"
         )
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in environ for name in WORLD):
         return (
