@@ -86,8 +86,8 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
             "zero3_save_16bit_model": False,
         },
     )
-    asked = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
-    networks = resolve(asked, environ, WORLD)
+    configured = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
+    networks = resolve(configured, environ, WORLD)
     assert networks["generator"].deepspeed == {
         "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
         "train_batch_size": 8,
