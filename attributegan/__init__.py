@@ -11,7 +11,7 @@ __all__ = ["AttributeGenerator"]
 
 
 def __getattr__(name: str) -> Any:
-    """`AttributeGenerator` when it is asked for, since it brings torch along."""
+    """Imports `AttributeGenerator` on first use, because it imports torch."""
     if name == "AttributeGenerator":
         from attributegan.export import AttributeGenerator
 

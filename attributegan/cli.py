@@ -1,6 +1,6 @@
-"""What every command line shares: exit statuses and how errors are told.
+"""Exit statuses, error reporting and argument parsers shared by all commands.
 
-0 done, 2 bad input, 3 an error that would come again, 128 + n stopped by signal n, 1 any other error.
+Exit status: 0 success, 2 bad input, 3 permanent error (retrying fails again), 128 + n stopped by signal n, 1 any other error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Run ``work``; a ValueError is the user's (its message goes to stderr, status 2) or `TransientError`; others are ours and raise."""
+    """Runs ``work`` and returns the exit status of the command.
+
+    A ValueError is bad input: its message goes to stderr, without a traceback. Unexpected exceptions propagate.
+    """
     try:
         work()
     except TransientError as error:
@@ -39,30 +42,30 @@ def exit_status(work: Callable[[], object]) -> int:
 
 
 def restrict_umask() -> None:
-    """Whatever the umask is: what this process and its children make can't be written by everyone."""
+    """Sets the umask so that files of this process and its children are never world-writable."""
     os.umask(os.umask(0o022) | 0o002)
 
 
-RENAMED = {"--most": "--max-real", "--raw": "--no-ema", "--judge": "--predictor"}  # options of earlier versions, read in this one
+RENAMED = {"--most": "--max-real", "--raw": "--no-ema", "--judge": "--predictor"}  # old option: new option; accepted for one version
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that still reads the names of `RENAMED` where it has the new one."""
+    """An argument parser that accepts the old names in `RENAMED` for options that it has."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args([self._current(word) for word in (sys.argv[1:] if args is None else args)], namespace)
+        return super().parse_known_args([self._current_name(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
 
-    def _current(self, word: str) -> str:
-        name, equals, value = word.partition("=")
+    def _current_name(self, arg: str) -> str:
+        name, equals, value = arg.partition("=")
         new = RENAMED.get(name, name)
         if new == name or new not in self._option_string_actions or name in self._option_string_actions:
-            return word
-        print(f"{name} is now {new}; the old name is read in this version only", file=sys.stderr)
+            return arg
+        print(f"{name} was renamed to {new}; the old name will be removed in the next version", file=sys.stderr)
         return f"{new}{equals}{value}"
 
 
 def command(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Add a subcommand to ``commands`` (of ``add_subparsers``), whose help ends with ``examples`` too."""
+    """Adds a subcommand to ``commands`` (from ``add_subparsers``); its help ends with ``examples``."""
     return commands.add_parser(
         name,
         help=help,
@@ -74,7 +77,7 @@ def command(commands: Any, name: str, help: str, description: str, examples: str
 
 
 def parser(description: str, examples: str, add_help: bool = True) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with ``examples`` as they are typed."""
+    """Returns an argument parser whose help ends with ``examples``, verbatim."""
     return _Parser(
         description=description,
         epilog=f"examples:\n{examples}",

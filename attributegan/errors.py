@@ -1,4 +1,4 @@
-"""Errors that say whether starting again may help; commands turn them into exit statuses (cli.py)."""
+"""Errors that state whether a retry may succeed. Commands map them to exit statuses (cli.py)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ class TransientError(Exception):
 
 
 class PermanentError(RuntimeError):
-    """Starting again as before would end in the same error; the cause says which."""
+    """Permanent failure; retrying would fail with the same error, which is ``__cause__``. Exit status 3."""
 
 
 def require(condition: bool, message: str) -> None:
-    """ValueError with ``message`` unless ``condition`` holds."""
+    """Raises ValueError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ValueError(message)

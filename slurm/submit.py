@@ -127,7 +127,7 @@ def _lock(folder: Path, locks: ExitStack) -> None:
     Raises:
         ValueError: its run is already running or queued.
     """
-    from attributegan.run_dir.lock import RunLock, born
+    from attributegan.run_dir.lock import RunLock, process_start_time
     from launch import squeue
 
     lock = RunLock(folder, "submission")
@@ -136,7 +136,7 @@ def _lock(folder: Path, locks: ExitStack) -> None:
     now = status.read(folder)
     if now is None or now.state == "finished":
         return
-    if now.state == "queued" and now.host == socket.gethostname() and born(now.pid):
+    if now.state == "queued" and now.host == socket.gethostname() and process_start_time(now.pid):
         raise ValueError(f"run.dir: {folder} is already queued on this machine (process {now.pid}); stop that process first")
     if not now.job:
         return

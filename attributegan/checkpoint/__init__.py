@@ -1,1 +1,1 @@
-"""Checkpoints: folders that are whole or not there."""
+"""Checkpoints: folders that are written atomically and verified by checksums."""

@@ -1,4 +1,4 @@
-"""A checkpoint's generator, ready to sample from."""
+"""Loads the generator of a checkpoint for sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attributegan.models import Generator
 
 @dataclass(frozen=True)
 class Loaded:
-    """A generator ready to sample from, in eval mode on the CPU."""
+    """A generator in eval mode on the CPU, with its schema, configuration and number of training images."""
 
     generator: Generator
     schema: AttributeSchema
@@ -23,10 +23,14 @@ class Loaded:
 
 
 def load_for_sampling(path: str | Path, ema: bool = True) -> Loaded:
-    """Load the (averaged, by default) generator of a run or checkpoint.
+    """Loads the generator of a run or checkpoint.
+
+    Args:
+        path: checkpoint, or run folder (its latest complete checkpoint).
+        ema: the exponential moving average of the weights, instead of the weights as trained.
 
     Raises:
-        ValueError: no whole checkpoint there, or its tensors don't fit its configuration.
+        ValueError: no complete checkpoint, or its tensors don't match its configuration.
     """
     checkpoint = resolve(path)
     name = "generator_ema" if ema else "generator"
@@ -37,5 +41,5 @@ def load_for_sampling(path: str | Path, ema: bool = True) -> Loaded:
     try:
         generator.load_state_dict(tensors[name])
     except RuntimeError as error:
-        raise CheckpointCorrupted(f"{checkpoint / name}.safetensors: does not fit the configuration in state.json: {error}") from error
+        raise CheckpointCorrupted(f"{checkpoint / name}.safetensors: does not match the configuration in state.json: {error}") from error
     return Loaded(generator.eval(), schema, config, int(state["images"]))

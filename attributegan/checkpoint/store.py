@@ -1,8 +1,7 @@
-"""A checkpoint: a directory that is either whole or not there.
+"""The checkpoint format: a folder that is either complete or absent.
 
-Written aside, with a manifest of checksums, fsynced and renamed; weights in safetensors, everything else in JSON; nothing is
-unpickled. Owns what makes one whole, and the finding and reading of the newest. How its tensors get there is in writer.py;
-what they mean is not known here.
+Files are written to a temporary folder with a manifest of checksums, fsynced, and the folder is renamed. Weights are safetensors,
+everything else is JSON; nothing is unpickled. Owns committing, verifying, finding and reading; how tensors are written is in writer.py.
 """
 
 from __future__ import annotations
@@ -30,17 +29,24 @@ FORMAT = 1
 
 
 class CheckpointCorrupted(ValueError):
-    """A checkpoint that is not whole, or not one; the message names the file."""
+    """An incomplete, damaged or invalid checkpoint; the message names the file."""
 
 
 def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Make the files in ``aside`` the checkpoint after ``images`` images: add ``state`` and a manifest, force all to the disk, rename.
+    """Turns the files in ``tmp_path`` into the checkpoint after ``images`` images: adds state and manifest, fsyncs, renames.
 
     Args:
-        keep: newest checkpoints that stay (0: all); older ones go once this one stands.
+        tmp_path: temporary folder with the tensor files, on the same disk as ``folder``.
+        folder: the run's checkpoint folder.
+        images: training images so far.
+        state: JSON-like content of state.json.
+        keep: number of latest checkpoints to keep (0: all); older ones are deleted after the rename.
+
+    Returns:
+        the path of the checkpoint.
 
     Raises:
-        OSError: disk full or not writable; what stood before still stands.
+        OSError: disk full or not writable; earlier checkpoints are unchanged.
     """
     target = folder / name_of(images)
     (tmp_path / "state.json").write_text(json.dumps({"format": FORMAT, "images": images, **state}, indent=1))
@@ -52,41 +58,41 @@ def commit(tmp_path: Path, folder: Path, images: int, state: Mapping[str, Any], 
     _remove(target)
     os.rename(tmp_path, target)
     fsync_path(folder)
-    # Those with more images are damaged ones, passed over at the start: they don't count, and this one must not make room for them.
+    # Checkpoints with more images are corrupted ones that were skipped on resume: they don't count towards ``keep``.
     for old in [path for path in reversed(list_in(folder)) if path.name <= target.name][keep:] if keep else []:
         _remove(old)
     return target
 
 
 def verify(checkpoint: Path) -> None:
-    """Check every byte against the manifest.
+    """Verifies the size and checksum of every file against the manifest.
 
     Raises:
-        Damaged: a missing, short or altered file, or no checkpoint at all.
+        CheckpointCorrupted: a missing, truncated or altered file, or not a checkpoint.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         entries = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointCorrupted(f"{checkpoint}: not a whole checkpoint: {MANIFEST} can't be read: {error}") from error
+        raise CheckpointCorrupted(f"{checkpoint}: incomplete checkpoint: {MANIFEST} can't be read: {error}") from error
     if "state.json" not in manifest:
-        raise CheckpointCorrupted(f"{checkpoint / MANIFEST}: names no state.json; not a checkpoint's manifest")
+        raise CheckpointCorrupted(f"{checkpoint / MANIFEST}: does not list state.json; not the manifest of a checkpoint")
     for name, size, digest in entries:
         path = checkpoint / Path(name).name
         if not path.is_file():
             raise CheckpointCorrupted(f"{path}: is missing")
         if path.stat().st_size != size:
-            raise CheckpointCorrupted(f"{path}: has {path.stat().st_size} bytes, was written with {size}")
+            raise CheckpointCorrupted(f"{path}: has {path.stat().st_size} bytes, expected {size}")
         try:
-            same = _sha256(path) == digest
+            matches = _sha256(path) == digest
         except OSError as error:
             raise CheckpointCorrupted(f"{path}: can't be read: {error}") from error
-        if not same:
-            raise CheckpointCorrupted(f"{path}: its content is not what was written (checksum)")
+        if not matches:
+            raise CheckpointCorrupted(f"{path}: checksum mismatch; the file was altered or corrupted")
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in ``folder``; damaged ones are named in the log and passed over."""
+    """Returns the latest complete checkpoint in ``folder``; logs and skips corrupted ones. None if there is none."""
     for checkpoint in reversed(list_in(folder)):
         try:
             verify(checkpoint)
@@ -97,21 +103,25 @@ def latest(folder: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """``state.json`` of a checkpoint that `verify` has passed."""
+    """Reads ``state.json`` of a verified checkpoint."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointCorrupted(f"{checkpoint}: can't be read: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointCorrupted(f"{checkpoint / 'state.json'}: is no mapping")
+        raise CheckpointCorrupted(f"{checkpoint / 'state.json'}: is not a JSON object")
     if state.get("format") != FORMAT:
-        raise CheckpointCorrupted(f"{checkpoint}: format {state.get('format')!r}; this version reads {FORMAT}")
+        raise CheckpointCorrupted(f"{checkpoint}: format {state.get('format')!r} is not supported; this version reads format {FORMAT}")
     return state
 
 
 @contextlib.contextmanager
 def open_tensors(checkpoint: Path, name: str) -> Iterator[tuple[frozenset[str], Callable[[str], Tensor]]]:
-    """The names of the tensors in ``{name}.safetensors``, and a function that reads one, so that no file needs to fit into memory."""
+    """Opens ``{name}.safetensors`` for reading tensor by tensor, so that the file need not fit into memory.
+
+    Yields:
+        the names of its tensors, and a function that reads one.
+    """
     path = checkpoint / f"{name}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
@@ -121,19 +131,19 @@ def open_tensors(checkpoint: Path, name: str) -> Iterator[tuple[frozenset[str], 
 
 
 def load(checkpoint: Path, *names: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The state and all tensors of the named files, of a checkpoint that `verify` has passed."""
-    tables = {}
+    """Reads the state and all tensors of the named files of a verified checkpoint: (state, {file: {tensor name: tensor}})."""
+    tensors = {}
     for name in names:
         with open_tensors(checkpoint, name) as (keys, read):
-            tables[name] = {key: read(key) for key in keys}
-    return load_state(checkpoint), tables
+            tensors[name] = {key: read(key) for key in keys}
+    return load_state(checkpoint), tensors
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint that a user means by ``path``: itself, or the newest whole one of a run folder.
+    """Resolves a path given by a user to a checkpoint: itself, or the latest complete one of a run folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no complete checkpoint.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
@@ -141,16 +151,16 @@ def resolve(path: str | Path) -> Path:
         return path
     if found := latest(checkpoints_dir(path)):
         return found
-    raise ValueError(f"{path}: neither a checkpoint nor a run folder with a whole one; give a run's folder or RUN/checkpoints/images-…")
+    raise ValueError(f"{path}: neither a checkpoint nor a run folder with a complete one; give RUN or RUN/checkpoints/images-…")
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete so that a half-deleted checkpoint is never seen under its name."""
+    """Renames a checkpoint before deleting it, so that a partly deleted one is never found."""
     if checkpoint.exists():
-        doomed = checkpoint.with_name(f".deleting-{checkpoint.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(checkpoint, doomed)
-        shutil.rmtree(doomed)
+        tmp_path = checkpoint.with_name(f".deleting-{checkpoint.name}")
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        os.rename(checkpoint, tmp_path)
+        shutil.rmtree(tmp_path)
 
 
 def _sha256(path: Path) -> str:

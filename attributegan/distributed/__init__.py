@@ -1,1 +1,1 @@
-"""Processes: how they start, meet, share a network's state, and notice that one has failed."""
+"""Distributed training: process start, rendezvous, DDP and DeepSpeed engines, sharded state, failure detection."""

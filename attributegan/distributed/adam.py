@@ -1,4 +1,4 @@
-"""Adam in one pass over memory, with the same numbers for whole and for sharded weights."""
+"""Fused Adam with bitwise the same results for whole and for sharded weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-REGISTER = 16  # numbers that fill a vector register of every CPU, one or several times
+REGISTER = 16  # numbers; a multiple of the vector register size of every CPU
 
 
 class Adam(torch.optim.Adam):
-    """Adam (Kingma & Ba, ICLR 2015) by torch's fused kernel.
+    """Adam (Kingma & Ba, ICLR 2015) with torch's fused kernel.
 
-    On CPUs that kernel rounds the last numbers of a tensor, which don't fill a vector register, in another way than all others, so that
-    what a number becomes would depend on how weights are cut into shards. Here those go through it in a tensor that they fill with zeros.
+    On CPUs that kernel rounds the last numbers of a tensor, which don't fill a vector register, differently from all others, so that
+    results would depend on how weights are sharded. Here the last numbers are processed in a separate tensor padded with zeros.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
@@ -38,21 +38,21 @@ class Adam(torch.optim.Adam):
             ]
             flat = [[_flat(tensor) for tensor in tensors] for tensors in (parameters, gradients, means, squares)]
             bodies = [[tensor[: len(tensor) - len(tensor) % REGISTER] for tensor in tensors] for tensors in flat]
-            ends = [[tensor[len(tensor) - len(tensor) % REGISTER :] for tensor in tensors] for tensors in flat]
-            filled = [[nn.functional.pad(end, (0, REGISTER - len(end))) for end in tensors] for tensors in ends]
-            for tensors, their_steps in ((bodies, steps), (filled, [step.clone() for step in steps])):
-                _fused(group, tensors, their_steps)
-            for end, full in zip(ends[0] + ends[2] + ends[3], filled[0] + filled[2] + filled[3], strict=True):
-                end.copy_(full[: len(end)])
+            tails = [[tensor[len(tensor) - len(tensor) % REGISTER :] for tensor in tensors] for tensors in flat]
+            padded = [[nn.functional.pad(tail, (0, REGISTER - len(tail))) for tail in tensors] for tensors in tails]
+            for tensors, step_counts in ((bodies, steps), (padded, [step.clone() for step in steps])):
+                _fused(group, tensors, step_counts)
+            for tail, full in zip(tails[0] + tails[2] + tails[3], padded[0] + padded[2] + padded[3], strict=True):
+                tail.copy_(full[: len(tail)])
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """The numbers of a dense tensor in the order in which they lie in memory."""
+    """Returns a 1-D view of a dense tensor in memory order."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _fused(group: dict[str, Any], tensors: list[list[Tensor]], steps: list[Tensor]) -> None:
-    """One step of weights by gradients, with both moments."""
+    """Updates weights and both moments by one step; ``tensors`` are weights, gradients, first and second moments."""
     torch._foreach_add_(steps, 1)
     weights, gradients, means, squares = tensors
     first, second = group["betas"]

@@ -1,4 +1,4 @@
-"""Which engine a network gets: the whole network on every process, or shards of it by DeepSpeed."""
+"""Builds the engine of a network: replicated with DistributedDataParallel, or sharded with DeepSpeed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from attributegan.distributed.runtime import Runtime
 
 
 def build_engine(runtime: Runtime, module: nn.Module, network: str, learning_rate: float, compile: bool) -> Engine:
-    """The engine of ``network`` ("generator" or "discriminator"), as the launcher and the configuration say."""
+    """Returns the engine of ``network`` ("generator" or "discriminator") for the configured sharding."""
     sharding = runtime.sharding[network]
     if not sharding.stage:
         return DataParallel(runtime, module, learning_rate, compile)
-    from attributegan.distributed.deepspeed_engine import DeepSpeedEngine  # imports deepspeed, which takes seconds
+    from attributegan.distributed.deepspeed_engine import DeepSpeedEngine  # importing deepspeed takes seconds
 
     return DeepSpeedEngine(runtime, module, learning_rate, sharding)

@@ -1,7 +1,7 @@
-"""A network sharded by DeepSpeed ZeRO: the only file that imports deepspeed.
+"""The engine of a network sharded by DeepSpeed ZeRO: the only file that imports deepspeed.
 
-Stages 1 to 3 of ZeRO (Rajbhandari et al., SC 2020) hold fp32 master weights and moments in shards; stage 3 shards the weights as well.
-DeepSpeed works in fp32 in every precision: bf16 and fp16 are autocast in the forward pass and our own loss scale, as they are under
+Stages 1 to 3 of ZeRO (Rajbhandari et al., SC 2020) shard fp32 master weights and optimizer state; stage 3 shards the weights as well.
+DeepSpeed always runs in fp32: bf16 and fp16 use autocast in the forward pass and the loss scale of `Engine`, as with
 DistributedDataParallel, so that all modes train the same network.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # avoids a warning
 
 import deepspeed
 from deepspeed.utils import logger, safe_get_local_fp32_param, safe_get_local_optimizer_state, safe_set_local_fp32_param
@@ -33,7 +33,7 @@ from attributegan.models.generator import LatentToMap
 if TYPE_CHECKING:
     from attributegan.distributed.runtime import Runtime
 
-BUCKET = 500_000_000  # elements; DeepSpeed's own default, which is cut to what a network needs
+BUCKET = 500_000_000  # elements; DeepSpeed's default, reduced to the size of the network
 
 
 class DeepSpeedEngine(Engine):
@@ -45,17 +45,19 @@ class DeepSpeedEngine(Engine):
         super().__init__(runtime, module)
         self.stage = network.stage
         self.buffers = dict(module.named_buffers())
-        logger.setLevel(logging.ERROR)  # of steps that are skipped we tell ourselves
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # of names that DeepSpeed calls
+        logger.setLevel(logging.ERROR)  # skipped steps are logged by the trainer
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")  # caused by calls in DeepSpeed
         _patch_libraries()
         if runtime.config.train.channels_last:
             _use_channels_last(module)
         if not dist.is_initialized():  # one process
             os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-        tuned = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=tuned, config=_fitted(network.deepspeed, self.parameters.values()), dist_init_required=False
+            model=module,
+            optimizer=optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate),
+            config=_with_bucket_sizes(network.deepspeed, self.parameters.values()),
+            dist_init_required=False,
         )
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -74,30 +76,30 @@ class DeepSpeedEngine(Engine):
         return torch.as_tensor(norm, dtype=torch.float32, device=self.runtime.device), taken
 
     def local_state(self) -> dict[str, Tensor]:
-        return {name: self._live(p) for name, p in self.module.named_parameters()} | self._saved_buffers()
+        return {name: self._local_parameter(p) for name, p in self.module.named_parameters()} | self._saved_buffers()
 
     def model_state(self) -> ShardedStateDict:
-        table = ShardedStateDict.replicated(self._saved_buffers(), self.share)
+        state_dict = ShardedStateDict.replicated(self._saved_buffers(), self.share)
         for name, p in self.module.named_parameters():
             first = self.share.bounds(self._numel(name))[0]
-            table.add(name, p.dtype, self.shapes[name], [TensorSlice(name, first, self._live(p).detach())])
-        return table
+            state_dict.add(name, p.dtype, self.shapes[name], [TensorSlice(name, first, self._local_parameter(p).detach())])
+        return state_dict
 
     def optimizer_state(self) -> ShardedStateDict:
         states = list(self._base_state.values())
         steps = {f"{name}.step": torch.as_tensor(states[0]["step"]) for name in self.parameters} if states and "step" in states[0] else {}
-        table = ShardedStateDict.replicated(steps, self.share)
+        state_dict = ShardedStateDict.replicated(steps, self.share)
         for name in self.parameters:
             for key in states[0].keys() - {"step"} if states else ():
                 slices = [TensorSlice(f"{name}.{key}", part.start, part.values_N) for part, _ in self._fragments(name, key)]
-                table.add(f"{name}.{key}", torch.float32, self.shapes[name], slices)
-        return table
+                state_dict.add(f"{name}.{key}", torch.float32, self.shapes[name], slices)
+        return state_dict
 
     @torch.no_grad()
     def load_model_state(self, read: Read) -> None:
         for name, buffer in self._saved_buffers().items():
             buffer.copy_(read(name))
-        p: Any  # a parameter with what DeepSpeed hangs on it
+        p: Any  # a parameter with DeepSpeed's attributes
         for name, p in self.module.named_parameters():
             whole_N = read(name).reshape(-1).to(p.device)
             if self.stage < 3:
@@ -108,7 +110,7 @@ class DeepSpeedEngine(Engine):
             padded_N = self._padded(whole_N, p)
             p.ds_tensor.data.copy_(padded_N)
             safe_set_local_fp32_param(p, padded_N)
-            if p.data.numel() == len(whole_N):  # below the persistence threshold: kept whole as well
+            if p.data.numel() == len(whole_N):  # below the persistence threshold: replicated as well
                 p.data.copy_(whole_N.view(p.shape))
 
     @torch.no_grad()
@@ -122,7 +124,7 @@ class DeepSpeedEngine(Engine):
         if self.stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
         for name, p in self.parameters.items():
-            for key in {key for key in keys - {"step"} if f"{name}.{key}" in names}:  # others were not trained before: zeros
+            for key in {key for key in keys - {"step"} if f"{name}.{key}" in names}:  # parameters without state were not trained: zeros
                 whole_N = read(f"{name}.{key}").reshape(-1).to(self.runtime.device)
                 for part, moment_N in self._fragments(name, key):
                     values_N = whole_N if self.stage < 3 else self._padded(whole_N, p)
@@ -134,14 +136,14 @@ class DeepSpeedEngine(Engine):
         return self.optimizer.optimizer.state
 
     def _flats(self) -> Sequence[Tensor]:
-        """The flat master weights that the torch optimizer works on."""
+        """Returns the flat master weights that the torch optimizer updates."""
         return self.optimizer.fp32_partitioned_groups_flat if self.stage == 3 else self.optimizer.single_partition_of_fp32_groups
 
     def _numel(self, name: str) -> int:
         return torch.Size(self.shapes[name]).numel()
 
-    def _live(self, p: Any) -> Tensor:
-        """This process's even share of a parameter."""
+    def _local_parameter(self, p: Any) -> Tensor:
+        """Returns this process's even shard of a parameter, not a copy."""
         if self.stage < 3:
             return self.share.local(p.detach())
         first, end = self.share.bounds(p.ds_numel)
@@ -151,7 +153,10 @@ class DeepSpeedEngine(Engine):
         return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.buffers}
 
     def _fragments(self, name: str, key: str | None) -> Iterator[tuple[TensorSlice, Tensor]]:
-        """Where this process's master weights (no ``key``) or moments of a parameter lie: what to save of them, and all there is to set."""
+        """Yields this process's master weights (``key`` None) or optimizer state of a parameter: (slice to save, tensor to load into).
+
+        The tensor includes the padding of stage 3.
+        """
         p: Any = self.parameters.get(name)
         if p is None:
             return
@@ -164,7 +169,7 @@ class DeepSpeedEngine(Engine):
             yield TensorSlice(name, fragment.lp_fragment_address.start, values_N), values_N
 
     def _padded(self, whole_N: Tensor, p: Any) -> Tensor:
-        """This process's share of a parameter with the padding that ZeRO-3 has."""
+        """Returns this process's shard of a whole parameter, padded like a ZeRO-3 partition."""
         padded_N = torch.zeros(p.ds_tensor.numel(), dtype=torch.float32, device=whole_N.device)
         part_N = self.share.local(whole_N)
         padded_N[: len(part_N)] = part_N
@@ -172,32 +177,32 @@ class DeepSpeedEngine(Engine):
 
 
 def _patch_libraries() -> None:
-    """Switch off what costs time and is not needed, of deepspeed 0.19 and torch 2.13; without effect where a name is gone."""
-    # A collective for CPUs that training never calls, and whose building takes a minute. (``deepspeed.comm.torch`` names torch itself.)
+    """Disables two slow and unneeded features of deepspeed 0.19 and torch 2.13; no effect in versions without these names."""
+    # Skips building a CPU collective that training never calls, which takes a minute. (The attribute `deepspeed.comm.torch` is torch.)
     vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
-    # Deterministic algorithms would fill every empty tensor, such as DeepSpeed's buffers, before it is written.
+    # With deterministic algorithms, torch would fill every empty tensor, such as DeepSpeed's buffers, before it is written.
     vars(torch.utils.deterministic)["fill_uninitialized_memory"] = False
 
 
 def _use_channels_last(module: nn.Module) -> None:
-    """Give every convolution its weights channels-last, as they lie without DeepSpeed, whose flat buffers are row-major."""
+    """Makes every convolution use channels-last weights, as without DeepSpeed, whose flat buffers are row-major."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d | LatentToMap):
-            child.forward = partial(_forward, child)  # type: ignore[method-assign]
+            child.forward = partial(_channels_last_forward, child)  # type: ignore[method-assign]
 
 
-def _forward(conv: nn.Conv2d | LatentToMap, x_BCHW: Tensor) -> Tensor:
-    weight = conv.weight.to(memory_format=torch.channels_last)  # `contiguous` would leave 1 x 1 kernels as they are
+def _channels_last_forward(conv: nn.Conv2d | LatentToMap, x_BCHW: Tensor) -> Tensor:
+    weight = conv.weight.to(memory_format=torch.channels_last)  # `contiguous` would not change 1 x 1 kernels
     return conv.spread(x_BCHW, weight) if isinstance(conv, LatentToMap) else conv._conv_forward(x_BCHW, weight, conv.bias)
 
 
-def _fitted(tree: dict[str, Any], parameters: Any) -> dict[str, Any]:
-    """Buckets no larger than the network, where the file does not say."""
+def _with_bucket_sizes(tree: dict[str, Any], parameters: Any) -> dict[str, Any]:
+    """Sets bucket sizes that the file does not set: no larger than the network."""
     numel = sum(p.numel() for p in parameters)
     zero = dict(tree["zero_optimization"])
     for key in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(key, "auto") == "auto":
-            zero[key] = min(BUCKET, numel + numel % 2)  # DeepSpeed wants it even
+            zero[key] = min(BUCKET, numel + numel % 2)  # DeepSpeed needs an even number
     if zero["stage"] == 3:
         for key, value in (("stage3_prefetch_bucket_size", 0), ("stage3_param_persistence_threshold", 0)):
             if zero.get(key, "auto") == "auto":

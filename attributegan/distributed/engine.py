@@ -1,6 +1,6 @@
-"""One network in training: synchronised gradients, loss scaling, optimizer, skipped steps, and its part of a checkpoint.
+"""One network in training: gradient synchronisation, loss scaling, optimizer, skipped steps, and its checkpoint state.
 
-`Engine` is what the phases are written against; `DataParallel` keeps the whole network on every process, `DeepSpeedEngine` shards it.
+The phases use the interface `Engine`; `DataParallel` replicates the network on every process, `DeepSpeedEngine` shards it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from attributegan.distributed.sharding import EvenShard, ShardedStateDict
 if TYPE_CHECKING:
     from attributegan.distributed.runtime import Runtime
 
-Read = Callable[[str], Tensor]  # a tensor of a checkpoint's file by its name, whole
+Read = Callable[[str], Tensor]  # reads a whole tensor of a checkpoint file by name
 
 
 class LossScale:
-    """Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018) by the rule of torch's GradScaler.
+    """Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018) with the rule of torch's GradScaler.
 
-    Halved when a step was not finite, doubled after `GROWTH_INTERVAL` steps in a row that were. Always 1 when off.
+    Halved after a non-finite step, doubled after `GROWTH_INTERVAL` consecutive finite ones. Always 1 if disabled.
     """
 
     INITIAL, GROWTH_INTERVAL = 2.0**16, 2000
@@ -38,6 +38,7 @@ class LossScale:
         self.value, self.good_steps = self.INITIAL if enabled else 1.0, 0
 
     def update(self, taken: bool) -> None:
+        """Adjusts the scale after a step; ``taken`` is False if it was skipped as non-finite."""
         if not self.enabled:
             return
         self.good_steps = self.good_steps + 1 if taken else 0
@@ -47,19 +48,23 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
     def state(self) -> dict[str, float]:
+        """Returns the state for a checkpoint."""
         return {"enabled": self.enabled, "value": self.value, "good_steps": self.good_steps}
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from `state`; that of a scale that was off says nothing to one that is on."""
+        """Restores what `state` returned; ignored if either scale is disabled."""
         if self.enabled and state.get("enabled"):
             self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
 
 
 class Engine(ABC):
-    """One network in training: ``engine(...)`` runs it for itself, ``engine.unwrapped(...)`` for gradients that are not its parameters'."""
+    """One network in training.
 
-    wrapped: Any  # what `engine(...)` runs
-    sharded = False  # whether `parts` are even shares of the parameters
+    ``engine(...)`` runs it to train its parameters; ``engine.unwrapped(...)`` runs it for gradients of its inputs only.
+    """
+
+    wrapped: Any  # the module that `engine(...)` runs
+    sharded = False  # whether `local_state` has even shards of the parameters
 
     def __init__(self, runtime: Runtime, module: nn.Module) -> None:
         self.runtime = runtime
@@ -74,13 +79,13 @@ class Engine(ABC):
             return self.wrapped(*args, **kwargs)
 
     def unwrapped(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain network under the same precision: for the other network's phase and for penalties on inputs."""
+        """Runs the plain network in the same precision: for the phase of the other network and for gradient penalties."""
         with self.runtime.autocast():
             return self.module(*args, **kwargs)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Gradients pass through the network, none are kept for it."""
+        """Disables gradients of the parameters; gradients still flow through the network to its inputs."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         try:
@@ -90,16 +95,16 @@ class Engine(ABC):
                 parameter.requires_grad_(True)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients. A loss that is not finite becomes NaN gradients, which the reduction shows to every rank."""
+        """Accumulates gradients. A non-finite loss gives NaN gradients, which the reduction propagates to every rank."""
         sentinel = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self._backward(loss * sentinel)
 
     def step(self) -> tuple[Tensor, bool]:
-        """Update the parameters and clear the gradients.
+        """Updates the parameters and clears the gradients.
 
         Returns:
-            the gradient norm before clipping, and whether the step was taken: it is skipped, on every process alike, when the
-            norm is not finite.
+            the gradient norm before clipping, and whether the step was taken; it is skipped on all processes if the norm is not
+            finite.
         """
         norm, taken = self._step()
         self.loss_scale.update(taken)
@@ -107,7 +112,7 @@ class Engine(ABC):
 
     @abstractmethod
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Forward and backward of one micro-batch; gradients are complete over the processes after the last one."""
+        """Returns the context for forward and backward of one micro-batch; gradients are reduced after the last one."""
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None: ...
@@ -117,26 +122,27 @@ class Engine(ABC):
 
     @abstractmethod
     def local_state(self) -> dict[str, Tensor]:
-        """What an average of the network on this process follows, by name: live tensors, whole ones or (sharded) even shares."""
+        """Returns the current parameters and buffers on this process by name, not copies; parameters are even shards if `sharded`."""
 
     @abstractmethod
     def model_state(self) -> ShardedStateDict:
-        """Parameters and buffers."""
+        """Returns parameters and buffers for a checkpoint."""
 
     @abstractmethod
     def optimizer_state(self) -> ShardedStateDict:
-        """The optimizer's state as ``{parameter}.{moment}``: the same names in every mode, so that any mode can read them."""
+        """Returns the optimizer state as ``{parameter}.{moment}``; names are equal in all modes, so that any mode can load it."""
 
     @abstractmethod
-    def load_model_state(self, read: Read) -> None: ...
+    def load_model_state(self, read: Read) -> None:
+        """Loads what `model_state` returned."""
 
     @abstractmethod
     def load_optimizer_state(self, names: frozenset[str], read: Read) -> None:
-        """The inverse of `moments`, of which ``names`` are there."""
+        """Loads what `optimizer_state` returned; ``names`` are those in the file."""
 
 
 class DataParallel(Engine):
-    """The whole network and its optimizer on every process, gradients reduced by DistributedDataParallel."""
+    """Replicates the network and its optimizer on every process; DistributedDataParallel reduces gradients."""
 
     def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, compile: bool) -> None:
         super().__init__(runtime, module)
@@ -191,7 +197,7 @@ class DataParallel(Engine):
         for name in names:
             parameter, _, key = name.rpartition(".")
             value, like = read(name), self.parameters[parameter]
-            if value.shape == like.shape:  # fused optimizers take all tensors as they lie in memory
+            if value.shape == like.shape:  # fused optimizers need the memory format of the parameter
                 value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             by_parameter.setdefault(parameter, {})[key] = value
         packed = self.optimizer.state_dict()
@@ -200,18 +206,18 @@ class DataParallel(Engine):
 
 
 def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names."""
+    """Creates the configured optimizer."""
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate)
     return Adam(parameters, learning_rate, (config.betas[0], config.betas[1]))
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # the option has another name from torch 2.13 on
+    with warnings.catch_warnings():  # broadcast_buffers is renamed in torch 2.13
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*broadcast_buffers.*")
         return DistributedDataParallel(
             module,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are equal on all ranks by construction: batch norm is synchronised, weights are equal
+            broadcast_buffers=False,  # buffers are equal on all ranks: batch norm is synchronised, and weights are equal
             gradient_as_bucket_view=True,
         )

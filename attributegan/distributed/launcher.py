@@ -1,32 +1,33 @@
-"""What launchers leave in the environment of a process: signs that they started fewer processes than they were asked for.
+"""Detects from the environment that a launcher started fewer processes than requested.
 
-Some commands start single processes, each of which would train alone and end well. Torch-free.
+Some commands then start single processes, each of which would train alone and succeed. Imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of kinds of MPI
+WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set by torchrun and MPI implementations
 
 
 def launch_problem(environ: Mapping[str, str]) -> str:
-    """Why this process has not all the others that were asked for, with the fix; "" when nothing says so."""
-    # accelerate's launcher for a single process names a meeting point only if it was asked for more than one process
+    """Returns why requested processes are missing, with the fix; "" if nothing indicates it."""
+    # accelerate's launcher of a single process sets MASTER_ADDR only if several processes were requested.
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and not any(name in environ for name in WORLD):
         return (
-            "accelerate launch was asked for several processes and started single ones, as it does for --cpu and for distributed_type "
-            "MULTI_CPU or NO; use a file such as configs/accelerate/cpu.yaml, which has distributed_type MULTI_GPU with use_cpu"
+            "accelerate launch was asked for several processes but started single ones, as it does for --cpu and for distributed_type "
+            "MULTI_CPU or NO; use a configuration such as configs/accelerate/cpu.yaml, which has distributed_type MULTI_GPU with use_cpu"
         )
-    # it starts DeepSpeed's own launcher, which sets this, for several machines only; without a hostfile that starts one
+    # For several machines accelerate runs DeepSpeed's launcher, which sets CROSS_SIZE; without a hostfile it starts only one.
     if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and environ.get("CROSS_SIZE") == "1":
         return (
-            "accelerate launch was asked for several machines and DeepSpeed's launcher (pdsh) started the processes of one, having no "
-            "hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every machine"
+            "accelerate launch was asked for several machines, but DeepSpeed's launcher (pdsh) started the processes of one, "
+            "since it has no hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every "
+            "machine"
         )
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in environ for name in WORLD):
         return (
-            f"srun started {environ['SLURM_STEP_NUM_TASKS']} processes that know nothing of each other; use attributegan-submit, or "
+            f"srun started {environ['SLURM_STEP_NUM_TASKS']} processes without a rendezvous (no WORLD_SIZE); use attributegan-submit, or "
             "accelerate launch in each task as in configs/slurm/plain.sbatch"
         )
     return ""

@@ -1,7 +1,7 @@
-"""Work shared by the processes of a launch that train nothing: who does which tiles, and their results in one order.
+"""Distributes work on tiles over the processes of a launch, for commands other than training.
 
-Reads RANK, WORLD_SIZE and LOCAL_RANK, as torchrun and ``accelerate launch`` set them; alone without them. Tiles are divided in chunks of a
-fixed length whatever the number of processes, so that every number is computed from the same arrays by one process and by many.
+Reads RANK, WORLD_SIZE and LOCAL_RANK, as set by torchrun and ``accelerate launch``; a single process without them. Tiles are divided into
+chunks of fixed length for any number of processes, so that one process and many compute every number from the same arrays.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import distributed as dist
 from attributegan.utils.allocator import keep_freed_memory
 
 Value = TypeVar("Value")
-PATIENCE = datetime.timedelta(days=2)  # others wait while the main process does what can't be shared
+TIMEOUT = datetime.timedelta(days=2)  # other ranks wait while rank 0 does work that can't be distributed
 
 
 def is_main() -> bool:
-    """Whether this is the first process of a launch, or the only one."""
+    """Returns whether this is rank 0 of a launch, or a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Processes:
-    """This process among those of the launch; `end` is its last call."""
+    """This process among those of the launch; call `shutdown` at the end."""
 
     def __init__(self) -> None:
         self.rank, self.world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -40,54 +40,61 @@ class Processes:
         else:
             keep_freed_memory()
         if self.world > 1:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=TIMEOUT)
 
     def map(
         self, count: int, chunk: int, work: Callable[[range], Sequence[np.ndarray]], progress: Callable[[int], None] = lambda done: None
     ) -> list[np.ndarray]:
-        """Arrays over ``count`` tiles: ``work`` makes those of a chunk, chunks go round the processes.
+        """Computes arrays over ``count`` tiles in chunks that are assigned to processes round-robin. Every process must call it.
+
+        Args:
+            count: number of tiles.
+            chunk: tiles per chunk.
+            work: maps a range of tiles to arrays with one row per tile.
+            progress: called with an estimate of the number of finished tiles.
 
         Returns:
-            the arrays in the order of the tiles, on the main process; [] on the others. Every process must call.
+            the arrays over all tiles, in order, on rank 0; [] on other ranks.
         """
         chunks = [range(first, min(first + chunk, count)) for first in range(0, count, chunk)]
-        mine = {}
+        local = {}
         for index in range(self.rank, len(chunks), self.world):
-            mine[index] = work(chunks[index])
+            local[index] = work(chunks[index])
             progress(min(count, chunk * (index + self.world)))
-        parts = self._gather(mine)
+        parts = self._gather(local)
         return [np.concatenate(arrays) for arrays in zip(*(parts[index] for index in sorted(parts)), strict=True)]
 
-    def _gather(self, mine: dict[int, Any]) -> dict[int, Any]:
-        """The entries of every process, on the main one."""
+    def _gather(self, local: dict[int, Any]) -> dict[int, Any]:
+        """Merges the entries of all processes on rank 0."""
         if self.world == 1:
-            return mine
-        boxes: list[Any] | None = [None] * self.world if self.is_main else None
-        dist.gather_object(mine, boxes, dst=0)
-        return {index: value for box in boxes or [] for index, value in box.items()}
+            return local
+        gathered: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(local, gathered, dst=0)
+        return {index: value for entries in gathered or [] for index, value in entries.items()}
 
     def broadcast_object(self, value: Value) -> Value:
-        """The main process's ``value``, on every process."""
-        box = [value]
+        """Returns rank 0's ``value`` on every process."""
+        objects = [value]
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Waits for all processes."""
         if self.world > 1:
             dist.barrier()
 
     def shutdown(self) -> None:
+        """Destroys the process group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def launch(work: Callable[..., None], arguments: tuple[Any, ...], workers: int) -> None:
-    """Run ``work(*arguments)`` in ``workers`` new processes of this machine, which find each other through `Processes`.
+    """Runs ``work(*arguments)`` in ``workers`` new processes on this machine; `Processes` connects them.
 
     Raises:
-        torch.multiprocessing.ProcessException: one of them failed; the others have been ended.
+        torch.multiprocessing.ProcessException: a process failed; the others have been terminated.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""Processes that talk through the launcher's store, before there is a process group: who is missing is known by name.
+"""Rendezvous of processes through the launcher's store before the process group exists, so that missing ranks can be named.
 
-Owns waiting with limits. The store is the one at MASTER_ADDR and MASTER_PORT; nothing listens that would not anyway.
+All waits are bounded. The store is the one at MASTER_ADDR and MASTER_PORT; no additional port is opened.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from torch import distributed as dist
 
 from attributegan.errors import TransientError
 
-HEARD_S = 10.0  # for others to read what a process has said before it ends
+ACKNOWLEDGE_S = 10.0  # for the other ranks to read what a rank has reported before it exits
 
 
 class RendezvousError(TransientError):
-    """The store does not answer, or a process gives no word; says which."""
+    """The store does not respond, or ranks are missing; names them."""
 
 
 class Rendezvous:
-    """This process among ``world``, at the launcher's store.
+    """This process among ``world`` processes, connected to the launcher's store.
+
+    Args:
+        rank: of this process.
+        world: number of processes.
+        seconds: timeout of the connection.
 
     Raises:
-        Lost: it is not there within ``seconds``.
+        RendezvousError: the store can't be reached within ``seconds``.
     """
 
     _numbers: ClassVar = itertools.count()
@@ -38,75 +43,85 @@ class Rendezvous:
     def __init__(self, rank: int, world: int, seconds: float) -> None:
         self.rank, self.world = rank, world
         self.where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        launcher_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             self.tcp = dist.TCPStore(
                 address,
                 port,
-                is_master=rank == 0 and not of_launcher,
+                is_master=rank == 0 and not launcher_has_store,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=seconds),
-                multi_tenant=True,  # the process group has its store there as well
+                multi_tenant=True,  # the process group uses the same store
             )
         except (RuntimeError, KeyError, ValueError) as error:
-            raise RendezvousError(self._lost(error)) from error
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # a launcher that starts its processes again keeps the store
-        self.store = dist.PrefixStore(f"meeting/{restart}/{next(self._numbers)}", self.tcp)
+            raise RendezvousError(self._unreachable(error)) from error
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives restarts by the launcher
+        self.store = dist.PrefixStore(f"rendezvous/{restart}/{next(self._numbers)}", self.tcp)
 
     def all_gather(self, topic: str, value: Any, seconds: float, ranks: Sequence[int] = ()) -> dict[int, Any]:
-        """The ``value`` (JSON-like) that each process has under ``topic``, by rank; without those that gave none in ``seconds``.
+        """Gathers the values that the ranks publish under ``topic``.
 
         Args:
-            ranks: whom to wait for; all, if none are given.
+            topic: name of the exchange.
+            value: this rank's value, JSON-like.
+            seconds: timeout.
+            ranks: ranks to wait for; by default all.
+
+        Returns:
+            values by rank, without the ranks that published none in time.
         """
         until = time.monotonic() + seconds
         try:
             self.store.set(f"{topic}/{self.rank}", json.dumps(value))
-            wanted = ranks or range(self.world)
-            return {rank: json.loads(self.store.get(f"{topic}/{rank}")) for rank in wanted if self._is_there(f"{topic}/{rank}", until)}
+            expected = ranks or range(self.world)
+            return {rank: json.loads(self.store.get(f"{topic}/{rank}")) for rank in expected if self._wait_for(f"{topic}/{rank}", until)}
         except RuntimeError as error:
-            raise RendezvousError(self._lost(error)) from error
+            raise RendezvousError(self._unreachable(error)) from error
 
-    def _is_there(self, key: str, until: float) -> bool:
+    def _wait_for(self, key: str, until: float) -> bool:
         left = until - time.monotonic()
         if left <= 0:
             return bool(self.store.check([key]))
         try:
             self.store.wait([key], timedelta(seconds=left))
-        except dist.DistStoreError:  # time is up
+        except dist.DistStoreError:  # timeout
             return False
         return True
 
-    def _lost(self, error: Exception) -> str:
+    def _unreachable(self, error: Exception) -> str:
         reason = str(error).splitlines()[0]
         return (
-            f"no meeting point at {self.where} ({reason}): main_process_ip must be an address of the first machine that all others reach, "
-            "its main_process_port free there and open in the firewall, and the first machine started"
+            f"rendezvous failed at {self.where} ({reason}): check that main_process_ip is an address of the first machine that all others "
+            "can reach, that main_process_port is free there and open in the firewall, and that the first machine has started"
         )
 
 
 def wait_for_all_ranks(seconds: float, problem: str = "") -> Rendezvous:
-    """Every process that the launcher started says that it is there, or its ``problem``; none goes on without the others.
+    """Waits until every rank of the launch has checked in, with an optional problem; fails on all ranks if one is missing or has a problem.
+
+    Args:
+        seconds: timeout.
+        problem: why this rank can't start; "" if it can.
 
     Returns:
-        where they met; to be kept, since without a launcher's store it is rank 0 that has it.
+        the rendezvous; keep a reference, since rank 0 may host the store.
 
     Raises:
-        ValueError: a process has a problem; names it, on every process.
-        Lost: a process gives no word in ``seconds``; names it.
+        ValueError: a rank reported a problem; raised on every rank.
+        RendezvousError: a rank did not check in within ``seconds``; names it.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rendezvous = Rendezvous(rank, world, seconds)
-    said = rendezvous.all_gather("there", [socket.gethostname(), problem], seconds)
-    missing = [rank for rank in range(world) if rank not in said]
-    troubled = {rank: words for rank, words in said.items() if words[1]}
-    if not missing and not troubled:
+    reports = rendezvous.all_gather("present", [socket.gethostname(), problem], seconds)
+    missing = [rank for rank in range(world) if rank not in reports]
+    failed = {rank: report for rank, report in reports.items() if report[1]}
+    if not missing and not failed:
         return rendezvous
-    with contextlib.suppress(RendezvousError):  # the others have gone
-        rendezvous.all_gather("heard", True, HEARD_S, list(said))
-    if len(troubled) == world and len({words[1] for words in troubled.values()}) == 1:
+    with contextlib.suppress(RendezvousError):  # the others have exited
+        rendezvous.all_gather("acknowledged", True, ACKNOWLEDGE_S, list(reports))
+    if len(failed) == world and len({report[1] for report in failed.values()}) == 1:
         raise ValueError(problem)
-    lines = [f"rank {rank} ({host}): {problem}" for rank, (host, problem) in troubled.items()]
-    lines += [f"rank {rank}: no word in {seconds:.0f} s" for rank in missing]
-    raise (ValueError if troubled else RendezvousError)("not all processes can start:\n  " + "\n  ".join(lines))
+    lines = [f"rank {rank} ({host}): {problem}" for rank, (host, problem) in failed.items()]
+    lines += [f"rank {rank}: no response in {seconds:.0f} s" for rank in missing]
+    raise (ValueError if failed else RendezvousError)("not all processes can start:\n  " + "\n  ".join(lines))

@@ -1,7 +1,6 @@
 """Processes, devices and precision: the only file that imports accelerate.
 
-A `Runtime` knows who this process is among how many. The phases and the loop are written against it and the engines (build.py), and don't
-know in which mode they run.
+The training loop and the phases use a `Runtime` and engines (build.py), and are the same in every distributed mode.
 """
 
 from __future__ import annotations
@@ -36,25 +35,29 @@ from attributegan.utils.collectives import gather
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
-ASK_S = 1.0
+POLL_S = 1.0
 log = logging.getLogger("attributegan")
 
 
 class Runtime:
     """This process among the processes of the run.
 
+    Args:
+        config: the configuration; ``train.precision`` "auto" is resolved in the attribute ``config``.
+
     Raises:
-        ValueError: the number of processes is not the one asked for, or does not divide the batch.
+        ValueError: the world size is not the configured one, or does not divide the batch.
+        RendezvousError: ranks are missing or the store can't be reached.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         on_cpu = not torch.cuda.is_available()
-        self.environ = dict(os.environ)  # as the launcher left it
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # Accelerate would prepare one engine, and we need two
+        self.environ = dict(os.environ)  # as set by the launcher
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate supports one DeepSpeed engine, and two are needed
         handlers = []
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with one process, Accelerate takes a backend for a process group's
-            self.rendezvous = wait_for_all_ranks(config.train.timeout_s)  # kept, since rank 0 may have the store of all
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with a backend, accelerate would create a process group for one process as well
+            self.rendezvous = wait_for_all_ranks(config.train.timeout_s)  # keeps the store alive, which rank 0 may host
             timeout = datetime.timedelta(seconds=config.train.timeout_s)
             handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
@@ -70,18 +73,22 @@ class Runtime:
             torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = config.train.tf32
         self.sharding = self.run_and_raise_everywhere(self._check)
-        self.launch_id: str = self.broadcast_object(secrets.token_hex(4))  # a word that this start alone has
+        self.launch_id: str = self.broadcast_object(secrets.token_hex(4))  # unique to this launch
 
     def _check(self) -> dict[str, deepspeed_config.NetworkSharding]:
-        """How the networks are sharded; ValueError when this start can't be what was asked for."""
+        """Validates the launch and returns the sharding of the networks.
+
+        Raises:
+            ValueError: the launch does not match the configuration.
+        """
         train = self.config.train
         if train.world_size not in (0, self.world):
             raise ValueError(
                 f"train.world_size: {train.world_size} were asked for, the launcher gave {self.world}; "
                 "docs/multinode.md has launch commands that start them all"
             )
-        if not train.world_size and (why := launcher.launch_problem(self.environ)):
-            raise ValueError(f"{why} (or train.world_size={self.world}, if that is what you want)")
+        if not train.world_size and (problem := launcher.launch_problem(self.environ)):
+            raise ValueError(f"{problem} (or set train.world_size={self.world} to train with this number of processes)")
         if train.batch % (train.grad_accumulation * self.world):
             raise ValueError(
                 f"train.batch: {train.batch} does not divide into {self.world} processes x {train.grad_accumulation} micro-batches "
@@ -90,11 +97,11 @@ class Runtime:
         return deepspeed_config.resolve(self.config, self.environ, self.world)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The mixed-precision context of forward passes; losses are computed outside of it, in full precision."""
+        """Returns the autocast context of forward passes; losses are computed outside of it, in full precision."""
         return precision.autocast(self.config.train.precision, self.device)
 
     def _precision(self) -> str:
-        """``train.precision``, with "auto" decided by rank 0 for all: the launcher's, that of the run so far, or the fastest here."""
+        """Returns ``train.precision``; rank 0 resolves "auto" to the launcher's precision, that of the resumed run, or the fastest one."""
         chosen: str = self.config.train.precision
         self.precision_reason = ""
         if chosen == "auto" and self.is_main:
@@ -102,13 +109,13 @@ class Runtime:
             if launcher in precision.AUTOCAST:
                 chosen, self.precision_reason = launcher, "mixed_precision of the launcher"
             elif self.config.run.resume == "auto" and (previous := previous_precision(Path(self.config.run.dir))):
-                chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which this start resumes"
+                chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which is resumed"
             else:
                 chosen, self.precision_reason = precision.choose(self.device)
         return self.broadcast_object(chosen)
 
     def log_precision(self) -> None:
-        """Log what "auto" was decided to be and why, and a warning when the precision is slow here."""
+        """Logs how "auto" was resolved, and a warning if the precision is slow on this device."""
         if not self.is_main:
             return
         chosen = self.config.train.precision
@@ -118,23 +125,24 @@ class Runtime:
             log.warning(message)
 
     def place(self, module: M, network: str) -> M:
-        """Move a network to this device, in the precision and layout that training uses."""
+        """Moves a network to this device, in the dtype and memory format of training."""
         module = module.to(self.device, self.dtype)
-        if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; maps are channels-last all the same
+        if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; activations are channels-last nevertheless
             return module
         return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def images(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 tiles -> this device, [-1, 1], in the layout that training uses."""
+        """Converts uint8 tiles to [-1, 1] on this device, in the dtype and memory format of training."""
         images = images_BCHW.to(self.device, non_blocking=True).to(self.dtype) / 127.5 - 1
         return images.contiguous(memory_format=self.memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """The memory format of images and activations."""
         return torch.channels_last if self.config.train.channels_last else torch.contiguous_format
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any process; every process must ask."""
+        """Returns whether ``flag`` is set on any process; every process must call it."""
         if self.world == 1:
             return flag
         flags = torch.tensor([float(flag)], device=self.device)
@@ -142,86 +150,87 @@ class Runtime:
         return bool(flags.item())
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over the processes; every process must ask, with the same keys."""
+        """Averages scalars over the processes; every process must call it with the same keys."""
         stacked = torch.stack([value.detach().double() for value in values.values()])
         if self.world > 1:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.world).tolist(), strict=True))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes, in rank order, with gradients through the gather."""
+        """Concatenates the rows of all processes in rank order; differentiable."""
         if self.world == 1:
             return tensor
         return gather(tensor).flatten(0, 1)
 
     def broadcast_object(self, value: Any) -> Any:
-        """The main process's ``value`` (JSON-like), on every process."""
+        """Returns rank 0's ``value`` (JSON-like) on every process."""
         return self.all_gather_object(value)[0]
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """What ``work()`` (JSON-like) gives on the main process, on every process; every process must call.
+        """Runs ``work`` on rank 0 and returns its result (JSON-like) on every process; every process must call it.
 
-        The others ask again and again, so that it may take longer than ``train.timeout_s`` lets a collective wait.
+        Polls with short collectives, so that ``work`` may take longer than the timeout ``train.timeout_s`` of one collective.
         """
         with ThreadPoolExecutor(1) as pool:
-            working = pool.submit(work if self.is_main else lambda: None)
-            while not self.broadcast_object(bool(futures.wait([working], ASK_S).done)):
+            future = pool.submit(work if self.is_main else lambda: None)
+            while not self.broadcast_object(bool(futures.wait([future], POLL_S).done)):
                 pass
-            return self.broadcast_object(working.result())
+            return self.broadcast_object(future.result())
 
     def all_gather_object(self, value: T) -> list[T]:
-        """The ``value`` (JSON-like) of every process, in rank order, on every process."""
+        """Returns the ``value`` (JSON-like) of every process, in rank order, on every process."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
     def run_and_raise_everywhere(self, work: Callable[[], T]) -> T:
-        """``work()``, on every process; a ValueError on any of them is raised on all, so that none waits for one that has gone.
+        """Runs ``work`` on every process. A ValueError on any of them is raised on all, so that none blocks in a later collective.
 
         Raises:
-            ValueError: from ``work``; names the processes, when they are several.
-            TransientError: the same, when every one was one.
+            ValueError: from ``work``; names the ranks if their errors differ.
+            TransientError: likewise, if all errors are transient.
         """
-        result, problem, may_pass = None, "", True
+        result, problem, is_transient = None, "", True
         try:
             result = work()
         except ValueError as error:
-            problem, may_pass = str(error) or type(error).__name__, isinstance(error, TransientError)
-        answers = self.all_gather_object((problem, may_pass))
-        problems = [of_rank for of_rank, _ in answers]
+            problem, is_transient = str(error) or type(error).__name__, isinstance(error, TransientError)
+        outcomes = self.all_gather_object((problem, is_transient))
+        problems = [problem for problem, _ in outcomes]
         if any(problems):
             message = problems[0] if len(set(problems)) == 1 else _by_rank(problems, self.all_gather_object(socket.gethostname()))
-            raise (TransientError if all(may_pass for _, may_pass in answers) else ValueError)(message)
+            raise (TransientError if all(is_transient for _, is_transient in outcomes) else ValueError)(message)
         return result  # type: ignore[return-value]
 
     def check_same(self, **facts: str) -> None:
-        """Refuse to train where processes differ in anything they must have in common.
+        """Checks that all processes agree on the given facts.
 
         Args:
-            facts: what must be the same on every process, by its name in messages.
+            facts: values that must be equal on every process, by the name used in messages.
 
         Raises:
-            ValueError: on every process; names the fact and the processes.
+            ValueError: on every process; names the facts and ranks that differ.
         """
-        everyone, hosts = self.all_gather_object(facts), self.all_gather_object(socket.gethostname())
+        by_rank, hosts = self.all_gather_object(facts), self.all_gather_object(socket.gethostname())
         lines = []
-        for name, value in everyone[0].items():
-            others = [rank for rank, of_rank in enumerate(everyone) if of_rank[name] != value]
+        for name, value in by_rank[0].items():
+            others = [rank for rank, values in enumerate(by_rank) if values[name] != value]
             if others:
                 lines.append(
                     f"{name}: rank 0 ({hosts[0]}) has {value}; "
-                    + ", ".join(f"rank {rank} ({hosts[rank]}) has {everyone[rank][name]}" for rank in others)
+                    + ", ".join(f"rank {rank} ({hosts[rank]}) has {by_rank[rank][name]}" for rank in others)
                 )
         if lines:
             raise ValueError("processes differ; start all of them with the same code, configuration and data:\n  " + "\n  ".join(lines))
 
     def barrier(self) -> None:
+        """Waits for all processes."""
         if self.world > 1:
             dist.barrier()
 
     def shutdown(self) -> None:
-        """Leave the process group; the last call of a process."""
+        """Destroys the process group; must be the last call."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""Which part of a tensor a process holds or writes: the even share, and pieces of any place and length.
+"""Sharding of tensors over processes: even shards, and state dicts of arbitrary slices.
 
-Pure arithmetic but for `EvenShard.all_gather`, which is a collective. What the tensors mean is elsewhere.
+Pure arithmetic except for `EvenShard.all_gather`, which is a collective.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EvenShard:
-    """An even share: of n elements in row-major order, process r of W has [r c, (r + 1) c) with c = ceil(n / W); ZeRO-3's partition."""
+    """The even partition of ZeRO-3: of n elements in row-major order, process r of W has [r c, (r + 1) c) with c = ceil(n / W)."""
 
     rank: int
     world: int
 
     def size(self, numel: int) -> int:
-        """c, the length of every share but the last ones."""
+        """Returns c, the length of every shard except the last ones."""
         return -(-numel // self.world)
 
     def bounds(self, numel: int) -> tuple[int, int]:
-        """First element of the share and the one after its last; equal for an empty share."""
+        """Returns the first element of the shard and the one after its last; equal for an empty shard."""
         size = self.size(numel)
         return min(self.rank * size, numel), min((self.rank + 1) * size, numel)
 
     def local(self, tensor: Tensor) -> Tensor:
-        """The share of a tensor, 1-D; a view of a contiguous one."""
+        """Returns this process's shard of a whole tensor, 1-D; a view if the tensor is contiguous."""
         first, end = self.bounds(tensor.numel())
         return tensor.reshape(-1)[first:end]
 
     def all_gather(self, part_N: Tensor, numel: int) -> Tensor:
-        """The ``numel`` elements whose shares the processes hold; every process calls and gets them all."""
+        """Gathers the shards of all processes into ``numel`` elements, 1-D; every process must call it."""
         if self.world == 1:
             return part_N
         padded = part_N.new_zeros(self.size(numel))
@@ -56,19 +56,26 @@ class TensorSlice:
 
 @dataclass
 class ShardedStateDict:
-    """Named tensors: types and shapes of all, and this process's pieces; the processes together have each element once."""
+    """A state dict of which this process holds some slices; all processes together hold every element exactly once.
+
+    Attributes:
+        shapes: dtype and shape of every whole tensor.
+        slices: those of this process.
+    """
 
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
     slices: list[TensorSlice] = field(default_factory=list)
 
     @classmethod
     def replicated(cls, tensors: Mapping[str, Tensor], share: EvenShard) -> ShardedStateDict:
-        """Of tensors that every process has whole: each contributes its even share."""
-        table = cls()
+        """Builds the state dict of replicated tensors: each process contributes its even shard."""
+        state_dict = cls()
         for name, tensor in tensors.items():
-            table.add(name, tensor.dtype, tensor.shape, [TensorSlice(name, share.bounds(tensor.numel())[0], share.local(tensor.detach()))])
-        return table
+            local = TensorSlice(name, share.bounds(tensor.numel())[0], share.local(tensor.detach()))
+            state_dict.add(name, tensor.dtype, tensor.shape, [local])
+        return state_dict
 
     def add(self, name: str, dtype: torch.dtype, shape: Iterable[int], slices: Iterable[TensorSlice]) -> None:
+        """Adds a tensor with this process's slices, which may be empty."""
         self.shapes[name] = (dtype, tuple(shape))
         self.slices += [part for part in slices if len(part.values_N)]

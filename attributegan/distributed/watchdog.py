@@ -1,7 +1,7 @@
-"""Processes that watch each other: when one dies, hangs or raises, the others say which and end, instead of waiting in a collective.
+"""A watchdog among the processes of a run: if one dies, hangs or raises, the others report it and exit instead of blocking in a collective.
 
-Each process writes a sign of life into the store of the process group and reads those of the others, in a thread. The store is the one that
-the launcher set up; nothing new listens. Starting the run again is the launcher's business, or Slurm's.
+A thread of each process writes a heartbeat to the store of the process group and reads those of the others. The store is the one set
+up by the launcher; no additional port is opened. Restarting the run is left to the launcher or Slurm.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from torch import distributed as dist
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
-SILENCE_S = 20.0  # without a sign of life, a process counts as dead
-STORE_S = 10.0  # longer than SILENCE_S, after which a store that should have given up by then is not waited for
-GRACE_S = 3.0  # in which a process that has heard of another's end may still end by itself, with its own error
+HEARTBEAT_S = 1.0  # interval between heartbeats
+TIMEOUT_S = 20.0  # without a heartbeat for so long, a process counts as failed
+STORE_MARGIN_S = 10.0  # a store request that exceeds TIMEOUT_S by this much is considered stuck
+GRACE_S = 3.0  # after another process failed, time for this one to exit by itself with its own error
 _PEER_ERRORS = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
-# gloo raises plain RuntimeErrors, known by their text
-_PEER_WORDS = re.compile(r"gloo|NCCL|\b[Cc]onnection\b|\bpeer\b|Timed out|\bstore\b")
+# gloo raises plain RuntimeErrors that can only be recognised by their text.
+_PEER_PATTERN = re.compile(r"gloo|NCCL|\b[Cc]onnection\b|\bpeer\b|Timed out|\bstore\b")
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether ``error`` looks like that of a collective which lost a process."""
-    return isinstance(error, _PEER_ERRORS) or (isinstance(error, RuntimeError) and bool(_PEER_WORDS.search(str(error))))
+    """Returns whether ``error`` looks like a collective failed because another process is gone."""
+    return isinstance(error, _PEER_ERRORS) or (isinstance(error, RuntimeError) and bool(_PEER_PATTERN.search(str(error))))
 
 
 class Watchdog:
-    """A context in which this process and the others watch each other; entering it is a collective.
+    """A context in which the processes monitor each other; entering it is a collective.
 
     Args:
-        rank, world: of this process; with one process nothing happens.
-        token: a word that all processes of this start share and no other start has.
-        stopped: whether this process was asked to stop; then it waits for nobody.
+        rank: of this process.
+        world: number of processes; 1 disables the watchdog.
+        launch_id: an id shared by the processes of this launch and unique to it.
+        stopped: returns whether this process was asked to stop; it then does not wait to identify a failed process.
     """
 
     def __init__(self, rank: int, world: int, launch_id: str, stopped: Callable[[], bool]) -> None:
@@ -49,21 +50,21 @@ class Watchdog:
         self.failure = ""
         self._prefix = f"attributegan/{launch_id}"
         self._ended = threading.Event()
-        self._asked = 0.0  # when the store was last asked
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        # A request to a store behind a cut network can wait for ever, whatever its limit says.
-        self._guard = threading.Thread(target=self._guard_store, name="watch of the store", daemon=True)
+        self._last_request = 0.0  # time of the last store request
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        # A store request over a broken network connection can block for ever, despite its timeout.
+        self._guard = threading.Thread(target=self._guard_store, name="watchdog of the store", daemon=True)
 
     def __enter__(self) -> Watchdog:
         if self.world > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            tcp = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_S))
+            tcp = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
             self._store = dist.PrefixStore(self._prefix, tcp)
-            self._store.set(f"who/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+            self._store.set(f"location/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
             self._store.set(f"heartbeat/{self.rank}", "0")
             dist.barrier()
-            self._who = [of_rank.decode() for of_rank in self._store.multi_get([f"who/{rank}" for rank in range(self.world)])]
-            self._asked = time.monotonic()
+            self._locations = [value.decode() for value in self._store.multi_get([f"location/{rank}" for rank in range(self.world)])]
+            self._last_request = time.monotonic()
             self._thread.start()
             self._guard.start()
         return self
@@ -72,37 +73,37 @@ class Watchdog:
         if self.world == 1:
             return
         if error is not None and self._is_peer_failure(error):
-            log.error("%s; ending", self.failure or "another process of this run has ended")
-            self._end()
+            log.error("%s; exiting", self.failure or "another process of this run has ended")
+            self._exit()
         self._ended.set()
-        self._thread.join(SILENCE_S)
+        self._thread.join(TIMEOUT_S)
         if self._thread.is_alive():
-            log.warning("no word to the other processes: the store does not answer")
+            log.warning("could not notify the other processes: the store does not respond")
             return
         try:
             self._store.set(f"heartbeat/{self.rank}", f"!{type(error).__name__}: {error}" if error is not None else ".")
-        except Exception as lost:  # the store's host has gone; it needs no word any more
-            log.warning("no word to the other processes: %s", lost)
+        except Exception as store_error:  # the store's host has ended, so nobody is waiting
+            log.warning("could not notify the other processes: %s", store_error)
 
     def _is_peer_failure(self, error: BaseException) -> bool:
-        """Whether ``error`` only shows that another process is gone: waits until it is known which, or known to be none."""
+        """Returns whether ``error`` is a consequence of another process's failure; waits until that process is identified, if any."""
         if not is_peer_failure(error):
             return bool(self.failure)
-        until = time.monotonic() + SILENCE_S + STORE_S + 2 * PERIOD_S
+        until = time.monotonic() + TIMEOUT_S + STORE_MARGIN_S + 2 * HEARTBEAT_S
         while not self.failure and not self.stopped() and time.monotonic() < until:
             time.sleep(0.05)
         return bool(self.failure) or self.stopped()
 
     def _run(self) -> None:
         heartbeats, changed, count = [b"0"] * self.world, [time.monotonic()] * self.world, 0
-        while not self._ended.wait(PERIOD_S):
+        while not self._ended.wait(HEARTBEAT_S):
             count += 1
-            self._asked = time.monotonic()
+            self._last_request = time.monotonic()
             try:
                 self._store.set(f"heartbeat/{self.rank}", str(count))
                 latest = self._store.multi_get([f"heartbeat/{rank}" for rank in range(self.world)])
             except Exception as error:
-                self._tell(f"the store of the process group (rank 0's node, or its launcher) does not answer: {error}")
+                self._fail(f"the store of the process group (on rank 0's node, or its launcher) does not respond: {error}")
                 return
             now = time.monotonic()
             for rank, heartbeat in enumerate(latest):
@@ -111,27 +112,26 @@ class Watchdog:
                 if rank == self.rank or heartbeat == b".":
                     continue
                 if heartbeat.startswith(b"!"):
-                    self._tell(f"rank {rank} ({self._who[rank]}) failed: {heartbeat[1:].decode()}")
+                    self._fail(f"rank {rank} ({self._locations[rank]}) failed: {heartbeat[1:].decode()}")
                     return
-                if now - changed[rank] > SILENCE_S:
-                    self._tell(f"rank {rank} ({self._who[rank]}) has given no sign of life for {SILENCE_S:.0f} s")
+                if now - changed[rank] > TIMEOUT_S:
+                    self._fail(f"rank {rank} ({self._locations[rank]}) has sent no heartbeat for {TIMEOUT_S:.0f} s")
                     return
 
     def _guard_store(self) -> None:
-        while not self._ended.wait(PERIOD_S):
-            if time.monotonic() - self._asked > SILENCE_S + STORE_S and not self.failure:
-                self._tell(
-                    f"the store of the process group (rank 0's node, or its launcher) has not answered for {SILENCE_S + STORE_S:.0f} s"
-                )
+        while not self._ended.wait(HEARTBEAT_S):
+            if time.monotonic() - self._last_request > TIMEOUT_S + STORE_MARGIN_S and not self.failure:
+                seconds = TIMEOUT_S + STORE_MARGIN_S
+                self._fail(f"the store of the process group (on rank 0's node, or its launcher) has not responded for {seconds:.0f} s")
 
-    def _tell(self, failure: str) -> None:
+    def _fail(self, failure: str) -> None:
         self.failure = failure
         if not self._ended.wait(GRACE_S):
-            log.error("%s; ending", failure)
-            self._end()
+            log.error("%s; exiting", failure)
+            self._exit()
 
-    def _end(self) -> None:
-        """Leave at once: the main thread may be in a collective that never returns."""
+    def _exit(self) -> None:
+        """Exits immediately: the main thread may be in a collective that never returns."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""An evaluation: real tiles and what can be judged on them (`real`), what a generator makes (`generated`), the result (`result`).
+"""Evaluation of generators: real tiles and the assessed attributes (`reference`), generated tiles (`samples`), results (`scores`).
 
-Uses `attributegan.metrics` for every number. Reads no files of a data set: real tiles come as arrays through `real.Split`.
+Uses `attributegan.metrics` for every number. Reads no dataset files: real tiles are arrays, through `reference.Split`.
 """

@@ -1,6 +1,6 @@
-"""The real side of an evaluation: features of both splits, the judge, and which attributes it can judge at all.
+"""The real tiles of an evaluation: features of both splits, the attribute predictor, and the attributes that it can assess.
 
-What costs time is kept in a cache, by content: the same tiles, features and settings are never computed twice.
+Expensive results are cached by content: nothing is recomputed for the same tiles, features and settings.
 """
 
 from __future__ import annotations
@@ -17,73 +17,73 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
-from attributegan.metrics.features import Features, resized
+from attributegan.metrics.features import Features, resize
 from attributegan.metrics.quality import REPLICATES, Estimate
 from attributegan.utils.files import atomic_write, user_cache
 
-MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level, below which it is not judged
-CROSS_TILES, CROSS_FOLDS = 1_000, 10  # up to so many tiles, training tiles too are read by judges that have not seen their slide
-MIN_CLUSTERS = 5  # slides from which on intervals are over slides; fewer say nothing by resampling
-CNN_TILES = 1_000  # fewer are too few to train a CNN from scratch
-CACHE_FORMAT = 3  # counts up when what is cached would come out otherwise
-CHUNK = 32  # tiles that go through the feature network at a time
+MIN_TRAIN, MIN_HELD_OUT = 20, 10  # tiles of a level that are needed to assess it
+CROSS_TILES, CROSS_FOLDS = 1_000, 10  # sets of at most so many tiles also use cross-validated predictions of training tiles
+MIN_CLUSTERS = 5  # slides needed to bootstrap over slides; fewer give no useful interval
+CNN_TILES = 1_000  # training tiles needed to train a CNN from scratch
+CACHE_FORMAT = 3  # increment when cached values would change
+CHUNK = 32  # tiles in one batch of the feature network
 
-Progress = Callable[[str, int, int], None]  # what is being done, tiles done, tiles in all
+Progress = Callable[[str, int, int], None]  # description, tiles done, total
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some tiles of a data set."""
+    """A split of a dataset."""
 
     levels_NA: np.ndarray  # int64
-    group_N: np.ndarray  # int64, the slide or patient of each tile; every tile its own when none is known
-    read: Callable[[np.ndarray], np.ndarray]  # rows -> tiles_NHWC uint8, in the size that the generator makes
-    identity: str  # hash of what the tiles are
+    group_N: np.ndarray  # int64, the slide or patient of each tile; one group per tile if unknown
+    read: Callable[[np.ndarray], np.ndarray]  # rows -> tiles_NHWC uint8, of the generator's image size
+    identity: str  # hash of the tiles
 
     def __len__(self) -> int:
         return len(self.levels_NA)
 
     def thumbs(self) -> np.ndarray:
-        """All tiles, in the size that the judge sees."""
+        """Returns all tiles, resized for the predictor."""
         rows = np.arange(len(self))
         return np.concatenate([thumbs(self.read(rows[first : first + CHUNK])) for first in range(0, len(self), CHUNK)])
 
 
 def thumbs(tiles_NHWC: np.ndarray) -> np.ndarray:
-    """uint8 tiles, no larger than what the judge sees."""
+    """Resizes uint8 tiles to at most the predictor's input size, `predictor.CNN_SIZE` pixels."""
     if tiles_NHWC.shape[1] <= predictor.CNN_SIZE:
         return tiles_NHWC
-    return resized(tiles_NHWC, predictor.CNN_SIZE).round().byte().permute(0, 2, 3, 1).numpy()
+    return resize(tiles_NHWC, predictor.CNN_SIZE).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 @dataclass(frozen=True)
 class AssessedAttribute:
-    """Whether an attribute is judged, and on which of its levels; by rule, from the real tiles alone."""
+    """Whether an attribute is assessed, and on which levels; decided by rule from the real tiles only."""
 
     is_assessed: bool
-    why: str  # not; "" when it is judged
-    levels: tuple[int, ...]  # with enough tiles
-    tiles: dict[int, tuple[int, int]]  # of each assessable level, (training, exam)
+    reason: str  # why it is not assessed; "" if it is
+    levels: tuple[int, ...]  # those with enough tiles
+    tiles: dict[int, tuple[int, int]]  # of each assessable level: (training, held-out) tiles
 
 
 @dataclass(frozen=True)
 class HeldOutPredictions:
-    """What the judge says of real tiles of slides that it has not seen."""
+    """Predicted levels of real tiles from slides that the predictor was not trained on."""
 
     levels_NA: np.ndarray
     predicted_NA: np.ndarray
     group_N: np.ndarray
-    crossed: bool  # training tiles are among them, each read by a judge that was trained without its group
+    crossed: bool  # includes cross-validated predictions of the training tiles
 
     @property
     def cluster_N(self) -> np.ndarray:
-        """What is drawn together in a bootstrap: slides where there are some, else tiles."""
+        """The clusters of a bootstrap: slides if there are at least `MIN_CLUSTERS`, else single tiles."""
         return self.group_N if len(np.unique(self.group_N)) >= MIN_CLUSTERS else np.arange(len(self.group_N))
 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """What is known of the real tiles; on the main process."""
+    """The analysed real tiles; exists on rank 0 only."""
 
     schema: AttributeSchema
     train: Split
@@ -91,44 +91,48 @@ class ReferenceSet:
     train_ND: np.ndarray  # features
     held_out_ND: np.ndarray
     attribute_predictor: predictor.AttributePredictor
-    note: dict[str, Any]  # how the judge came about
-    thumbs: np.ndarray  # held-out tiles
+    note: dict[str, Any]  # how the predictor was trained
+    thumbs: np.ndarray  # held-out tiles, resized for the predictor
     held_out_predictions: HeldOutPredictions
     assessments: tuple[AssessedAttribute, ...]  # by attribute
-    held_out_scores: dict[str, dict[str, Estimate]]  # of the judge, where two levels have enough tiles
+    held_out_scores: dict[str, dict[str, Estimate]]  # of the predictor, for attributes with enough tiles of two levels
 
     @property
     def assessed_columns(self) -> list[int]:
-        """Columns of the attributes that are judged."""
+        """Columns of the assessed attributes."""
         return [a for a, assessed in enumerate(self.assessments) if assessed.is_assessed]
 
     @property
     def predictor_needs_features(self) -> bool:
+        """Whether the predictor works on features rather than pixels alone."""
         return isinstance(self.attribute_predictor, predictor.Head)
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Arrays and judges by the content that they were computed from."""
+    """A cache of arrays and predictors, addressed by the content that they were computed from."""
 
     folder: Path
 
     @classmethod
     def at(cls, folder: Path | None) -> FeatureCache:
-        """In ``folder``, or in the user's own cache folder."""
+        """Returns the cache in ``folder``; by default in the user's cache folder."""
         return cls(folder or user_cache() / "evaluation")
 
     def path(self, kind: str, *content: Any) -> Path:
+        """Returns the path of an entry, without suffix, from JSON-like content."""
         digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *content], sort_keys=True).encode()).hexdigest()
         return self.folder / f"{kind}-{digest[:24]}"
 
     def load(self, path: Path) -> np.ndarray | None:
+        """Loads an array; returns None if it is missing or unreadable."""
         try:
             return np.load(path.with_suffix(".npy"), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
 
     def save(self, path: Path, array: np.ndarray) -> None:
+        """Saves an array."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path.with_suffix(".npy"), fsync=False, shared=True) as stream:
             np.save(stream, array, allow_pickle=False)
@@ -145,13 +149,24 @@ def analyze_reference(
     kind: str = "auto",
     seed: int = 0,
     steps: int = predictor.CNN_STEPS,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda description, done, total: None,
 ) -> ReferenceSet | None:
-    """Features, judge and verdicts of the real tiles; on the main process, None on the others. Every process must call.
+    """Computes features, trains the predictor and decides which attributes are assessed. Every process must call it.
 
     Args:
-        kind: of the judge: cnn, features, or auto for the one that reads left-out training groups better.
+        schema: the attributes.
+        train: the training split.
+        held_out: the held-out split.
+        features: the feature extractor.
+        processes: of this launch.
+        cache: for features and predictors.
+        kind: of the predictor: "cnn", "features", or "auto" for the one that predicts left-out training groups better.
+        seed: of the training of a CNN.
         steps: of the training of a CNN.
+        progress: called with a description, tiles done and the total.
+
+    Returns:
+        the reference set on rank 0; None on other ranks.
     """
     train_ND, held_out_ND = (
         features_of(split, name, features, processes, cache, progress)
@@ -161,13 +176,13 @@ def analyze_reference(
         return None
     assert train_ND is not None and held_out_ND is not None
     attribute_predictor, note = _fit_predictor(schema, train, train_ND, features, processes, cache, kind, seed, steps, progress)
-    small = held_out.thumbs()
+    thumbs_NHWC = held_out.thumbs()
     held_out_predictions = _predict_held_out(
         schema,
         train,
         train_ND,
         held_out,
-        attribute_predictor.predict(small, held_out_ND),
+        attribute_predictor.predict(thumbs_NHWC, held_out_ND),
         attribute_predictor,
         cache,
         features,
@@ -176,24 +191,34 @@ def analyze_reference(
     )
     assessments, scores = [], {}
     for a, name in enumerate(schema.names):
-        assessed, found = _assess(schema, a, train.levels_NA[:, a], held_out_predictions)
+        assessed, estimates = _assess(schema, a, train.levels_NA[:, a], held_out_predictions)
         assessments.append(assessed)
-        if found:
-            scores[name] = found
+        if estimates:
+            scores[name] = estimates
     return ReferenceSet(
-        schema, train, held_out, train_ND, held_out_ND, attribute_predictor, note, small, held_out_predictions, tuple(assessments), scores
+        schema=schema,
+        train=train,
+        held_out=held_out,
+        train_ND=train_ND,
+        held_out_ND=held_out_ND,
+        attribute_predictor=attribute_predictor,
+        note=note,
+        thumbs=thumbs_NHWC,
+        held_out_predictions=held_out_predictions,
+        assessments=tuple(assessments),
+        held_out_scores=scores,
     )
 
 
 def features_of(
     split: Split, name: str, features: Features, processes: Processes, cache: FeatureCache, progress: Progress
 ) -> np.ndarray | None:
-    """Features of all tiles, from the cache or into it; on the main process, None on the others. Every process must call."""
+    """Returns the features of all tiles, cached, on rank 0 and None on other ranks. Every process must call it."""
     path = cache.path("features", split.identity, features.identity)
     cached = cache.load(path) if processes.is_main else None
     if processes.broadcast_object(cached is not None):
         return cached
-    found = processes.map(
+    arrays = processes.map(
         len(split),
         CHUNK,
         lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
@@ -201,8 +226,8 @@ def features_of(
     )
     if not processes.is_main:
         return None
-    cache.save(path, found[0])
-    return found[0]
+    cache.save(path, arrays[0])
+    return arrays[0]
 
 
 def predictor_cache(
@@ -214,7 +239,7 @@ def predictor_cache(
     seed: int = 0,
     steps: int = predictor.CNN_STEPS,
 ) -> predictor.PredictorCache:
-    """The place in the cache of the judge that `study` trains with these settings."""
+    """Returns the cache entry of the predictor that `analyze_reference` trains with these settings."""
     return predictor.PredictorCache(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
 
 
@@ -230,40 +255,40 @@ def _fit_predictor(
     steps: int,
     progress: Progress,
 ) -> tuple[predictor.AttributePredictor, dict[str, Any]]:
-    kept = predictor_cache(schema, train, features, cache, kind, seed, steps)
-    if found := kept.load(schema):
-        return found[0].to(processes.device), found[1]
-    small = train.thumbs()
+    entry = predictor_cache(schema, train, features, cache, kind, seed, steps)
+    if cached := entry.load(schema):
+        return cached[0].to(processes.device), cached[1]
+    thumbs_NHWC = train.thumbs()
     fold_N = predictor.folds(train.group_N)
 
-    def fit(kind: str, rows_N: np.ndarray, share: str) -> predictor.AttributePredictor:
+    def fit(kind: str, rows_N: np.ndarray, stage: str) -> predictor.AttributePredictor:
         if kind == "features":
             return predictor.fit_head(
-                small[rows_N], train_ND[rows_N], train.levels_NA[rows_N], train.group_N[rows_N], schema, processes.device
+                thumbs_NHWC[rows_N], train_ND[rows_N], train.levels_NA[rows_N], train.group_N[rows_N], schema, processes.device
             )
         return predictor.fit_cnn(
-            small[rows_N],
+            thumbs_NHWC[rows_N],
             train.levels_NA[rows_N],
             schema,
             seed,
             steps,
             processes.device,
-            progress=lambda step: progress(f"judge ({share})", step, steps),
+            progress=lambda step: progress(f"predictor ({stage})", step, steps),
         )
 
     note: dict[str, Any] = {"asked": kind, "training_tiles": len(train), "tile_size": int(train.read(np.zeros(1, int)).shape[1])}
     if kind == "auto":
         kind = "features"
         if len(train) >= CNN_TILES and len(np.unique(fold_N)) > 1:
-            left_N = fold_N == 0  # of the training tiles: which judge is taken must not be decided on the held-out ones
+            left_out_N = fold_N == 0  # of the training tiles: model selection must not use the held-out ones
             note["choice"] = {}
-            for one in ("features", "cnn"):
-                attribute_predictor = fit(one, ~left_N, "to choose one")
-                predicted_NA = attribute_predictor.predict(small[left_N], train_ND[left_N])
-                note["choice"][one] = predictor.mean_spearman(schema, train.levels_NA[left_N], predicted_NA)
+            for candidate in ("features", "cnn"):
+                attribute_predictor = fit(candidate, ~left_out_N, "model selection")
+                predicted_NA = attribute_predictor.predict(thumbs_NHWC[left_out_N], train_ND[left_out_N])
+                note["choice"][candidate] = predictor.mean_spearman(schema, train.levels_NA[left_out_N], predicted_NA)
             kind = max(note["choice"], key=note["choice"].__getitem__)
     attribute_predictor = fit(kind, np.ones(len(train), bool), "on all training tiles")
-    kept.save(attribute_predictor, note)
+    entry.save(attribute_predictor, note)
     return attribute_predictor, note | {"kind": kind}
 
 
@@ -279,27 +304,27 @@ def _predict_held_out(
     processes: Processes,
     progress: Progress,
 ) -> HeldOutPredictions:
-    """Held-out tiles; of small sets, whose held-out slides are few, the training tiles too, crosswise."""
+    """Returns predictions of the held-out tiles; for small sets, with few held-out slides, also cross-validated ones of training tiles."""
     fold_N = predictor.folds(train.group_N, CROSS_FOLDS)
     if not isinstance(attribute_predictor, predictor.Head) or len(train) + len(held_out) > CROSS_TILES or not fold_N.any():
         return HeldOutPredictions(held_out.levels_NA, predicted_NA, held_out.group_N, crossed=False)
     path = cache.path("exam", train.identity, features.identity, schema.to_dict())
     crossed_NA = cache.load(path)
     if crossed_NA is None:
-        small, crossed_NA = train.thumbs(), np.zeros(train.levels_NA.shape)
+        thumbs_NHWC, crossed_NA = train.thumbs(), np.zeros(train.levels_NA.shape)
         for fold in np.unique(fold_N):
-            seen_N, rest_N = fold_N != fold, fold_N == fold
-            one = predictor.fit_head(
-                small[seen_N],
-                train_ND[seen_N],
-                train.levels_NA[seen_N],
-                train.group_N[seen_N],
+            fit_N, left_out_N = fold_N != fold, fold_N == fold
+            fold_predictor = predictor.fit_head(
+                thumbs_NHWC[fit_N],
+                train_ND[fit_N],
+                train.levels_NA[fit_N],
+                train.group_N[fit_N],
                 schema,
                 processes.device,
                 float(attribute_predictor.decay),
             )
-            crossed_NA[rest_N] = one.predict(small[rest_N], train_ND[rest_N])
-            progress("judges without one part of the slides", int(fold) + 1, int(fold_N.max()) + 1)
+            crossed_NA[left_out_N] = fold_predictor.predict(thumbs_NHWC[left_out_N], train_ND[left_out_N])
+            progress("cross-validation", int(fold) + 1, int(fold_N.max()) + 1)
         cache.save(path, crossed_NA)
     groups = np.concatenate([held_out.group_N, train.group_N + held_out.group_N.max() + 1])
     return HeldOutPredictions(
@@ -310,16 +335,17 @@ def _predict_held_out(
 def _assess(
     schema: AttributeSchema, a: int, train_N: np.ndarray, held_out_predictions: HeldOutPredictions
 ) -> tuple[AssessedAttribute, dict[str, Estimate]]:
+    """Decides whether attribute ``a`` is assessed; also returns the predictor's scores on real tiles, if two levels have enough tiles."""
     attribute, level_N = schema.attributes[a], held_out_predictions.levels_NA[:, a]
     tiles = {level: (int((train_N == level).sum()), int((level_N == level).sum())) for level in attribute.assessable}
-    levels = tuple(level for level, (train, asked) in tiles.items() if train >= MIN_TRAIN and asked >= MIN_HELD_OUT)
+    levels = tuple(level for level, (train, held_out) in tiles.items() if train >= MIN_TRAIN and held_out >= MIN_HELD_OUT)
     if len(levels) < 2:
         few = ", ".join(f"level {level}: {t}/{h}" for level, (t, h) in tiles.items() if level not in levels)
-        why = f"too few tiles (training/exam) of all levels but {len(levels)}: {few}; a level needs {MIN_TRAIN}/{MIN_HELD_OUT}"
-        return AssessedAttribute(False, why, levels, tiles), {}
-    found = control.interval(level_N, held_out_predictions.predicted_NA[:, a], levels, held_out_predictions.cluster_N, REPLICATES)
-    order = found["spearman"]
-    if not order.low > 0:
-        why = f"the judge can't order real tiles of unseen slides by it: Spearman {order.value:.2f}, {order.low:.2f} to {order.high:.2f}"
-        return AssessedAttribute(False, why, levels, tiles), found
-    return AssessedAttribute(True, "", levels, tiles), found
+        reason = f"too few tiles (training/held-out): {few}; two levels with {MIN_TRAIN}/{MIN_HELD_OUT} are needed, {len(levels)} found"
+        return AssessedAttribute(False, reason, levels, tiles), {}
+    estimates = control.interval(level_N, held_out_predictions.predicted_NA[:, a], levels, held_out_predictions.cluster_N, REPLICATES)
+    rho = estimates["spearman"]
+    if not rho.low > 0:
+        reason = f"the predictor can't order real tiles of unseen slides: Spearman {rho.value:.2f} ({rho.low:.2f} to {rho.high:.2f})"
+        return AssessedAttribute(False, reason, levels, tiles), estimates
+    return AssessedAttribute(True, "", levels, tiles), estimates

@@ -1,6 +1,6 @@
-"""The result of an evaluation: a row of numbers for the real held-out tiles, for every generator and for shuffled labels.
+"""Computes the results of an evaluation: one row each for the real held-out tiles, every generator, and shuffled labels.
 
-Owns which number is computed from what. A result is plain JSON; its look is in `tools.evaluation.report`.
+Results are plain JSON; their presentation is in `tools.evaluation.report`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,38 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.evaluation.reference import ReferenceSet
 from attributegan.evaluation.samples import POINTS, GeneratedSet, SamplingPlan
-from attributegan.evaluation.small_sets import memory_of, why_quality_is_not_judged
+from attributegan.evaluation.small_sets import memorisation, quality_problem
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
 
 FORMAT = 1
-MIN_LEVEL_KID = 10  # tiles of a level on each side, below which its KID is not computed
+MIN_LEVEL_KID = 10  # tiles of a level in each set that are needed for its KID
 LEVEL_REPLICATES = 200
-PAIRS = 256  # of real tiles, whose differences what changes in generated ones is told in
-CEILING, FLOOR = "real held-out tiles", "shuffled labels"
+PAIRS = 256  # of real tiles; their mean pixel difference is the unit for changes in generated ones
+REAL_DATA, SHUFFLED_LABELS = "real held-out tiles", "shuffled labels"
 
-Measure = Callable[[np.ndarray], np.ndarray]  # tiles_NHWC -> (N, A), numbers that grow with the levels
+Measure = Callable[[np.ndarray], np.ndarray]  # tiles_NHWC -> (N, A), numbers that increase with the levels
 
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of one subject, and what pictures of it need."""
+    """The numbers of one row, and the nearest neighbours that figures show."""
 
     numbers: dict[str, Any]
-    memory: quality.Memory | None = None
+    memory: quality.Memorisation | None = None
 
 
 def real_data_row(real: ReferenceSet, equal: int, measure: Measure | None) -> Row:
-    """The real held-out tiles, scored as if they had been generated."""
+    """Scores the real held-out tiles as if they were generated.
+
+    Args:
+        real: the reference set.
+        equal: number of tiles per set for the metrics that depend on it.
+        measure: measures attributes on pixels, if available.
+    """
     kernels = quality.Kernels.of(real.held_out_ND, real.train_ND)
     numbers = {
-        "name": CEILING,
+        "name": REAL_DATA,
         "kind": "ceiling",
         "tiles": len(real.held_out),
         "quality": _quality(real, real.held_out_ND, kernels, equal),
@@ -53,162 +59,178 @@ def real_data_row(real: ReferenceSet, equal: int, measure: Measure | None) -> Ro
     }
     if measure:
         numbers["measured"] = _measured(real.schema, real.held_out.levels_NA, measure(real.thumbs))
-    return Row(_summed(numbers))
+    return Row(_with_control_score(numbers))
 
 
-def generator(real: ReferenceSet, plan: SamplingPlan, made: GeneratedSet, name: str, equal: int, measure: Measure | None) -> list[Row]:
-    """A generator's row, and that of its own tiles with shuffled labels."""
-    predicted = real.attribute_predictor.predict(made.sweep_tiles, made.sweep_features) if len(made.sweep_tiles) else np.zeros((0, 0))
-    rows = plan.sweep_rows()
-    asked = _by_attribute(plan, rows, predicted)
-    kernels = quality.Kernels.of(made.features_ND, real.train_ND)
-    memory = memory_of(real, made.features_ND)
+def generator_rows(
+    real: ReferenceSet, plan: SamplingPlan, generated: GeneratedSet, name: str, equal: int, measure: Measure | None
+) -> list[Row]:
+    """Scores a generator; returns its row and the baseline of the same tiles with shuffled labels.
+
+    Args:
+        real: the reference set.
+        plan: the plan of the generated tiles.
+        generated: the generated tiles.
+        name: of the generator.
+        equal: number of tiles per set for the metrics that depend on it.
+        measure: measures attributes on pixels, if available.
+    """
+    predicted = np.zeros((0, 0))
+    if len(generated.sweep_tiles):
+        predicted = real.attribute_predictor.predict(generated.sweep_tiles, generated.sweep_features)
+    sweeps = _by_attribute(plan, plan.sweep_rows(), predicted)
+    kernels = quality.Kernels.of(generated.features_ND, real.train_ND)
+    memory = memorisation(real, generated.features_ND)
     numbers = {
         "name": name,
         "kind": "generator",
-        "tiles": len(made.tiles),
-        "quality": _quality(real, made.features_ND, kernels, equal),
+        "tiles": len(generated.tiles),
+        "quality": _quality(real, generated.features_ND, kernels, equal),
         **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
         "level_kid": _level_kid(real, kernels, plan.levels_NA),
         "control": {
-            plan.schema.names[a]: _plain(control.interval(level_N, said_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))
-            for a, (level_N, said_N, latent_N) in asked.items()
+            plan.schema.names[a]: _plain(control.interval(level_N, predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))
+            for a, (level_N, predicted_N, latent_N) in sweeps.items()
         },
-        "confusion": _confusions(real, {a: (level_N, said_N) for a, (level_N, said_N, _) in asked.items()}),
-        "paths": _paths(real, plan, made),
-        **_sweeps(real, plan, predicted),
+        "confusion": _confusions(real, {a: (level_N, predicted_N) for a, (level_N, predicted_N, _) in sweeps.items()}),
+        "paths": _paths(real, plan, generated),
+        **_sweeps(plan, predicted),
     }
-    spreads = control.spread(made.tiles, plan.levels_NA), control.spread(real.thumbs, real.held_out.levels_NA)
-    if spreads[0] is not None and spreads[1]:
-        numbers["diversity"] = spreads[0] / spreads[1]
-    shuffled_NA = control.shuffled(plan.levels_NA, plan.seed)
+    diversities = control.diversity(generated.tiles, plan.levels_NA), control.diversity(real.thumbs, real.held_out.levels_NA)
+    if diversities[0] is not None and diversities[1]:
+        numbers["diversity"] = diversities[0] / diversities[1]
+    shuffled_NA = control.shuffle(plan.levels_NA, plan.seed)
     shuffled_baseline = {
-        "name": f"{name}, {FLOOR}",
+        "name": f"{name}, {SHUFFLED_LABELS}",
         "kind": "floor",
-        "tiles": len(made.tiles),
+        "tiles": len(generated.tiles),
         "level_kid": _level_kid(real, kernels, shuffled_NA),
         "control": {
             plan.schema.names[a]: _plain(
-                control.interval(control.shuffled(level_N, plan.seed), said_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed)
+                control.interval(control.shuffle(level_N, plan.seed), predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed)
             )
-            for a, (level_N, said_N, latent_N) in asked.items()
+            for a, (level_N, predicted_N, latent_N) in sweeps.items()
         },
     }
     if measure:
-        measured_NA = measure(made.tiles) if made.measured_NA is None else made.measured_NA
+        measured_NA = measure(generated.tiles) if generated.measured_NA is None else generated.measured_NA
         numbers["measured"] = _measured(real.schema, plan.levels_NA, measured_NA)
         shuffled_baseline["measured"] = _measured(real.schema, shuffled_NA, measured_NA)
-    return [Row(_summed(numbers), memory), Row(_summed(shuffled_baseline))]
+    return [Row(_with_control_score(numbers), memory), Row(_with_control_score(shuffled_baseline))]
 
 
 def _quality(real: ReferenceSet, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
-    """Against the training tiles. KID has all tiles; the others, which depend on the count, the first ``equal`` of both sides.
+    """Scores features against the training tiles.
 
-    Split order is shuffled when a set is packed, so the first tiles are a fair draw.
+    KID uses all tiles. The other metrics depend on the set size and use the first ``equal`` tiles of both sets, a fair sample, because
+    packing shuffles the tiles of a split.
     """
-    if why_quality_is_not_judged(real):
+    if quality_problem(real):
         return {}
     reference_ND = real.train_ND[:equal]
-    found = {"kid": kernels.distance(REPLICATES), "fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
+    estimates = {"kid": kernels.distance(REPLICATES), "fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
     if equal > NEIGHBOURS:
-        found |= quality.manifolds(reference_ND, x_ND[:equal]).estimates(REPLICATES)
-    return _plain(found)
+        estimates |= quality.manifolds(reference_ND, x_ND[:equal]).estimates(REPLICATES)
+    return _plain(estimates)
 
 
 def _level_kid(real: ReferenceSet, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
-    """KID between the tiles of one level on both sides; levels with too few tiles are left out."""
-    found: dict[str, dict[str, Any]] = {}
+    """Computes KID between the tiles of each level in both sets; omits levels with too few tiles."""
+    kids: dict[str, dict[str, Any]] = {}
     for a, attribute in enumerate(real.schema.attributes):
         for level in attribute.assessable:
-            mine_N, real_N = levels_NA[:, a] == level, real.train.levels_NA[:, a] == level
-            if min(mine_N.sum(), real_N.sum()) >= MIN_LEVEL_KID:
-                estimate = kernels.part(mine_N, real_N).distance(LEVEL_REPLICATES)
-                found.setdefault(attribute.name, {})[str(level)] = [estimate.value, estimate.low, estimate.high]
-    return found
+            scored_N, real_N = levels_NA[:, a] == level, real.train.levels_NA[:, a] == level
+            if min(scored_N.sum(), real_N.sum()) >= MIN_LEVEL_KID:
+                estimate = kernels.subset(scored_N, real_N).distance(LEVEL_REPLICATES)
+                kids.setdefault(attribute.name, {})[str(level)] = [estimate.value, estimate.low, estimate.high]
+    return kids
 
 
 def _by_attribute(plan: SamplingPlan, rows: np.ndarray, predicted_NA: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each judged attribute's own sweeps: levels asked for, its predictions, latents."""
-    found, first = {}, 0
+    """Returns requested levels, predicted levels and latents of each assessed attribute's own sweeps."""
+    sweeps, first = {}, 0
     for a, levels in plan.sweep_levels.items():
         part = slice(first, first + len(levels) * len(plan.starts_SA))
-        found[a] = (rows[part, a], predicted_NA[part, a], rows[part, -1])
+        sweeps[a] = (rows[part, a], predicted_NA[part, a], rows[part, -1])
         first = part.stop
-    return found
+    return sweeps
 
 
-def _sweeps(real: ReferenceSet, plan: SamplingPlan, predicted_NA: np.ndarray) -> dict[str, Any]:
-    """The leak matrix over the judged attributes, and how monotone their sweeps are."""
-    judged = list(plan.sweep_levels)
-    if not judged:
+def _sweeps(plan: SamplingPlan, predicted_NA: np.ndarray) -> dict[str, Any]:
+    """Computes the leakage matrix of the assessed attributes and the monotonicity of their sweeps."""
+    assessed = list(plan.sweep_levels)
+    if not assessed:
         return {}
-    of_each, first = [], 0
+    predicted, first = [], 0
     for levels in plan.sweep_levels.values():
         count = len(levels) * len(plan.starts_SA)
-        of_each.append(predicted_NA[first : first + count, judged].reshape(len(plan.starts_SA), len(levels), len(judged)))
+        predicted.append(predicted_NA[first : first + count, assessed].reshape(len(plan.starts_SA), len(levels), len(assessed)))
         first += count
     spans_A = np.array([levels[-1] - levels[0] for levels in plan.sweep_levels.values()], float)
-    sweeps = control.Sweeps(of_each, spans_A)
+    sweeps = control.Sweeps(predicted, spans_A)
     leak_AA = sweeps.leak_AA()
-    names = [plan.schema.names[a] for a in judged]
+    names = [plan.schema.names[a] for a in assessed]
     return {
         "leak": {"attributes": names, "matrix": leak_AA.tolist(), "mean": control.mean_leak(leak_AA)},
         "monotone": dict(zip(names, sweeps.monotone_A().tolist(), strict=True)),
     }
 
 
-def _paths(real: ReferenceSet, plan: SamplingPlan, made: GeneratedSet) -> dict[str, Any]:
-    """Path length in units of the mean squared distance of two real tiles, the share of the longest step, and the mean change of a pixel
-    from end to end, over that between two real tiles of any levels. For judged attributes also the rank correlation of the levels asked
-    for, those in between too, with the mean of what the judge reads: 1 when it rises at every point.
+def _paths(real: ReferenceSet, plan: SamplingPlan, generated: GeneratedSet) -> dict[str, Any]:
+    """Scores the paths of each attribute.
+
+    Returns:
+        by attribute: ``length``, the path length in units of the mean squared distance of two real tiles; ``largest``, the share of
+        the longest step; ``changed``, the mean pixel difference between both ends over that of two real tiles of any levels; for assessed
+        attributes ``order``, the rank correlation of requested levels, including fractional ones, with the mean predicted level.
     """
-    shape = made.path_features.shape[:3]
-    said_APS = real.attribute_predictor.predict(made.path_tiles, made.path_features.reshape(len(made.path_tiles), -1)).reshape(*shape, -1)
-    usual = 2 * float(real.train_ND.var(axis=0, dtype=np.float64).sum())
-    tiles_APSHWC = made.path_tiles.reshape(*shape, *made.path_tiles.shape[1:])
-    apart = control.pixel_distance(islice(pairwise(real.thumbs), PAIRS))
-    found = {}
-    for a, (name, of_attribute) in enumerate(zip(plan.schema.names, made.path_features, strict=True)):
-        way = control.path(of_attribute)
+    shape = generated.path_features.shape[:3]
+    features_ND = generated.path_features.reshape(len(generated.path_tiles), -1)
+    predicted_APSA = real.attribute_predictor.predict(generated.path_tiles, features_ND).reshape(*shape, -1)
+    real_squared_distance = 2 * float(real.train_ND.var(axis=0, dtype=np.float64).sum())
+    tiles_APSHWC = generated.path_tiles.reshape(*shape, *generated.path_tiles.shape[1:])
+    real_pixel_distance = control.pixel_distance(islice(pairwise(real.thumbs), PAIRS))
+    paths = {}
+    for a, (name, features_PSD) in enumerate(zip(plan.schema.names, generated.path_features, strict=True)):
+        path = control.path(features_PSD)
         changed = control.pixel_distance((tiles_SHWC[0], tiles_SHWC[-1]) for tiles_SHWC in tiles_APSHWC[a])
-        found[name] = {"largest": way.largest}
-        found[name] |= {
-            key: value / unit for key, value, unit in (("length", way.length, usual), ("changed", changed, apart)) if unit > 1e-6
-        }
+        paths[name] = {"largest": path.largest}
+        ratios = (("length", path.length, real_squared_distance), ("changed", changed, real_pixel_distance))
+        paths[name] |= {key: value / unit for key, value, unit in ratios if unit > 1e-6}
         if a in plan.sweep_levels:
-            found[name]["order"] = control.spearman(np.arange(POINTS), said_APS[a, :, :, a].mean(axis=0))
-    return found
+            paths[name]["order"] = control.spearman(np.arange(POINTS), predicted_APSA[a, :, :, a].mean(axis=0))
+    return paths
 
 
 def _measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndarray) -> dict[str, float]:
-    """Spearman over its ceiling between levels and what is measured on the pixels, without any network."""
-    found = {}
+    """Returns the Spearman score of values measured on pixels, without any network, by attribute."""
+    correlations = {}
     for a, attribute in enumerate(schema.attributes):
-        known_N = np.isin(levels_NA[:, a], attribute.assessable) & ~np.isnan(values_NA[:, a])  # not every tile can be measured
-        if len(np.unique(levels_NA[known_N, a])) > 1:
-            found[attribute.name] = control.scores(levels_NA[known_N, a], values_NA[known_N, a], attribute.assessable).spearman
-    return found
+        valid_N = np.isin(levels_NA[:, a], attribute.assessable) & ~np.isnan(values_NA[:, a])  # not every tile can be measured
+        if len(np.unique(levels_NA[valid_N, a])) > 1:
+            correlations[attribute.name] = control.scores(levels_NA[valid_N, a], values_NA[valid_N, a], attribute.assessable).spearman
+    return correlations
 
 
 def _confusions(real: ReferenceSet, pairs: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Counts by level asked for and level predicted, of the levels that are judged."""
-    found = {}
-    for a, (level_N, said_N) in pairs.items():
+    """Counts requested by predicted level, for the assessed levels."""
+    tables = {}
+    for a, (level_N, predicted_N) in pairs.items():
         levels = real.assessments[a].levels
         counted_N = np.isin(level_N, levels)
-        counts_LL = control.confusion(level_N[counted_N], said_N[counted_N], levels)
-        found[real.schema.names[a]] = {"levels": list(levels), "counts": counts_LL.astype(int).tolist()}
-    return found
+        counts_LL = control.confusion(level_N[counted_N], predicted_N[counted_N], levels)
+        tables[real.schema.names[a]] = {"levels": list(levels), "counts": counts_LL.astype(int).tolist()}
+    return tables
 
 
-def _summed(numbers: dict[str, Any]) -> dict[str, Any]:
-    """With the mean Spearman over the judged attributes: the one number for "obeys"."""
-    orders = [scores["spearman"][0] for scores in numbers["control"].values()]
-    return numbers | ({"obeys": float(np.mean(orders))} if orders else {})
+def _with_control_score(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Adds the control score, the mean Spearman over the assessed attributes; its key in result files is "obeys"."""
+    correlations = [scores["spearman"][0] for scores in numbers["control"].values()]
+    return numbers | ({"obeys": float(np.mean(correlations))} if correlations else {})
 
 
 def _plain(estimates: dict[str, Estimate]) -> dict[str, list[float | None]]:
-    """``{name: [value, low, high]}``; null for a bound that was not computed."""
+    """Converts estimates to ``{name: [value, low, high]}``; None for bounds that were not computed."""
     return {
         name: [None if np.isnan(value) else float(value) for value in (estimate.value, estimate.low, estimate.high)]
         for name, estimate in estimates.items()
@@ -216,14 +238,14 @@ def _plain(estimates: dict[str, Estimate]) -> dict[str, list[float | None]]:
 
 
 def data_notes(real: ReferenceSet) -> dict[str, Any]:
-    """What is judged, by rule, and on how many tiles."""
+    """Describes the real tiles: their counts, the predictor, and which attributes and levels are assessed."""
     return {
         "train_tiles": len(real.train),
         "held_out_tiles": len(real.held_out),
         "train_groups": len(np.unique(real.train.group_N)),
         "held_out_groups": len(np.unique(real.held_out.group_N)),
         "judge": real.note,
-        "quality": why_quality_is_not_judged(real),
+        "quality": quality_problem(real),
         "exam": {
             "tiles": len(real.held_out_predictions.group_N),
             "groups": len(np.unique(real.held_out_predictions.group_N)),
@@ -232,11 +254,11 @@ def data_notes(real: ReferenceSet) -> dict[str, Any]:
         "attributes": {
             name: {
                 "judged": assessed.is_assessed,
-                "why": assessed.why,
+                "why": assessed.reason,
                 "judge": _plain(real.held_out_scores.get(name, {})),
                 "levels": [
-                    {"level": level, "name": attribute.levels[level], "train": train, "exam": asked, "judged": level in assessed.levels}
-                    for level, (train, asked) in assessed.tiles.items()
+                    {"level": level, "name": attribute.levels[level], "train": train, "exam": held_out, "judged": level in assessed.levels}
+                    for level, (train, held_out) in assessed.tiles.items()
                 ],
             }
             for name, attribute, assessed in zip(real.schema.names, real.schema.attributes, real.assessments, strict=True)

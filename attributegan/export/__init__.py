@@ -1,7 +1,7 @@
-"""What leaves the framework, and what comes in from the published code.
+"""Export and import of models.
 
-A generator goes out as a folder for the Hugging Face hub, as ONNX or as a ``torch.export`` program; a published checkpoint
-comes in as a run. Owns these files and the checks of them; the command line is `tools.export`.
+Exports a generator as a folder for the Hugging Face hub, as ONNX or as a ``torch.export`` program; imports a published checkpoint
+as a run. Owns these files and their validation; the command line is `tools.export`.
 """
 
 from attributegan.export.graphs import export_onnx, export_program

@@ -1,8 +1,8 @@
-"""The generator as a graph that runs without this package: ONNX, or a ``torch.export`` program.
+"""Exports the generator as a graph that runs without this package: ONNX, or a ``torch.export`` program.
 
-Both take ``latents`` (batch, latent_dim) float32 and ``levels`` (batch, attributes), and give ``images`` (batch, 3, size, size),
-about [-1, 1], not clamped; any batch. Both carry the attributes as JSON under the name ``attributes``. What is written is read
-back and compared with the network before it gets its name. Levels that don't exist are not refused by a graph.
+Inputs are ``latents`` (batch, latent_dim) float32 and ``levels`` (batch, attributes); the output is ``images`` (batch, 3, size, size),
+about [-1, 1], not clamped. The batch size is dynamic. The attributes are stored as JSON under the name ``attributes``. A file is read
+back and compared with the network before it is renamed to its final name. Graphs do not validate levels.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from attributegan.checkpoint.loading import Loaded, load_for_sampling
 from attributegan.sampling.latents import latents_for, levels_for
 from attributegan.utils.files import atomic_path, check_file
 
-TOLERANCE = 1e-4  # largest difference from the network's own images, as a share of their largest value where that is above 1
+TOLERANCE = 1e-4  # largest difference from the network's images, relative to their largest value if that exceeds 1
 
 Call = Callable[[Tensor, Tensor], Tensor]
 
 
 def export_onnx(run: str | Path, out: str | Path, raw: bool = False, fractional: bool = False) -> None:
-    """Write the generator of a run or checkpoint as the ONNX file ``out``, weights included.
+    """Writes the generator of a run or checkpoint as the ONNX file ``out``, including weights.
 
     Args:
-        run: run folder (its newest checkpoint) or checkpoint.
-        out: file name that ends in .onnx; replaced if it is there.
+        run: run folder (its latest checkpoint) or checkpoint.
+        out: file name that ends in .onnx; an existing file is replaced.
         raw: the weights as trained, instead of their average.
-        fractional: ``levels`` is float32, levels in between allowed, instead of int64.
+        fractional: ``levels`` is float32 and allows fractional levels, instead of int64.
 
     Raises:
-        ValueError: no whole checkpoint, a place that can't be written, or a package that is not installed.
+        ValueError: no complete checkpoint, a path that is not writable, or a missing package.
     """
     out = Path(out)
     check_file(out, ".onnx")
@@ -51,17 +51,17 @@ def export_onnx(run: str | Path, out: str | Path, raw: bool = False, fractional:
             dynamo=True,
             input_names=["latents", "levels"],
             output_names=["images"],
-            dynamic_shapes=({0: "batch"}, {0: "batch"}),  # names that dimension
+            dynamic_shapes=({0: "batch"}, {0: "batch"}),  # names of the dimension
             verbose=False,
         )
-        assert model is not None  # it is with dynamo
+        assert model is not None  # guaranteed with dynamo=True
         model.model.metadata_props["attributes"] = json.dumps(loaded.schema.to_dict())
         model.save(path, external_data=False)
         _check(loaded, fractional, _onnx_call(path), path.name)
 
 
 def export_program(run: str | Path, out: str | Path, raw: bool = False, fractional: bool = False) -> None:
-    """Write the generator of a run or checkpoint as ``out``, for ``torch.export.load(out).module()``.
+    """Writes the generator of a run or checkpoint as ``out``, for ``torch.export.load(out).module()``.
 
     Args: as `export_onnx`; ``out`` ends in .pt2.
 
@@ -79,7 +79,7 @@ def _load(run: str | Path, raw: bool) -> Loaded:
     loaded = load_for_sampling(run, ema=not raw)
     loaded.generator.requires_grad_(False)
     if not loaded.generator(*_inputs(loaded, 1, False)).isfinite().all():
-        raise ValueError(f"{run}: the images of this generator are not finite; choose an earlier checkpoint")
+        raise ValueError(f"{run}: the generator produces non-finite images; choose an earlier checkpoint")
     return loaded
 
 
@@ -89,22 +89,20 @@ def _trace(loaded: Loaded, fractional: bool) -> ExportedProgram:
 
 
 def _inputs(loaded: Loaded, batch: int, fractional: bool) -> tuple[Tensor, Tensor]:
-    """latents_BL, levels_BA; fractional levels are a mix of two drawn ones."""
+    """Returns example latents_BL and levels_BA; fractional levels interpolate between two drawn ones."""
     latents_BL = latents_for(0, range(batch), loaded.config.model.latent_dim)
     levels_BA = levels_for(loaded.schema, 0, range(batch))
     return latents_BL, torch.lerp(levels_BA.float(), levels_for(loaded.schema, 1, range(batch)).float(), 0.3) if fractional else levels_BA
 
 
 def _check(loaded: Loaded, fractional: bool, call: Call, name: str) -> None:
-    """Compare with the network at the batch that was traced and at others."""
+    """Compares with the network at the traced batch size and at others."""
     for batch in (1, 2, 3):
         inputs = _inputs(loaded, batch, fractional)
         expected = loaded.generator(*inputs)
         difference = (call(*inputs) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"{name}: its images differ from the network's by {difference:.1e}, more than {TOLERANCE}; nothing was written"
-            )
+            raise RuntimeError(f"{name}: images differ from the network's by {difference:.1e}, more than {TOLERANCE}; nothing was written")
 
 
 def _onnx_call(path: Path) -> Call:
@@ -120,7 +118,7 @@ def _onnx_call(path: Path) -> Call:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on packages that this network doesn't use and on torch's own code."""
+    """Silences exporter warnings on unused packages and on torch's own code."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

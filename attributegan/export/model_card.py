@@ -1,4 +1,4 @@
-"""The model card: what a generator is, makes and was trained on, as the README.md that the Hugging Face hub shows."""
+"""The model card of a generator, the README.md that the Hugging Face hub shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from attributegan.attributes import Attribute, AttributeSchema
 
-# The last two are how the hub knows which library loads the folder.
+# The last two identify the library that loads the folder.
 TAGS = ["histopathology", "gan", "conditional-image-generation", "pytorch_model_hub_mixin", "model_hub_mixin"]
 
 _TEXT = """\
@@ -18,7 +18,7 @@ _TEXT = """\
 
 # AttributeGAN generator, {size} px
 
-Makes H&E tiles of {size} x {size} px to order: one level for each of {count} attributes, and a latent vector that sets all the rest.
+Generates H&E tiles of {size} x {size} px from one level for each of {count} attributes and a latent vector that determines the rest.
 The network is AttributeGAN (Ye et al., *Multi-attribute controllable generative model for histopathology image synthesis*,
 MICCAI 2021, [arXiv 2111.06398](https://arxiv.org/abs/2111.06398)).
 
@@ -26,7 +26,7 @@ MICCAI 2021, [arXiv 2111.06398](https://arxiv.org/abs/2111.06398)).
 
 ## Attributes
 
-`levels` has a column for each attribute, in this order. Between two levels that can be judged, one in between can be asked for as a float.
+`levels` has one column per attribute, in this order. Fractional levels (float) between two assessable ones are allowed.
 
 | column | attribute | levels |
 |---|---|---|
@@ -56,10 +56,10 @@ tiles = generate(generator, latents, levels)  # uint8, (4, {size}, {size}, 3)
 
 ## Intended use and limits
 
-For research and teaching: to study models of tissue, to try out analysis software, to add to training data.
+For research and teaching: to study models of tissue, to test analysis software, to augment training data.
 Not for diagnosis or any other clinical decision, and not to be shown as tissue of a patient.
-The generator knows what its training tiles had: expect no stain, scanner, organ or level that they lacked, and measure that
-the level asked for is the level seen before relying on it.
+The generator is limited to its training tiles: it does not generalise to stains, scanners, organs or levels that they lack.
+Measure whether generated tiles have the requested levels before relying on them.
 
 ## Licence
 
@@ -69,15 +69,15 @@ the level asked for is the level seen before relying on it.
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells beyond the network itself; what isn't known is said to be so."""
+    """The facts of a card beyond the network itself; the card states which ones are missing."""
 
-    data: str = ""  # training data, in words
+    data: str = ""  # description of the training data
     metrics: Mapping[str, float | str] = field(default_factory=dict)
-    licence: str = ""  # identifier of the hub, such as cc-by-4.0
+    licence: str = ""  # hub identifier, such as cc-by-4.0
 
 
 def model_card(schema: AttributeSchema, image_size: int, facts: CardFacts) -> str:
-    """The card as Markdown, with the YAML header that the hub reads."""
+    """Renders the card as Markdown with the YAML header that the hub reads."""
     header = {"library_name": "attributegan", "tags": TAGS} | ({"license": facts.licence} if facts.licence else {})
     return _TEXT.format(
         header=yaml.safe_dump(header, sort_keys=False),
@@ -86,16 +86,16 @@ def model_card(schema: AttributeSchema, image_size: int, facts: CardFacts) -> st
         attributes="\n".join(f"| {k} | `{attribute.name}` | {_levels(attribute)} |" for k, attribute in enumerate(schema.attributes)),
         example=[attribute.assessable[-1] for attribute in schema.attributes],
         data=facts.data or "Not recorded.",
-        metrics=_table(facts.metrics) if facts.metrics else "None are recorded.",
+        metrics=_table(facts.metrics) if facts.metrics else "Not recorded.",
         licence=facts.licence
-        or "None is given yet. Who shares this model chooses one; the terms of the training tiles may limit the choice.",
+        or "Not specified. Choose one before sharing this model; the terms of the training tiles may limit the choice.",
     )
 
 
 def _levels(attribute: Attribute) -> str:
-    mark = {attribute.not_assessable: " (can't be judged)"}
-    quote = ("“", "”") if attribute.numbered else ("", "")  # a level is given by its place here, whatever its name
-    return ", ".join(f"{level} {name.join(quote)}{mark.get(level, '')}" for level, name in enumerate(attribute.levels))
+    suffix = {attribute.not_assessable: " (not assessable)"}
+    quote = ("“", "”") if attribute.numbered else ("", "")  # levels are indices here, even if names are numbers
+    return ", ".join(f"{level} {name.join(quote)}{suffix.get(level, '')}" for level, name in enumerate(attribute.levels))
 
 
 def _table(metrics: Mapping[str, float | str]) -> str:

@@ -1,4 +1,4 @@
-"""A published checkpoint as a run of ours, to sample from and to train on. Its names and shapes are `models.published`'s."""
+"""Imports a published checkpoint as a run folder, to sample from and to resume training. The conversion is in `models.published`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from attributegan.utils.files import atomic_path, check_new_folder
 
 
 def import_published(source: str | Path, out: str | Path, generator: Literal["raw", "ema"] = "ema") -> Config:
-    """Write the run folder ``out``: the published networks as its checkpoint at 0 images, and a config.yaml to train on with.
+    """Writes the run folder ``out``: the published networks as its checkpoint at 0 images, and a config.yaml to resume training.
 
     Args:
-        source: file that the published code saved.
-        out: folder that is not there yet, or empty.
-        generator: which of the two published generators stands as the averaged one, which tools sample by default:
-            the average, or the raw one, as the published sampler does.
+        source: file saved by the published code.
+        out: new or empty folder.
+        generator: which of the two published generators becomes the averaged one, which tools sample by default:
+            the average ("ema"), or the weights as trained ("raw"), which the published sampler uses.
 
     Returns:
-        the configuration in config.yaml: the recipe that was published, for the network found in ``source``.
+        the configuration in config.yaml: the published recipe, for the network found in ``source``.
 
     Raises:
-        ValueError: ``source`` is no published checkpoint (see `attributegan.models.published.load`), or ``out`` is not free.
+        ValueError: ``source`` is not a published checkpoint (see `attributegan.models.published.load`), or ``out`` is not empty.
     """
     out = Path(out)
     check_new_folder(out)
@@ -58,8 +58,8 @@ def _recipe(model: ModelConfig, out: Path) -> Config:
     return Config(
         model=model,
         augment=AugmentConfig(flips=False, policy=()),
-        # Images count from 0 again, and the average that comes in is long past its ramp: with the ramp of a new run the first
-        # steps would replace it by the raw weights.
+        # Images are counted from 0 again, but the imported average is long past its ramp-up: with the ramp-up of a new run, the
+        # first steps would replace it by the weights as trained.
         optim=OptimConfig(ema_rampup=0.0),
         run=RunConfig(dir=str(out)),
     )

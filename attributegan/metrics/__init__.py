@@ -1,5 +1,5 @@
-"""Numbers about generated tiles: how real they look, whether they obey, whether they were only remembered.
+"""Metrics of generated tiles: image quality, control by the attributes, memorisation.
 
-`quality` and `control` are pure functions of arrays; `features` and `predictor` turn tiles into such arrays. What is evaluated when,
-and what a report shows, is in `tools.evaluate`.
+`quality` and `control` are pure functions of arrays; `features` and `predictor` turn tiles into such arrays. The evaluation that uses
+them is in `attributegan.evaluation` and `tools.evaluate`.
 """

@@ -1,6 +1,6 @@
-"""Whether generated tiles have the levels that were asked for: scores on one ordinal attribute, and what sweeps show.
+"""Control metrics: whether generated tiles have the requested levels, by scores of one ordinal attribute and by sweeps.
 
-Pure functions of arrays. Only assessable levels come in here: "not assessable" is no point of a scale and enters no score.
+Pure functions of arrays. Only assessable levels are scored: "not assessable" is not on the scale.
 """
 
 from __future__ import annotations
@@ -16,159 +16,159 @@ from attributegan.metrics.quality import Estimate, bounds
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of predicted with requested levels, every requested level counting alike."""
+    """Agreement of predicted with requested levels; every requested level has the same total weight."""
 
     accuracy: float
     mae: float  # mean absolute error of the predicted level, in levels
-    kappa: float  # Cohen's, with quadratic weights (Cohen 1968): 1 perfect, 0 chance
-    spearman: float  # of the continuous prediction, over its ceiling
+    kappa: float  # Cohen's kappa with quadratic weights (Cohen 1968): 1 perfect, 0 chance
+    spearman: float  # rank correlation of the continuous prediction, over `spearman_ceiling`
 
     @staticmethod
     def names() -> tuple[str, ...]:
+        """The names of the scores."""
         return ("accuracy", "mae", "kappa", "spearman")
 
 
 def scores(requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[int]) -> Scores:
-    """Score one attribute.
+    """Scores one attribute.
 
     Args:
         requested_N: assessable levels.
-        predicted_N: real numbers on the same scale; the level predicted is the nearest of ``levels``.
-        levels: those that count, lowest first, two or more; rows with another requested level are left out.
+        predicted_N: real numbers on the same scale; the predicted level is the nearest of ``levels``.
+        levels: the levels to score, lowest first, two or more; rows with another requested level are ignored.
     """
     counted_N = np.isin(requested_N, levels)
     requested_N, predicted_N = np.asarray(requested_N)[counted_N], np.asarray(predicted_N, float)[counted_N]
-    weight_N = _balancing(requested_N, levels)
+    weight_N = _balanced_weights(requested_N, levels)
     shares_LL = confusion(requested_N, predicted_N, levels, weight_N)
-    steps_L = np.asarray(levels, float)
-    apart_LL = np.abs(steps_L[:, None] - steps_L)
-    order = spearman(requested_N, predicted_N, weight_N) / spearman_ceiling(len(np.unique(requested_N)))
+    levels_L = np.asarray(levels, float)
+    distance_LL = np.abs(levels_L[:, None] - levels_L)
+    correlation = spearman(requested_N, predicted_N, weight_N) / spearman_ceiling(len(np.unique(requested_N)))
     return Scores(
         accuracy=float(np.trace(shares_LL)),
-        mae=float((shares_LL * apart_LL).sum()),
-        kappa=_kappa(shares_LL, apart_LL**2),
-        spearman=float(np.clip(order, -1, 1)),  # over 1 only when predictions have ties of their own
+        mae=float((shares_LL * distance_LL).sum()),
+        kappa=_kappa(shares_LL, distance_LL**2),
+        spearman=float(np.clip(correlation, -1, 1)),  # above 1 only if predictions have ties
     )
 
 
 def interval(
     requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[int], group_N: np.ndarray, replicates: int, seed: int = 0
 ) -> dict[str, Estimate]:
-    """`scores` with bootstrap intervals; tiles of one group (a latent, a slide) are drawn together."""
-    found = scores(requested_N, predicted_N, levels)
+    """Returns `scores` with cluster-bootstrap intervals: tiles of one group (a latent, a slide) are resampled together."""
+    estimate = scores(requested_N, predicted_N, levels)
     members = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(replicates):
-        drawn = np.concatenate([members[place] for place in rng.integers(len(members), size=len(members))])
-        if len(np.unique(requested_N[drawn][np.isin(requested_N[drawn], levels)])) > 1:
-            again = scores(requested_N[drawn], predicted_N[drawn], levels)
-            rows.append([getattr(again, name) for name in Scores.names()])
-    between = [bounds(column) for column in np.array(rows).T] if rows else [(math.nan, math.nan)] * len(Scores.names())
-    return {name: Estimate(getattr(found, name), *ends) for name, ends in zip(Scores.names(), between, strict=True)}
+        sample = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
+        if len(np.unique(requested_N[sample][np.isin(requested_N[sample], levels)])) > 1:
+            replicate = scores(requested_N[sample], predicted_N[sample], levels)
+            rows.append([getattr(replicate, name) for name in Scores.names()])
+    intervals = [bounds(column) for column in np.array(rows).T] if rows else [(math.nan, math.nan)] * len(Scores.names())
+    return {name: Estimate(getattr(estimate, name), *ends) for name, ends in zip(Scores.names(), intervals, strict=True)}
 
 
 def confusion(requested_N: np.ndarray, predicted_N: np.ndarray, levels: Sequence[int], weight_N: np.ndarray | None = None) -> np.ndarray:
-    """Weights (counts by default) by requested level (rows) and the level nearest to the prediction (columns)."""
-    steps_L = np.asarray(levels, float)
-    row_N = np.searchsorted(steps_L, requested_N)
-    column_N = np.abs(np.asarray(predicted_N, float)[:, None] - steps_L).argmin(axis=1)
+    """Returns the confusion matrix: weights (default: counts) by requested level (rows) and level nearest to the prediction (columns)."""
+    levels_L = np.asarray(levels, float)
+    row_N = np.searchsorted(levels_L, requested_N)
+    column_N = np.abs(np.asarray(predicted_N, float)[:, None] - levels_L).argmin(axis=1)
     table_LL = np.zeros((len(levels), len(levels)))
     np.add.at(table_LL, (row_N, column_N), 1.0 if weight_N is None else weight_N)
     return table_LL
 
 
-def _balancing(requested_N: np.ndarray, levels: Sequence[int]) -> np.ndarray:
-    """Weights that add up to 1, and to the same for every level that occurs."""
+def _balanced_weights(requested_N: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """Returns weights that sum to 1, and to the same for every level that occurs."""
     counts_L = np.array([(requested_N == level).sum() for level in levels])
     return 1.0 / (counts_L[np.searchsorted(levels, requested_N)] * (counts_L > 0).sum())
 
 
 def _kappa(shares_LL: np.ndarray, penalty_LL: np.ndarray) -> float:
-    by_chance_LL = np.outer(shares_LL.sum(axis=1), shares_LL.sum(axis=0))
-    expected = (penalty_LL * by_chance_LL).sum()
+    chance_LL = np.outer(shares_LL.sum(axis=1), shares_LL.sum(axis=0))
+    expected = (penalty_LL * chance_LL).sum()
     return float(1 - (penalty_LL * shares_LL).sum() / expected) if expected else 0.0
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray, weight_N: np.ndarray | None = None) -> float:
-    """Rank correlation with mean ranks for ties; 0 when one side is constant. Weights count a row several times, or in part."""
+    """Returns the rank correlation with mean ranks for ties; 0 if one side is constant. Weights act as (fractional) repeat counts."""
     weight_N = np.ones(len(x_N)) if weight_N is None else weight_N
     ranks = [_ranks(np.asarray(values), weight_N) for values in (x_N, y_N)]
     centred = [rank_N - np.average(rank_N, weights=weight_N) for rank_N in ranks]
-    spread = math.sqrt(math.prod(float(weight_N @ values**2) for values in centred))
-    return float(weight_N @ (centred[0] * centred[1]) / spread) if spread > 1e-12 else 0.0
+    scale = math.sqrt(math.prod(float(weight_N @ values**2) for values in centred))
+    return float(weight_N @ (centred[0] * centred[1]) / scale) if scale > 1e-12 else 0.0
 
 
 def _ranks(values_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
-    """The weight below each value plus half of that at it."""
-    _, place_N = np.unique(values_N, return_inverse=True)
-    weight_U = np.bincount(place_N, weight_N)
-    return (np.cumsum(weight_U) - weight_U / 2)[place_N]
+    """Returns weighted mean ranks: the weight below each value plus half of the weight at it."""
+    _, index_N = np.unique(values_N, return_inverse=True)
+    weight_U = np.bincount(index_N, weight_N)
+    return (np.cumsum(weight_U) - weight_U / 2)[index_N]
 
 
 def spearman_ceiling(levels: int) -> float:
-    """Most that the rank correlation of a continuous number with this many equally frequent levels can be: sqrt(1 - 1/L^2).
+    """Returns the largest possible rank correlation of a continuous number with L equally frequent levels: sqrt(1 - 1/L^2).
 
-    The number has no ties and the levels have, so even a perfect order falls short of 1.
+    The levels have ties and the number has none, so even a perfect order stays below 1.
     """
     return math.sqrt(1 - 1 / levels**2) if levels > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class Sweeps:
-    """Predictions along sweeps: attribute a goes through its levels, all else, the latent included, is kept.
+    """Predictions along sweeps: one attribute steps through its levels while all else, including the latent, is fixed.
 
     Attributes:
-        predicted: for each attribute a, (latents, levels of a, attributes): the predictions of every attribute.
-        spans_A: highest minus lowest judged level of every attribute.
+        predicted: for each swept attribute a, (latents, levels of a, attributes): the predictions of all attributes.
+        spans_A: highest minus lowest swept level of each attribute.
     """
 
     predicted: Sequence[np.ndarray]
     spans_A: np.ndarray
 
     def leak_AA(self) -> np.ndarray:
-        """Row a, column b: how far b moves when a goes from its lowest to its highest level, mean over latents of the distance.
+        """Returns the leakage matrix: row a, column b is the mean absolute change of b between the lowest and highest level of a.
 
-        In shares of b's scale. The diagonal should be near 1, all else near 0; a generator that ignores its labels has 0 everywhere.
+        As a fraction of b's span. Ideally 1 on the diagonal and 0 elsewhere; 0 everywhere for a generator that ignores its labels.
         """
-        moved = [np.abs(of_a[:, -1] - of_a[:, 0]).mean(axis=0) for of_a in self.predicted]
-        return np.stack(moved) / self.spans_A
+        changes = [np.abs(swept[:, -1] - swept[:, 0]).mean(axis=0) for swept in self.predicted]
+        return np.stack(changes) / self.spans_A
 
     def monotone_A(self) -> np.ndarray:
-        """Share of the steps to the next level at which the prediction rises; no change counts half, so 0.5 is no control."""
-        rises = [np.diff(of_a[:, :, a], axis=1) for a, of_a in enumerate(self.predicted)]
+        """Returns the share of level steps at which the prediction rises; ties count half, so 0.5 means no control."""
+        rises = [np.diff(swept[:, :, a], axis=1) for a, swept in enumerate(self.predicted)]
         return np.array([((rise > 0) + 0.5 * (rise == 0)).mean() for rise in rises])
 
 
 def mean_leak(leak_AA: np.ndarray) -> float:
-    """Mean off the diagonal. Says nothing alone: read it together with how well the attributes are obeyed."""
-    others = ~np.eye(len(leak_AA), dtype=bool)
-    return float(leak_AA[others].mean()) if others.any() else 0.0
+    """Returns the mean off the diagonal. Meaningful only together with the control scores."""
+    off_diagonal = ~np.eye(len(leak_AA), dtype=bool)
+    return float(leak_AA[off_diagonal].mean()) if off_diagonal.any() else 0.0
 
 
 @dataclass(frozen=True)
-class Path:
-    """How evenly features move along a path from the lowest to the highest level."""
+class LevelPath:
+    """How evenly features change along a path from the lowest to the highest level."""
 
     length: float  # perceptual path length (Karras et al., CVPR 2019): mean squared distance of neighbours over the squared step
-    largest: float  # the longest step over the whole way, mean over latents; 1 / steps when even, 1 when it is one jump
+    largest: float  # longest step over the whole path, mean over latents; 1 / steps if even, 1 if a single jump
 
 
-def path(features_PSD: np.ndarray) -> Path:
-    """Of P latents, S points each, evenly spaced in the level from 0 to 1; D features."""
+def path(features_PSD: np.ndarray) -> LevelPath:
+    """Measures P paths of S points, evenly spaced in the level from 0 to 1, in D features."""
     step_PS = np.linalg.norm(np.diff(np.asarray(features_PSD, float), axis=1), axis=2)
     steps = step_PS.shape[1]
-    way_P = step_PS.sum(axis=1)
-    moving_P = way_P > 0
-    largest = (step_PS.max(axis=1)[moving_P] / way_P[moving_P]).mean() if moving_P.any() else 1 / steps
-    return Path(float((step_PS**2).mean() * steps**2), float(largest))
+    total_P = step_PS.sum(axis=1)
+    moving_P = total_P > 0
+    largest = (step_PS.max(axis=1)[moving_P] / total_P[moving_P]).mean() if moving_P.any() else 1 / steps
+    return LevelPath(float((step_PS**2).mean() * steps**2), float(largest))
 
 
-def spread(tiles_NHWC: np.ndarray, levels_NA: np.ndarray) -> float | None:
-    """How far tiles of one label (all levels the same) are from each other: mean absolute difference of their pixels, over pairs.
+def diversity(tiles_NHWC: np.ndarray, levels_NA: np.ndarray) -> float | None:
+    """Returns the mean absolute pixel difference of tiles with the same label (all levels equal), or None if no two share a label.
 
-    Each tile with the next one of its label. A generator that makes one tile for each label has 0; divide by that of real tiles. None
-    when no two tiles have the same label.
+    Compares each tile with the next one of its label. 0 if a generator makes one tile per label; divide by the value of real tiles.
     """
     _, label_N = np.unique(levels_NA, axis=0, return_inverse=True)
     order_N = np.argsort(label_N, kind="stable")
@@ -177,11 +177,11 @@ def spread(tiles_NHWC: np.ndarray, levels_NA: np.ndarray) -> float | None:
 
 
 def pixel_distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean absolute difference of the two tiles, uint8, over pairs; 0 of none."""
-    apart = [np.abs(one.astype(float) - other).mean() for one, other in pairs]
-    return float(np.mean(apart)) if apart else 0.0
+    """Returns the mean absolute pixel difference over pairs of uint8 tiles; 0 without pairs."""
+    differences = [np.abs(first.astype(float) - second).mean() for first, second in pairs]
+    return float(np.mean(differences)) if differences else 0.0
 
 
-def shuffled(requested_NA: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Every tile with the levels of another one: what a generator scores that ignores its labels."""
+def shuffle(requested_NA: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Permutes the requested levels among tiles: the baseline score of a generator that ignores its labels."""
     return requested_NA[np.random.default_rng(seed).permutation(len(requested_NA))]

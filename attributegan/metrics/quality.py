@@ -1,6 +1,6 @@
-"""How near one set of feature vectors is to another: FID, KID, precision and recall, density and coverage, nearest neighbours.
+"""Distances between two sets of feature vectors: FID, KID, precision and recall, density and coverage, nearest neighbours.
 
-Pure functions of arrays, in double precision, without randomness of their own. Rows are tiles, columns features (any network's).
+Pure functions of arrays, in double precision; bootstraps are seeded. Rows are tiles, columns are features (of any network).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 
 NEIGHBOURS = 5  # k of the nearest-neighbour balls
 REPLICATES = 500  # of a bootstrap
-CHUNK = 2048  # rows of a distance matrix held at a time where only its minima are wanted
+CHUNK = 2048  # rows of a distance matrix in memory at a time, where only its minima are needed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval over resampled tiles (percentile bootstrap); NaN bounds where none was computed."""
+    """A number with its 95 % confidence interval (percentile bootstrap over tiles); NaN bounds if not computed."""
 
     value: float
     low: float = float("nan")
@@ -24,7 +24,7 @@ class Estimate:
 
 
 def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
-    """Frechet distance of the Gaussians fitted to both sets (Heusel et al., NeurIPS 2017, eq. 6).
+    """Returns the Frechet distance of the Gaussians fitted to both sets (FID; Heusel et al., NeurIPS 2017, eq. 6).
 
     Biased upwards in small sets (Binkowski et al., ICLR 2018, D), so compare only values of equal counts.
     The trace of sqrt(S T) for covariances S = A'A and T = B'B is the sum of the singular values of A B'.
@@ -37,14 +37,14 @@ def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
 
 
 def _root_of_covariance(x_ND: np.ndarray) -> np.ndarray:
-    """A with A'A = the unbiased covariance, of at most D rows."""
+    """Returns A with A'A = the unbiased covariance; at most D rows."""
     centred_ND = (x_ND - x_ND.mean(axis=0)) / np.sqrt(max(1, len(x_ND) - 1))
     return np.asarray(np.linalg.qr(centred_ND, mode="r")) if len(centred_ND) > centred_ND.shape[1] else centred_ND
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The cubic kernel (x.y / D + 1)^3 within and between two sets (Binkowski et al., ICLR 2018, eq. 4 and 5)."""
+    """The cubic kernel (x.y / D + 1)^3 within and between two sets (Binkowski et al., ICLR 2018, eq. 4 and 5), for KID."""
 
     within_x_NN: np.ndarray
     within_y_MM: np.ndarray
@@ -52,6 +52,7 @@ class Kernels:
 
     @classmethod
     def of(cls, x_ND: np.ndarray, y_MD: np.ndarray) -> Kernels:
+        """Computes the kernel matrices of two sets of features."""
         x_ND, y_MD = _double(x_ND), _double(y_MD)
 
         def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -59,15 +60,15 @@ class Kernels:
 
         return cls(kernel(x_ND, x_ND), kernel(y_MD, y_MD), kernel(x_ND, y_MD))
 
-    def part(self, of_x_N: np.ndarray, of_y_M: np.ndarray) -> Kernels:
-        """The kernels of some rows of both sets, given as masks."""
-        x, y = np.flatnonzero(of_x_N), np.flatnonzero(of_y_M)
+    def subset(self, mask_x_N: np.ndarray, mask_y_M: np.ndarray) -> Kernels:
+        """Returns the kernels of the masked rows of both sets."""
+        x, y = np.flatnonzero(mask_x_N), np.flatnonzero(mask_y_M)
         return Kernels(self.within_x_NN[np.ix_(x, x)], self.within_y_MM[np.ix_(y, y)], self.between_NM[np.ix_(x, y)])
 
     def distance(self, replicates: int = 0, seed: int = 0) -> Estimate:
-        """KID: the unbiased squared MMD over all tiles (Gretton et al. 2012, eq. 3), which may be a little below 0.
+        """Returns KID: the unbiased squared MMD over all tiles (Gretton et al. 2012, eq. 3), which may be slightly negative.
 
-        The bootstrap draws tiles of both sets with replacement; a tile drawn twice makes no pair with itself, so that the
+        The bootstrap resamples the tiles of both sets with replacement. A tile drawn twice forms no pair with itself, so that the
         replicates are as unbiased as the estimate.
         """
         n, m = self.between_NM.shape
@@ -83,7 +84,7 @@ class Kernels:
 
 
 def _pairs(kernel_NN: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Weighted mean of the kernel over pairs of different tiles."""
+    """Returns the weighted mean of the kernel over pairs of different tiles."""
     squares_RN = weights_RN**2
     total_R = ((weights_RN @ kernel_NN) * weights_RN).sum(axis=1) - squares_RN @ np.diag(kernel_NN)
     return total_R / (weights_RN.sum(axis=1) ** 2 - squares_RN.sum(axis=1))
@@ -94,72 +95,73 @@ def _crossed(kernel_NM: np.ndarray, x_RN: np.ndarray, y_RM: np.ndarray) -> np.nd
 
 
 def kernel_distance(x_ND: np.ndarray, y_MD: np.ndarray, replicates: int = 0, seed: int = 0) -> Estimate:
-    """KID of two sets; see `Kernels.distance`.
+    """Returns KID of two sets; see `Kernels.distance`.
 
     Raises:
-        ValueError: a set of fewer than two tiles.
+        ValueError: a set has fewer than two tiles.
     """
     if min(len(x_ND), len(y_MD)) < 2:
-        raise ValueError(f"KID needs two tiles or more on each side, got {len(x_ND)} and {len(y_MD)}")
+        raise ValueError(f"KID needs at least two tiles in each set, got {len(x_ND)} and {len(y_MD)}")
     return Kernels.of(x_ND, y_MD).distance(replicates, seed)
 
 
 @dataclass(frozen=True)
 class Manifolds:
-    """Membership in each other's k-nearest-neighbour balls, tile by tile; the scores are the means."""
+    """Membership of tiles in k-nearest-neighbour balls of the other set; the scores are the means."""
 
-    precision_M: np.ndarray  # generated tile in the ball of a real one (Kynkaanniemi et al., NeurIPS 2019)
-    recall_N: np.ndarray  # real tile in the ball of a generated one
-    density_M: np.ndarray  # balls of real tiles around a generated one, over k (Naeem et al., ICML 2020)
-    coverage_N: np.ndarray  # whether the ball of a real tile has a generated one
+    precision_M: np.ndarray  # generated tile is in the ball of a real one (Kynkaanniemi et al., NeurIPS 2019)
+    recall_N: np.ndarray  # real tile is in the ball of a generated one
+    density_M: np.ndarray  # number of real balls that contain a generated tile, over k (Naeem et al., ICML 2020)
+    coverage_N: np.ndarray  # the ball of a real tile contains a generated one
 
     def estimates(self, replicates: int = 0, seed: int = 0) -> dict[str, Estimate]:
-        """The four scores; their intervals leave the balls as they are and resample the tiles that are counted."""
+        """Returns the four scores by name; intervals resample the counted tiles and keep the balls fixed."""
         parts = {"precision": self.precision_M, "recall": self.recall_N, "density": self.density_M, "coverage": self.coverage_N}
         return {name: mean_of(values, replicates, seed) for name, values in parts.items()}
 
 
 def manifolds(real_ND: np.ndarray, fake_MD: np.ndarray, k: int = NEIGHBOURS) -> Manifolds:
-    """Precision, recall, density and coverage; sets of equal count, since balls shrink as tiles are added.
+    """Computes precision, recall, density and coverage. Use sets of equal size, since balls shrink as tiles are added.
 
     Raises:
-        ValueError: a set of ``k`` tiles or fewer.
+        ValueError: a set has ``k`` tiles or fewer.
     """
     if min(len(real_ND), len(fake_MD)) <= k:
-        raise ValueError(f"the balls of {k} neighbours need more than {k} tiles on each side, got {len(real_ND)} and {len(fake_MD)}")
+        raise ValueError(f"balls of {k} nearest neighbours need more than {k} tiles in each set, got {len(real_ND)} and {len(fake_MD)}")
     between_NM = distances(real_ND, fake_MD)
     real_radius_N, fake_radius_M = _radius(real_ND, k), _radius(fake_MD, k)
-    in_ball_of_real_NM = between_NM < real_radius_N[:, None]
+    in_real_ball_NM = between_NM < real_radius_N[:, None]
     return Manifolds(
-        precision_M=in_ball_of_real_NM.any(axis=0).astype(float),
+        precision_M=in_real_ball_NM.any(axis=0).astype(float),
         recall_N=(between_NM < fake_radius_M).any(axis=1).astype(float),
-        density_M=in_ball_of_real_NM.sum(axis=0) / k,
-        coverage_N=in_ball_of_real_NM.any(axis=1).astype(float),
+        density_M=in_real_ball_NM.sum(axis=0) / k,
+        coverage_N=in_real_ball_NM.any(axis=1).astype(float),
     )
 
 
 def _radius(x_ND: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each tile to its k-th nearest other one."""
+    """Returns the distance of each tile to its k-th nearest neighbour."""
     within_NN = distances(x_ND, x_ND)
-    np.fill_diagonal(within_NN, 0)  # what rounding leaves there
+    np.fill_diagonal(within_NN, 0)  # rounding leaves small values there
     return np.partition(within_NN, k, axis=1)[:, k]
 
 
 def distances(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
-    """Euclidean distances of all pairs."""
+    """Returns the Euclidean distances of all pairs, (N, M)."""
     x_ND, y_MD = _double(x_ND), _double(y_MD)
     squares_NM = (x_ND**2).sum(axis=1)[:, None] + (y_MD**2).sum(axis=1) - 2 * x_ND @ y_MD.T
     return np.sqrt(np.maximum(squares_NM, 0))
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Are generated tiles nearer to the training tiles than other real tiles are?
+class Memorisation:
+    """Whether generated tiles are nearer to the training tiles than held-out real tiles are.
 
     Attributes:
-        nearest_N, distance_N: for each generated tile, the nearest training tile.
-        ratio: median of these distances over that of real held-out tiles to their nearest training tile; far below 1 says copied.
-        nearer: share of generated tiles that are nearer than all but 1 % of the held-out ones; 0.01 when nothing is remembered.
+        nearest_N: index of the training tile nearest to each generated one.
+        distance_N: distance to it.
+        ratio: median of these distances over that of held-out tiles to their nearest training tile; far below 1 indicates copies.
+        nearer: share of generated tiles that are nearer than all but 1 % of the held-out ones; 0.01 without memorisation.
     """
 
     nearest_N: np.ndarray
@@ -168,22 +170,22 @@ class Memory:
     nearer: float
 
 
-def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD: np.ndarray) -> Memory:
-    """Compare nearest-neighbour distances to the training set."""
+def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD: np.ndarray) -> Memorisation:
+    """Compares the nearest-neighbour distances of generated and of held-out tiles to the training tiles."""
     nearest_N, distance_N = nearest(generated_ND, training_TD)
-    _, usual_M = nearest(held_out_MD, training_TD)
-    ratio = np.median(distance_N) / max(np.median(usual_M), 1e-12)
-    return Memory(nearest_N, distance_N, float(ratio), float((distance_N < np.quantile(usual_M, 0.01)).mean()))
+    _, held_out_distance_M = nearest(held_out_MD, training_TD)
+    ratio = np.median(distance_N) / max(np.median(held_out_distance_M), 1e-12)
+    return Memorisation(nearest_N, distance_N, float(ratio), float((distance_N < np.quantile(held_out_distance_M, 0.01)).mean()))
 
 
-def nearest(x_ND: np.ndarray, among_MD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of ``x_ND`` the place of the nearest row of ``among_MD``, and how far it is."""
-    parts = [distances(x_ND[first : first + CHUNK], among_MD) for first in range(0, len(x_ND), CHUNK)]
+def nearest(x_ND: np.ndarray, reference_MD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest row of ``reference_MD`` for each row of ``x_ND``: (indices, distances)."""
+    parts = [distances(x_ND[first : first + CHUNK], reference_MD) for first in range(0, len(x_ND), CHUNK)]
     return np.concatenate([part.argmin(axis=1) for part in parts]), np.concatenate([part.min(axis=1) for part in parts])
 
 
 def mean_of(values_N: np.ndarray, replicates: int = 0, seed: int = 0) -> Estimate:
-    """A mean and its bootstrap interval."""
+    """Returns the mean with its bootstrap interval."""
     values_N = _double(values_N)
     if not replicates:
         return Estimate(float(values_N.mean()))
@@ -192,6 +194,7 @@ def mean_of(values_N: np.ndarray, replicates: int = 0, seed: int = 0) -> Estimat
 
 
 def bounds(replicates_R: np.ndarray) -> tuple[float, float]:
+    """Returns the 2.5 % and 97.5 % quantiles of bootstrap replicates."""
     low, high = np.quantile(replicates_R, [0.025, 0.975])
     return float(low), float(high)
 

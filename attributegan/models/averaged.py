@@ -1,4 +1,4 @@
-"""Layers that learn with their weights and answer with an average of these, as batch norm does with statistics."""
+"""Layers that train with their weights and predict with a moving average of them, as batch norm does with statistics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from attributegan.models.blocks import layout
 
-EMA_RATE = 0.01  # share of the newest weights in the average: of each call while training, so of each micro-batch, as in batch norm
+EMA_RATE = 0.01  # weight of the current weights in each update; one update per call in training mode, so per micro-batch, as in batch norm
 
 
 class AveragedConv2d(nn.Conv2d):
-    """`nn.Conv2d` without bias; in eval mode by the exponential average of the weights that it was called with while training.
+    """`nn.Conv2d` without bias that in eval mode uses the exponential moving average of its weights in training mode.
 
-    Weights that learn fast from small batches jump about their optimum; their average lies nearer to it (Polyak & Juditsky, "Acceleration
-    of Stochastic Approximation by Averaging", 1992). It begins at zero.
+    Weights trained at a high rate on small batches oscillate around their optimum, and their average is closer to it (Polyak & Juditsky,
+    "Acceleration of Stochastic Approximation by Averaging", 1992). The average starts at zero.
     """
 
     averaged_weight: Tensor
@@ -28,12 +28,12 @@ class AveragedConv2d(nn.Conv2d):
         if self.training:
             _follow(self.averaged_weight, weight)
         else:
-            weight = self.averaged_weight.to(memory_format=layout(input))  # sharded engines lay out parameters alone
+            weight = self.averaged_weight.to(memory_format=layout(input))  # sharded engines convert parameters only, not buffers
         return super()._conv_forward(input, weight, bias)
 
 
 class AveragedLinear(nn.Linear):
-    """`nn.Linear`, in eval mode by averages as in `AveragedConv2d`."""
+    """`nn.Linear` that in eval mode uses averages, like `AveragedConv2d`."""
 
     averaged_weight: Tensor
     averaged_bias: Tensor

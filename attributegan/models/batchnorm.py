@@ -1,7 +1,7 @@
 """Batch normalisation over the global batch: every process normalises with the statistics of all.
 
-Owns the one collective of the networks, and what activation checkpointing does to running statistics. On one process, and in
-eval mode, it is torch's `nn.BatchNorm2d` to the bit.
+Owns the only collective inside the networks, and the running statistics under activation checkpointing. On one process, and in
+eval mode, results are bitwise those of `nn.BatchNorm2d`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
-from attributegan.utils.collectives import gather, summed, world_size
+from attributegan.utils.collectives import all_reduce_sum, gather, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` (Ioffe & Szegedy, ICML 2015), synchronised over the default process group while training.
 
-    Same state-dict keys and numbers as one process with the whole batch. torch's SyncBatchNorm can't be used as a module: it
-    refuses CPUs, and DistributedDataParallel refuses it there; on CUDA its kernels are.
+    Same state-dict keys and numbers as one process with the whole batch. torch's SyncBatchNorm module can't be used, because it
+    does not support CPUs, where DistributedDataParallel rejects it as well; on CUDA its kernels are used.
     """
 
     update_statistics = True
@@ -35,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert mean is not None and var is not None and count is not None and self.momentum is not None
         if self.update_statistics:
             count.add_(1)
-        else:  # a second pass over the same batch: normalise as before, write into copies
+        else:  # a second pass over the same batch: normalise as before, but update copies
             mean, var = mean.clone(), var.clone()
         world = world_size()
         if world == 1:
@@ -46,7 +46,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _WithoutUpdates(contextlib.AbstractContextManager[None]):
-    """No statistics of the module's batch norms are updated inside. Can be entered again: double backward recomputes twice."""
+    """Disables updates of the running statistics of a module's batch norms. Reentrant, since double backward recomputes twice."""
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = [child for child in module.modules() if isinstance(child, BatchNorm2d)]
@@ -61,7 +61,7 @@ class _WithoutUpdates(contextlib.AbstractContextManager[None]):
 
 
 def discarded_statistics(module: nn.Module) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-    """Contexts of the forward pass and of its recomputation, for `torch.utils.checkpoint`: the second updates no statistics."""
+    """Returns the contexts of the forward pass and its recomputation, for `torch.utils.checkpoint`; the latter updates no statistics."""
     return contextlib.nullcontext(), _WithoutUpdates(module)
 
 
@@ -71,11 +71,11 @@ def _synchronised(*inputs: Any) -> Tensor:
 
 
 class _Synchronised(torch.autograd.Function):
-    """Normalise with the mean and variance over all processes, which may hold batches of different sizes. For CPUs; differentiable once.
+    """Normalises with the mean and variance over all processes, whose batch sizes may differ. For CPUs; differentiable once.
 
-    One collective forward: each process sends its mean, variance and count; they are combined without cancellation by Chan et al.,
-    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1. One backward: the two sums over pixels that
-    the derivative takes (Ioffe & Szegedy, ICML 2015, section 3). The rest is done by torch's own kernels.
+    Forward uses one collective: each process sends its mean, variance and count, which are combined without cancellation (Chan et al.,
+    "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, eq. 2.1). Backward uses one for the two sums over
+    pixels in the derivative (Ioffe & Szegedy, ICML 2015, section 3). torch's kernels do the rest.
     """
 
     @staticmethod
@@ -91,8 +91,8 @@ class _Synchronised(torch.autograd.Function):
     ) -> Tensor:
         mean_C, var_C = torch.ops.aten.batch_norm_update_stats(x_BCHW, running_mean_C.clone(), running_var_C.clone(), momentum)
         count_1 = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
-        everyone_WS = gather(torch.cat([mean_C, var_C, count_1]))
-        means_WC, vars_WC, counts_W1 = everyone_WS.split([len(mean_C), len(mean_C), 1], dim=1)
+        gathered_WS = gather(torch.cat([mean_C, var_C, count_1]))
+        means_WC, vars_WC, counts_W1 = gathered_WS.split([len(mean_C), len(mean_C), 1], dim=1)
         total = counts_W1.sum()
         mean_C = (counts_W1 * means_WC).sum(0) / total
         var_C = (counts_W1 * (vars_WC + (means_WC - mean_C).square())).sum(0) / total
@@ -106,12 +106,12 @@ class _Synchronised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight_C, mean_C, var_C, total = ctx.saved_tensors
-        grad, of_weight_C, of_bias_C = torch.ops.aten.native_batch_norm_backward(
+        grad, weight_grad_C, bias_grad_C = torch.ops.aten.native_batch_norm_backward(
             grad_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
-        )  # with the statistics held still
-        along_C, all_C = summed(torch.stack([of_weight_C, of_bias_C]))
+        )  # treats the statistics as constants
+        sum_weight_grad_C, sum_bias_grad_C = all_reduce_sum(torch.stack([weight_grad_C, bias_grad_C]))
         scale_C = (var_C + ctx.eps).rsqrt()
-        slope_C = weight_C * scale_C.square() * along_C / total
-        offset_C = weight_C * scale_C * all_C / total
-        off = F.batch_norm(x_BCHW, mean_C, torch.ones_like(var_C), slope_C, offset_C, False, 0.0, 0.0)  # (x - mean) slope + offset
-        return grad.sub_(off), of_weight_C, of_bias_C, None, None, None, None
+        slope_C = weight_C * scale_C.square() * sum_weight_grad_C / total
+        offset_C = weight_C * scale_C * sum_bias_grad_C / total
+        correction = F.batch_norm(x_BCHW, mean_C, torch.ones_like(var_C), slope_C, offset_C, False, 0.0, 0.0)  # (x - mean) slope + offset
+        return grad.sub_(correction), weight_grad_C, bias_grad_C, None, None, None, None

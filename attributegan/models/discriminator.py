@@ -1,6 +1,6 @@
-"""The discriminator: images and attribute levels -> two heads' answers, an embedding with its proxy, and a reconstruction loss.
+"""The discriminator: images and attribute levels -> logits of two heads, an embedding with its proxy, and a reconstruction loss.
 
-Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` says which widths, attention, columns and proxies.
+Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` sets widths, attention, label columns and proxies.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from attributegan.models.blocks import (
 from attributegan.models.heads import AuxiliaryHeads, ProjectionHead
 from attributegan.models.precision import full_precision
 
-HEAD_MAP = 5 * 5  # what each head's last convolution leaves of an 8 x 8 map
-PROXY_WIDTH = 16  # numbers of a proxy for each padded column
+HEAD_MAP = 5 * 5  # pixels of an 8 x 8 map after the last convolution of a head
+PROXY_WIDTH = 16  # numbers of a proxy per padded column
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What the discriminator says of B images; K label columns, E = 16 x attributes x most levels (published: 400).
+    """Outputs for B images with K label columns; E = 16 x attributes x most levels (published: 400).
 
-    The discriminator pushes the answers down for real images and up for generated ones.
+    Training lowers the logits of real images and raises those of generated ones.
     """
 
-    logits: Tensor  # BK: answers of the full-size head, label product applied; B1 with a projection
-    logits_32: Tensor | None  # BK: the same of the 32 px head; None without it, and with a projection
+    logits: Tensor  # BK: full-size head, multiplied by 1 + label columns; B1 with a projection head
+    logits_32: Tensor | None  # BK: likewise of the 32 px head; None without it, and with a projection head
     embedding: Tensor | None  # BE, unit length
-    proxy: Tensor | None  # BE, unit length: where images of these levels belong
+    proxy: Tensor | None  # BE, unit length: target of the embedding for these levels
     reconstruction_loss: Tensor | None  # scalar
     levels: tuple[Tensor, ...] | None  # of each attribute B x 2 levels: logits of the auxiliary heads
 
 
 class Discriminator(Stages):
-    """``forward(images_BCHW, levels_BA, quadrant=0) -> DiscriminatorOutput``; can be differentiated twice.
+    """``forward(images_BCHW, levels_BA, quadrant=0) -> DiscriminatorOutput``; twice differentiable.
 
     Attributes:
-        activation_checkpointing: recompute the stages in the backward pass instead of keeping their maps.
+        activation_checkpointing: recompute the stages in the backward pass instead of storing their activations.
     """
 
     def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
         super().__init__()
         resolution = config.image_size.bit_length() - 1
-        top = min(8, resolution)  # the residual stages read 2^top pixels
+        top = min(8, resolution)  # the input of the residual stages has 2^top pixels
         self.image_size = config.image_size
         self.columns = label_columns(config.label_columns, schema.num_levels)
-        before = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
-        self.halvings = nn.ModuleList(DownsampleBlock(wide, narrow) for wide, narrow in zip(before, before[1:], strict=False))
+        channels = [IMAGE_CHANNELS] * (resolution - top) + [config.feature_width(top)]
+        self.halvings = nn.ModuleList(DownsampleBlock(a, b) for a, b in zip(channels, channels[1:], strict=False))
         widths = [config.feature_width(top) if self.halvings else IMAGE_CHANNELS, *map(config.feature_width, range(top - 1, 2, -1))]
         self.stages = nn.ModuleList(
             ResidualStage(widths[k], widths[k + 1], config.attention_heads if 2 ** (top - k) in config.discriminator_attention else 0)
@@ -91,25 +91,27 @@ class Discriminator(Stages):
         predict_levels: bool = False,
         first: int | None = None,
     ) -> DiscriminatorOutput:
-        """
+        """Runs the discriminator.
+
         Args:
             images_BCHW: [-1, 1], of the configured size.
-            levels_BA: long, one level of each attribute of the schema, in its order; -1 for "not known".
-            quadrant: 0 to 3, row by row: the part that the second decoder rebuilds (512 px and more).
+            levels_BA: long, one level per attribute, in the order of the schema; -1 for unknown.
+            quadrant: 0 to 3, in row-major order: the quadrant that the second decoder reconstructs (512 px and more).
             embed: compute ``embedding`` and ``proxy``.
             reconstruct: compute ``reconstruction_loss``.
-            train_levels: compute ``levels`` for the auxiliary heads to learn from, ...
-            predict_levels: ... or as they have learnt to.
-            first: compute ``embedding`` to ``reconstruction_loss`` of that many images alone. One pass over all is faster than two.
+            train_levels: compute ``levels`` to train the auxiliary heads.
+            predict_levels: compute ``levels`` as predictions of the auxiliary heads, from averaged weights.
+            first: compute ``embedding``, ``proxy`` and ``reconstruction_loss`` for this many images only, so that real and generated
+                images can share one pass.
 
         Raises:
-            ValueError: images of another size; the 8 x 8 map would not be one.
+            ValueError: images of another size.
         """
         size = self.image_size
         if images_BCHW.shape[2:] != (size, size):
-            raise ValueError(f"images: {tuple(images_BCHW.shape[2:])} pixels; this discriminator is for {size} x {size}")
+            raise ValueError(f"images: got {tuple(images_BCHW.shape[2:])} pixels, expected {size} x {size}")
         maps = self._maps(images_BCHW)
-        logits, logits_32 = self._answers(images_BCHW, maps[-1], self.columns(levels_BA))
+        logits, logits_32 = self._logits(images_BCHW, maps[-1], self.columns(levels_BA))
         level_logits = (
             self.auxiliary(images_BCHW, train_levels) if self.auxiliary is not None and (train_levels or predict_levels) else None
         )
@@ -123,7 +125,7 @@ class Discriminator(Stages):
             levels=level_logits,
         )
 
-    def _answers(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _logits(self, images_BCHW: Tensor, map_BCHW: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.head, ProjectionHead):
             return self.head(map_BCHW, columns_BK), None
         if self.head_32 is None:
@@ -132,7 +134,7 @@ class Discriminator(Stages):
         return self.head(map_BCHW) * (1 + columns_BK), self.head_32(thumbs_BCHW) * (1 + columns_BK)
 
     def unused_parameters(self, *, embed: bool, reconstruct: bool) -> Iterator[nn.Parameter]:
-        """Parameters that get no gradient when `forward` is always called so."""
+        """Yields the parameters that get no gradients if `forward` is always called with these flags."""
         unused: list[nn.Module | None] = []
         if not embed:
             unused += [self.embedder, self.proxies]
@@ -143,7 +145,7 @@ class Discriminator(Stages):
                 yield from module.parameters()
 
     def _maps(self, images_BCHW: Tensor) -> list[Tensor]:
-        """The output of every residual stage; the last is 8 x 8."""
+        """Returns the output of every residual stage; the last is 8 x 8."""
         x, maps = images_BCHW, []
         for halving in self.halvings:
             x = self.run(halving, x)
@@ -153,18 +155,18 @@ class Discriminator(Stages):
         return maps
 
     def _reconstruction_loss(self, images_BCHW: Tensor, maps: list[Tensor], quadrant: int) -> Tensor:
-        """Self-supervision: the images rebuilt from the 8 x 8 map and, from 512 px on, a quadrant of them from that of the 16 x 16 map."""
+        """Self-supervision: reconstructs images from the 8 x 8 map and, from 512 px on, a quadrant from that of the 16 x 16 map."""
         loss = _sampled_mse(self.decoder(maps[-1]), images_BCHW)
         if self.quadrant_decoder is not None:
-            rebuilt = self.quadrant_decoder(_quadrant(maps[-2], quadrant))
-            loss = loss + _sampled_mse(rebuilt, _quadrant(images_BCHW, quadrant))
+            reconstructed = self.quadrant_decoder(_quadrant(maps[-2], quadrant))
+            loss = loss + _sampled_mse(reconstructed, _quadrant(images_BCHW, quadrant))
         return loss
 
 
 class PublishedProxies(nn.Module):
-    """One row of 16 for each padded column; rows are picked by the columns' 0/1 *values*, so that only rows 0 and 1 ever learn.
+    """One row of 16 numbers per padded column. Rows are indexed by the 0/1 *values* of the columns, so only rows 0 and 1 are trained.
 
-    A defect of the published code, kept for its checkpoints.
+    A bug of the published code, kept for compatibility with its checkpoints.
     """
 
     def __init__(self, num_levels: tuple[int, ...]) -> None:
@@ -178,7 +180,7 @@ class PublishedProxies(nn.Module):
 
 
 class LevelProxies(nn.Module):
-    """One row for each level of each attribute; the rows of an image's levels side by side make its proxy, 0 where one is not known."""
+    """One row per level of each attribute; the proxy of an image concatenates the rows of its levels, 0 for unknown ones."""
 
     def __init__(self, num_levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -197,7 +199,7 @@ class _Leaky(nn.Module):
 
 
 def _head(channels: int, columns: int) -> nn.Sequential:
-    """8 x 8 map -> answers."""
+    """8 x 8 map -> logits, one per label column."""
     return nn.Sequential(
         OrderedDict(
             mix=nn.Conv2d(channels, channels, 1),
@@ -210,7 +212,7 @@ def _head(channels: int, columns: int) -> nn.Sequential:
 
 
 def _head_32(columns: int, heads: int) -> nn.Sequential:
-    """32 px image -> answers."""
+    """32 px image -> logits, one per label column."""
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(IMAGE_CHANNELS, 64, 3, padding=1),
@@ -226,7 +228,7 @@ def _head_32(columns: int, heads: int) -> nn.Sequential:
 
 
 def _embedder(channels: int, width: int, size: int) -> nn.Sequential:
-    """Map of the first residual stage, ``width`` pixels wide -> (B, size)."""
+    """Map of the first residual stage, ``width`` pixels wide -> embedding (B, size)."""
     return nn.Sequential(
         OrderedDict(
             mix=nn.Conv2d(channels, channels, 1),
@@ -242,6 +244,7 @@ def _quadrant(x_BCHW: Tensor, quadrant: int) -> Tensor:
     return rearrange(x_BCHW, "b c (m h) (n w) -> (m n) b c h w", m=2, n=2)[quadrant]
 
 
-def _sampled_mse(rebuilt_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    target_BCHW = F.interpolate(images_BCHW, size=rebuilt_BCHW.shape[2:])
-    return F.mse_loss(full_precision(rebuilt_BCHW), full_precision(target_BCHW))
+def _sampled_mse(reconstructed_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Returns the mean squared error to images resampled (nearest) to the size of the reconstruction."""
+    target_BCHW = F.interpolate(images_BCHW, size=reconstructed_BCHW.shape[2:])
+    return F.mse_loss(full_precision(reconstructed_BCHW), full_precision(target_BCHW))

@@ -1,6 +1,6 @@
 """The generator: latents and attribute levels -> images.
 
-Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` says which widths, attention and columns.
+Follows AttributeGAN (Ye et al., MICCAI 2021) as published; `ModelConfig` sets widths, attention and label columns.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from attributegan.models.blocks import (
 from attributegan.models.resample import UpsampleBlurConv2d
 
 EXCITATION_REACH = 3  # a stage's output excites the output of the third stage after it, which is 8 times as wide
-EXCITING = range(1, 5)  # stages whose output excites: those that read maps of 8 to 64 pixels
+EXCITING = range(1, 5)  # stages whose output excites a later one: those with inputs of 8 to 64 pixels
 
 
 class Generator(Stages):
     """``forward(latents_BL, levels_BA) -> images_BCHW``, about [-1, 1], not clamped.
 
     Attributes:
-        activation_checkpointing: recompute the stages in the backward pass instead of keeping their maps.
+        activation_checkpointing: recompute the stages in the backward pass instead of storing their activations.
     """
 
     def __init__(self, config: ModelConfig, schema: AttributeSchema) -> None:
@@ -63,24 +63,31 @@ class Generator(Stages):
         self.apply(initialise)
         for stage in self.stages:
             assert isinstance(stage, GeneratorStage)
-            if stage.modulate is not None:  # at first every stage is the plain one
+            if stage.modulate is not None:  # modulation starts as the identity
                 nn.init.zeros_(stage.modulate.weight)
 
     @torch.no_grad()
     def zero_label_weights(self, attributes: Iterable[int]) -> None:
-        """Make the levels of these attributes (by place in the schema) say nothing, as they do at first in every stage but the first: for
-        attributes that a training does not use, whose columns learn nothing and would stay noise."""
-        seed = self.from_label[0]
-        assert isinstance(seed, LatentToMap)
+        """Zeroes the input weights of some attributes, so that their levels have no effect.
+
+        For attributes that a training does not use, whose weights would stay at their random initial values. Weights of later stages
+        start at zero anyway.
+
+        Args:
+            attributes: indices in the schema.
+        """
+        from_label = self.from_label[0]
+        assert isinstance(from_label, LatentToMap)
         for a in attributes:
             first = int(self.columns.offsets[a])
-            seed.weight[first : first + self.columns.widths[a]] = 0
+            from_label.weight[first : first + self.columns.widths[a]] = 0
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
-        """
+        """Generates images.
+
         Args:
             latents_BL: standard normal, L = ``latent_dim``.
-            levels_BA: one level of each attribute of the schema, in its order; long, with -1 for "not known", or a floating type for
+            levels_BA: one level per attribute, in the order of the schema; long, with -1 for unknown, or a floating type for
                 levels in between.
         """
         label_BK = self.columns(levels_BA).to(latents_BL.dtype)
@@ -98,11 +105,11 @@ class Generator(Stages):
 
 
 class GeneratorStage(nn.Module):
-    """Doubles a map: attention (or none), x2, blur, Conv3x3, BatchNorm, GLU.
+    """Doubles the size of a map: optional attention, x2, blur, Conv3x3, BatchNorm, GLU.
 
-    With ``conditions`` numbers of each image, these scale and shift the normalised map, linearly: conditional batch norm (de Vries et
-    al., NeurIPS 2017) with latents, as in BigGAN (Brock et al., ICLR 2019). So a level has its own say at every scale, and one in
-    between acts in between.
+    With ``conditions`` > 0, that many numbers per image scale and shift the normalised map through a linear layer: conditional batch norm
+    (de Vries et al., NeurIPS 2017) with latents, as in BigGAN (Brock et al., ICLR 2019). Levels then act at every scale, and fractional
+    ones act in between.
     """
 
     def __init__(self, channels_in: int, channels_out: int, heads: int, conditions: int = 0) -> None:
@@ -122,14 +129,14 @@ class GeneratorStage(nn.Module):
 
 
 class LatentToMap(nn.ConvTranspose2d):
-    """A vector (B, channels_in, 1, 1) -> a map: of one pixel a transposed convolution is a matrix product, which is faster as such."""
+    """Vector (B, channels_in, 1, 1) -> map. Computes the transposed convolution of a single pixel as a matrix product, which is faster."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert output_size is None
         return self.spread(input, self.weight)
 
     def spread(self, x_BC11: Tensor, weight_COHW: Tensor) -> Tensor:
-        """The map that these weights make, in their layout."""
+        """Returns the map for given weights, in their memory format."""
         assert self.bias is not None
         x_BC = x_BC11.flatten(1)
         if weight_COHW.is_contiguous():
@@ -141,11 +148,11 @@ class LatentToMap(nn.ConvTranspose2d):
 
 
 def stage_widths(config: ModelConfig) -> list[int]:
-    """Output channels of every stage, from the one that makes 8 pixels on; 3 once a stage reads 256 pixels or more."""
+    """Returns the output channels of every stage, starting with that of 8 pixels; 3 for stages with inputs of 256 pixels or more."""
     exponents = range(2, config.image_size.bit_length() - 1)
     return [IMAGE_CHANNELS if n >= 8 else config.feature_width(n) for n in exponents]
 
 
 def _latent_to_map(channels_in: int, channels_out: int, act: nn.Module) -> nn.Sequential:
-    """A vector (B, channels_in, 1, 1) -> a 4 x 4 map."""
+    """Vector (B, channels_in, 1, 1) -> 4 x 4 map."""
     return nn.Sequential(OrderedDict(conv=LatentToMap(channels_in, channels_out, 4), norm=BatchNorm2d(channels_out), act=act))

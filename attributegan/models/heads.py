@@ -1,5 +1,4 @@
-"""Heads of a discriminator that reads levels in other ways than the published one: a projection, and heads that tell levels and
-real from generated."""
+"""Discriminator heads beyond the published ones: a projection head, and auxiliary heads that classify levels and real vs generated."""
 
 from __future__ import annotations
 
@@ -14,22 +13,21 @@ from attributegan.models.batchnorm import BatchNorm2d
 from attributegan.models.blocks import IMAGE_CHANNELS, leaky
 from attributegan.models.precision import full_precision
 
-COHERENCES = 4  # numbers of `coherence`
+COHERENCES = 4  # outputs of `coherence`
 AUXILIARY_WIDTHS = (32, 64, 96)
 AUXILIARY_HIDDEN = 128
-AUXILIARY_SIZE = 128  # pixels; the largest images that the auxiliary heads see
+AUXILIARY_SIZE = 128  # pixels; larger images are averaged down for the auxiliary heads
 
 
 class ProjectionHead(nn.Module):
-    """Map and label columns -> (B, 1): psi(f) + sum over attributes of <e(level), f>, f the features of the image.
+    """Map and label columns -> (B, 1): psi(f) + sum over attributes of <e(level), f>, where f are the features of the image.
 
-    The projection discriminator (Miyato & Koyama, "cGANs with Projection Discriminator", ICLR 2018, eq. 11) with one embedding for every
-    level of every attribute, as for a label whose attributes are independent given the image. An attribute that is not known has no
-    columns and so no term.
+    The projection discriminator (Miyato & Koyama, "cGANs with Projection Discriminator", ICLR 2018, eq. 11) with one embedding per level of
+    every attribute, which assumes that attributes are independent given the image. An unknown attribute has no columns and so no term.
 
     Args:
-        channels: of the map, 8 pixels wide; features are as many.
-        columns: label columns.
+        channels: of the 8 x 8 map; also the number of features.
+        columns: number of label columns.
     """
 
     def __init__(self, channels: int, columns: int) -> None:
@@ -46,11 +44,10 @@ class ProjectionHead(nn.Module):
 
 
 class AuxiliaryHeads(nn.Module):
-    """Images -> logits of every attribute's levels, those of real tiles and those of generated ones: the auxiliary discriminative
-    classifier of ADC-GAN (Hou et al., ICML 2022).
+    """Images -> logits of two classes per level, real and generated: the auxiliary discriminative classifier of ADC-GAN.
 
-    A network of its own beside the discriminator's stages, with batch norm, which it learns several times faster with than without, and
-    with how parallel edges are as further inputs. What it has learnt is read off averages (`averaged`).
+    Hou et al., ICML 2022. A separate network beside the discriminator's stages, with batch norm, which makes it train several times faster,
+    and with `coherence` as additional inputs. Predictions use averaged weights (averaged.py).
     """
 
     def __init__(self, num_levels: Sequence[int]) -> None:
@@ -58,46 +55,47 @@ class AuxiliaryHeads(nn.Module):
         self.classes = [2 * levels for levels in num_levels]
         channels = (IMAGE_CHANNELS * 4, *AUXILIARY_WIDTHS)
         self.convs = nn.ModuleList(
-            AveragedConv2d(before, after, 3, stride=1 + (k > 0), padding=1)
-            for k, (before, after) in enumerate(zip(channels, channels[1:], strict=False))
+            AveragedConv2d(channels_in, channels_out, 3, stride=1 + (k > 0), padding=1)
+            for k, (channels_in, channels_out) in enumerate(zip(channels, channels[1:], strict=False))
         )
         self.norms = nn.ModuleList(BatchNorm2d(width, momentum=EMA_RATE) for width in AUXILIARY_WIDTHS)
         self.scale = BatchNorm2d(2 * channels[-1] + COHERENCES, momentum=EMA_RATE)
         self.hidden = AveragedLinear(2 * channels[-1] + COHERENCES, AUXILIARY_HIDDEN)
         self.logits = AveragedLinear(AUXILIARY_HIDDEN, sum(self.classes))
 
-    def forward(self, images_BCHW: Tensor, learn: bool) -> tuple[Tensor, ...]:
-        """
+    def forward(self, images_BCHW: Tensor, train_levels: bool) -> tuple[Tensor, ...]:
+        """Classifies images.
+
         Args:
             images_BCHW: [-1, 1], of any size; larger ones than `AUXILIARY_SIZE` are averaged down.
-            learn: by the weights and the batch's statistics, which adds both to their averages; else by these.
+            train_levels: use the weights and batch statistics and update their averages; else use the averages.
 
         Returns:
             of each attribute (B, 2 levels): levels of real tiles, then those of generated ones.
         """
-        before = self.training
-        self.train(learn)
+        was_training = self.training
+        self.train(train_levels)
         try:
             return self._logits(images_BCHW)
         finally:
-            self.train(before)
+            self.train(was_training)
 
     def _logits(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         x = F.avg_pool2d(images_BCHW, max(1, images_BCHW.shape[2] // AUXILIARY_SIZE))
-        parallel_BC = coherence(x)
+        coherence_BC = coherence(x)
         x = F.pixel_unshuffle(x, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = leaky(norm(conv(x)))
         variance_BC, mean_BC = torch.var_mean(full_precision(x), dim=(2, 3), correction=0)
-        seen_BC = torch.cat([mean_BC, (variance_BC + 1e-6).sqrt(), parallel_BC], dim=1)
-        return self.logits(leaky(self.hidden(self.scale(seen_BC[..., None, None]).flatten(1)))).split(self.classes, dim=1)
+        features_BC = torch.cat([mean_BC, (variance_BC + 1e-6).sqrt(), coherence_BC], dim=1)
+        return self.logits(leaky(self.hidden(self.scale(features_BC[..., None, None]).flatten(1)))).split(self.classes, dim=1)
 
 
 def coherence(images_BCHW: Tensor) -> Tensor:
-    """How parallel the edges are, 0 (all directions) to 1 (one), at two scales by squared and by plain strength: (B, `COHERENCES`).
+    """Measures how parallel edges are, 0 (all directions) to 1 (one), at two scales, by squared and plain magnitude: (B, `COHERENCES`).
 
-    From the structure tensor (Bigun & Granlund, ICCV 1987): the length of the mean doubled-angle gradient over the mean strength. No
-    direction is preferred, so a pooled convolution can't tell it: it would have to square the answers of filters.
+    From the structure tensor (Bigun & Granlund, ICCV 1987): the length of the mean doubled-angle gradient over the mean magnitude. Pooled
+    convolutions can't compute it, since it is invariant to the direction and needs squared filter responses.
     """
     grey_B1HW = full_precision(images_BCHW).mean(dim=1, keepdim=True)
     columns = []

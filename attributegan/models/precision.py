@@ -1,4 +1,4 @@
-"""Which numbers are computed in full precision whatever the network's."""
+"""Full-precision computation inside networks of any precision."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """``x`` in at least float32; double stays double."""
+    """Converts half precision to float32; float32 and double stay as they are."""
     return x.float() if x.dtype in HALVES else x

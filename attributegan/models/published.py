@@ -1,7 +1,7 @@
-"""The published AttributeGAN checkpoint: its names <-> ours, by rule, for any image size and width that it was trained at.
+"""Converts checkpoints of the published AttributeGAN code to and from our state dicts, for any image size and width.
 
-Reads what `torch.save({"GAN": state_dict, ...})` of the published code wrote, without running code from the file, and writes
-that format. Owns no network: the published one is a configuration of `Generator` and `Discriminator`.
+Reads files saved by the published code as `torch.save({"GAN": state_dict, ...})` without running code from the file, and produces
+state dicts in that format. The published network is a configuration of `Generator` and `Discriminator`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from attributegan.models.generator import Generator
 
 Shape = tuple[int, ...]
 
-# Prefixes of names, ours -> published; {} is an index. Where three stand, ours is the three stacked.
+# Name prefixes, ours -> published; {} is an index. If there are three published names, ours is those three stacked.
 _GENERATOR_RULES = {
     "from_latent.conv": "initial_conv.0",
     "from_latent.norm": "initial_conv.1",
@@ -76,7 +76,7 @@ _DISCRIMINATOR_RULES = {
     "embedder.linear": "linear_emd",
     "proxies.table": "embedding",
 }
-# A published blur is a module of its own with a buffer, somewhere before the convolution that reads its output.
+# In the published code a blur is a module with a buffer, placed before the convolution that reads its output.
 _BLURRED = [
     (re.compile(r"(layers\.\d+\.0)\.2\.weight"), "1"),
     (re.compile(r"(.*branches\.0|non_residual_layers\.\d+)\.1\.weight"), "0"),
@@ -89,22 +89,22 @@ _TAPS = (1.0, 2.0, 1.0)
 class PublishedModel:
     """The networks of a published checkpoint, in eval mode on the CPU; their schema is `attributegan.attributes.PUBLISHED`."""
 
-    generator: Generator  # raw: the one that the published sampler used
+    generator: Generator  # weights as trained, which the published sampler uses
     generator_ema: Generator
     discriminator: Discriminator
     config: ModelConfig
 
 
 def load(source: str | Path | Mapping[str, Any]) -> PublishedModel:
-    """Read a published checkpoint.
+    """Reads a published checkpoint.
 
     Args:
-        source: the file, its content ``{"GAN": state_dict, ...}``, or the state dict alone. ``D_aug`` (the discriminator
-            again) is ignored.
+        source: the file, its content ``{"GAN": state_dict, ...}``, or the state dict alone. ``D_aug`` (a copy of the
+            discriminator) is ignored.
 
     Raises:
-        ValueError: not such a file, or one with code in it; or the message lists every key that is missing, unknown or of a
-            wrong shape.
+        ValueError: not such a file, or a file that contains code. For a wrong state dict, the message lists every key that is
+            missing, unknown or of a wrong shape.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     state = _state_dict(source if isinstance(source, Mapping) else _read(Path(source)), where)
@@ -125,10 +125,10 @@ def load(source: str | Path | Mapping[str, Any]) -> PublishedModel:
 
 
 def to_published(generator: Generator, generator_ema: Generator, discriminator: Discriminator) -> dict[str, Tensor]:
-    """The state dict that the published code would have: save it as ``torch.save({"GAN": to_published(...)}, path)``.
+    """Returns the state dict of the published code; save it with ``torch.save({"GAN": to_published(...)}, path)``.
 
     Raises:
-        ValueError: networks that the published code can't build; names what it has no place for.
+        ValueError: the published code can't build these networks; names the parts that it lacks.
     """
     parts = {"G": generator, "GE": generator_ema, "D": discriminator}
     state = {f"{part}.{key}": tensor for part, network in parts.items() for key, tensor in _translated(network).items()}
@@ -140,7 +140,7 @@ def to_published(generator: Generator, generator_ema: Generator, discriminator: 
     return state
 
 
-# What torch.load was seen to raise on files that are damaged or something else (by changing bytes at random).
+# Raised by torch.load for corrupted or foreign files, as found by changing bytes at random.
 _UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -162,14 +162,14 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path}: can't be read: {error.strerror}") from error
     except _UNREADABLE as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(f"{path}: refused: it holds code ({found[1]}), not tensors alone; none of it was run") from error
-        raise ValueError(f"{path}: not a checkpoint that torch.save wrote, or a damaged one; nothing in it was run") from error
+            raise ValueError(f"{path}: refused: the file contains code ({found[1]}), not only tensors; no code was run") from error
+        raise ValueError(f"{path}: not a checkpoint written by torch.save, or corrupted; no code was run") from error
 
 
 def _state_dict(tree: Any, where: str) -> dict[str, Any]:
     state = tree.get("GAN", tree) if isinstance(tree, Mapping) else tree
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{where}: holds no state dict; expected {{'GAN': state_dict}} or the state dict alone")
+        raise ValueError(f"{where}: contains no state dict; expected {{'GAN': state_dict}} or the state dict alone")
     return _without_copies(state)
 
 
@@ -178,36 +178,36 @@ def _without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(state: Mapping[str, Any], where: str) -> ModelConfig:
-    """What the shapes say. Each question is put to many tensors, so that a few wrong ones are still named as such."""
+    """Derives the configuration from tensor shapes, by majority over many tensors, so that a few wrong ones can still be reported."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim()}
     latents = [shape[0] // 2 for key, shape in shapes.items() if re.fullmatch(r"GE?\.initial_conv\.(0\.bias|1\.\w+)", key)]
     stages = _indices(state, r"GE?\.layers\.(\d+)\.0\.")
     if not latents or not stages:
-        raise ValueError(f"{where}: no published AttributeGAN: it has no G.initial_conv and G.layers. Its first keys: {list(state)[:5]}")
+        raise ValueError(f"{where}: not a published AttributeGAN: no G.initial_conv and G.layers. The first keys are {list(state)[:5]}")
     size, latent_dim = 2 ** (2 + len(stages)), mode(latents)
     if size < 256:
-        raise ValueError(f"{where}: a generator for {size} px; the published code trains from 256 px on")
+        raise ValueError(f"{where}: the generator makes {size} px images; the published code supports 256 px and more")
     try:
         return ModelConfig(
             image_size=size,
             latent_dim=latent_dim,
-            fmap_max=latent_dim,  # a wider maximum would be reached nowhere
+            fmap_max=latent_dim,  # a larger maximum would have no effect
             fmap_inverse_coef=_fmap_inverse_coef(shapes, latent_dim),
             generator_attention=tuple(2 ** (k + 2) for k in _indices(state, r"GE?\.layers\.(\d+)\.2\.")),
             attributes="published",
         )
     except ValueError as error:
-        raise ValueError(f"{where}: no network of the published code: {error}") from None
+        raise ValueError(f"{where}: not a network of the published code: {error}") from None
 
 
 def _indices(keys: Iterable[str], pattern: str) -> list[int]:
-    """Indices in names that match ``pattern``, without those of a few stray names (a stage has 16, its attention 28)."""
+    """Returns the indices in names that match ``pattern``, ignoring a few stray names (a stage has 16 names, its attention 28)."""
     counts = Counter(int(found[1]) for key in keys if (found := re.match(pattern, key)))
     return sorted(index for index, count in counts.items() if count > 4)
 
 
 def _fmap_inverse_coef(shapes: Mapping[str, Shape], fmap_max: int) -> int:
-    """The coefficient that explains most widths; 12, the published default, where several do."""
+    """Returns the coefficient that explains most widths; 12, the published default, in case of a tie."""
     widths = [
         (7 - int(found[1]), shape[0])
         for key, shape in shapes.items()
@@ -227,29 +227,29 @@ def _published_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def _translated(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state under published names, blur buffers included."""
+    """Returns a network's state dict under published names, including blur buffers."""
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         keys = _names(name, network)
         if name.endswith(".g"):  # a scalar in the published network
             tensor = tensor[0]
-        if name.endswith(("qkv_weight", "out_weight")):  # kernels of 1 x 1 there
+        if name.endswith(("qkv_weight", "out_weight")):  # 1 x 1 kernels in the published network
             tensor = tensor[..., None, None]
         state.update(zip(keys, tensor.chunk(len(keys)) if len(keys) > 1 else [tensor], strict=True))
     for key in list(state):
         for pattern, index in _BLURRED:
             if found := pattern.fullmatch(key):
-                state[f"{found[1]}.{index}.f"] = torch.tensor(_TAPS, device="cpu")  # taps are compared by value
+                state[f"{found[1]}.{index}.f"] = torch.tensor(_TAPS, device="cpu")  # compared by value
     return state
 
 
 def _names(ours: str, network: nn.Module) -> list[str]:
-    """The published names of the tensor, or of the tensors stacked in it, that ``network`` calls ``ours``."""
+    """Returns the published name of the tensor ``ours`` of ``network``, or those of the tensors stacked in it."""
     rules = _GENERATOR_RULES if isinstance(network, Generator) else _DISCRIMINATOR_RULES
-    for prefix, theirs in rules.items():
+    for prefix, published in rules.items():
         if found := re.fullmatch(re.escape(prefix).replace(r"\{\}", r"(\d+)") + r"(|\..+)", ours):
             *indices, leaf = found.groups()
-            return [their.format(*indices) + leaf for their in theirs.split()]
+            return [template.format(*indices) + leaf for template in published.split()]
     raise ValueError(f"{type(network).__name__} {ours}: the published network has no such part")
 
 
@@ -258,7 +258,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _problems(state: Mapping[str, Any], expected: Mapping[str, Shape]) -> Iterator[str]:
-    """Every key that is missing, unknown or not what it should be, a line each."""
+    """Yields one line for every key that is missing, unknown or wrong."""
     for key, shape in expected.items():
         value = state.get(key)
         if key not in state:

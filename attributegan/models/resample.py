@@ -1,4 +1,4 @@
-"""Blur, and maps doubled and convolved: the same numbers as the plain steps, to rounding, for less work and memory."""
+"""Blur, and upsampling by 2 with convolution: equal to the separate steps up to rounding, with less compute and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attributegan.models.precision import full_precision
 
-TRANSPOSED_FROM = 32  # pixels of a map from which doubling it by transposed convolution is the faster way (on CPUs, forward and backward)
+TRANSPOSED_FROM = 32  # pixels of a map from which transposed convolution is faster (on CPUs, forward and backward)
 
 
 def blur(x_BCHW: Tensor) -> Tensor:
@@ -19,9 +19,9 @@ def blur(x_BCHW: Tensor) -> Tensor:
 
 
 class _Blur(torch.autograd.Function):
-    """A linear map with its transpose as derivative: nothing is saved, and a second derivative costs as little as the first.
+    """The blur with its transpose as derivative: saves no tensors, and double backward costs as little as backward.
 
-    Autograd through pad and conv2d saves the padded map, and needs ten times as long when differentiated twice.
+    Autograd through pad and conv2d saves the padded map and is ten times slower in double backward.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class _BlurTransposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor) -> Tensor:
         x = F.conv_transpose2d(x_BCHW, _kernel(x_BCHW), groups=x_BCHW.shape[1])
-        for dim in (2, 3):  # what fell on the reflected borders goes back to where it was reflected from
+        for dim in (2, 3):  # gradients of the reflected borders are added to the pixels that they reflect
             before, after = x.select(dim, 0), x.select(dim, -1)
             x = x.narrow(dim, 1, x.shape[dim] - 2).clone()
             x.select(dim, 1).add_(before)
@@ -55,11 +55,11 @@ def _kernel(x_BCHW: Tensor) -> Tensor:
 
 
 class UpsampleBlurConv2d(nn.Conv2d):
-    """Nearest x2, `blur`, Conv3x3 with a border of zeros. Its weights are the convolution's.
+    """Nearest x2, `blur`, Conv3x3 with zero padding. Its weights are those of the convolution.
 
-    Nearest x2 and blur are together bilinear x2, borders included, which is how small maps are doubled. Larger ones are convolved before
-    they are blurred, as in StyleGAN2 (Karras et al., CVPR 2020): nearest x2 and a 3 x 3 convolution are one transposed convolution, with
-    4/9 of the work. Since the convolution's border is zeros and not blurred, what it would see out there is taken off the frame.
+    Nearest x2 and blur together are bilinear x2, including borders; small maps use that. Larger maps are convolved before the blur, as in
+    StyleGAN2 (Karras et al., CVPR 2020): nearest x2 and a 3 x 3 convolution are one transposed convolution with 4/9 of the work. Since the
+    zero padding of the convolution must not be blurred, its contribution is subtracted from the frame.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -68,21 +68,21 @@ class UpsampleBlurConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if min(input.shape[2:]) < TRANSPOSED_FROM:
             return F.conv2d(_bilinear(input), weight, bias, padding=1)
-        around, *lines = _Extended.apply(input)
-        answer = _InnerBlur.apply(F.conv_transpose2d(around, _doubled(weight), stride=2, padding=2), bias)
+        padded, *lines = _Extended.apply(input)
+        output = _InnerBlur.apply(F.conv_transpose2d(padded, _doubled(weight), stride=2, padding=2), bias)
         top, bottom, left, right = (F.interpolate(line, scale_factor=2, mode="linear", align_corners=False) for line in lines)
-        top, bottom = (F.pad(line, (1, 1), mode="replicate") for line in (top, bottom))  # these have the corners
-        off = [
+        top, bottom = (F.pad(line, (1, 1), mode="replicate") for line in (top, bottom))  # include the corners
+        corrections = [
             F.conv1d(top, weight[:, :, 0]),
             F.conv1d(bottom, weight[:, :, 2]),
             F.conv1d(left, weight[:, :, :, 0], padding=1),
             F.conv1d(right, weight[:, :, :, 2], padding=1),
         ]
-        return _OffFrame.apply(answer, *off)
+        return _SubtractFromFrame.apply(output, *corrections)
 
 
 class UpsampleNearestConv2d(nn.Conv2d):
-    """Nearest x2, Conv3x3. Its weights are the convolution's; of larger maps it is one transposed convolution."""
+    """Nearest x2, Conv3x3. Its weights are those of the convolution; larger maps use one transposed convolution."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
@@ -90,8 +90,8 @@ class UpsampleNearestConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if min(input.shape[2:]) < TRANSPOSED_FROM:
             return F.conv2d(F.interpolate(input, scale_factor=2), weight, bias, padding=1)
-        answer = F.conv_transpose2d(input, _doubled(weight), stride=2, padding=1)
-        return answer if bias is None else answer + bias.to(answer.dtype)[:, None, None]  # in bf16 on CPUs faster than inside
+        output = F.conv_transpose2d(input, _doubled(weight), stride=2, padding=1)
+        return output if bias is None else output + bias.to(output.dtype)[:, None, None]  # faster than inside for bf16 on CPUs
 
 
 def _bilinear(x_BCHW: Tensor) -> Tensor:
@@ -99,14 +99,14 @@ def _bilinear(x_BCHW: Tensor) -> Tensor:
 
 
 def _doubled(weight_OI33: Tensor) -> Tensor:
-    """The kernel (I, O, 4, 4) of the transposed convolution of stride 2 that nearest x2 and a convolution by ``weight_OI33`` are."""
+    """Returns the kernel (I, O, 4, 4) of the transposed convolution with stride 2 that equals nearest x2 and convolution."""
     wide = F.pad(weight_OI33.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
     wide = wide[:, :, 1:] + wide[:, :, :-1]
     return wide[:, :, :, 1:] + wide[:, :, :, :-1]
 
 
 class _InnerBlur(torch.autograd.Function):
-    """`blur` without the border pixels, which have no neighbour on one side, plus a bias."""
+    """`blur` without padding, plus a bias: the output is 2 pixels smaller."""
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, bias_C: Tensor | None) -> Tensor:
@@ -119,9 +119,9 @@ class _InnerBlur(torch.autograd.Function):
 
 
 class _Extended(torch.autograd.Function):
-    """A map with its border pixels repeated around it, and its first and last row, first and last column.
+    """Returns a map with replicated border pixels, and its first and last row and column.
 
-    In one, since the derivatives of torch's own padding and slices are as large as the map, and row-major whatever that is.
+    One function, since the derivatives of torch's padding and slicing are as large as the map and always row-major.
     """
 
     @staticmethod
@@ -131,22 +131,22 @@ class _Extended(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BCHW: Tensor, *grads: Tensor) -> Tensor:
         grad = grad_BCHW[:, :, 1:-1, 1:-1].clone()
-        for line, around, more in zip(_frame(grad), _frame(grad_BCHW), grads, strict=True):
-            line.add_(around[..., 1:-1] + more)
+        for line, padding_grad, line_grad in zip(_frame(grad), _frame(grad_BCHW), grads, strict=True):
+            line.add_(padding_grad[..., 1:-1] + line_grad)
         for row in (0, -1):
             for column in (0, -1):
                 grad[:, :, row, column].add_(grad_BCHW[:, :, row, column])
         return grad
 
 
-class _OffFrame(torch.autograd.Function):
-    """Subtract lines (B, C, N) from a map's first and last row, first and last column, in place: autograd of slices copies whole maps."""
+class _SubtractFromFrame(torch.autograd.Function):
+    """Subtracts lines (B, C, N) from the first and last row and column of a map, in place; autograd of slices would copy whole maps."""
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.mark_dirty(x_BCHW)
-        for line, off in zip(_frame(x_BCHW), (top, bottom, left, right), strict=True):
-            line.sub_(off)
+        for line, correction in zip(_frame(x_BCHW), (top, bottom, left, right), strict=True):
+            line.sub_(correction)
         return x_BCHW
 
     @staticmethod
@@ -155,4 +155,5 @@ class _OffFrame(torch.autograd.Function):
 
 
 def _frame(x_BCHW: Tensor) -> list[Tensor]:
+    """Returns views of the first and last row and the first and last column."""
     return [x_BCHW[:, :, 0], x_BCHW[:, :, -1], x_BCHW[:, :, :, 0], x_BCHW[:, :, :, -1]]

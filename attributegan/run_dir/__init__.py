@@ -1,1 +1,1 @@
-"""What a run folder has beside its checkpoints: the lock, the status, logs."""
+"""The contents of a run folder other than checkpoints: lock, status, resolved configuration, logs."""

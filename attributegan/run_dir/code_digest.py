@@ -1,4 +1,4 @@
-"""Which code is running."""
+"""A digest of the running code, to detect processes or resumed runs with different code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("attributegan", "data_shards", "launch")
 
 
 def code_digest() -> str:
-    """A short hash of the Python files of the packages that train, wherever they are installed."""
+    """Returns a short SHA-256 of the Python files of `PACKAGES`, independent of the install location."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in PACKAGES:

@@ -1,8 +1,9 @@
-"""One live training per run folder, on one machine or on nodes that share a disk.
+"""A lock that allows one live training per run folder, on one machine or on nodes that share a disk.
 
-Owns ``claim.json`` in the run folder: made by whoever works on the run, refreshed every few seconds, removed at the end. Locks
-of the file system don't do: on NFS they are often off, or known to one node alone. No clocks are compared either: a claim that can't be
-judged by its process is watched, and is dead when nobody refreshes it.
+Owns ``claim.json``, the lock file in the run folder: created by the process that works on the run, touched every few seconds (the
+heartbeat) and removed at the end. File system locks are no alternative: on NFS they are often disabled or local to one node. Clocks of
+different nodes are never compared: if the owner's process can't be checked from here, its heartbeat is watched, and the lock has
+expired when it stops.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ from attributegan.run_dir.status import slurm_job, slurm_restarts
 log = logging.getLogger("attributegan")
 
 FILE = "claim.json"
-HEARTBEAT_S = 5.0  # from one refreshing to the next
-LEASE_S = 30.0  # not refreshed for so long: dead
-BLOCKED_S = 10.0  # far longer than a claim needs to be removed
-PATIENCE_S = 60.0  # for a submission that is about to end, and for the start before of the same job
-LOST = 2  # exit status of a training that finds its run folder claimed by another: one that starting again would not mend
+HEARTBEAT_S = 5.0  # interval between heartbeats
+LEASE_S = 30.0  # without a heartbeat for so long, a lock has expired
+REMOVAL_TIMEOUT_S = 10.0  # far longer than removing a lock file takes
+ACQUIRE_TIMEOUT_S = 60.0  # waiting for a submission that is about to end, or for the previous start of the same job
+LOCK_LOST = 2  # exit status of a training whose lock was taken over by another process; a retry would not help
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who has a claim."""
+    """The process that holds a lock: the content of ``claim.json``."""
 
-    token: str  # of this claim alone
+    token: str  # unique to this lock
     what: Literal["training", "submission"]
     host: str
-    machine: str  # where ``pid`` means something: the host, its boot and the namespace of its processes; "" if not known
+    machine: str  # scope in which ``pid`` is valid: host, boot id and PID namespace; "" if unknown
     pid: int
-    born: str  # when the process began, since numbers of processes are used again
-    job: str  # Slurm's, or ""
-    restart: int
+    born: str  # start time of the process, since PIDs are reused
+    job: str  # Slurm job id, or ""
+    restart: int  # restart count of the Slurm job
 
     def is_gone(self, me: LockOwner) -> bool | None:
-        """Whether it has ended for certain; None when that can't be told from here."""
+        """Returns whether the owner has certainly ended; None if that can't be determined from this process."""
         if self.machine and self.machine == me.machine:
-            return born(self.pid) != self.born
+            return process_start_time(self.pid) != self.born
         if self.job and self.job == me.job and self.restart < me.restart:
-            return True  # Slurm starts a job again when the start before is over
+            return True  # Slurm restarts a job only after its previous start has ended
         return None
 
     def __str__(self) -> str:
@@ -59,31 +60,37 @@ class LockOwner:
 
 
 class RunLock:
-    """A run folder for this process alone, from `take` to `release`."""
+    """Exclusive use of a run folder, from `acquire` to `release`.
+
+    Args:
+        folder: the run folder.
+        what: the kind of work; a training waits for a submission to end.
+    """
 
     def __init__(self, folder: Path, what: Literal["training", "submission"]) -> None:
         self.path = folder / FILE
         pid = os.getpid()
-        self.me = LockOwner(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, born(pid), slurm_job(), slurm_restarts())
+        start_time = process_start_time(pid)
+        self.me = LockOwner(uuid.uuid4().hex, what, socket.gethostname(), _machine(), pid, start_time, slurm_job(), slurm_restarts())
         self._released = threading.Event()
         self._blocked_since = 0.0
         self._heartbeat_thread = threading.Thread(target=self._heartbeat, daemon=True)
 
     def acquire(self) -> None:
-        """Claim the folder, which is made when it is not there; waits for a claim whose owner may be gone.
+        """Acquires the lock, creating the folder if needed; waits while it is unclear whether the present owner is alive.
 
         Raises:
-            ValueError: another is alive, or the folder can't be written; says what to do.
+            ValueError: the owner is alive, or the folder is not writable; names the fix.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._wait_and_create()
         except OSError as error:
-            raise ValueError(f"run.dir: {self.path.parent} can't be used: {error.strerror}; choose another folder") from error
+            raise ValueError(f"run.dir: {self.path.parent} is not usable: {error.strerror}; choose another folder") from error
         self._heartbeat_thread.start()
 
     def release(self) -> None:
-        """Give the folder back, if it was taken."""
+        """Stops the heartbeat and removes the lock file if this process holds the lock."""
         self._released.set()
         if self._heartbeat_thread.is_alive():
             self._heartbeat_thread.join(HEARTBEAT_S)
@@ -97,15 +104,15 @@ class RunLock:
             now, other, heartbeat = time.monotonic(), owner_of(self.path.parent), _heartbeat_of(self.path)
             gone = other.is_gone(self.me) if other else None
             alive = gone is False or (seen is not None and seen[0] == other and seen[1] != heartbeat)
-            if now - began > PATIENCE_S or (alive and not self._waits_for(other)):
+            if now - began > ACQUIRE_TIMEOUT_S or (alive and not self._waits_for(other)):
                 raise ValueError(
-                    f"run.dir: {self.path.parent} is in use by the {other or 'unknown'}; stop that one first, or choose another folder. "
-                    f"If it is gone for certain, remove {self.path}*"
+                    f"run.dir: {self.path.parent} is in use by the {other or 'unknown process'}; stop it first, or choose another folder. "
+                    f"If it has certainly ended, remove {self.path}*"
                 )
             if (other, heartbeat) != seen:
                 seen, since = (other, heartbeat), now
             if now - since > LEASE_S:
-                log.warning("%s: not refreshed for %.0f s by the %s; taken over", self.path, LEASE_S, other or "one before")
+                log.warning("%s: no heartbeat for %.0f s from the %s; taking over", self.path, LEASE_S, other or "owner")
             if gone or now - since > LEASE_S:
                 self._break(other)
             else:
@@ -117,7 +124,7 @@ class RunLock:
         return (other.what == "submission" and self.me.what == "training") or bool(self.me.job and other.job == self.me.job)
 
     def _create(self) -> bool:
-        """Write the claim unless there is one."""
+        """Creates the lock file unless it exists."""
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
@@ -127,15 +134,15 @@ class RunLock:
         return True
 
     def _break(self, other: LockOwner | None) -> None:
-        """Remove the claim of ``other`` and no one else's, whoever else is about to do the same."""
-        alone = self.path.with_name(f"{FILE}.removing")
+        """Removes the lock file if ``other`` still owns it, even if other processes try the same at once."""
+        guard = self.path.with_name(f"{FILE}.removing")
         try:
-            alone.mkdir()
-        except FileExistsError:  # by another, who needs a moment; or by one that was killed in that moment
+            guard.mkdir()
+        except FileExistsError:  # another process is removing the lock file, or was killed while doing so
             self._blocked_since = self._blocked_since or time.monotonic()
-            if time.monotonic() - self._blocked_since > BLOCKED_S:
+            if time.monotonic() - self._blocked_since > REMOVAL_TIMEOUT_S:
                 with suppress(OSError):
-                    alone.rmdir()
+                    guard.rmdir()
                 self._blocked_since = 0.0
             time.sleep(0.05)
             return
@@ -143,30 +150,30 @@ class RunLock:
             if owner_of(self.path.parent) == other:
                 self.path.unlink(missing_ok=True)
         finally:
-            alone.rmdir()
+            guard.rmdir()
 
     def _heartbeat(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             try:
                 owner = owner_of(self.path.parent)
                 if owner is not None and owner.token != self.me.token:
-                    print(f"error: run.dir: {self.path.parent} was taken over by the {owner}; this one ends", file=sys.stderr, flush=True)
-                    os._exit(LOST)
+                    print(f"error: run.dir: {self.path.parent} was taken over by the {owner}; exiting", file=sys.stderr, flush=True)
+                    os._exit(LOCK_LOST)
                 os.utime(self.path)
             except FileNotFoundError:
-                with suppress(OSError):  # the folder may be gone as well
+                with suppress(OSError):  # the folder may be deleted as well
                     self._create()
-            except OSError as error:  # a disk that is away for a moment
-                log.warning("%s: can't be refreshed: %s", self.path, error)
+            except OSError as error:  # a disk that is briefly unavailable
+                log.warning("%s: heartbeat failed: %s", self.path, error)
 
 
 def owner_of(folder: Path) -> LockOwner | None:
-    """Who claims ``folder``; None when no one does, or when the claim can't be read."""
+    """Returns the owner of the lock on ``folder``; None if it is unlocked or the lock file is unreadable."""
     return _read(folder / FILE)
 
 
 def seconds_since_heartbeat(folder: Path) -> float:
-    """Seconds since the claim of ``folder`` was refreshed, by this machine's clock; infinite without one."""
+    """Returns the seconds since the last heartbeat in ``folder``, by this machine's clock; infinite if it is unlocked."""
     heartbeat = _heartbeat_of(folder / FILE)
     return time.time() - heartbeat / 1e9 if heartbeat else float("inf")
 
@@ -179,9 +186,9 @@ def _read(path: Path) -> LockOwner | None:
 
 
 def _heartbeat_of(path: Path) -> int:
-    """When the claim was last refreshed, in nanoseconds; 0 without one."""
+    """Returns the time of the last heartbeat in nanoseconds; 0 without a lock file."""
     try:
-        with path.open() as file:  # NFS asks the server for what is opened, and remembers the rest
+        with path.open() as file:  # NFS revalidates attributes on open and may serve cached ones otherwise
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0
@@ -191,14 +198,14 @@ def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
 
 
-def born(pid: int) -> str:
-    """When the live process ``pid`` of this machine began, in clock ticks; "" when there is none."""
+def process_start_time(pid: int) -> str:
+    """Returns when the live process ``pid`` of this machine started, in clock ticks since boot; "" if there is no such process."""
     try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if state in "ZX" else others[18]
+    return "" if state in "ZX" else fields[18]

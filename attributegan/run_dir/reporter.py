@@ -1,6 +1,6 @@
-"""What a run tells: progress for people, scalars and grids for TensorBoard, one JSON line of metrics at a time.
+"""Logging of a run: progress lines, TensorBoard scalars and grids, and metrics as JSON lines.
 
-Owns the files of the run folder that are for reading: train.log, metrics.jsonl, grids/, tensorboard/; status.json is status.py's.
+Owns train.log, metrics.jsonl, grids/ and tensorboard/ in the run folder; status.json is in status.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("attributegan")
 
 
 def init_logging(folder: Path, is_main: bool) -> None:
-    """Lines to stdout and train.log from the main process; only warnings, to stderr, from the others."""
+    """Sends log lines of rank 0 to stdout and train.log, and warnings of the other ranks to stderr."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout if is_main else sys.stderr)]
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,13 @@ def init_logging(folder: Path, is_main: bool) -> None:
 
 
 class MetricLogger:
-    """The main process's view of the run; on other processes every call does nothing.
+    """Logs metrics, grids and progress on rank 0; on other ranks every call does nothing.
 
     Args:
         folder: the run folder.
-        images: images seen before this start; older entries stay, entries beyond are dropped, since they will come again.
+        images: images seen before this start. Older entries are kept; later ones are dropped, since training repeats them.
         total: length of the run in images.
+        is_main: whether this is rank 0.
     """
 
     def __init__(self, folder: Path, images: int, total: int, is_main: bool) -> None:
@@ -51,8 +52,8 @@ class MetricLogger:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        for half_written in [*folder.glob(f"{WRITING}*"), *folder.glob(f"grids/{WRITING}*")]:  # by a start that was killed
-            half_written.unlink()
+        for leftover in [*folder.glob(f"{WRITING}*"), *folder.glob(f"grids/{WRITING}*")]:  # of a start that was killed
+            leftover.unlink()
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
         _drop_lines_after(folder / "metrics.jsonl", images)
         self.metrics = (folder / "metrics.jsonl").open("a")
@@ -60,11 +61,12 @@ class MetricLogger:
             self.bar = tqdm(total=total, initial=images, unit="img", unit_scale=True, dynamic_ncols=True)
 
     def progress(self, images: int) -> None:
+        """Updates the progress bar, if there is one."""
         if self.bar is not None:
             self.bar.update(images - self.bar.n)
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
-        """One line of progress, one of JSON, the curves and the status."""
+        """Writes scalars to TensorBoard, metrics.jsonl and status.json, and a progress line to the log."""
         if not self.is_main:
             return
         rate = (images - self.first) / max(time.monotonic() - self.started, 1e-9)
@@ -75,15 +77,15 @@ class MetricLogger:
         self.metrics.flush()
         status.update(self.folder, images=images, images_per_second=rate, losses=_losses(values))
         left = timedelta(seconds=round((self.total - images) / max(rate, 1e-9)))
-        shown = "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in ("real_score", "fake_score") if name in values)
-        line = f"{images:,} of {self.total:,} images ({images / self.total:.0%})  {rate:.1f} img/s  {left} left  {shown}"
+        scores = "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in ("real_score", "fake_score") if name in values)
+        line = f"{images:,} of {self.total:,} images ({images / self.total:.0%})  {rate:.1f} img/s  {left} left  {scores}"
         if self.bar is not None:
-            self.bar.set_postfix_str(shown)
+            self.bar.set_postfix_str(scores)
         else:
             log.info(line)
 
     def grid(self, images: int, name: str, image_HWC: np.ndarray) -> None:
-        """Write ``grids/{name}-{images}.png`` and show it in TensorBoard."""
+        """Writes a uint8 image to ``grids/{name}-{images}.png`` and to TensorBoard."""
         if not self.is_main:
             return
         path = self.folder / "grids" / f"{name}-{images:012d}.png"
@@ -93,6 +95,7 @@ class MetricLogger:
         self.board.add_image(name, image_HWC, images, dataformats="HWC")
 
     def close(self) -> None:
+        """Closes all files."""
         if self.is_main:
             self.metrics.close()
             self.board.close()
@@ -101,7 +104,7 @@ class MetricLogger:
 
 
 def _losses(values: dict[str, float]) -> dict[str, float]:
-    """What each network is trained to lower, its adversarial terms together."""
+    """Returns the adversarial loss of each network, summed over its heads."""
     return {
         network: sum(value for name, value in values.items() if name.startswith(f"{network}/adversarial"))
         for network in ("discriminator", "generator")
@@ -109,7 +112,7 @@ def _losses(values: dict[str, float]) -> dict[str, float]:
 
 
 def _drop_lines_after(path: Path, images: int) -> None:
-    """Keep the whole lines up to ``images``: what a killed run wrote beyond its last checkpoint comes again."""
+    """Keeps complete lines up to ``images``: training repeats what a killed run logged after its last checkpoint."""
     if not path.exists():
         return
     kept = []
@@ -117,7 +120,7 @@ def _drop_lines_after(path: Path, images: int) -> None:
         try:
             if json.loads(line)["images"] <= images:
                 kept.append(line)
-        except (ValueError, KeyError):  # the line that a kill cut short
+        except (ValueError, KeyError):  # truncated by a kill
             continue
     with atomic_write(path, fsync=False) as stream:
         stream.write("".join(f"{line}\n" for line in kept).encode())

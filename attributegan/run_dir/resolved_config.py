@@ -1,4 +1,4 @@
-"""The run folder's config.yaml: every option as the run uses it, and what a later start takes from there."""
+"""The run folder's config.yaml: the resolved configuration, and the precision that a resumed run takes from it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ FILE = "config.yaml"
 
 
 def write(folder: Path, text: str) -> None:
-    """Put the resolved configuration, as YAML, into the run folder."""
+    """Writes the resolved configuration (YAML text) to the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / FILE) as stream:
         stream.write(text.encode())
 
 
 def previous_precision(folder: Path) -> str:
-    """The precision of the run in ``folder``, if it has checkpoints, so that a resumed run keeps it on another machine; else ""."""
+    """Returns the precision of the run in ``folder`` so that resuming on another machine keeps it; "" without checkpoints."""
     if not any((folder / "checkpoints").glob("images-*")):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""A generator, latents and levels into tiles."""
+"""Generates tiles from a generator, latents and levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ G = TypeVar("G", bound=nn.Module)
 
 
 def prepare_for_inference(generator: G, device: str = "cpu") -> G:
-    """The generator in eval mode on ``device``, laid out for speed, in a process that keeps the memory of its maps."""
+    """Moves a generator to ``device`` in eval mode and channels-last; on the CPU, makes malloc reuse freed memory."""
     if device == "cpu":
         keep_freed_memory()
     return generator.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -23,7 +23,18 @@ def prepare_for_inference(generator: G, device: str = "cpu") -> G:
 
 @torch.no_grad()
 def generate(generator: nn.Module, latents_BL: Tensor, levels_BA: Tensor, batch: int = 16, precision: str = "fp32") -> np.ndarray:
-    """Tiles (B, H, W, 3) uint8 from a generator in eval mode, on its device, ``batch`` at a time, in "fp32", "bf16" or "fp16"."""
+    """Generates tiles.
+
+    Args:
+        generator: in eval mode, on any device.
+        latents_BL: standard normal.
+        levels_BA: long, or a floating type with levels in between.
+        batch: tiles generated at a time.
+        precision: "fp32", "bf16" or "fp16".
+
+    Returns:
+        tiles (B, H, W, 3), uint8.
+    """
     weight = next(generator.parameters())
     parts = []
     for latents, levels in zip(latents_BL.split(batch), levels_BA.split(batch), strict=True):

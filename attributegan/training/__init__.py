@@ -1,1 +1,1 @@
-"""One training: the loop, its phases and losses, its random numbers, its average."""
+"""Training: the loop, the phases of a step, losses, augmentation, counter-based random numbers, EMA."""

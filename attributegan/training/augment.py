@@ -1,8 +1,8 @@
-"""Differentiable augmentation of what the discriminator sees, real and generated alike.
+"""Differentiable augmentation of real and generated images before the discriminator.
 
 Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020 (translation, cutout, color), and the
-roll on a torus ("offset") that the published AttributeGAN configures. All randomness comes in as uniform numbers, one row an
-image, so the numbers of a global batch can be drawn once and sliced. Turns of the tiles that are read belong to the data.
+roll on a torus ("offset") that the published AttributeGAN configures. Random numbers are inputs, one row per image, so that
+those of a global batch can be drawn once and sliced. Flips and rotations of real tiles are done by the data loader.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor
 
 from attributegan.config import AugmentConfig
 
-TRANSLATION = 1 / 8  # largest shift, in image sizes; what comes in is 0 (mid-grey), as in the paper
-CUTOUT = 1 / 2  # side of the square that is set to 0
+TRANSLATION = 1 / 8  # largest shift, as a fraction of the image size; uncovered pixels are 0 (mid-grey), as in the paper
+CUTOUT = 1 / 2  # side of the square that is set to 0, as a fraction of the image size
 
 
 def draws_per_image(config: AugmentConfig) -> int:
-    """Columns P of the draws: one decides whether an image is augmented, the others go to the policies in their order."""
+    """Returns the number P of random numbers per image: one decides whether to augment, the others are for the policies in order."""
     return 1 + sum(_POLICIES[name][0] for name in config.policy)
 
 
 def draw(config: AugmentConfig, batch: int, rng: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1) for ``batch`` images: draws_BP, float32 on the CPU."""
+    """Draws uniform numbers in [0, 1) for ``batch`` images: draws_BP, float32 on the CPU."""
     return torch.rand(batch, draws_per_image(config), generator=rng)
 
 
 def apply(images_BCHW: Tensor, draws_BP: Tensor, config: AugmentConfig) -> Tensor:
-    """Augment each image by its row of draws; differentiable, twice too, and the same whatever else is in the batch.
+    """Augments each image by its row of draws, independently of the rest of the batch; twice differentiable.
 
     Args:
         images_BCHW: about [-1, 1]; any floating type and device, square or not.
         draws_BP: from `draw`, on the same device.
-        config: what `draw` was given.
+        config: as passed to `draw`.
     """
     assert draws_BP.shape == (len(images_BCHW), draws_per_image(config)), f"draws {tuple(draws_BP.shape)} for {len(images_BCHW)} images"
     if not config.policy or config.probability == 0:
@@ -44,8 +44,8 @@ def apply(images_BCHW: Tensor, draws_BP: Tensor, config: AugmentConfig) -> Tenso
         columns, policy = _POLICIES[name]
         augmented = policy(augmented, draws_BP[:, column : column + columns])
         column += columns
-    chosen_B111 = (draws_BP[:, 0] < config.probability).view(-1, 1, 1, 1)
-    return torch.where(chosen_B111, augmented, images_BCHW)
+    apply_B111 = (draws_BP[:, 0] < config.probability).view(-1, 1, 1, 1)
+    return torch.where(apply_B111, augmented, images_BCHW)
 
 
 def _translation(images: Tensor, draws_B2: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _offset(images: Tensor, draws_B2: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor, draws_B2: Tensor) -> Tensor:
-    """The square's middle is uniform over the image, so part of it may fall outside."""
+    """The centre of the square is uniform over the image, so that part of it may lie outside."""
 
     def inside(length: int, draws_B1: Tensor) -> Tensor:
         side = round(length * CUTOUT)
@@ -90,18 +90,18 @@ def _pixels(images: Tensor, length: int) -> Tensor:
 
 
 def _between(draws_B1: Tensor, low: int, high: int) -> Tensor:
-    """Uniform integers from ``low`` to ``high``; the clamp is for a draw that rounds up to 1."""
+    """Converts draws to uniform integers from ``low`` to ``high``; the clamp handles a draw that rounds up to 1."""
     return low + (draws_B1 * (high - low + 1)).long().clamp(max=high - low)
 
 
 def _pick(images: Tensor, rows_BH: Tensor, columns_BW: Tensor) -> Tensor:
-    """``out[b, :, i, j] = images[b, :, rows[b, i], columns[b, j]]``, by gather: its backward is much faster than indexing's."""
+    """Returns ``images[b, :, rows[b, i], columns[b, j]]`` as ``out[b, :, i, j]``; the backward of gather is faster than of indexing."""
     _, channels, height, width = images.shape
-    places_B1N = (rows_BH[:, :, None] * width + columns_BW[:, None, :]).flatten(1)[:, None]
-    return images.flatten(2).gather(2, places_B1N.expand(-1, channels, -1)).unflatten(2, (height, width))
+    index_B1N = (rows_BH[:, :, None] * width + columns_BW[:, None, :]).flatten(1)[:, None]
+    return images.flatten(2).gather(2, index_B1N.expand(-1, channels, -1)).unflatten(2, (height, width))
 
 
-# Name: how many draws an image takes, and what is done with them.
+# Name: (random numbers per image, function).
 _POLICIES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "translation": (2, _translation),
     "offset": (2, _offset),

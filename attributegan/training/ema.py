@@ -1,4 +1,4 @@
-"""The exponential moving average of the generator, counted in images; in shards where the generator is."""
+"""Exponential moving average of the generator's weights, counted in images; sharded if the generator is sharded."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from attributegan.distributed.sharding import ShardedStateDict, TensorSlice
 
 
 class Ema:
-    """An averaged copy of an engine's network, in eval mode.
+    """The exponential moving average (EMA) of an engine's network, in eval mode.
 
-    The half-life is in images and ramps up with the images seen, so that batch size changes nothing and short runs do
-    not average over their first steps (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
+    The half-life is in images, so that it does not depend on the batch size, and ramps up with the images seen, so that short
+    runs don't average over their first steps (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
     Models", CVPR 2024, and StyleGAN2's ramp-up).
 
     Args:
-        copy: a copy of the network, made before the engine took it.
-        engine: whose network is followed.
-        half_life: images after which an old weight counts half.
-        rampup: the half-life is at most this share of the images seen; 0 for no such limit.
+        copy: a copy of the network, made before the engine wrapped it.
+        engine: its network is averaged.
+        half_life: in images.
+        rampup: limits the half-life to this fraction of the images seen; 0 for no limit.
     """
 
     def __init__(self, copy: nn.Module, engine: Engine, half_life: float, rampup: float) -> None:
@@ -37,7 +37,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, batch: int, images: int) -> None:
-        """Move towards the network, which has now seen ``images`` images, ``batch`` of them since the last update."""
+        """Updates the average after ``images`` images, ``batch`` of them since the last update."""
         half_life = min(self.half_life, self.rampup * images) if self.rampup else self.half_life
         weight = 1 - 0.5 ** (batch / half_life)
         current = self.engine.local_state()
@@ -48,7 +48,11 @@ class Ema:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[nn.Module]:
-        """The averaged network to sample from, while inside; every process enters."""
+        """Gathers the averaged network for sampling inside the context; every process must enter it.
+
+        Yields:
+            the network in eval mode.
+        """
         share, parameters = self.engine.share, dict(self._module.named_parameters())
         for name in self._sharded:
             parameters[name].data = share.all_gather(self.average[name], self.shapes[name].numel()).view(self.shapes[name])
@@ -58,19 +62,22 @@ class Ema:
             self._release()
 
     def model_state(self) -> ShardedStateDict:
+        """Returns averaged parameters and buffers."""
         share = self.engine.share
-        table = ShardedStateDict.replicated({name: self.average[name] for name in self.average if name not in self._sharded}, share)
+        whole = {name: self.average[name] for name in self.average if name not in self._sharded}
+        state_dict = ShardedStateDict.replicated(whole, share)
         for name in self._sharded:
             first = share.bounds(self.shapes[name].numel())[0]
-            table.add(name, self.average[name].dtype, self.shapes[name], [TensorSlice(name, first, self.average[name])])
-        return table
+            state_dict.add(name, self.average[name].dtype, self.shapes[name], [TensorSlice(name, first, self.average[name])])
+        return state_dict
 
     def load_model_state(self, read: Read) -> None:
+        """Loads what `model_state` returned; ``read`` returns a whole tensor by name."""
         for name, average in self.average.items():
             average.copy_(self.engine.share.local(read(name)) if name in self._sharded else read(name))
 
     def _release(self) -> None:
-        """Keep no whole weights where a share is enough."""
+        """Frees the whole weights of sharded parameters."""
         parameters = dict(self._module.named_parameters())
         for name in self._sharded:
             parameters[name].data = parameters[name].data.new_empty(0)

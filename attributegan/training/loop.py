@@ -1,4 +1,4 @@
-"""The training loop: one screen."""
+"""The training loop: steps, logging, grids, checkpoints and stop signals."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ log = logging.getLogger("attributegan")
 
 
 class StopSignal:
-    """Set by a signal, so that the step at hand ends and a checkpoint is saved.
+    """Catches stop signals, so that the current step finishes and a checkpoint is saved.
 
-    A second SIGINT or SIGTERM of the same kind, seconds later, kills; one of another kind does not, since Slurm may send SIGUSR2 first and
-    SIGTERM while the checkpoint is being written.
+    Repeating SIGINT or SIGTERM after `REPEATS` seconds kills the process. A different second signal does not, since Slurm may send SIGUSR2
+    first and SIGTERM while the checkpoint is being written.
     """
 
-    REPEATS = 5.0  # seconds in which the same wish may arrive twice: from the terminal and through the launcher
+    REPEATS = 5.0  # seconds in which one request may arrive twice: from the terminal and through the launcher
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
-        if hasattr(signal, "pthread_sigmask"):  # a launcher may have started us with the signals held back until now
+        if hasattr(signal, "pthread_sigmask"):  # a launcher may have started this process with these signals blocked
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
@@ -54,35 +54,35 @@ class StopSignal:
 
 
 def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, None]], stop: StopSignal) -> bool:
-    """Train up to ``train.images``, from wherever ``training`` is.
+    """Trains until ``train.images`` images have been seen or a stop signal arrives.
 
     Args:
-        training: the state, resumed or new.
-        open_data: the endless micro-batches of this process from a number of images seen on.
-        stop: asks for an early end.
+        trainer: the training state, new or resumed.
+        open_data: opens an endless iterator over this process's micro-batches, from a number of images seen.
+        stop: requests an early stop.
 
     Returns:
-        whether the run reached its end; False when it was stopped.
+        True if the run is finished, False if it was stopped.
     """
     config, runtime = trainer.config, trainer.runtime
     metrics = MetricLogger(Path(config.run.dir), trainer.images, config.train.images, runtime.is_main)
-    stopped, owed = runtime.any_rank(stop.signal != 0), False
-    terms: dict[str, Tensor] = {}  # the newest of each: not every step has all
+    stopped, save_pending = runtime.any_rank(stop.signal != 0), False
+    terms: dict[str, Tensor] = {}  # the latest value of each term; a step need not compute all of them
 
     def due(every: int) -> bool:
-        """Whether the last step went past a multiple of ``every`` images, or was the last one."""
+        """Returns whether the last step passed a multiple of ``every`` images or was the last one."""
         images = trainer.images
         return images // every > (images - config.train.batch) // every or images >= config.train.images
 
     traces = Path(config.run.dir) / "tensorboard"
     with (
-        closing(open_data(trainer.images)) as data,  # on every way out: the reading processes end with it
-        profile_steps(traces, config.run.trace if runtime.is_main else 0) as stepped,
+        closing(open_data(trainer.images)) as data,  # stops the worker processes however the loop ends
+        profile_steps(traces, config.run.trace if runtime.is_main else 0) as step_profiled,
     ):
         while trainer.images < config.train.images and not stopped:
             terms |= trainer.step(list(islice(data, config.train.grad_accumulation)))
             images, stopped = trainer.images, runtime.any_rank(stop.signal != 0)
-            stepped()
+            step_profiled()
             metrics.progress(images)
             if due(config.run.log_every):
                 skipped = {f"skipped/{network}": float(count) for network, count in trainer.skipped.items()}
@@ -91,17 +91,18 @@ def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, No
                 with trainer.ema.whole() as generator:
                     if runtime.is_main:
                         metrics.grid(images, "attributes", _sweep(trainer, generator))
-            owed = owed or due(config.run.save_every)
-            ending = stopped or images >= config.train.images
-            if ending or (owed and not trainer.skipped_in_a_row):  # weights that may be about to diverge replace no good ones
+            save_pending = save_pending or due(config.run.save_every)
+            is_last = stopped or images >= config.train.images
+            # After a skipped step training may be diverging: don't let its weights rotate good checkpoints out.
+            if is_last or (save_pending and not trainer.skipped_in_a_row):
                 trainer.save()
-                owed = False
+                save_pending = False
     trainer.wait_for_checkpoint()
     metrics.close()
     return not stopped or trainer.images >= config.train.images
 
 
 def _sweep(trainer: Trainer, generator: nn.Module) -> np.ndarray:
-    """Every attribute through its levels, each row of one latent; the same latents in every grid of a run."""
+    """Renders a sweep of every attribute; all grids of a run use the same latents."""
     latents_BL = latents.latents_for(trainer.config.train.seed, range(2), trainer.config.model.latent_dim)
     return grids.sweep_grid(generator, trainer.schema, latents_BL)

@@ -1,7 +1,7 @@
-"""The losses, pure functions each under its citation. All are computed in at least float32.
+"""The losses: pure functions with their citations, computed in at least float32.
 
-The discriminator pushes its answers down for real images and up for generated ones, as in the published AttributeGAN (Ye et
-al., MICCAI 2021), so a good generated image is one with a low answer. Weights and phases are elsewhere.
+Sign convention of the published AttributeGAN (Ye et al., MICCAI 2021): the discriminator lowers its output for real images and
+raises it for generated ones, so a convincing generated image has a low output.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from attributegan.models.precision import full_precision
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """mean(relu(1 + real)) + mean(relu(1 - fake)); the hinge loss of Lim & Ye, "Geometric GAN", 2017, with the sign above.
+    """mean(relu(1 + real)) + mean(relu(1 - fake)): the hinge loss of Lim & Ye, "Geometric GAN", 2017, with the sign above.
 
     Args:
-        real: answers to real images, any shape.
-        fake: answers to generated images.
+        real: outputs for real images, any shape.
+        fake: outputs for generated images.
     """
     return F.relu(1 + full_precision(real)).mean() + F.relu(1 - full_precision(fake)).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """mean(fake): the generator wants the answers to its images low."""
+    """mean(fake): the generator lowers the outputs for its images."""
     return full_precision(fake).mean()
 
 
 def relativistic(better: Tensor, worse: Tensor) -> Tensor:
-    """mean(softplus(better - worse)): the answer ``better`` should be the lower one, pair by pair.
+    """mean(softplus(better - worse)): pushes the output ``better`` below ``worse``, pair by pair.
 
     The relativistic pairing loss (Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; with R1 and R2 as in Huang et al., "The
-    GAN is dead; long live the GAN!" (R3GAN), NeurIPS 2024, eq. 2), with the sign above: real before generated for the discriminator,
-    generated before real for the generator.
+    GAN is dead; long live the GAN!" (R3GAN), NeurIPS 2024, eq. 2), with the sign above. Pass (real, generated) for the discriminator
+    and (generated, real) for the generator.
     """
     return F.softplus(full_precision(better) - full_precision(worse)).mean()
 
 
 def auxiliary_discriminator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """Cross entropy of twice as many classes as there are levels, those of real tiles and those of generated ones: mean over tiles and
-    attributes, in which a level that is not known counts as 0 (Hou et al., "Conditional GANs with Auxiliary Discriminative Classifier",
-    ADC-GAN, ICML 2022).
+    """Cross entropy over two classes per level, real and generated: the discriminator's auxiliary classification loss of ADC-GAN.
 
-    A classifier that knows real tiles alone (AC-GAN) is content with generated ones that it is sure of, however they look.
+    Hou et al., "Conditional GANs with Auxiliary Discriminative Classifier", ICML 2022. Mean over tiles and attributes, in which an unknown
+    level counts as 0. A classifier of levels alone (AC-GAN) rewards generated tiles that are easy to classify, even if unrealistic.
 
     Args:
-        logits: of each attribute (2B, 2 levels): B real tiles, then B generated ones; levels of real tiles, then those of generated ones.
-        levels_BA: of the real tiles and of the generated ones alike; -1 for a level that is not known.
+        logits: of each attribute (2B, 2 levels). Rows: B real tiles, then B generated ones; columns: levels of real tiles, then those of
+            generated ones.
+        levels_BA: of the real tiles and equally of the generated ones; -1 for unknown.
     """
     columns = zip(logits, levels_BA.T, strict=True)
     generated_BA = torch.stack([level_B.where(level_B < 0, level_B + logits_BL.shape[1] // 2) for logits_BL, level_B in columns], dim=1)
@@ -58,21 +58,25 @@ def auxiliary_discriminator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tens
 
 
 def auxiliary_generator(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """The same cross entropy, of generated tiles that are to be taken for real ones of their levels. ADC-GAN's generator adds the logarithm
-    of the share of generated ones of their levels, which is left out here.
+    """Cross entropy of generated tiles to the class "real, with their levels": the generator's auxiliary classification loss.
+
+    ADC-GAN also adds the log probability of the class "generated, with their levels", which is omitted here.
 
     Args:
         logits: of each attribute (B, 2 levels).
+        levels_BA: requested levels; -1 for unknown.
     """
     return _cross_entropy(logits, levels_BA)
 
 
 def control(logits: Sequence[Tensor], levels_BA: Tensor) -> Tensor:
-    """Cross entropy of the levels alone, as if all tiles were real: the part of `auxiliary_generator` that tells levels apart (the
-    classification loss of AC-GAN; Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
+    """Cross entropy over the levels of real tiles only: the part of `auxiliary_generator` that distinguishes levels.
+
+    The classification loss of AC-GAN (Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs", ICML 2017, eq. 3).
 
     Args:
         logits: of each attribute (B, 2 levels).
+        levels_BA: requested levels; -1 for unknown.
     """
     return _cross_entropy([logits_BL[:, : logits_BL.shape[1] // 2] for logits_BL in logits], levels_BA)
 
@@ -86,26 +90,26 @@ def _cross_entropy(logits: Sequence[Tensor], classes_BA: Tensor) -> Tensor:
 
 
 def diversity(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
-    """mean over pairs of relu(1 - d / real_distance), d the mean absolute difference of the pair's tiles.
+    """mean over pairs of relu(1 - d / real_distance), where d is the mean absolute difference of the pair's tiles.
 
-    The diversity-sensitive term (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), with real tiles as its bound.
+    The diversity-sensitive loss (Yang et al., ICLR 2019, eq. 4; mode seeking, Mao et al., CVPR 2019), bounded by the real distance.
 
     Args:
-        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same levels and different latents.
-        real_distance: mean absolute difference of two real tiles of any levels, a scalar: somewhat more than that of two of one label.
+        fakes_BCHW: rows 2k and 2k + 1 are a pair with the same levels and different latents.
+        real_distance: scalar mean absolute difference of two real tiles of any levels, slightly larger than that of two tiles of one label.
     """
-    apart = (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
-    return F.relu(1 - apart / real_distance).mean()
+    distance_P = (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean(dim=(1, 2, 3))
+    return F.relu(1 - distance_P / real_distance).mean()
 
 
 def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
-    """mean over pairs of d / real_distance, d the mean absolute difference of the pair's tiles.
+    """mean over pairs of d / real_distance, where d is the mean absolute difference of the pair's tiles.
 
-    That what a moved attribute changes be sparse: the regularisation of residual images (Shen & Liu, "Learning Residual Images for Face
-    Attribute Manipulation", CVPR 2017), here of two generated tiles.
+    Keeps the change caused by one attribute sparse: the regularisation of residual images (Shen & Liu, "Learning Residual Images for Face
+    Attribute Manipulation", CVPR 2017), here between two generated tiles.
 
     Args:
-        fakes_BCHW: rows 2k and 2k + 1 are a pair: of the same latent, and of the same levels but for at most one attribute.
+        fakes_BCHW: rows 2k and 2k + 1 are a pair with the same latent, whose levels differ in at most one attribute.
         real_distance: as in `diversity`.
     """
     return (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean() / real_distance
@@ -124,7 +128,7 @@ def contrastive_2c(
 
     mean over i of -log(T (e^(s(x_i,p_i)/T) + sum_{j!=i, y_j=y_i} e^(s(x_i,x_j)/T)) / (e^(s(x_i,p_i)/T) + sum_{j!=i} e^(s(x_i,x_j)/T)))
 
-    where y_j = y_i means that all levels are the same. Pairs of which that can't be said, since a level is not known, take no part.
+    where y_j = y_i means that all levels are equal. Pairs for which this is undecidable, because a level is unknown, are excluded.
 
     Args:
         embedding_BE: x_i of this process's images.
@@ -132,8 +136,9 @@ def contrastive_2c(
         levels_BA: y_i.
         temperature: T, above 0.
         all_embeddings_NE: x_j, the embeddings of the global batch, in which this process's are rows ``first`` to
-            ``first + B``; by default those of this process are all.
-        all_levels_NA: y_j, as above.
+            ``first + B``; by default the batch is that of this process.
+        all_levels_NA: y_j, likewise.
+        first: row of this process's first image in the global batch.
     """
     x_BE, p_BE = F.normalize(full_precision(embedding_BE), dim=1), F.normalize(full_precision(proxy_BE), dim=1)
     others_NE = x_BE if all_embeddings_NE is None else F.normalize(full_precision(all_embeddings_NE), dim=1)
@@ -144,10 +149,10 @@ def contrastive_2c(
     own = torch.arange(len(x_BE), device=x_BE.device)[:, None] + first == torch.arange(len(others_NE), device=x_BE.device)
     unknown_BNA = (levels_BA[:, None] < 0) | (levels_NA[None] < 0)
     equal_BNA = levels_BA[:, None] == levels_NA[None]
-    same_BN = (equal_BNA & ~unknown_BNA).all(2)
-    left_out_BN = own | (~same_BN & (equal_BNA | unknown_BNA).all(2))
-    log_numerator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(left_out_BN | ~same_BN, float("-inf"))], dim=1).logsumexp(1)
-    log_denominator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(left_out_BN, float("-inf"))], dim=1).logsumexp(1)
+    positive_BN = (equal_BNA & ~unknown_BNA).all(2)
+    excluded_BN = own | (~positive_BN & (equal_BNA | unknown_BNA).all(2))
+    log_numerator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(excluded_BN | ~positive_BN, float("-inf"))], dim=1).logsumexp(1)
+    log_denominator = torch.cat([to_proxy_B1, to_others_BN.masked_fill(excluded_BN, float("-inf"))], dim=1).logsumexp(1)
     return (log_denominator - log_numerator).mean() - math.log(temperature)
 
 
@@ -160,9 +165,9 @@ def contrastive_by_attribute(
     all_levels_NA: Tensor,
     first: int,
 ) -> Tensor:
-    """`contrastive_2c` of every attribute for itself, on its part of embeddings and proxies; mean over the attributes.
+    """Mean over attributes of `contrastive_2c`, each on its own slice of embeddings and proxies.
 
-    With hundreds of combinations a batch has hardly two tiles of one; of one attribute's levels it has many.
+    With hundreds of label combinations a batch rarely has two tiles with equal labels, but many with an equal level of one attribute.
     """
     attributes = levels_BA.shape[1]
     parts = zip(*(x.chunk(attributes, dim=1) for x in (embedding_BE, proxy_BE, levels_BA, all_embeddings_NE, all_levels_NA)), strict=True)
@@ -171,14 +176,16 @@ def contrastive_by_attribute(
 
 
 def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
-    """The squared gradient norm of each image's score: its mean over real images is R1, over generated ones R2, both without gamma/2
-    (Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9 and 10).
+    """Squared gradient norm of each image's score. The mean over real images is R1, over generated ones R2, both without gamma/2.
+
+    Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9 and 10.
 
     Args:
-        scores: (B,) or (B, anything), image i's from ``images[i]`` alone.
+        scores: (B,) or (B, ...); row i must depend on ``images[i]`` only.
         images: (B, C, H, W) that require gradients.
 
-    Returns: (B,), which can be differentiated once more.
+    Returns:
+        (B,), differentiable once more.
     """
     (gradient_BCHW,) = torch.autograd.grad(full_precision(scores).sum(), images, create_graph=True)
     return full_precision(gradient_BCHW).square().sum(dim=(1, 2, 3))

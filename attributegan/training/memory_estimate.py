@@ -1,13 +1,13 @@
-"""What training takes of each process's memory, by network and by stage of ZeRO, beside feature maps.
+"""Estimates the memory of the training state per process, by network and ZeRO stage; excludes activations.
 
-Bytes of fp32 weights, gradients, optimizer and average; under ZeRO the optimizer has master weights as well. Buckets are left out.
+Counts fp32 weights, gradients, optimizer state and EMA; under ZeRO the optimizer state includes master weights. Excludes buckets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORD = 4  # bytes of a number in fp32
+BYTES = 4  # of a number in fp32
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,21 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """The sum of all parts."""
         return self.model_state + self.gradients + self.optimizer + self.average
 
 
 def estimate(parameters: int, stage: int, world: int, moments: int, averaged: bool) -> MemoryEstimate:
-    """Bytes per process at a stage of ZeRO (Rajbhandari et al., SC 2020, fig. 1).
+    """Estimates the bytes per process at a ZeRO stage (Rajbhandari et al., SC 2020, fig. 1).
 
     Args:
-        parameters: numbers in the network.
-        stage: 0 (every process has all) to 3.
-        world: processes.
-        moments: numbers that the optimizer keeps for each parameter; 2 for Adam.
-        averaged: whether an average of it is kept.
+        parameters: number of parameters of the network.
+        stage: ZeRO stage, 0 (replicated) to 3.
+        world: number of processes.
+        moments: numbers of optimizer state per parameter; 2 for Adam.
+        averaged: whether the network has an EMA.
     """
-    whole, share = WORD * parameters, WORD * -(-parameters // world)
+    whole, share = BYTES * parameters, BYTES * -(-parameters // world)
     return MemoryEstimate(
         model_state=share if stage == 3 else whole,
         gradients=share if stage >= 2 else whole,
@@ -44,16 +45,16 @@ def estimate(parameters: int, stage: int, world: int, moments: int, averaged: bo
 
 
 def lines(parameters: dict[str, int], stages: dict[str, int], world: int, moments: int) -> list[str]:
-    """The report at the start of a run: what each network takes, and what other stages would."""
+    """Formats the log lines at the start of a run: the memory of each network, and what other ZeRO stages would take."""
     rows = []
     for network, count in parameters.items():
-        needs = [estimate(count, stage, world, moments, averaged=network == "generator") for stage in range(4)]
-        this = needs[stages[network]]
-        others = ", ".join(f"stage {stage} {_mib(other.total)}" for stage, other in enumerate(needs) if stage != stages[network])
+        estimates = [estimate(count, stage, world, moments, averaged=network == "generator") for stage in range(4)]
+        current = estimates[stages[network]]
+        others = ", ".join(f"stage {stage} {_mib(other.total)}" for stage, other in enumerate(estimates) if stage != stages[network])
         rows.append(
-            f"memory of the {network} per process ({count / 1e6:.1f}M parameters, ZeRO stage {stages[network]}): {_mib(this.total)} "
-            f"(weights {_mib(this.model_state)}, gradients {_mib(this.gradients)}, optimizer {_mib(this.optimizer)}, "
-            f"average {_mib(this.average)})" + (f"; {others}" if world > 1 else "")
+            f"memory of the {network} per process ({count / 1e6:.1f}M parameters, ZeRO stage {stages[network]}): {_mib(current.total)} "
+            f"(weights {_mib(current.model_state)}, gradients {_mib(current.gradients)}, optimizer {_mib(current.optimizer)}, "
+            f"EMA {_mib(current.average)})" + (f"; {others}" if world > 1 else "")
         )
     return rows
 

@@ -1,6 +1,6 @@
-"""The two phases of a training step: the discriminator's and the generator's. Each is the whole recipe of its network.
+"""The two phases of a training step. Each function is the complete recipe of its network.
 
-Networks, losses and processes are elsewhere; here they meet. Losses are those of AttributeGAN (Ye et al., MICCAI 2021).
+Losses follow AttributeGAN (Ye et al., MICCAI 2021); they are defined in losses.py.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ from attributegan.training.random_draws import StepNoise
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process works on at a time."""
+    """One micro-batch of one process."""
 
     images_BCHW: Tensor  # real tiles, [-1, 1]
     levels_BA: Tensor
-    assessable_BA: Tensor  # which of the levels are known, and points of their scales
+    assessable_BA: Tensor  # whether each level is known and on its scale
     noise: StepNoise
 
 
 def discriminator_phase(
     config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch], penalise: bool
 ) -> tuple[dict[str, Tensor], bool]:
-    """Teach the discriminator to tell real tiles from generated ones with the same levels.
+    """Trains the discriminator to distinguish real tiles from generated ones with the same levels.
 
     Args:
+        config: the configuration.
+        runtime: this process.
+        generator: generates the fake tiles; gets no gradients.
+        discriminator: the network to train.
+        batches: the micro-batches of this process.
         penalise: whether the gradient penalties are due in this step.
 
     Returns:
@@ -63,8 +68,8 @@ def discriminator_phase(
                 aux_loss = losses.auxiliary_discriminator(output.levels, batch.levels_BA)
                 loss = loss + weights.auxiliary * terms.add("discriminator/auxiliary", aux_loss)
             if weights.contrastive:
-                contrast = _contrastive(config, runtime, output.embedding, output.proxy, batch.levels_BA)
-                loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrast)
+                contrastive_loss = _contrastive(config, runtime, output.embedding, output.proxy, batch.levels_BA)
+                loss = loss + weights.contrastive * terms.add("discriminator/contrastive", contrastive_loss)
             if weights.reconstruction:
                 loss = loss + weights.reconstruction * terms.add("discriminator/reconstruction", output.reconstruction_loss)
             if penalise:
@@ -80,47 +85,48 @@ def discriminator_phase(
 def generator_phase(
     config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch]
 ) -> tuple[dict[str, Tensor], bool]:
-    """Teach the generator to make tiles that the discriminator takes for real ones of the levels asked for.
+    """Trains the generator to make tiles that the discriminator classifies as real tiles with the requested levels.
 
-    Returns: as `discriminator_phase`.
+    Args and Returns: as `discriminator_phase`.
     """
     weights, terms = config.loss, _Terms(len(batches))
-    kinds_of_pairs = (weights.diversity > 0) + (weights.residual > 0)  # a step has pairs of one kind, whose term counts for both
-    paired, vary_attribute = kinds_of_pairs > 0, weights.residual > 0 and (kinds_of_pairs == 1 or batches[0].noise.vary_attribute)
+    # With both pair losses on, each step uses one of them at random, with doubled weight.
+    pair_losses = (weights.diversity > 0) + (weights.residual > 0)
+    paired, vary_attribute = pair_losses > 0, weights.residual > 0 and (pair_losses == 1 or batches[0].noise.vary_attribute)
     with discriminator.frozen():
         for k, batch in enumerate(batches):
             with generator.micro_batch(last=k == len(batches) - 1):
                 latents_BL, levels_BA = _sample_conditions(batch, paired, vary_attribute)
-                plain = generator(latents_BL, levels_BA)
-                fakes = augment.apply(plain, batch.noise.augment_generator_BP, config.augment)
+                generated = generator(latents_BL, levels_BA)
+                fakes = augment.apply(generated, batch.noise.augment_generator_BP, config.augment)
                 output = discriminator.unwrapped(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, predict_levels=weights.auxiliary > 0
                 )
-                against = _real_outputs(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
+                real_outputs = _real_outputs(config, discriminator, batch, paired) if weights.adversarial == "relativistic" else {}
                 loss = torch.zeros((), device=runtime.device)
                 for head, fake_output in _heads(output).items():
-                    loss = loss + terms.add(f"generator/adversarial{head}", _g_adversarial(fake_output, against.get(head)))
+                    loss = loss + terms.add(f"generator/adversarial{head}", _g_adversarial(fake_output, real_outputs.get(head)))
                 if weights.auxiliary:
                     aux_loss = losses.auxiliary_generator(output.levels, levels_BA)
                     loss = loss + weights.auxiliary * terms.add("generator/auxiliary", aux_loss)
                 if weights.control:
                     loss = loss + weights.control * terms.add("generator/control", losses.control(output.levels, levels_BA))
                 if vary_attribute:
-                    changed = losses.residual(plain, _real_distance(runtime, batch.images_BCHW))
-                    loss = loss + kinds_of_pairs * weights.residual * terms.add("generator/residual", changed)
+                    residual_loss = losses.residual(generated, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + pair_losses * weights.residual * terms.add("generator/residual", residual_loss)
                 elif weights.diversity:
-                    alike = losses.diversity(plain, _real_distance(runtime, batch.images_BCHW))
-                    loss = loss + kinds_of_pairs * weights.diversity * terms.add("generator/diversity", alike)
+                    diversity_loss = losses.diversity(generated, _real_distance(runtime, batch.images_BCHW))
+                    loss = loss + pair_losses * weights.diversity * terms.add("generator/diversity", diversity_loss)
                 if weights.contrastive:
-                    contrast = _contrastive(config, runtime, output.embedding, output.proxy, levels_BA)
-                    loss = loss + weights.contrastive * terms.add("generator/contrastive", contrast)
+                    contrastive_loss = _contrastive(config, runtime, output.embedding, output.proxy, levels_BA)
+                    loss = loss + weights.contrastive * terms.add("generator/contrastive", contrastive_loss)
                 generator.backward(loss / len(batches))
         norm, taken = generator.step()
     return terms.means | {"generator/gradient_norm": norm}, taken
 
 
 def _heads(output: DiscriminatorOutput) -> dict[str, Tensor]:
-    """The answers of each head, by what its terms are called after."""
+    """Returns the logits of each head, by the suffix of its loss terms."""
     return {"": output.logits} | ({} if output.logits_32 is None else {"_32": output.logits_32})
 
 
@@ -133,9 +139,11 @@ def _g_adversarial(fake: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _real_outputs(config: Config, discriminator: Engine, batch: MicroBatch, paired: bool) -> dict[str, Tensor]:
-    """What the generator's tiles have to beat, by head: the answer to a real tile of the same levels, for a tile with a moved attribute
-    of the same levels but for that one. Nothing here is the generator's."""
-    rows = slice(None, None, 2 if paired else 1)  # of a pair the first one's
+    """Returns the logits of the real tiles that generated ones are paired with in the relativistic loss, by head; no gradients.
+
+    The real tile has the same levels, except for the varied attribute of the second tile of a pair.
+    """
+    rows = slice(None, None, 2 if paired else 1)  # both tiles of a pair have the levels of its first real tile
     with torch.no_grad():
         reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment)
         outputs = _heads(discriminator.unwrapped(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
@@ -143,11 +151,14 @@ def _real_outputs(config: Config, discriminator: Engine, batch: MicroBatch, pair
 
 
 def _sample_conditions(batch: MicroBatch, paired: bool, vary_attribute: bool) -> tuple[Tensor, Tensor]:
-    """Latents and levels of the generator's tiles: those of the real ones, or in pairs, each with the levels of the first's real one.
+    """Returns the latents and levels for the generator phase.
 
     Args:
-        moves: tiles of a pair have one latent, and the second has one attribute at the level of its own real tile, drawn from those that
-            are assessable in both and differ; where none is, they are the same tile. Otherwise they have two latents.
+        batch: the micro-batch.
+        paired: False takes the levels of the real tiles. True gives rows 2k and 2k + 1 the levels of real tile 2k.
+        vary_attribute: the tiles of a pair share one latent, and the second has one attribute at the level of real tile 2k + 1. The
+            attribute is drawn from those that are assessable in both tiles and differ; without one, both tiles are identical. If False,
+            the tiles of a pair have the same levels and different latents.
     """
     latents_BL, levels_BA = batch.noise.latents_generator_BL, batch.levels_BA
     if not paired:
@@ -155,25 +166,25 @@ def _sample_conditions(batch: MicroBatch, paired: bool, vary_attribute: bool) ->
     first_BA = _in_pairs(levels_BA)
     if not vary_attribute:
         return latents_BL, first_BA
-    can_move_BA = batch.assessable_BA & _in_pairs(batch.assessable_BA) & (levels_BA != first_BA)
-    number_B1 = (batch.noise.moved_B[:, None] * can_move_BA.sum(dim=1, keepdim=True)).long()
-    moved_BA = can_move_BA & (can_move_BA.cumsum(dim=1) == number_B1 + 1)
-    return _in_pairs(latents_BL), torch.where(moved_BA, levels_BA, first_BA)
+    candidates_BA = batch.assessable_BA & _in_pairs(batch.assessable_BA) & (levels_BA != first_BA)
+    index_B1 = (batch.noise.varied_B[:, None] * candidates_BA.sum(dim=1, keepdim=True)).long()
+    varied_BA = candidates_BA & (candidates_BA.cumsum(dim=1) == index_B1 + 1)
+    return _in_pairs(latents_BL), torch.where(varied_BA, levels_BA, first_BA)
 
 
 def _in_pairs(rows: Tensor) -> Tensor:
-    """Every other row twice: rows 2k and 2k + 1 are both row 2k."""
+    """Repeats every other row: rows 2k and 2k + 1 of the result are row 2k."""
     return rows[0::2].repeat_interleave(2, dim=0)
 
 
 def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:
-    """Mean absolute difference between neighbours of the global batch of real tiles."""
-    apart = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
-    return runtime.gather(apart).mean()
+    """Returns the mean absolute difference between tiles 2k and 2k + 1 of the global batch of real tiles."""
+    distance_P = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
+    return runtime.gather(distance_P).mean()
 
 
 def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_BE: Tensor, levels_BA: Tensor) -> Tensor:
-    """2C loss of this process's tiles against the tiles of all processes."""
+    """Returns the 2C loss of this process's tiles against the tiles of all processes."""
     loss = losses.contrastive_by_attribute if config.loss.contrastive_over == "attribute" else losses.contrastive_2c
     return loss(
         embedding_BE,
@@ -189,26 +200,27 @@ def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_B
 def _penalties(
     config: Config, discriminator: Engine, reals_BCHW: Tensor, fakes_BCHW: Tensor, levels_BA: Tensor
 ) -> dict[str, tuple[float, Tensor]]:
-    """The gradient penalties that are on, of all heads: gamma and mean by name. Both in one pass, which halves what a pass costs beside.
+    """Returns gamma and value of the enabled gradient penalties, by name. Both penalties share one forward pass over all heads.
 
-    Through the plain network, since sharded engines can't differentiate twice.
+    Uses the unwrapped network, since sharded engines don't support double backward.
     """
-    wanted = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
-    wanted = {name: (gamma, images) for name, (gamma, images) in wanted.items() if gamma}
-    images = torch.cat([images for _, images in wanted.values()]).detach().requires_grad_(True)
-    output = discriminator.unwrapped(images, levels_BA.repeat(len(wanted), 1), embed=False, reconstruct=False)
+    penalties = {"r1": (config.loss.r1_gamma, reals_BCHW), "r2": (config.loss.r2_gamma, fakes_BCHW)}
+    penalties = {name: (gamma, images) for name, (gamma, images) in penalties.items() if gamma}
+    images = torch.cat([images for _, images in penalties.values()]).detach().requires_grad_(True)
+    output = discriminator.unwrapped(images, levels_BA.repeat(len(penalties), 1), embed=False, reconstruct=False)
     scores_B = sum(head.float().mean(1) for head in (output.logits, output.logits_32) if head is not None)
-    means = losses.gradient_penalty(scores_B, images).view(len(wanted), -1).mean(1)
-    return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(wanted.items(), means, strict=True)}
+    means = losses.gradient_penalty(scores_B, images).view(len(penalties), -1).mean(1)
+    return {name: (gamma, mean) for (name, (gamma, _)), mean in zip(penalties.items(), means, strict=True)}
 
 
 class _Terms:
-    """Means of loss terms over the micro-batches of a phase, kept on the device."""
+    """Accumulates the means of loss terms over the micro-batches of a phase, on the device."""
 
     def __init__(self, micro_batches: int) -> None:
         self.micro_batches = micro_batches
         self.means: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor) -> Tensor:
+        """Adds the value of one micro-batch and returns it unchanged."""
         self.means[name] = self.means.get(name, 0) + value.detach() / self.micro_batches
         return value

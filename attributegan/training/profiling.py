@@ -6,12 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WAIT, WARM_UP = 2, 1  # first steps, which build what later ones have
+WAIT, WARM_UP = 2, 1  # first steps, which are slower because they allocate and compile
 
 
 @contextlib.contextmanager
 def profile_steps(folder: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """What is to be called after every step; a trace of ``steps`` of them, from the fourth on, goes into ``folder``. 0 traces nothing."""
+    """Writes a trace of ``steps`` training steps, from the fourth on, to ``folder``; 0 disables it.
+
+    Yields:
+        a function to call after every step.
+    """
     if not steps:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""The state of a training run: both networks with their optimizers, the averaged generator, and how far it is.
+"""The state of a training run: both networks with their optimizers, the EMA of the generator, and the progress in images.
 
 Owns building, stepping, saving and resuming. The loop that calls it is in loop.py.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.checkpoint import store
-from attributegan.checkpoint.writer import Writer, remove_remains
+from attributegan.checkpoint.writer import Writer, remove_leftovers
 from attributegan.config import Config, ModelConfig, fill
 from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
@@ -36,11 +36,11 @@ from attributegan.utils.rng import Purpose, rng_for
 log = logging.getLogger("attributegan")
 
 
-SHARED_WAIT_S = 10.0  # in which a folder made on one node must be seen on the others
+SHARED_WAIT_S = 10.0  # until a folder created on one node must be visible on the others
 
 
 class Batch(Protocol):
-    """What the reader gives for one micro-batch of one process."""
+    """One micro-batch of one process, as the data loader returns it."""
 
     @property
     def images_BCHW(self) -> Tensor: ...  # uint8
@@ -49,14 +49,25 @@ class Batch(Protocol):
     def levels_BA(self) -> Tensor: ...
 
     @property
-    def cursor(self) -> int: ...  # real images before the first one of this micro-batch
+    def cursor(self) -> int: ...  # number of real images seen before this micro-batch
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row were not finite."""
+    """Too many consecutive steps had a non-finite loss or gradient, or the weights are not finite."""
 
 
 class Trainer:
+    """Both networks in training.
+
+    Args:
+        config: the resolved configuration.
+        schema: the attributes of the data.
+        runtime: this process.
+
+    Raises:
+        ValueError: the batch per process does not suit the configured losses.
+    """
+
     def __init__(self, config: Config, schema: AttributeSchema, runtime: Runtime) -> None:
         self.config, self.schema, self.runtime = config, schema, runtime
         self.images = 0
@@ -65,10 +76,10 @@ class Trainer:
         share = config.train.batch // (config.train.grad_accumulation * runtime.world)
         if (config.loss.diversity or config.loss.residual) and share % 2:
             raise ValueError(
-                f"train.batch: loss.diversity and loss.residual compare pairs, and each of {runtime.world} processes gets "
-                f"{share} tiles a micro-batch; choose a batch with an even number of them"
+                f"train.batch: loss.diversity and loss.residual compare pairs, but each of {runtime.world} processes gets "
+                f"{share} tiles per micro-batch; choose a batch that makes this number even"
             )
-        self.skipped: Counter[str] = Counter()  # steps not taken, by network
+        self.skipped: Counter[str] = Counter()  # skipped steps, by network
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
@@ -82,10 +93,10 @@ class Trainer:
             network.activation_checkpointing = config.train.activation_checkpointing
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
             parameter.requires_grad_(False)
-        averaged = copy.deepcopy(generator)
+        ema_copy = copy.deepcopy(generator)
         self.generator = build_engine(runtime, generator, "generator", config.optim.generator_lr, compile=config.train.compile)
-        self.ema = Ema(averaged, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
-        # A gradient penalty differentiates the discriminator twice, which compiled graphs can't.
+        self.ema = Ema(ema_copy, self.generator, config.optim.ema_half_life, config.optim.ema_rampup)
+        # Gradient penalties need double backward, which compiled graphs don't support.
         compile_discriminator = config.train.compile and not config.loss.r1_gamma
         self.discriminator = build_engine(runtime, discriminator, "discriminator", config.optim.discriminator_lr, compile_discriminator)
         self.folder = checkpoints_dir(config.run.dir)
@@ -99,18 +110,24 @@ class Trainer:
         )
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One step of both networks on a global batch.
+        """Trains both networks on one global batch.
+
+        Args:
+            batches: the micro-batches of this process.
+
+        Returns:
+            loss terms and gradient norms by name, means over the micro-batches of this process.
 
         Raises:
-            Diverged: the last ``train.max_nonfinite`` steps all had a loss or gradient that is not finite.
+            Diverged: ``train.max_nonfinite`` consecutive steps had a non-finite loss or gradient.
         """
         micro_batches = self._micro_batches(batches)
         statistics = {engine: _buffers(engine) for engine in (self.generator, self.discriminator)}
-        parts = self.config, self.runtime, self.generator, self.discriminator, micro_batches
-        d_terms, d_taken = discriminator_phase(*parts, penalise=self._penalty_is_due())
-        g_terms, g_taken = generator_phase(*parts)
+        inputs = self.config, self.runtime, self.generator, self.discriminator, micro_batches
+        d_terms, d_taken = discriminator_phase(*inputs, penalise=self._penalty_is_due())
+        g_terms, g_taken = generator_phase(*inputs)
         for engine, taken in ((self.generator, g_taken), (self.discriminator, d_taken)):
-            if not taken:  # batch-norm statistics of a pass that went wrong
+            if not taken:  # restore batch-norm statistics, which the failed pass has updated
                 for name, buffer in engine.module.named_buffers():
                     buffer.copy_(statistics[engine][name])
         self.images += self.config.train.batch
@@ -119,14 +136,14 @@ class Trainer:
         return d_terms | g_terms
 
     def memory_report(self) -> list[str]:
-        """What the networks take of each process's memory, and what other stages of ZeRO would."""
+        """Returns log lines on the memory of the training state; see `memory_estimate.lines`."""
         engines = {"generator": self.generator, "discriminator": self.discriminator}
         parameters = {name: sum(torch.Size(shape).numel() for shape in engine.shapes.values()) for name, engine in engines.items()}
         stages = {name: self.runtime.sharding[name].stage for name in engines}
         return memory_estimate.lines(parameters, stages, self.runtime.world, moments=2 if self.config.optim.name == "adam" else 0)
 
     def _penalty_is_due(self) -> bool:
-        """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, by images so that resuming changes nothing."""
+        """Lazy regularisation (Karras et al., StyleGAN2, CVPR 2020, B): every few steps, counted by images so that resuming is exact."""
         loss = self.config.loss
         return loss.r1_gamma > 0 and (self.images // self.config.train.batch) % loss.r1_every == 0
 
@@ -136,38 +153,39 @@ class Trainer:
         noise = StepNoise.for_step(self.config, self.images, runtime.dtype).micro_batches(
             len(batches), runtime.rank, runtime.world, runtime.device
         )
-        found = []
+        micro_batches = []
         for batch, micro_noise in zip(batches, noise, strict=True):
             levels_BA = batch.levels_BA.to(runtime.device, non_blocking=True)
             assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
-            found.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
-        return found
+            micro_batches.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
+        return micro_batches
 
     def _count_skipped(self, **taken: bool) -> None:
-        bad = [network for network, ok in taken.items() if not ok]
-        self.skipped.update(bad)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
-        if bad:
-            log.warning("skipped step at %s images for the %s: non-finite loss or gradient", f"{self.images:,}", " and ".join(bad))
+        skipped = [network for network, ok in taken.items() if not ok]
+        self.skipped.update(skipped)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            log.warning("skipped step at %s images for the %s: non-finite loss or gradient", f"{self.images:,}", " and ".join(skipped))
         if self.skipped_in_a_row >= self.config.train.max_nonfinite:
             raise Diverged(
-                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last at {self.images:,} images; "
-                "the checkpoints up to there stand. Try a lower optim.*_lr, or train.precision=bf16 or fp32"
+                f"training diverged: {self.skipped_in_a_row} consecutive steps had a non-finite loss or gradient, the last at "
+                f"{self.images:,} images; earlier checkpoints are intact. Try a lower optim.*_lr, or train.precision=bf16 or fp32"
             )
 
     def save(self) -> None:
-        """Start to write a checkpoint, while training goes on; every process calls.
+        """Starts to write a checkpoint in the background; every process must call it.
 
         Raises:
-            Diverged: weights are not finite; the checkpoints before stand.
+            Diverged: weights are not finite; earlier checkpoints are intact.
         """
         self._wait_for_writers()
         networks: dict[str, Engine | Ema] = {"generator": self.generator, "generator_ema": self.ema, "discriminator": self.discriminator}
         weights = {name: network.model_state() for name, network in networks.items()}
-        if self.runtime.any_rank(not all(part.values_N.isfinite().all() for table in weights.values() for part in table.slices)):
+        is_finite = all(part.values_N.isfinite().all() for state_dict in weights.values() for part in state_dict.slices)
+        if self.runtime.any_rank(not is_finite):
             raise Diverged(
-                f"weights at {self.images:,} images are not finite and are not saved; the checkpoints up to there stand. "
-                "Start the same command to go on from the newest, with a lower optim.*_lr if it comes again"
+                f"training diverged: weights at {self.images:,} images are not finite and are not saved; earlier checkpoints are intact. "
+                "Run the same command to resume from the latest one, with a lower optim.*_lr if it happens again"
             )
         self.writer.save(
             self.images,
@@ -184,58 +202,61 @@ class Trainer:
         )
 
     def wait_for_checkpoint(self) -> None:
-        """Until the last checkpoint stands; every process calls."""
+        """Waits until the last checkpoint is complete; every process must call it."""
         self._wait_for_writers()
         self.writer.wait()
         self.runtime.barrier()
 
     def _wait_for_writers(self) -> None:
-        """Until no process writes: asked again and again, since a large checkpoint may take longer than one collective may."""
+        """Polls until no process is writing, since a large checkpoint may take longer than the timeout of one collective."""
         while self.runtime.any_rank(self.writer.busy):
             time.sleep(0.1)
 
     def resume(self) -> bool:
-        """Go on from the newest whole checkpoint of the run folder, if there is one.
+        """Resumes from the latest complete checkpoint of the run folder, if there is one; every process must call it.
+
+        Returns:
+            whether training was resumed.
 
         Raises:
-            ValueError: the checkpoint is of another network or schema, or resuming is not wanted; says which.
+            ValueError: the checkpoint does not match the network or schema, or ``run.resume`` is "never"; names the fix.
         """
         self._check_shared()
         if self.runtime.is_main:
-            remove_remains(self.folder)
-        found = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
-        if not found:
+            remove_leftovers(self.folder)
+        checkpoint = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
+        if not checkpoint:
             return False
         if self.config.run.resume == "never":
-            raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {found}; choose another folder or run.resume=auto")
-        self.runtime.run_and_raise_everywhere(lambda: self._load(Path(found)))
-        log.info("resuming from %s", found)
-        for line in _changed(store.load_state(Path(found))["config"], self.config.to_dict()):
-            log.info("from here on %s", line)
+            raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {checkpoint}; choose another folder or run.resume=auto")
+        self.runtime.run_and_raise_everywhere(lambda: self._load(Path(checkpoint)))
+        log.info("resuming from %s", checkpoint)
+        for line in _changed_options(store.load_state(Path(checkpoint))["config"], self.config.to_dict()):
+            log.info("option changed since the checkpoint: %s", line)
         return True
 
     def _check_shared(self) -> None:
-        """All processes write into the run folder: refuse one that a node has for itself."""
-        mark = self.folder / f".writing-{self.runtime.launch_id}"
+        """Checks that all processes see the same run folder, since all of them write into it."""
+        marker = self.folder / f".writing-{self.runtime.launch_id}"
         if self.runtime.is_main:
-            mark.mkdir(parents=True)
+            marker.mkdir(parents=True)
         self.runtime.barrier()
 
-        def look() -> None:
+        def wait_for_marker() -> None:
             until = time.monotonic() + SHARED_WAIT_S
-            while not mark.exists():
+            while not marker.exists():
                 if time.monotonic() > until:
-                    raise ValueError(f"run.dir: {mark.parent} is not the folder that rank 0 sees under this name; use one on a shared disk")
+                    raise ValueError(f"run.dir: {marker.parent} is not the same folder as on rank 0; use a folder on a shared disk")
                 time.sleep(0.1)
 
-        self.runtime.run_and_raise_everywhere(look)
+        self.runtime.run_and_raise_everywhere(wait_for_marker)
 
     def _load(self, path: Path) -> None:
         state = store.load_state(path)
-        _check_same_model(path, state, self.config, self.schema)
+        _check_model(path, state, self.config, self.schema)
         for name, engine in (("generator", self.generator), ("discriminator", self.discriminator)):
             with store.open_tensors(path, name) as (names, read):
-                _check_same_names(path, name, engine, names)
+                _check_tensor_names(path, name, engine, names)
                 engine.load_model_state(read)
             with store.open_tensors(path, f"{name}_optimizer") as (names, read):
                 engine.load_optimizer_state(names, read)
@@ -251,33 +272,35 @@ def _buffers(engine: Engine) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
 
 
-def _changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Options that decide what is learnt and are not those of the checkpoint, a line each."""
-    defaults = Config().to_dict()  # of options that there were not yet
+def _changed_options(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Lists the training options that differ from those of the checkpoint, one line each."""
+    defaults = Config().to_dict()  # for options that the checkpoint's version did not have
     saved = with_current_names(saved, "checkpoint")
     before = {section: defaults[section] | saved.get(section, {}) for section in ("loss", "augment", "optim", "data", "train")}
     return [
-        f"{section}.{key} is {now[section][key]}, it was {value}"
+        f"{section}.{key} is {current[section][key]}, was {value}"
         for section, values in before.items()
         for key, value in values.items()
-        if now[section].get(key, value) != value and f"{section}.{key}" != "train.images"
+        if current[section].get(key, value) != value and f"{section}.{key}" != "train.images"
     ]
 
 
-def _check_same_names(path: Path, network: str, engine: Engine, names: frozenset[str]) -> None:
+def _check_tensor_names(path: Path, network: str, engine: Engine, names: frozenset[str]) -> None:
     if missing := sorted(engine.module.state_dict().keys() - names):
         raise ValueError(
-            f"{path}: was written by a version whose {network} was another one: it has no {missing[0]}. Go on with that version, or take "
-            "another run.dir"
+            f"{path}: the {network} has no tensor {missing[0]}, so the checkpoint is from an incompatible version; resume with that "
+            "version, or choose another run.dir"
         )
 
 
-def _check_same_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
+def _check_model(path: Path, state: dict[str, Any], config: Config, schema: AttributeSchema) -> None:
     saved = dataclasses.asdict(fill(ModelConfig, state["config"]["model"], str(path), "model"))
-    now = dataclasses.asdict(config.model)
-    changed = [f"model.{key} was {saved[key]!r}, is {now[key]!r}" for key in now if key != "attributes" and saved[key] != now[key]]
+    current = dataclasses.asdict(config.model)
+    changed = [
+        f"model.{key} is {current[key]!r}, was {saved[key]!r}" for key in current if key != "attributes" and saved[key] != current[key]
+    ]
     changed += AttributeSchema.from_dict(state["schema"], where=str(path)).difference(schema)
     if changed:
         raise ValueError(
-            f"{path}: holds another network than the one configured: {'; '.join(changed)}. Use its settings or another run.dir"
+            f"{path}: the checkpoint does not match the configured network: {'; '.join(changed)}. Use its settings or another run.dir"
         )

@@ -1,1 +1,1 @@
-"""What every part needs and what knows of none: files, collectives, memory, pages."""
+"""Helpers without dependencies on other subpackages: files, collectives, memory allocation, precision, random numbers, HTML pages."""

@@ -1,4 +1,4 @@
-"""How this process's memory is handed out: the only file that talks to the C library about it."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep what tensors free for the next ones, instead of giving it back and asking again; for processes that compute on a CPU.
+    """Makes malloc reuse freed tensor memory instead of returning it to the OS; for processes that compute on the CPU.
 
-    glibc takes every block of more than 32 MB from the system and gives it back when it is freed, so that each step meets its feature maps
-    as new pages, which the system fills with zeros one by one. Does nothing where there is no glibc.
+    glibc maps every block of more than 32 MB separately and unmaps it when freed. Each training step would then page-fault and
+    zero-fill the memory of its feature maps again. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

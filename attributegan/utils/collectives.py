@@ -1,4 +1,4 @@
-"""The one collective with gradients; what the processes exchange outside of the reduction of gradients."""
+"""Collectives other than the gradient reduction, among them an all-gather that is differentiable."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
+    """Returns the number of processes in the default group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors of every process, all of one shape, stacked in rank order: (W, ...). Gradients go back to where a tensor is from."""
+    """All-gathers tensors of one shape, stacked in rank order: (W, ...). Gradients flow back to the rank that a tensor came from."""
     return _Gather.apply(tensor)
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum of every process's tensor; no gradients."""
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Returns the sum of the tensors of all processes; not differentiable."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
@@ -36,4 +37,4 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> Tensor:
-        return summed(gradients)[dist.get_rank()]
+        return all_reduce_sum(gradients)[dist.get_rank()]

@@ -1,6 +1,6 @@
-"""Files and folders that are either whole or not there: written under another name, made durable, renamed.
+"""Atomic writes of files and folders: write to a temporary name, fsync, rename.
 
-That name begins with `WRITING`, which marks what a killed process left behind.
+Temporary names start with `WRITING`, so that the leftovers of a killed process are recognised.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ WRITING = ".writing-"
 
 
 def user_cache() -> Path:
-    """The user's cache folder of this project."""
+    """Returns this project's folder in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attributegan"
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's content, or the names in a folder, last through a power cut."""
+    """Fsyncs a file, or a folder (the names in it), so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,14 +32,14 @@ def fsync_path(path: Path) -> None:
 
 
 def require_writable(folder: Path, option: str) -> None:
-    """Refuse a folder in which files can't be written, or that can't be made; before any work, and without making it.
+    """Checks that files can be written to ``folder``, or that it can be created; does not create it.
 
     Raises:
-        ValueError: names ``option`` and the folder.
+        ValueError: not writable; names ``option`` and the folder.
     """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ValueError(f"{option}: {folder} can't be written to ({error.strerror}); choose another folder") from error
@@ -47,11 +47,15 @@ def require_writable(folder: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, fsync: bool = True, shared: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that takes the name ``path`` when the block ends; when it fails, what stood there still stands.
+    """Opens a temporary file and renames it to ``path`` when the block succeeds; if it fails, an existing ``path`` is unchanged.
 
     Args:
-        fsync: whether it must also last through a power cut, which takes milliseconds; for what can't be made again.
-        shared: whether several processes may write it at a time; the last one wins.
+        path: the file to create or replace.
+        fsync: survive a power failure; costs milliseconds. False for files that can be recreated.
+        shared: several processes may write at the same time; the last one wins.
+
+    Yields:
+        the binary stream to write to.
     """
     owner = f"-{socket.gethostname()}-{os.getpid()}" if shared else ""
     tmp_path = path.with_name(f"{WRITING}{path.name}{owner}")
@@ -69,15 +73,15 @@ def atomic_write(path: Path, *, fsync: bool = True, shared: bool = False) -> Ite
 
 
 def check_new_folder(out: Path) -> None:
-    """ValueError unless ``out`` is free for a new folder."""
+    """Raises ValueError unless ``out`` does not exist or is an empty folder."""
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: is a folder with something in it, and nothing there is overwritten; choose another")
+        raise ValueError(f"{out}: the folder is not empty, and nothing is overwritten; choose another")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; give a folder that is not there yet")
+        raise ValueError(f"{out}: is a file; give a new folder")
 
 
 def check_file(out: Path, suffix: str) -> None:
-    """ValueError unless ``out`` can be a file with the ending ``suffix``."""
+    """Raises ValueError unless ``out`` can be a file whose name ends in ``suffix``."""
     if out.suffix != suffix:
         raise ValueError(f"{out}: give a file name that ends in {suffix}")
     if out.is_dir():
@@ -86,26 +90,28 @@ def check_file(out: Path, suffix: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(out: Path) -> Iterator[Path]:
-    """A path for a file or folder that becomes ``out`` when the block ends; when it fails, what stood still stands.
+    """Yields a temporary path for a file or folder and renames it to ``out`` when the block succeeds.
+
+    If the block fails, an existing ``out`` is unchanged. Files get the permissions of the umask.
 
     Raises:
-        ValueError: ``out`` can't be made where it is; says why.
+        ValueError: ``out`` can't be created; gives the reason.
     """
     target = out.resolve()
-    workplace = target.with_name(f"{WRITING}{target.name}")
+    tmp_folder = target.with_name(f"{WRITING}{target.name}")
     try:
-        shutil.rmtree(workplace, ignore_errors=True)  # of a run that was killed
-        workplace.mkdir(parents=True)
+        shutil.rmtree(tmp_folder, ignore_errors=True)  # left by a killed process
+        tmp_folder.mkdir(parents=True)
     except OSError as error:
-        raise ValueError(f"{out}: can't be made: {error.strerror}; choose another place") from error
+        raise ValueError(f"{out}: can't be created: {error.strerror}; choose another path") from error
     try:
-        yield workplace / target.name
-        mode = workplace.stat().st_mode & 0o666  # safetensors makes files for their owner alone
-        for path in workplace.rglob("*"):
+        yield tmp_folder / target.name
+        mode = tmp_folder.stat().st_mode & 0o666  # safetensors creates files that only their owner can read
+        for path in tmp_folder.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
             fsync_path(path)
-        os.replace(workplace / target.name, target)
+        os.replace(tmp_folder / target.name, target)
         fsync_path(target.parent)
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(tmp_folder, ignore_errors=True)

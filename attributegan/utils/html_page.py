@@ -1,7 +1,7 @@
-"""A page of tables and pictures, as one HTML file that needs no other, or as Markdown.
+"""Renders a page of tables and images as one self-contained HTML file or as Markdown.
 
-Owns the look and the escaping: every text may come from somebody's file names or schema, and none is trusted. What the page of a shard
-set tells is in dataset_card.py.
+Owns the style and the escaping: any text may come from file names or a schema, so none is trusted. The content of the dataset
+card is in data_shards/dataset_card.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page."""
+    """An image embedded in the page."""
 
     data: bytes
     alt: str
-    kind: str = "jpeg"  # or png, or svg+xml, in which no script runs inside of an <img>
+    kind: str = "jpeg"  # or png, or svg+xml, whose scripts don't run in an <img>
 
     @property
     def url(self) -> str:
@@ -28,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tinted:
-    """A number on a background as dark as ``share``, 0 to 1."""
+    """A number on a background whose opacity is ``share``, 0 to 1."""
 
     value: int | float
     share: float
@@ -36,17 +36,17 @@ class Tinted:
 
 @dataclass(frozen=True)
 class Code:
-    """A text in a typewriter's letters, such as a checksum."""
+    """Text in a monospace font, such as a checksum."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with what belongs to it, such as an interval; never broken over lines."""
+    """A number with an annotation, such as an interval; never wrapped."""
 
     text: str
-    small: str = ""  # under it
+    small: str = ""  # below the number
 
 
 Cell = Figure | str | int | float | Picture | Tinted | Code
@@ -54,7 +54,7 @@ Cell = Figure | str | int | float | Picture | Tinted | Code
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a line of headings; ``spans`` is a line above it, as (text, columns)."""
+    """Rows below a header row; ``spans`` is an optional row above the header, as (text, columns)."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence on what is seen, and tables."""
+    """A heading, an explanation and tables."""
 
     title: str
     text: str
@@ -94,7 +94,7 @@ RIGHT = ' class="n"'
 
 
 def to_html(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as HTML; it loads nothing, and runs nothing."""
+    """Renders the page as HTML that loads no resources and runs no scripts."""
     links = "".join(f'<a href="#s{number}">{_text(section.title)}</a>' for number, section in enumerate(sections))
     body = "\n".join(_html_section(number, section) for number, section in enumerate(sections))
     return (
@@ -117,8 +117,10 @@ def _html_section(number: int, section: Section) -> str:
 def _html_table(table: Table) -> str:
     caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
     spans = "".join(f'<th colspan="{columns}">{_text(text)}</th>' for text, columns in table.spans)
-    numeric = [all(isinstance(row[column], int | float | Tinted | Figure) for row in table.rows) for column in range(len(table.header))]
-    header = "".join(f"<th{RIGHT * right}>{_text(text)}</th>" for text, right in zip(table.header, numeric, strict=True))
+    right_aligned = [
+        all(isinstance(row[column], int | float | Tinted | Figure) for row in table.rows) for column in range(len(table.header))
+    ]
+    header = "".join(f"<th{RIGHT * right}>{_text(text)}</th>" for text, right in zip(table.header, right_aligned, strict=True))
     rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in table.rows)
     above = f'<tr class="spans">{spans}</tr>' if spans else ""
     return f'<div class="wide"><table>{caption}\n<thead>{above}<tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
@@ -148,7 +150,7 @@ def _number(cell: str | int | float) -> str:
 
 
 def to_markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as Markdown with tables (GitHub's form)."""
+    """Renders the page as GitHub-flavoured Markdown."""
     parts = [f"# {_plain(title)}", _plain(lead)]
     for section in sections:
         parts += [f"## {_plain(section.title)}", _plain(section.text), *map(_markdown_table, section.tables)]
@@ -176,5 +178,5 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text in which Markdown and HTML find no mark of theirs."""
+    """Escapes Markdown and HTML."""
     return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", html.escape(re.sub(r"\s+", " ", text), quote=False))

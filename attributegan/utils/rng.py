@@ -1,4 +1,4 @@
-"""Counted random numbers: a generator for each (seed, purpose, position), so that no state needs saving."""
+"""Counter-based random numbers: one generator for each (seed, purpose, position), so that no state needs saving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Purpose(StrEnum):
-    """What random numbers are for. Every number hangs on these strings: a name may change, a string must not."""
+    """The random streams. The strings seed them: a member may be renamed, but changing a string changes every number of its stream."""
 
     WEIGHTS = "weights"
     LATENTS_D = "latents of the discriminator phase"
@@ -29,6 +29,6 @@ class Purpose(StrEnum):
 
 
 def rng_for(seed: int, purpose: Purpose, position: int = 0) -> torch.Generator:
-    """A CPU generator that depends on the three arguments alone."""
+    """Returns a CPU generator seeded by the three arguments only."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

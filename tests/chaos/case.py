@@ -21,7 +21,7 @@ from time_limits import seconds
 
 STARTS = 5  # at most, including the disturbed one
 SETTINGS = {  # waiting times, so that a case ends soon
-    "attributegan.distributed.watchdog.SILENCE_S": 15.0,
+    "attributegan.distributed.watchdog.TIMEOUT_S": 15.0,
     "data_shards.storage.stores.STALL_S": 1.0,
     "data_shards.storage.cache.BACKOFF_S": 0.05,
 }

@@ -108,8 +108,8 @@ class Fault:
 
 GOES_ON = "resuming from"
 ANOTHER = (
-    "has given no sign of life",
-    "does not answer",
+    "has sent no heartbeat",
+    "does not respond",
     "Root Cause",
     "another process of this run has ended",
     "exitcode",
@@ -416,7 +416,7 @@ def _slow(rng: random.Random) -> dict[str, Any]:
     return {"pause": 2.0}
 
 
-UNMET = ("no meeting point", "no word in")  # the processes had not met yet: they wait for train.timeout_s
+UNMET = ("rendezvous failed", "no response in")  # before the rendezvous: they wait for train.timeout_s
 KILLED = (GOES_ON, *ANOTHER)
 DIVERGED, TWICE = ("not finite",), ("train.max_nonfinite=2",)
 FAULTS = (

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from attributegan.distributed import watchdog
 
-watchdog.PERIOD_S, watchdog.SILENCE_S, watchdog.STORE_S, watchdog.GRACE_S = 0.1, 3.0, 1.0, 0.5
+watchdog.HEARTBEAT_S, watchdog.TIMEOUT_S, watchdog.STORE_MARGIN_S, watchdog.GRACE_S = 0.1, 3.0, 1.0, 0.5
 logging.basicConfig(format="%(message)s")
 
 if __name__ == "__main__":

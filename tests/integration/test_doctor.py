@@ -75,7 +75,7 @@ ZERO2 = ("--config_file", f"{ROOT}/configs/accelerate/zero2.yaml", "--main_proce
     ("arguments", "reason"),
     [
         (("--cpu", "--num_processes", "2"), "started single ones"),
-        ((*ZERO2, "--num_machines", "2", "--num_processes", "2"), "having no hostfile"),
+        ((*ZERO2, "--num_machines", "2", "--num_processes", "2"), "it has no hostfile"),
     ],
 )
 def test_finds_launches_of_too_few_processes(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_names_missing_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_PORT", "1")  # nothing listens there
     assert doctor.main([]) == 1
-    assert "no meeting point at 127.0.0.1:1" in capsys.readouterr().out
+    assert "rendezvous failed at 127.0.0.1:1" in capsys.readouterr().out
 
 
 def test_refuses_invalid_options() -> None:

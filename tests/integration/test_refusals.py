@@ -77,7 +77,7 @@ def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
     command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
     process = begin([*accelerate, *command], run)
     assert process.wait(timeout=LIMIT_S) != 0
-    assert "asked for several processes and started single ones" in output(run)
+    assert "asked for several processes but started single ones" in output(run)
     assert not run.exists()
 
 
@@ -110,7 +110,7 @@ def test_processes_that_no_launcher_holds_together(shards: Path, tmp_path: Path)
 def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RendezvousError, match=r"not all processes can start:\n  rank 1: no word in 1 s\n  rank 2: no word in 1 s"):
+    with pytest.raises(RendezvousError, match=r"not all processes can start:\n  rank 1: no response in 1 s\n  rank 2: no response in 1 s"):
         wait_for_all_ranks(1.0)
 
 
@@ -140,7 +140,7 @@ def test_process_that_hangs_before_it_trains_is_named_by_the_other(shards: Path,
     waiting, hanging = launch(NODES, "multinode_ddp", run, command, cwds=(first, second))
     try:
         assert waiting.wait(timeout=LIMIT_S) != 0
-        assert "rank 1 (" in output(tmp_path / "run-0") and "has given no sign of life for 5 s" in output(tmp_path / "run-0")
+        assert "rank 1 (" in output(tmp_path / "run-0") and "has sent no heartbeat for 5 s" in output(tmp_path / "run-0")
     finally:
         os.kill(process_of(1, hanging), signal.SIGKILL)
         kill(hanging, signal.SIGKILL)

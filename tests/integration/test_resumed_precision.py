@@ -28,17 +28,17 @@ def test_bf16_run_keeps_bf16_without_hardware_for_it(shards: Path, tmp_path: Pat
     run = tmp_path / "run"
     train(shards, run, "train.images=8", "train.precision=bf16")
     said = resume(shards, run, **AVX2)
-    assert f"train.precision: bf16 (as in {run}/config.yaml, which this start resumes)" in said
+    assert f"train.precision: bf16 (as in {run}/config.yaml, which is resumed)" in said
     assert "train.precision=bf16 is " in said and "times slower than fp32 on this CPU (AVX2)" in said
-    assert "from here on" not in said and precision_of(run) == "bf16"
+    assert "option changed" not in said and precision_of(run) == "bf16"
 
 
 def test_fp32_run_keeps_fp32_with_or_without_hardware_for_bf16(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(shards, run, "train.images=8", "train.precision=fp32")
     said = resume(shards, run)
-    assert f"train.precision: fp32 (as in {run}/config.yaml, which this start resumes)" in said
-    assert "times slower" not in said and "from here on" not in said and precision_of(run) == "fp32"
+    assert f"train.precision: fp32 (as in {run}/config.yaml, which is resumed)" in said
+    assert "times slower" not in said and "option changed" not in said and precision_of(run) == "fp32"
 
 
 def test_new_run_writes_what_auto_was(shards: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ time.sleep({seconds(120)})
         assert sleeper.stdout.readline() == "taken\n"
         RunLock(tmp_path, "training")._break(lock.owner_of(tmp_path))
         held_by(tmp_path, host="node7")
-        assert sleeper.wait(timeout=seconds(30)) == lock.LOST
+        assert sleeper.wait(timeout=seconds(30)) == lock.LOCK_LOST
         assert "was taken over by the training on node7" in sleeper.stderr.read()
 
 
@@ -165,7 +165,7 @@ def test_folders_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_removal_that_a_kill_cut_short_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BLOCKED_S", 0.3)
+    monkeypatch.setattr(lock, "REMOVAL_TIMEOUT_S", 0.3)
     held_by(tmp_path, born="before")
     (tmp_path / f"{lock.FILE}.removing").mkdir()
     mine = RunLock(tmp_path, "training")

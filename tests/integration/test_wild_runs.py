@@ -168,26 +168,26 @@ class Features:
 @pytest.mark.parametrize(
     ("train", "held_out", "why"),
     [
-        (1, 10, "1 training tiles are too few; 20 are needed"),
-        (2, 9, "2 training tiles"),
-        (30, 2, "2 held-out tiles are too few; 6 are needed"),
+        (1, 10, "too few training tiles: 1, at least 20 are needed"),
+        (2, 9, "too few training tiles: 2,"),
+        (30, 2, "too few held-out tiles: 2, at least 6 are needed"),
         (30, 9, ""),
     ],
 )
 def test_few_tiles_are_not_judged(train: int, held_out: int, why: str) -> None:
     rng = np.random.default_rng(0)
     known = Features(rng.normal(size=(train, 5)), rng.normal(size=(held_out, 5)))
-    assert small_sets.why_quality_is_not_judged(known).startswith(why) and bool(why) == bool(small_sets.why_quality_is_not_judged(known))  # type: ignore[arg-type]
-    memory = small_sets.memory_of(known, rng.normal(size=(8, 5)))  # type: ignore[arg-type]
+    assert small_sets.quality_problem(known).startswith(why) and bool(why) == bool(small_sets.quality_problem(known))  # type: ignore[arg-type]
+    memory = small_sets.memorisation(known, rng.normal(size=(8, 5)))  # type: ignore[arg-type]
     assert (memory is None) == bool(why) and (memory is None or 0.1 < memory.ratio < 10)
 
 
 def test_tiles_that_are_all_alike_are_not_judged() -> None:
     same_ND, rng = np.ones((30, 5)), np.random.default_rng(0)
-    assert small_sets.why_quality_is_not_judged(Features(same_ND, same_ND[:9])) == "all training tiles are alike"  # type: ignore[arg-type]
+    assert small_sets.quality_problem(Features(same_ND, same_ND[:9])) == "all training tiles are identical"  # type: ignore[arg-type]
     mixed_ND = rng.normal(size=(30, 5))
     copied = Features(mixed_ND, mixed_ND[:9])
-    assert small_sets.memory_of(copied, rng.normal(size=(8, 5))) is None  # type: ignore[arg-type]  # held-out tiles are the training tiles
+    assert small_sets.memorisation(copied, rng.normal(size=(8, 5))) is None  # type: ignore[arg-type]  # held-out tiles are the training tiles
     assert math.isfinite(scores.FORMAT) and reference.MIN_TRAIN == 20
 
 

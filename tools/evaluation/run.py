@@ -114,7 +114,7 @@ class Evaluation:
             )
             if known and tiles:
                 made[name] = tiles
-                rows += scores.generator(known, plan, tiles, name, equal, self.data.measure)
+                rows += scores.generator_rows(known, plan, tiles, name, equal, self.data.measure)
         self.progress.close()
         if known is None:
             return None

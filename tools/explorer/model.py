@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from attributegan.checkpoint import loading, store
 from attributegan.export import AttributeGenerator
-from attributegan.export.hub import WEIGHTS, data_of
+from attributegan.export.hub import WEIGHTS, describe_data
 from attributegan.export.model_card import CardFacts
 
 
@@ -54,6 +54,6 @@ def load(path: Path, raw: bool = False) -> Model:
     loaded = loading.load_for_sampling(found, ema=not raw)
     generator = AttributeGenerator.of(loaded)
     identity = hashlib.sha256((found / store.MANIFEST).read_bytes() + bytes(raw)).hexdigest()[:12]
-    card = generator.generate_model_card(CardFacts(data_of(loaded))).text
+    card = generator.generate_model_card(CardFacts(describe_data(loaded))).text
     folder = found.resolve().parent
     return Model(generator, folder.parent.name if folder.name == "checkpoints" else found.name, identity, loaded.images, card)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
 
-from attributegan.attributes import BY_PLACE, Attribute, AttributeSchema
+from attributegan.attributes import INDEX_PREFIX, Attribute, AttributeSchema
 
 LARGEST_SEED = 2**31 - 1
 LARGEST_PICTURE = 1024  # pixels, unless the model's own tiles are larger
@@ -95,7 +95,7 @@ def query_of(schema: AttributeSchema, state: State, model: str) -> str:
         if level == attribute.not_assessable:
             parts[f"na.{attribute.name}"] = "1"
         else:
-            parts[f"a.{attribute.name}"] = f"{BY_PLACE if attribute.numbered else ''}{level:g}"
+            parts[f"a.{attribute.name}"] = f"{INDEX_PREFIX if attribute.numbered else ''}{level:g}"
     parts["seed"] = str(state.seed)
     if state.mix:
         parts |= {"mix_seed": str(state.mix_seed), "mix": f"{state.mix:g}"}

@@ -104,7 +104,9 @@ def test_levels_between_two_others(attribute: Attribute, text: str, level: float
     assert attribute.parse(text) == level
 
 
-@pytest.mark.parametrize(("attribute", "text"), [(GRADE, "0.5"), (GRADE, "3.5"), (SCORE, "1"), (SCORE, "#0.5"), (TONE, "2.5"), (TONE, "-1")])
+@pytest.mark.parametrize(
+    ("attribute", "text"), [(GRADE, "0.5"), (GRADE, "3.5"), (SCORE, "1"), (SCORE, "#0.5"), (TONE, "2.5"), (TONE, "-1")]
+)
 def test_levels_beyond_the_others(attribute: Attribute, text: str) -> None:
     with pytest.raises(ValueError, match=attribute.name):
         attribute.parse(text)

@@ -1,4 +1,4 @@
-"""The attribute schema: the preset, its YAML form, and what it refuses."""
+"""The attribute schema: the preset, the YAML form, and rejected input."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_parse_takes_levels_between_assessable_ones() -> None:
     assert PUBLISHED.parse("cell_crowding=2.5,nucleoli=1.25,mitosis=3.0") == {"cell_crowding": 2.5, "nucleoli": 1.25, "mitosis": 3}
     assert type(PUBLISHED.parse("mitosis=3.0")["mitosis"]) is int
     for bad in ("mitosis=0.5", "mitosis=3.5", "mitosis=nan", "mitosis=1e0", "mitosis=.5"):  # 0 is "not assessable"
-        with pytest.raises(ValueError, match="and others between those from 1 to 3"):
+        with pytest.raises(ValueError, match="fractional levels range from 1 to 3"):
             PUBLISHED.parse(bad)
 
 
@@ -72,10 +72,10 @@ def test_difference_names_every_attribute_that_differs() -> None:
     assert PUBLISHED.difference(PUBLISHED) == []
 
 
-def test_check_tells_what_is_wrong() -> None:
+def test_check_reports_the_problem() -> None:
     assert PUBLISHED.check([4, 3, 3, 2, 4]) is None
     assert PUBLISHED.check([4, UNKNOWN, 3, 2, UNKNOWN]) is None
-    assert "-1 for not known" in str(PUBLISHED.check([-2, 3, 3, 2, 4]))
+    assert "-1 for unknown" in str(PUBLISHED.check([-2, 3, 3, 2, 4]))
     assert "nucleoli is 3" in str(PUBLISHED.check([4, 3, 3, 3, 4]))
     assert "4 levels for 5" in str(PUBLISHED.check([1, 1, 1, 1]))
 
@@ -98,35 +98,35 @@ def test_attributes_that_are_refused() -> None:
         (None, (-1, 0, 0.5, 2.9, 3), (3.1, -0.1, 4)),
     ],
 )
-def test_levels_that_can_be_asked_for(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+def test_levels_that_can_be_requested(not_assessable: int | None, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
     attribute = Attribute("x", ("a", "b", "c", "d"), not_assessable)
-    assert [level for level in good if attribute.check_wanted(level) is not None] == []
-    assert [level for level in bad if attribute.check_wanted(level) is None] == []
-    what = {0: "1 to 3, or for 0 alone (a)", 3: "0 to 2, or for 3 alone (d)", None: "0 to 3"}[not_assessable]
-    assert attribute.check_wanted(7.5) == f"x is 7.5; ask for a level from {what}"
+    assert [level for level in good if attribute.check_requested(level) is not None] == []
+    assert [level for level in bad if attribute.check_requested(level) is None] == []
+    what = {0: "1 to 3, or exactly 0 (a)", 3: "0 to 2, or exactly 3 (d)", None: "0 to 3"}[not_assessable]
+    assert attribute.check_requested(7.5) == f"x is 7.5; use a level from {what}"
 
 
 def test_a_number_that_is_a_name_means_the_name() -> None:
     attribute = Attribute("x", ("1", "0", "much"))
     assert [attribute.parse(text) for text in ("1", "0", "much", "#2", "0.5")] == [0, 1, 2, 2, 0.5]
     for text in ("2", "3", "-1", "", "2.5", "x", "#3"):
-        with pytest.raises(ValueError, match="x has the levels 1, 0, much, where a number is a name"):
+        with pytest.raises(ValueError, match="x has the levels 1, 0, much; numbers are level names here"):
             attribute.parse(text)
 
 
-def test_a_number_is_a_place_where_names_are_words() -> None:
+def test_a_number_is_an_index_if_names_are_words() -> None:
     attribute = Attribute("x", ("none", "few", "many"))
     assert [attribute.parse(text) for text in ("few", "2", "0.5", "#1")] == [1, 2, 0.5, 1]
     for text in ("3", "-1", "", "2.5", "x"):
-        with pytest.raises(ValueError, match=r"x has the levels 0 \(none\), 1 \(few\), 2 \(many\), and others between those from 0 to 2"):
+        with pytest.raises(ValueError, match=r"x has the levels 0 \(none\), 1 \(few\), 2 \(many\); fractional levels range from 0 to 2"):
             attribute.parse(text)
 
 
 def test_check_of_each_level() -> None:
     schema = AttributeSchema((Attribute("x", ("a", "b")), Attribute("y", ("a", "b", "c"))))
     assert [schema.check(levels) for levels in ([0, 0], [1, 2], [-1, -1])] == [None] * 3
-    assert schema.check([2, 0]) == "x is 2, levels are 0 to 1, or -1 for not known"
-    assert schema.check([0, 3]) == "y is 3, levels are 0 to 2, or -1 for not known"
+    assert schema.check([2, 0]) == "x is 2, levels are 0 to 1, or -1 for unknown"
+    assert schema.check([0, 3]) == "y is 3, levels are 0 to 2, or -1 for unknown"
     assert schema.check([0]) == "1 levels for 2 attributes"
 
 
@@ -136,7 +136,7 @@ def test_difference_of_names_levels_and_what_can_not_be_assessed() -> None:
     other = AttributeSchema((Attribute("x", ("a", "c"), 1), y))
     assert AttributeSchema((x, y)).difference(other) == [
         "x: the model has the levels ['a', 'b']; the data has ['a', 'c']",
-        "x: not assessable is level None for the model, 1 for the data",
+        "x: not_assessable is None in the model, 1 in the data",
     ]
 
 
@@ -157,7 +157,7 @@ def test_bad_trees_are_named(tree: object, named: str) -> None:
         AttributeSchema.from_dict(tree, "here")  # type: ignore[arg-type]
 
 
-def test_preset_in_words() -> None:
+def test_names_of_the_preset() -> None:
     assert PUBLISHED.attributes[4].levels == ("insufficient information", "normal", "mild", "moderate", "severe")
     assert PUBLISHED.to_dict()["nucleoli"] == {"levels": ["insufficient information", "inconspicuous", "prominent"], "not_assessable": 0}
     assert UNKNOWN == -1

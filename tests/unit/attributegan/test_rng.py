@@ -1,4 +1,4 @@
-"""Random numbers hang on the strings that name their purposes: these must stay as they were in the first version."""
+"""The strings of `Purpose` seed the random streams and must stay those of the first version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_shards.sampler import permutation
 def test_purposes_are_those_of_the_first_version() -> None:
     for purposes, digest in ((rng.Purpose, "b8474b320a2b0a38"), (permutation.Purpose, "010782669c044fc1")):
         text = "\n".join(sorted(purpose.value for purpose in purposes))
-        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, f"a string of {purposes} changed: every random number would"
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, f"a string of {purposes} changed, which changes all random numbers"
 
 
 def test_numbers_are_those_of_the_first_version() -> None:

@@ -82,7 +82,7 @@ def rows_of(known: reference.ReferenceSet, obeys: bool) -> dict[str, dict]:
     made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
     assert made is not None
     rows = [scores_module.real_data_row(known, 160, measure.measure)]
-    rows += scores_module.generator(known, plan, made, "model", 160, measure.measure)
+    rows += scores_module.generator_rows(known, plan, made, "model", 160, measure.measure)
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
 
@@ -166,8 +166,8 @@ def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: referenc
     found = [reference._assess(schema, a, train[:, a], held_out_predictions) for a in range(3)]
     (many, scores), (one, none), (noise, _) = found
     assert many.is_assessed and many.levels == (1, 2) and scores["accuracy"].value > 0.95
-    assert not one.is_assessed and not none and "level 0: 0/0" in one.why
-    assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.why
+    assert not one.is_assessed and not none and "level 0: 0/0" in one.reason
+    assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.reason
 
 
 def test_intervals_are_over_slides_where_there_are_some() -> None:

@@ -106,7 +106,7 @@ def test_sweep_starts_from_the_middle_and_its_rows_are_named() -> None:
 
 
 def test_large_tiles_are_scaled_down_in_grids() -> None:
-    assert grids.sweep_grid(Painted(512), SMALL, latents(1)).shape[0] == 2 * (grids.LARGEST_IN_GRID + grids.GAP)
+    assert grids.sweep_grid(Painted(512), SMALL, latents(1)).shape[0] == 2 * (grids.MAX_TILE_SIZE + grids.GAP)
 
 
 def test_interpolated_levels_are_even_and_reach_both_ends() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there."""
+"""Checkpoints: complete or absent."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert torch.equal(tensors["generator"]["a"], TENSORS["a"]) and tensors["generator"]["b"].item() == 3
 
 
-def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+def test_files_follow_the_umask(tmp_path: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in write(tmp_path, 1).iterdir()}
     assert set(modes.values()) == {(tmp_path / "images-000000000001").stat().st_mode & 0o666}
 
@@ -51,7 +51,7 @@ def damage_truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["generator.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", [damage_flip, damage_truncate, os.unlink])
-def test_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage) -> None:
+def test_corrupted_checkpoint_is_skipped(tmp_path: Path, name: str, damage) -> None:
     older, newer = write(tmp_path, 100), write(tmp_path, 200)
     damage(newer / name)
     with pytest.raises(store.CheckpointCorrupted, match="images-000000000200"):
@@ -60,8 +60,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage) ->
 
 
 @pytest.mark.parametrize("call", ["writer.os.pwrite", "writer.os.fsync", "store.fsync_path", "store.os.rename"])
-def test_write_that_fails_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """Disk full in the middle of each kind of operation."""
+def test_failed_write_leaves_earlier_checkpoints_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The disk is full at each kind of operation."""
     older = write(tmp_path, 100)
 
     def full(*_: object) -> None:
@@ -96,8 +96,8 @@ def test_manifest_with_a_path_outside_reads_nothing_there(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("scratch", [False, True])
-def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: bool) -> None:
-    """Three processes, shares and pieces of any place; the file is the one that safetensors itself would read."""
+def test_processes_write_their_slices_into_one_file(tmp_path: Path, scratch: bool) -> None:
+    """Three processes with even shards and arbitrary slices write one valid safetensors file."""
     folder = tmp_path / "checkpoints"
     writers = [
         writer_module.Writer(folder, rank=rank, world=3, launch_id="t", scratch=str(tmp_path / "local") if scratch else "")
@@ -109,7 +109,7 @@ def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: boo
         table.add("d", torch.float64, (4,), [TensorSlice("d", 1, torch.tensor([1.0, 2.0, 3.0]).double())] if rank == 1 else [])
         table.add("d", torch.float64, (4,), [TensorSlice("d", 0, torch.tensor([0.0]).double())] if rank == 2 else [])
         writers[rank].save(5, {"note": rank}, generator=table)
-        whole["a"] += 0  # what was taken is a copy
+        whole["a"] += 0  # `save` has taken a copy
     for writer in writers:
         writer.wait()
     store.verify(folder / "images-000000000005")
@@ -120,24 +120,24 @@ def test_processes_write_their_pieces_into_one_file(tmp_path: Path, scratch: boo
     assert os.listdir(folder) == ["images-000000000005"]
 
 
-def test_process_that_can_not_write_fails_the_checkpoint_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_that_can_not_write_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = write(tmp_path, 100)
     writers = [writer_module.Writer(tmp_path, rank=rank, world=2, launch_id="t") for rank in range(2)]
-    monkeypatch.setattr(writers[1], "_write_pieces", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(writers[1], "_write_slices", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for writer in writers:
         writer.save(200, {}, generator=ShardedStateDict.replicated(TENSORS, EvenShard(writer.rank, 2)))
-    with pytest.raises(OSError, match="process 1 could not write its part: OSError.*No space"):
+    with pytest.raises(OSError, match="rank 1 failed to write its slices: OSError.*No space"):
         writers[0].wait()
     with pytest.raises(OSError, match="No space"):
         writers[1].wait()
     assert store.latest(tmp_path) == older
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`save` returns before the bytes are written, and takes what the tensors were at the call."""
+def test_checkpoints_are_written_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`save` returns before the bytes are written, and saves the values at the time of the call."""
     go_on = threading.Event()
-    slices = writer_module.Writer._write_pieces
-    monkeypatch.setattr(writer_module.Writer, "_write_pieces", lambda *arguments: (go_on.wait(seconds(30)), slices(*arguments)))
+    slices = writer_module.Writer._write_slices
+    monkeypatch.setattr(writer_module.Writer, "_write_slices", lambda *arguments: (go_on.wait(seconds(30)), slices(*arguments)))
     writer = writer_module.Writer(tmp_path, rank=0, world=1, launch_id="t")
     weights = torch.zeros(4)
     writer.save(1, {}, generator=ShardedStateDict.replicated({"w": weights}, EvenShard(0, 1)))
@@ -148,8 +148,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert store.load(tmp_path / store.name_of(1), "generator")[1]["generator"]["w"].tolist() == [0, 0, 0, 0]
 
 
-def test_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    """As where a disk was unmounted: a checkpoint written under it would be hidden when it is back."""
+def test_missing_run_folder_is_not_recreated(tmp_path: Path) -> None:
+    """If a disk was unmounted, a checkpoint written below its mount point would be hidden after remounting."""
     run = tmp_path / "run"
     writer = writer_module.Writer(run / "checkpoints", rank=0, world=1, launch_id="t")
     run.rename(tmp_path / "away")
@@ -159,8 +159,8 @@ def test_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     assert not run.exists() and not list((tmp_path / "away" / "checkpoints").iterdir())
 
 
-def test_rotation_never_takes_a_good_checkpoint_for_a_newer_damaged_one(tmp_path: Path) -> None:
-    """After a start that passed over a damaged checkpoint, those that come have smaller numbers for a while."""
+def test_rotation_never_deletes_a_valid_checkpoint_for_a_later_corrupted_one(tmp_path: Path) -> None:
+    """After resuming before a corrupted checkpoint, new ones have smaller numbers for a while."""
     write(tmp_path, 1000)
     damage_flip(write(tmp_path, 2000) / "generator.safetensors")
     write(tmp_path, 1500, keep=1)

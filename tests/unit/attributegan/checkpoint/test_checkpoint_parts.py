@@ -1,4 +1,4 @@
-"""Checkpoints, part by part: what is forced to the disk and when, what each damage is called, short writes, waiting for others."""
+"""Parts of checkpoints: order of fsyncs, messages for each kind of corruption, short writes, waiting for other processes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write(folder: Path, images: int, keep: int = 0) -> Path:
 
 
 def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    aside = tmp_path / ".writing"
-    aside.mkdir()
-    (aside / "x.safetensors").write_text("x")
+    writing = tmp_path / ".writing"
+    writing.mkdir()
+    (writing / "x.safetensors").write_text("x")
     events: list[str] = []
     fsync, rename = store.fsync_path, os.rename
     monkeypatch.setattr(store, "fsync_path", lambda path: (events.append(path.name), fsync(path)))
     monkeypatch.setattr(store.os, "rename", lambda a, b: (events.append("rename"), rename(a, b)))
-    target = store.commit(aside, tmp_path, 8, {"k": 1}, keep=0)
+    target = store.commit(writing, tmp_path, 8, {"k": 1}, keep=0)
     assert set(events[:3]) == {"x.safetensors", "state.json", "manifest.json"}
     assert events[3:] == [".writing", "rename", tmp_path.name]
     assert target == tmp_path / "images-000000000008" and store.load_state(target) == {"format": 1, "images": 8, "k": 1}
@@ -45,13 +45,13 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: 
     forced: list[int] = []
     monkeypatch.setattr(store.os, "fsync", forced.append)
     fsync(target)
-    assert len(forced) == 1 and not os.path.exists(f"/proc/self/fd/{forced[0]}"), "the folder is closed again"
+    assert len(forced) == 1 and not os.path.exists(f"/proc/self/fd/{forced[0]}"), "the folder is closed"
 
 
 def test_checkpoint_of_the_same_images_is_replaced(tmp_path: Path) -> None:
     old = write(tmp_path, 8)
     (old / "old").write_text("")
-    (tmp_path / ".deleting-images-000000000008").mkdir()  # of a start that was killed here
+    (tmp_path / ".deleting-images-000000000008").mkdir()  # left by a start that was killed here
     assert write(tmp_path, 8) == old and not (old / "old").exists() and os.listdir(tmp_path) == [old.name]
 
 
@@ -62,7 +62,7 @@ def test_newest_stay(tmp_path: Path, keep: int, left: list[int]) -> None:
     assert sorted(os.listdir(tmp_path)) == [store.name_of(images) for images in left] and store.latest(tmp_path) == path
 
 
-def test_names_that_are_none_are_passed_over(tmp_path: Path) -> None:
+def test_invalid_names_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, 7)
     for name in ("images-8", "images-0000000000009", "images-00000000000x", "images-000000000009.bak"):
         (tmp_path / name).mkdir()
@@ -73,14 +73,14 @@ def test_names_that_are_none_are_passed_over(tmp_path: Path) -> None:
     ("file", "content", "named"),
     [
         ("generator.safetensors", None, "generator.safetensors: is missing"),
-        ("generator.safetensors", b"short", "generator.safetensors: has 5 bytes, was written with"),
-        ("manifest.json", b"{", "not a whole checkpoint: manifest.json can't be read"),
-        ("manifest.json", b"[]", "not a whole checkpoint"),
-        ("manifest.json", b'{"state.json": {"bytes": "x", "sha256": ""}}', "not a whole checkpoint"),
-        ("manifest.json", b"{}", "names no state.json"),
+        ("generator.safetensors", b"short", "generator.safetensors: has 5 bytes, expected"),
+        ("manifest.json", b"{", "incomplete checkpoint: manifest.json can't be read"),
+        ("manifest.json", b"[]", "incomplete checkpoint"),
+        ("manifest.json", b'{"state.json": {"bytes": "x", "sha256": ""}}', "incomplete checkpoint"),
+        ("manifest.json", b"{}", "does not list state.json"),
     ],
 )
-def test_damages_by_name(tmp_path: Path, file: str, content: bytes | None, named: str) -> None:
+def test_messages_for_corruption(tmp_path: Path, file: str, content: bytes | None, named: str) -> None:
     path = write(tmp_path, 7)
     (path / file).unlink() if content is None else (path / file).write_bytes(content)
     with pytest.raises(CheckpointCorrupted, match=named):
@@ -91,7 +91,7 @@ def test_other_bytes_of_the_same_length_and_files_that_can_not_be_read(tmp_path:
     path = write(tmp_path, 7)
     data = (path / "state.json").read_bytes()
     (path / "state.json").write_bytes(data[:-1] + b" ")
-    with pytest.raises(CheckpointCorrupted, match=r"state.json: its content is not what was written \(checksum\)"):
+    with pytest.raises(CheckpointCorrupted, match=r"state.json: checksum mismatch"):
         store.verify(path)
 
     def broken(_: Path) -> str:
@@ -103,7 +103,12 @@ def test_other_bytes_of_the_same_length_and_files_that_can_not_be_read(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("state", "named"), [(b"{", "can't be read"), (b"[1]", "is no mapping"), (b'{"format": 2}', "format 2; this version reads 1")]
+    ("state", "named"),
+    [
+        (b"{", "can't be read"),
+        (b"[1]", "is not a JSON object"),
+        (b'{"format": 2}', "format 2 is not supported; this version reads format 1"),
+    ],
 )
 def test_states_that_can_not_be_used(tmp_path: Path, state: bytes, named: str) -> None:
     path = write(tmp_path, 7)
@@ -134,7 +139,7 @@ def test_generators_to_sample_from(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.generator.state_dict().items())
     assert any(not torch.equal(a, b) for a, b in zip(average.generator.parameters(), plain.generator.parameters(), strict=True))
     other = untrained_run(tmp_path / "other", 64, change=lambda weights: {name: tensor[..., None] for name, tensor in weights.items()})
-    with pytest.raises(CheckpointCorrupted, match=r"generator_ema.safetensors: does not fit the configuration"):
+    with pytest.raises(CheckpointCorrupted, match=r"generator_ema.safetensors: does not match the configuration"):
         loading.load_for_sampling(other)
 
 
@@ -159,7 +164,7 @@ def test_disks_that_take_a_few_bytes_at_a_time(tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(path / "generator.safetensors").items())
 
 
-def test_large_pieces_by_way_of_a_local_disk(tmp_path: Path) -> None:
+def test_large_slices_through_a_local_disk(tmp_path: Path) -> None:
     large = torch.arange((1 << 24) + 11).to(torch.uint8)
     writer = Writer(tmp_path / "run", rank=0, world=1, launch_id="t", scratch=str(tmp_path / "a" / "b"))
     writer.save(7, {}, generator=ShardedStateDict.replicated({"large": large, "small": torch.ones(3)}, EvenShard(0, 1)))
@@ -168,14 +173,14 @@ def test_large_pieces_by_way_of_a_local_disk(tmp_path: Path) -> None:
     assert torch.equal(found["large"], large) and found["small"].tolist() == [1, 1, 1] and os.listdir(tmp_path / "a" / "b") == []
 
 
-def test_process_that_says_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rank_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert writer_module.WAIT_S == 1800
     monkeypatch.setattr(writer_module, "WAIT_S", 0.05)
     writer = Writer(tmp_path, rank=0, world=3, launch_id="t")
     (tmp_path / ".writing-images-000000000007-t").mkdir()
     (tmp_path / ".writing-images-000000000007-t" / ".done-1").touch()
     writer.save(7, {})
-    with pytest.raises(OSError, match="no word from process 2 in 0 s"):
+    with pytest.raises(OSError, match="timed out after 0 s waiting for rank 2"):
         writer.wait()
     assert os.listdir(tmp_path) == []
     writer.wait()  # an error is raised once
@@ -216,9 +221,9 @@ def test_next_checkpoint_waits_for_the_one_before_and_raises_its_error(tmp_path:
     assert os.listdir(tmp_path) == ["images-000000000008"]
 
 
-def test_remains_of_earlier_starts_go(tmp_path: Path) -> None:
+def test_leftovers_of_earlier_starts_are_removed(tmp_path: Path) -> None:
     path = write(tmp_path, 7)
     for name in (".writing-images-000000000008-t", ".deleting-images-000000000006"):
         (tmp_path / name / "deep").mkdir(parents=True)
-    writer_module.remove_remains(tmp_path)
+    writer_module.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [path.name]

@@ -1,4 +1,4 @@
-"""`attributegan.distributed.adam`: torch's Adam, to the bit the same however the weights are cut."""
+"""`attributegan.distributed.adam`: torch's Adam with bitwise equal results for any partition of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEARNING_RATE, BETAS = 1e-3, (0.5, 0.9)
 
 
 def trained(kind: type[torch.optim.Optimizer], cuts: list[int], dtype: torch.dtype = torch.float32, **options: object) -> dict[str, Tensor]:
-    """Weights and moments after five steps of weights in one piece, or cut."""
+    """Weights and moments after five steps, with the weights split at ``cuts``."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(NUMEL, generator=generator).to(dtype)
     slices = [nn.Parameter(part.clone()) for part in weights.tensor_split(cuts)]
@@ -28,7 +28,7 @@ def trained(kind: type[torch.optim.Optimizer], cuts: list[int], dtype: torch.dty
 
 
 @pytest.mark.parametrize("cuts", [[7], [16, 500], [3, 5, 499, 1000]])
-def test_numbers_do_not_depend_on_where_weights_are_cut(cuts: list[int]) -> None:
+def test_results_do_not_depend_on_the_partition(cuts: list[int]) -> None:
     whole, cut = trained(Adam, []), trained(Adam, cuts)
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
@@ -40,7 +40,7 @@ def test_it_is_adam(dtype: torch.dtype, tolerance: float) -> None:
         torch.testing.assert_close(found[key], expected[key], atol=tolerance, rtol=tolerance)
 
 
-def test_weights_and_gradients_may_lie_differently() -> None:
+def test_weights_and_gradients_may_differ_in_memory_format() -> None:
     generator = torch.Generator().manual_seed(2)
     start, gradient = (torch.randn(5, 3, 3, 3, generator=generator) for _ in range(2))
     results = []
@@ -63,6 +63,6 @@ def test_weights_without_a_gradient_stay() -> None:
 
 
 def test_it_is_a_fused_optimizer_to_torch() -> None:
-    """So that on CUDA a loaded state's steps lie beside the weights, where the kernel wants them."""
+    """On CUDA, torch then loads the step counts to the device of the weights, as the kernel requires."""
     (group,) = Adam([nn.Parameter(torch.ones(2))], LEARNING_RATE, BETAS).param_groups
     assert group["fused"] is True and group["betas"] == BETAS and group["lr"] == LEARNING_RATE

@@ -1,4 +1,4 @@
-"""What DeepSpeed is asked to do, from accelerate's files, DeepSpeed's files and options; and what is refused, with file, key and fix."""
+"""The DeepSpeed configuration from accelerate's files, DeepSpeed's files and options; rejected settings name file, key and fix."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Write = Callable[[str, Any], str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A JSON file of that name."""
+    """Writes a JSON file and returns its path."""
 
     def write(name: str, tree: Any) -> str:
         (tmp_path / name).write_text(json.dumps(tree))
@@ -39,7 +39,7 @@ def zero(stage: Any, **more: Any) -> dict[str, Any]:
 
 
 def environment(tmp_path: Path, kind: str, **tree: Any) -> dict[str, str]:
-    """What accelerate's own code puts into the environment for a configuration file."""
+    """The environment that accelerate's own code sets for a configuration file."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -71,7 +71,7 @@ def test_files_that_ship_without_deepspeed(name: str, tmp_path: Path) -> None:
 
 
 def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
-    """A file with every answer that `accelerate config` writes for stage 3, with both offloads, accumulation, clipping and bf16."""
+    """A file with all fields that `accelerate config` writes for stage 3, with both offloads, accumulation, clipping and bf16."""
     environ = environment(
         tmp_path,
         "DEEPSPEED",
@@ -86,8 +86,8 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
             "zero3_save_16bit_model": False,
         },
     )
-    asked = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
-    networks = resolve(asked, environ, WORLD)
+    configured = config(train={"batch": 8, "grad_accumulation": 2, "precision": "bf16"}, optim={"grad_clip": 0.5})
+    networks = resolve(configured, environ, WORLD)
     assert networks["generator"].deepspeed == {
         "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
         "train_batch_size": 8,
@@ -95,7 +95,7 @@ def test_all_that_accelerate_config_asks_about(tmp_path: Path) -> None:
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # or DeepSpeed replaces the optimizer by one that it builds
+        "zero_force_ds_cpu_optimizer": False,  # otherwise DeepSpeed replaces the optimizer by its own
         "steps_per_print": 10**9,
     }
     assert networks["discriminator"].deepspeed["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
@@ -151,23 +151,26 @@ def test_discriminator_may_be_lower_than_accelerate_says(write: Write) -> None:
     assert stages(resolve(config(deepspeed=own), DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, WORLD)) == (3, 1)
 
 
-BAD_FILES = {  # what is in the generator's file, and what the message has to say beside the file
-    "no stage": ({}, "zero_optimization.stage is not there; write it"),
-    "stage auto": (zero("auto"), "zero_optimization.stage is not there"),
-    "stage 4": (zero(4), "zero_optimization.stage: 4 is no stage"),
-    "stage word": (zero("two"), "zero_optimization.stage: two is no stage"),
+BAD_FILES = {  # content of the generator's file, expected message
+    "no stage": ({}, "zero_optimization.stage is missing; set it to"),
+    "stage auto": (zero("auto"), "zero_optimization.stage is missing"),
+    "stage 4": (zero(4), "zero_optimization.stage: 4 is not a ZeRO stage"),
+    "stage word": (zero("two"), "zero_optimization.stage: two is not a ZeRO stage"),
     "list": ([], "expected a mapping with blocks such as zero_optimization"),
     "block": ({"zero_optimization": True}, "zero_optimization: expected a mapping of settings, got True"),
     "fp16 block": (zero(2) | {"fp16": True}, "fp16: expected a mapping"),
     "offload block": (zero(2, offload_optimizer="cpu"), "zero_optimization: offload_optimizer: expected a mapping of settings, got 'cpu'"),
-    "nvme": (zero(3, offload_param={"device": "nvme"}), "offload_param to nvme: checkpoints can't read what is there; use cpu, or none"),
-    "offload at 0": (zero(0, offload_optimizer={"device": "cpu"}), "offload_optimizer needs a stage of ZeRO, and the generator's is 0"),
+    "nvme": (zero(3, offload_param={"device": "nvme"}), "offload_param to nvme is not supported by checkpoints; use cpu, or none"),
+    "offload at 0": (zero(0, offload_optimizer={"device": "cpu"}), "offload_optimizer requires a ZeRO stage above 0 for the generator"),
     "optimizer": (zero(2) | {"optimizer": {"type": "Adam"}}, "optimizer: remove this block"),
     "scheduler": (zero(2) | {"scheduler": {}}, "scheduler: remove this block"),
-    "autocast": (zero(2) | {"torch_autocast": {"enabled": True}}, "torch_autocast: remove this block; the precision is train.precision"),
+    "autocast": (
+        zero(2) | {"torch_autocast": {"enabled": True}},
+        "torch_autocast: remove this block; the precision is set by train.precision",
+    ),
     "mics": (zero(3, mics_shard_size=2), "zero_optimization.mics_shard_size: remove it"),
     "quantized": (zero(2, zero_quantized_gradients=True), "zero_optimization.zero_quantized_gradients: remove it"),
-    "batch": (zero(2) | {"train_batch_size": 16}, "train_batch_size is 16, train.batch is 8; make them the same, or leave"),
+    "batch": (zero(2) | {"train_batch_size": 16}, "train_batch_size is 16, train.batch is 8; make them equal, or remove"),
     "micro batch": (zero(2) | {"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8, train.batch / (train.grad_acc"),
     "grad_accumulation": (zero(2) | {"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, train.grad_accumulation is 1"),
     "clipping": (zero(2) | {"gradient_clipping": 1.0}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
@@ -196,13 +199,13 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_precision_that_a_file_turns_off(write: Write) -> None:
     file = write("off.json", zero(2) | {"bf16": {"enabled": False}})
-    with pytest.raises(ValueError, match=r"bf16\.enabled is False, train\.precision is bf16; make them the same"):
+    with pytest.raises(ValueError, match=r"bf16\.enabled is False, train\.precision is bf16; make them equal"):
         resolve(config(train={"batch": 8, "precision": "bf16"}, deepspeed={"generator": file}), {}, WORLD)
     assert stages(resolve(config(deepspeed={"generator": file}), {}, WORLD)) == (2, 0)
 
 
-BAD_LAUNCHES = {  # what accelerate says against the defaults of `config`
-    "stage": ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "5"}, "zero_stage of accelerate's configuration: 5 is no stage"),
+BAD_LAUNCHES = {  # accelerate settings that conflict with the defaults of `config`, expected message
+    "stage": ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "5"}, "zero_stage of accelerate's configuration: 5 is not a ZeRO stage"),
     "precision": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision: fp16 in accelerate's configuration, train.precision is fp32"),
     "fp8": ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision: fp8"),
     "grad_accumulation": (
@@ -211,7 +214,10 @@ BAD_LAUNCHES = {  # what accelerate says against the defaults of `config`
     ),
     "clipping": ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping is 1.0, optim.grad_clip is 0"),
     "nvme": ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "accelerate's configuration: offload_optimizer to nvme"),
-    "offload at 0": ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "needs a stage"),
+    "offload at 0": (
+        {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"},
+        "requires a ZeRO stage",
+    ),
     "fsdp": ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type: FSDP"),
     "megatron": ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "distributed_type: MEGATRON_LM"),
     "dynamo": ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend: INDUCTOR"),
@@ -229,12 +235,12 @@ def test_launches_that_are_refused(name: str) -> None:
 def test_two_places_that_differ(write: Write) -> None:
     three = DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     for tree, environ, said in (
-        (zero(2), three, "zero_optimization.stage is 2 for the generator, accelerate's configuration says 3; make them the same"),
+        (zero(2), three, "zero_optimization.stage is 2 for the generator, accelerate's configuration has 3; make them equal"),
         (zero(2), DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": write("launcher.json", zero(1))}, "is 2 for the generator"),
         (
             zero(3, offload_param={"device": "none"}),
             three | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
-            "zero_optimization.offload_param.device is none, accelerate's configuration says cpu",
+            "zero_optimization.offload_param.device is none, accelerate's configuration has cpu",
         ),
     ):
         file = write("own.json", tree)
@@ -242,7 +248,7 @@ def test_two_places_that_differ(write: Write) -> None:
             resolve(config(deepspeed={"generator": file}), environ, WORLD)
         assert str(refused.value).startswith(file) and said in str(refused.value)
     both = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": write("launcher.json", zero(1)), "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
-    with pytest.raises(ValueError, match=r"launcher\.json: zero_optimization\.stage is 1, .* zero_stage 2; make them the same"):
+    with pytest.raises(ValueError, match=r"launcher\.json: zero_optimization\.stage is 1, .* zero_stage 2; make them equal"):
         resolve(config(), DEEPSPEED | both, WORLD)
 
 
@@ -254,12 +260,12 @@ def test_combinations_that_would_train_wrongly(write: Write) -> None:
         resolve(config(deepspeed={"generator": file, "discriminator": file}), {}, WORLD)
     with pytest.raises(ValueError, match=r"train\.precision: fp64 .* use configs/accelerate/ddp\.yaml"):
         resolve(config(train={"batch": 8, "precision": "fp64"}), DEEPSPEED, WORLD)
-    with pytest.raises(ValueError, match=r"train\.compile: not possible under ZeRO \(generator: stage 2\)"):
+    with pytest.raises(ValueError, match=r"train\.compile: not supported with ZeRO \(generator: stage 2\)"):
         resolve(config(train={"batch": 8, "compile": True}), DEEPSPEED, WORLD)
 
 
 def test_signs_of_single_processes() -> None:
-    """What launchers leave (test_doctor.py has the launches themselves); kinds of MPI set sizes of their own."""
+    """The environment set by launchers (test_doctor.py runs the launches); MPI implementations set other variables."""
     single = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
     assert "started single ones" in launcher.launch_problem(single)
     for size in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):

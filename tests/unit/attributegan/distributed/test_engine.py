@@ -1,4 +1,4 @@
-"""One network in training, on one process: loss scaling, clipping, skipped steps, and what a checkpoint gets and gives back."""
+"""One network in training on one process: loss scaling, clipping, skipped steps, and saving and loading of its state."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ START = torch.tensor([[3.0, -4.0]])
 
 
 def engine_of(world: int = 1, precision: str = "fp32", rate: float = 0.1, **optim: Any) -> DataParallel:
-    """Of one linear layer with weights 3 and -4, so that `loss` has the gradient (6, 8), of norm 10."""
+    """An engine of one linear layer with weights 3 and -4; `loss` has the gradient (6, 8), of norm 10."""
     config = dataclasses.replace(
         Config(), train=dataclasses.replace(Config().train, precision=precision), optim=dataclasses.replace(OptimConfig(), **optim)
     )
@@ -105,7 +105,7 @@ def test_step_that_is_not_finite_is_not_taken(factor: float) -> None:
     engine = engine_of(precision="fp16", name="sgd")
     engine.backward(loss(engine))
     if factor:
-        engine.backward(torch.zeros((), requires_grad=True) + factor + 0 * loss(engine))  # its own gradient is 0 everywhere
+        engine.backward(torch.zeros((), requires_grad=True) + factor + 0 * loss(engine))  # its gradient is 0 everywhere
     norm, taken = engine.step()
     assert taken == torch.isfinite(norm).item() == (factor == 0)
     assert torch.equal(engine.module.weight.detach(), START) == (factor != 0)
@@ -136,13 +136,13 @@ def test_optimizers() -> None:
 
 
 def whole(table: ShardedStateDict) -> dict[str, Tensor]:
-    """The tensors of the only process's table."""
+    """The tensors of a state dict from a single process."""
     assert {part.start for part in table.slices} <= {0}
     return {part.name: part.values_N.clone().view(table.shapes[part.name][1]) for part in table.slices}
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_state_is_given_back_as_it_was(name: str) -> None:
+def test_state_round_trip(name: str) -> None:
     def convolution(seed: int) -> DataParallel:
         torch.manual_seed(seed)
         engine = engine_of(name=name)
@@ -178,7 +178,7 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def test_gradients_of_all_but_the_last_micro_batch_stay_here() -> None:
+def test_only_the_last_micro_batch_synchronises_gradients() -> None:
     with process_group():
         engine = engine_of(world=2, name="sgd")
         assert isinstance(engine.wrapped, nn.parallel.DistributedDataParallel) and engine.wrapped.module is engine.module

@@ -1,4 +1,4 @@
-"""Even shares of tensors, and putting them together again."""
+"""Even shards of tensors, and gathering them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_bounds_by_hand(numel: int, world: int, bounds: list[tuple[int, int]]) -
     assert [EvenShard(rank, world).local(values).tolist() for rank in range(world)] == [values[a:b].tolist() for a, b in bounds]
 
 
-def test_share_is_of_row_major_order_and_a_view() -> None:
+def test_shard_is_in_row_major_order_and_a_view() -> None:
     whole = torch.arange(6.0).view(2, 3)
     EvenShard(1, 2).local(whole).add_(10)
     assert whole.tolist() == [[0, 1, 2], [13, 14, 15]]
     assert EvenShard(0, 2).local(torch.arange(6.0).view(3, 2).T).tolist() == [0, 2, 4]
 
 
-def test_table_has_no_empty_pieces_and_all_shapes() -> None:
+def test_state_dict_has_no_empty_slices_and_all_shapes() -> None:
     tensors = {"a": torch.ones(2, 2, requires_grad=True), "b": torch.tensor(3)}
     first, last = (ShardedStateDict.replicated(tensors, EvenShard(rank, 3)) for rank in (0, 2))
     assert first.shapes == last.shapes == {"a": (torch.float32, (2, 2)), "b": (torch.int64, ())}

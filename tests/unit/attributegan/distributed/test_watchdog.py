@@ -1,4 +1,4 @@
-"""Processes that watch each other: the fault of one is named by the others, and ends them within seconds."""
+"""The watchdog: a failed process is named by the others, which exit within seconds."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from time_limits import seconds
 
 @pytest.fixture
 def pair():
-    """Start both processes; stop what is left of them."""
+    """Starts both processes; kills those that remain at the end."""
     started: list[subprocess.Popen] = []
 
     def start(how: str) -> list[subprocess.Popen]:
@@ -34,28 +34,30 @@ def pair():
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("raise", "failed: KeyError: 'a tile'; ending"),
-        ("kill", "has given no sign of life for 3 s; ending"),
-        ("hang", "has given no sign of life for 3 s; ending"),
+        ("raise", "failed: KeyError: 'a tile'; exiting"),
+        ("kill", "has sent no heartbeat for 3 s; exiting"),
+        ("hang", "has sent no heartbeat for 3 s; exiting"),
     ],
 )
 def test_fault_of_one_process_ends_the_other_and_is_named(pair, how: str, said: str) -> None:
     waiting, faulty = pair(how)
-    _, told = waiting.communicate(timeout=seconds(60))
+    _, stderr = waiting.communicate(timeout=seconds(60))
     assert waiting.returncode == 1
-    assert f"rank 1 ({socket.gethostname()}, process {faulty.pid}) {said}" in told
+    assert f"rank 1 ({socket.gethostname()}, process {faulty.pid}) {said}" in stderr
     if how == "raise":
         assert faulty.wait(timeout=seconds(10)) == 1
 
 
-def test_process_that_the_store_leaves_without_an_answer_ends_by_itself(pair) -> None:
+def test_process_whose_store_does_not_respond_exits(pair) -> None:
     waiting, cut_off = pair("stuck")
-    _, told = cut_off.communicate(timeout=seconds(60))
-    assert cut_off.returncode == 1 and "the store of the process group (rank 0's node, or its launcher) has not answered for 4 s" in told
+    _, stderr = cut_off.communicate(timeout=seconds(60))
+    assert (
+        cut_off.returncode == 1 and "the store of the process group (on rank 0's node, or its launcher) has not responded for 4 s" in stderr
+    )
     assert waiting.wait(timeout=seconds(30)) == 1
 
 
-def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
+def test_work_longer_than_the_timeout_of_a_collective_is_waited_for() -> None:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "slow_main_process.py")]
@@ -68,7 +70,7 @@ def test_what_takes_longer_than_a_collective_may_is_waited_for() -> None:
             process.wait()
 
 
-def test_process_that_ends_well_is_not_missed(pair) -> None:
+def test_process_that_exits_normally_is_not_reported(pair) -> None:
     started = time.monotonic()
     assert [process.wait(timeout=seconds(60)) for process in pair("end")] == [0, 0]
     assert time.monotonic() - started > 4

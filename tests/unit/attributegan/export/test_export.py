@@ -1,4 +1,4 @@
-"""Exports through the command line: the published checkpoint as a run, the generator for the hub, ONNX and torch.export."""
+"""Exports through the command line: import of a published checkpoint, the generator for the hub, ONNX and torch.export."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ from attributegan.training.trainer import Trainer
 from tools.export import main
 from tools.sample import main as sample_main
 
-# Neither the names nor the numbers of levels are in alphabetical order.
+# Neither the names nor the numbers of levels are sorted.
 SCHEMA = AttributeSchema((Attribute("tone", ("dark", "light")), Attribute("size", ("none", "low", "mid", "high"), not_assessable=0)))
 SMALL = ModelConfig(
     image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=(16,), label_columns="levels", attributes="my.yaml"
@@ -39,13 +39,13 @@ SMALL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with one checkpoint of an untrained generator; its average is another one."""
+    """A run folder with one checkpoint of an untrained generator and a different averaged one."""
     return untrained_run(tmp_path_factory.mktemp("run") / "run", SMALL)
 
 
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of a generator that gets the places of levels, in every stage."""
+    """The same with ordinal levels and modulation of every stage."""
     config = dataclasses.replace(SMALL, generator_levels="places", generator_modulation=True)
     return untrained_run(tmp_path_factory.mktemp("controlled") / "run", config)
 
@@ -70,7 +70,7 @@ def images(model: Path | Generator, batch: int, fractional: bool = False, raw: b
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What is said when the command refuses."""
+    """The error message of a command that exits with status 2."""
     assert main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err
 
@@ -80,7 +80,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def state_256() -> dict[str, torch.Tensor]:
-    """A published state dict without the copies that are ignored; not to be changed."""
+    """A published state dict without the copies that are ignored; must not be modified."""
     return {key: tensor for key, tensor in plain.checkpoint(256, 32).items() if not key.startswith("D_aug.")}
 
 
@@ -92,7 +92,7 @@ class Imported:
 
 @pytest.fixture(scope="module")
 def imported(state_256: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Imported]:
-    """Save a published checkpoint whose average differs from its raw generator, and import it by the command."""
+    """Saves a published checkpoint whose average differs from its raw generator, and imports it with the command."""
     folder = tmp_path_factory.mktemp("published")
 
     def make(size: int, generator: str) -> Imported:
@@ -108,7 +108,7 @@ def imported(state_256: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPa
 
 
 def sampled(model: Path, out: Path, *options: str) -> np.ndarray:
-    """Two tiles by the command."""
+    """Two tiles sampled with the command."""
     assert sample_main([str(model), "--out", str(out), "--count", "2", "--precision", "fp32", *options]) == 0
     return np.stack([np.asarray(Image.open(out / f"{k:06d}.png")) for k in range(2)])
 
@@ -125,7 +125,7 @@ def test_published_checkpoint_is_sampled_by_the_command(imported: Callable[[int,
         (sampled(ema.run, tmp_path / "b", "--no-ema"), raw_tiles),
         (sampled(raw.run / "checkpoints" / "images-000000000000", tmp_path / "c"), raw_tiles),
     ):
-        differences = np.abs(tiles.astype(int) - expected)  # the command computes in another memory format
+        differences = np.abs(tiles.astype(int) - expected)  # the command uses another memory format
         assert differences.max() <= 1 and (differences > 0).mean() < 1e-4
 
 
@@ -136,7 +136,7 @@ class RandomBatch:
     cursor: int
 
 
-def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, str], Imported], tmp_path: Path) -> None:
+def test_training_resumes_from_a_published_checkpoint(imported: Callable[[int, str], Imported], tmp_path: Path) -> None:
     source = imported(256, "ema")
     shutil.copytree(source.run, tmp_path / "run")
     settings = config.load(source.run / "config.yaml", [f"run.dir={tmp_path / 'run'}", "train.batch=2", "train.precision=fp32"])
@@ -153,7 +153,7 @@ def test_training_goes_on_from_a_published_checkpoint(imported: Callable[[int, s
     assert not start.skipped
     moved = (start.generator.module.to_image.weight - model.generator.to_image.weight).abs().mean()
     kept = (start.ema.average["to_image.bias"] - model.generator_ema.to_image.bias).abs().max()
-    assert moved > 1e-5 and kept < 1e-4  # the average that came in is not replaced by the raw weights, which are 0.5 away
+    assert moved > 1e-5 and kept < 1e-4  # the imported average is not replaced by the raw weights, which differ by 0.5
     start.save()
     start.wait_for_checkpoint()
     again = Trainer(settings, PUBLISHED, Runtime(settings))
@@ -196,8 +196,8 @@ def nothing(state: dict, file: Path) -> None:
         (altered_key, "unknown: D.linear_end.bias"),
         (changed_shape, "wrong: G.out_conv.weight has shape [3, 32, 1, 1], expected [3, 32, 3, 3]"),
         (missing_key, "missing: GE.layers.4.2.0.fn.g []"),
-        (code, "refused: it holds code"),
-        (text, "not a checkpoint that torch.save wrote"),
+        (code, "refused: the file contains code"),
+        (text, "not a checkpoint written by torch.save"),
         (nothing, "can't be read: No such file"),
     ],
 )
@@ -214,10 +214,10 @@ def test_files_that_are_no_published_checkpoint_are_refused(
 def test_a_folder_in_use_is_not_imported_into(imported: Callable[[int, str], Imported], capsys: pytest.CaptureFixture[str]) -> None:
     source = imported(256, "ema")
     before = {path: path.stat().st_mtime_ns for path in source.run.rglob("*")}
-    assert f"{source.run}: is a folder with something in it" in refused(capsys, "import-published", source.file, "--out", source.run)
+    assert f"{source.run}: the folder is not empty" in refused(capsys, "import-published", source.file, "--out", source.run)
     assert {path: path.stat().st_mtime_ns for path in source.run.rglob("*")} == before
     assert f"{source.file}: is a file" in refused(capsys, "import-published", source.file, "--out", source.file)
-    assert "can't be made: Not a directory" in refused(capsys, "import-published", source.file, "--out", source.file / "run")
+    assert "can't be created: Not a directory" in refused(capsys, "import-published", source.file, "--out", source.file / "run")
 
 
 # The generator for the hub
@@ -233,7 +233,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """The exported folder, to be damaged."""
+    """A copy of the exported folder, to be damaged."""
     (tmp_path / "copy").mkdir()
     for path in folder.iterdir():
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
@@ -266,7 +266,7 @@ def test_a_generator_that_was_loaded_can_be_saved_again(folder: Path, tmp_path: 
     AttributeGenerator.from_pretrained(folder).save_pretrained(tmp_path)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert (tmp_path / "README.md").read_text() != (folder / "README.md").read_text()  # it no longer knows the data
+    assert (tmp_path / "README.md").read_text() != (folder / "README.md").read_text()  # without the description of the data
 
 
 def header_and_text(card: Path) -> tuple[dict, str]:
@@ -274,19 +274,19 @@ def header_and_text(card: Path) -> tuple[dict, str]:
     return yaml.safe_load(header), body
 
 
-def test_model_card_tells_what_is_known(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_card_states_the_facts(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header, body = header_and_text(folder / "README.md")
     assert header["library_name"] == "attributegan" and "license" not in header
-    rows = ["| 0 | `tone` | 0 dark, 1 light |", "| 1 | `size` | 0 none (can't be judged), 1 low, 2 mid, 3 high |"]
+    rows = ["| 0 | `tone` | 0 dark, 1 light |", "| 1 | `size` | 0 none (not assessable), 1 low, 2 mid, 3 high |"]
     assert "\n".join(rows) in body and "not for diagnosis" in body and "torch.tensor([[1, 3]])" in body
-    assert "split `train` of the shard set `tiles-of-mine`; 1,234 images" in body and "/home/me" not in body
-    assert "None are recorded." in body and "None is given yet." in body
+    assert "Split `train` of the shard set `tiles-of-mine`; trained for 1,234 images" in body and "/home/me" not in body
+    assert "Not recorded." in body and "Not specified." in body
     (tmp_path / "metrics.json").write_text('{"KID": 0.012, "features": "efficientnet-lite0"}')
     facts = ("--licence", "cc-by-4.0", "--data", "Bladder, {three} scanners.", "--metrics", str(tmp_path / "metrics.json"))
     capsys.readouterr()
-    assert main(["generator", str(run), "--out", str(tmp_path / "told"), *facts]) == 0
+    assert main(["generator", str(run), "--out", str(tmp_path / "complete"), *facts]) == 0
     assert "complete it" not in capsys.readouterr().out
-    header, body = header_and_text(tmp_path / "told" / "README.md")
+    header, body = header_and_text(tmp_path / "complete" / "README.md")
     assert header["license"] == "cc-by-4.0" and "## Licence\n\ncc-by-4.0\n" in body
     assert "| KID | 0.012 |\n| features | efficientnet-lite0 |" in body and "## Training data\n\nBladder, {three} scanners.\n" in body
 
@@ -298,7 +298,7 @@ def test_code_of_the_model_card_runs(folder: Path) -> None:
     assert names["tiles"].shape == (4, 32, 32, 3) and names["tiles"].dtype == np.uint8
 
 
-def test_exported_files_are_for_whom_the_umask_says(folder: Path, imported: Callable[[int, str], Imported]) -> None:
+def test_exported_files_follow_the_umask(folder: Path, imported: Callable[[int, str], Imported]) -> None:
     mask = os.umask(0)
     os.umask(mask)
     files = [path for root in (folder, imported(256, "ema").run) for path in root.rglob("*") if path.is_file()]
@@ -331,11 +331,11 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_weights, r"model\.safetensors: not the weights that config\.json speaks of"),
-        (drop_a_tensor, r"model\.safetensors: not the weights.*to_image\.bias"),
-        (pickle_instead, r"model\.safetensors: not the weights.*No such file"),
-        (lambda copy: (copy / "config.json").unlink(), "copy: no config.json with `model` and `attributes` there"),
-        (lambda copy: (copy / "config.json").write_text('{"model":'), r"copy: its config\.json is damaged"),
+        (damage_weights, r"model\.safetensors: the weights don't match config\.json"),
+        (drop_a_tensor, r"model\.safetensors: the weights don't match.*to_image\.bias"),
+        (pickle_instead, r"model\.safetensors: the weights don't match.*No such file"),
+        (lambda copy: (copy / "config.json").unlink(), "copy: no config.json with `model` and `attributes`"),
+        (lambda copy: (copy / "config.json").write_text('{"model":'), r"copy: config\.json is corrupted"),
         (edit_config(model={"image_size": 33}), r"config\.json: model\.image_size: 33 is not one of 32, 64"),
         (edit_config(model={"depth": 3}), r"config\.json: model\.depth: unknown option"),
         (edit_config(attributes=["tone"]), r"config\.json: attributes: expected a list of mappings"),
@@ -351,7 +351,7 @@ def test_damaged_folders_are_refused(copy: Path, damage: Callable, message: str,
 
 
 def test_bad_input_of_the_hub_export_is_refused(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a folder with something in it" in refused(capsys, "generator", run, "--out", folder)
+    assert "the folder is not empty" in refused(capsys, "generator", run, "--out", folder)
     assert "neither a checkpoint nor a run folder" in refused(capsys, "generator", tmp_path, "--out", tmp_path / "new")
     (tmp_path / "m.json").write_text('{"KID": [1, 2]}')
     for name, message in (("absent.json", "not a readable JSON file"), ("m.json", 'expected {"name": number or text')):
@@ -414,14 +414,14 @@ def test_a_graph_that_differs_does_not_get_its_name(run: Path, tmp_path: Path, m
             return lambda *inputs: self.call(*inputs) * 1.01
 
     monkeypatch.setattr(graphs.torch.export, "load", Shifted)
-    with pytest.raises(RuntimeError, match=r"generator\.pt2: its images differ from the network's by \d\.\de-0\d, more than 0\.0001"):
+    with pytest.raises(RuntimeError, match=r"generator\.pt2: images differ from the network's by \d\.\de-0\d, more than 0\.0001"):
         main(["program", str(run), "--out", str(file)])
     assert list(tmp_path.iterdir()) == [file] and file.read_text() == "an older one"
 
 
 @pytest.fixture
 def broken(run: Path, tmp_path: Path) -> Path:
-    """A checkpoint of a run that went wrong."""
+    """A checkpoint with a NaN weight."""
     state, tensors = store.load(store.resolve(run), "generator_ema")
     tensors["generator_ema"]["to_image.bias"][1] = float("nan")
     return writer.save(tmp_path / "broken", 1, state=state, **tensors)
@@ -433,14 +433,14 @@ def test_bad_input_of_graphs_is_refused(
     (tmp_path / "folder.onnx").mkdir()
     assert "x.pt: give a file name that ends in .onnx" in refused(capsys, "onnx", run, "--out", tmp_path / "x.pt")
     assert "folder.onnx: is a folder" in refused(capsys, "onnx", run, "--out", tmp_path / "folder.onnx")
-    assert f"{broken}: the images of this generator are not finite" in refused(capsys, "program", broken, "--out", tmp_path / "x.pt2")
+    assert f"{broken}: the generator produces non-finite images" in refused(capsys, "program", broken, "--out", tmp_path / "x.pt2")
     assert "neither a checkpoint nor a run" in refused(capsys, "program", tmp_path / "none", "--out", tmp_path / "x.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "ONNX needs onnxscript: pip install 'attributegan[export]'" in refused(capsys, "onnx", run, "--out", tmp_path / "x.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"broken", "folder.onnx"}
 
 
-def test_what_a_killed_export_left_is_cleared_away(run: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_export_are_removed(run: Path, tmp_path: Path) -> None:
     (tmp_path / ".writing-generator" / "generator").mkdir(parents=True)
     (tmp_path / ".writing-generator" / "generator" / "model.safetensors").write_text("half")
     assert main(["generator", str(run), "--out", str(tmp_path / "generator")]) == 0

@@ -1,4 +1,4 @@
-"""Feature networks: the default, those by configuration, and how tiles are resized for them."""
+"""Feature extractors: the default one, those loaded by name, and resizing of tiles."""
 
 import sys
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_plain_module_gets_imagenet_normalisation_and_a_version_by_its_weights
     assert found.identity["size"] == 8 and found.version.startswith("weights ")
     changed = Means()
     changed.factor.data *= 2
-    assert features._weights(changed) not in found.version and features._weights(Means()) in found.version
+    assert features._weights_hash(changed) not in found.version and features._weights_hash(Means()) in found.version
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -72,18 +72,18 @@ def test_torchscript_and_exported_files(tmp_path: Path) -> None:
 def test_local_hub_folder(tmp_path: Path) -> None:
     (tmp_path / "hubconf.py").write_text("import torch\ndef pool():\n    return torch.nn.Sequential(torch.nn.AvgPool2d(4))\n")
     vectors = features.load(f"hub:{tmp_path}:pool", size=8)(tiles(2))
-    assert vectors.shape == (2, 3)  # a map (B, 3, 2, 2), averaged
+    assert vectors.shape == (2, 3)  # the average over a map (B, 3, 2, 2)
 
 
 def test_resizing_is_antialiased() -> None:
-    """A fine checkerboard becomes grey; without antialiasing it would stay black and white, or become one of them."""
+    """A fine checkerboard becomes grey; without antialiasing it would remain black and white, or become uniformly one of both."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    small = features.resized(np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8), 16)
+    small = features.resize(np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8), 16)
     assert small.shape == (1, 3, 16, 16) and abs(small - 127.5).max() < 20
 
 
 def test_tiles_of_the_right_size_are_left_alone() -> None:
-    np.testing.assert_array_equal(features.resized(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
+    np.testing.assert_array_equal(features.resize(tiles(2), 32).permute(0, 2, 3, 1).numpy(), tiles(2))
 
 
 def test_function_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,11 +96,11 @@ def test_function_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "no such file, and not one of the forms"),
+        ("nowhere", "no such file, and not one of: "),
         ("timm:some_model", "No module named 'timm'; install"),
         ("tests.unit.attributegan.metrics.test_features:absent", "has no function absent"),
         ("tests.unit.attributegan.metrics.test_features:nothing", "returned int"),
-        ("no_such_module_here:make", "install what it needs"),
+        ("no_such_module_here:make", "install the package that it needs"),
         ("hub:entry", "write hub:OWNER/REPO:ENTRY"),
         ("README.md", "neither a TorchScript file nor"),
     ],
@@ -112,13 +112,13 @@ def test_what_cannot_be_loaded_is_named(name: str, message: str, monkeypatch: py
         features.load(name)
 
 
-def test_output_that_is_no_vector_is_refused() -> None:
+def test_output_that_is_not_a_vector_is_refused() -> None:
     odd = features.Features("odd", "1", 8, lambda images: images.mean())
-    with pytest.raises(ValueError, match="expected a vector"):
+    with pytest.raises(ValueError, match="expected one vector or map per tile"):
         odd(tiles(2))
 
 
-def test_default_network_is_offline_and_tells_textures_apart() -> None:
+def test_default_network_is_offline_and_separates_textures() -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="in the extra `eval`")
     found = features.load(size=64)
     noise, smooth = tiles(4, 64), np.full((4, 64, 64, 3), 128, np.uint8)
@@ -127,7 +127,7 @@ def test_default_network_is_offline_and_tells_textures_apart() -> None:
     within = np.linalg.norm(vectors[:4] - vectors[:4].mean(axis=0), axis=1).mean()
     assert np.linalg.norm(vectors[:4].mean(axis=0) - vectors[4]) > 1.5 * within
     assert found.identity == features.load(size=64).identity and "0.1.0" in found.version
-    np.testing.assert_allclose(found(noise[:1])[0], vectors[0], atol=1e-4)  # a tile's vector is its own
+    np.testing.assert_allclose(found(noise[:1])[0], vectors[0], atol=1e-4)  # independent of the batch
 
 
 def test_normalisation_and_identity_by_hand() -> None:
@@ -135,7 +135,7 @@ def test_normalisation_and_identity_by_hand() -> None:
 
     def network(images_BCHW: Tensor) -> Tensor:
         seen.append(images_BCHW)
-        return images_BCHW.double()  # a map, of another type
+        return images_BCHW.double()  # a map of another dtype
 
     found = features.Features("net", "2", 8, network, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
     vectors = found(np.full((2, 8, 8, 3), 255, np.uint8))
@@ -152,23 +152,23 @@ def test_normalisation_and_identity_by_hand() -> None:
 @pytest.mark.parametrize("shape", [(2,), (2, 3, 4), (1, 3), (3, 3), (2, 3, 4, 4, 1)])
 def test_output_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     odd = features.Features("odd", "1", 8, lambda images: torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"--features odd: gives \(.*\) for 2 tiles"):
+    with pytest.raises(ValueError, match=r"--features odd: returned \(.*\) for 2 tiles"):
         odd(tiles(2))
-    with pytest.raises(ValueError, match="gives list for 2 tiles"):
+    with pytest.raises(ValueError, match="returned list for 2 tiles"):
         features.Features("odd", "1", 8, lambda images: [])(tiles(2))  # type: ignore[arg-type, return-value]
 
 
 def test_resized_tiles_stay_between_black_and_white() -> None:
     edge = np.zeros((1, 8, 8, 3), np.uint8)
     edge[:, :, 4:] = 255
-    found = features.resized(edge, 13)  # cubic, so that without a bound it swings over
+    found = features.resize(edge, 13)  # bicubic interpolation overshoots without clamping
     assert found.min() == 0 and found.max() == 255
-    assert features.resized(tiles(1)[:, :, :16], 32).shape == (1, 3, 32, 32) == features.resized(tiles(1)[:, :16], 32).shape
-    centred = features.resized(edge, 4)[0, 0, 0]
+    assert features.resize(tiles(1)[:, :, :16], 32).shape == (1, 3, 32, 32) == features.resize(tiles(1)[:, :16], 32).shape
+    centred = features.resize(edge, 4)[0, 0, 0]
     assert [float(centred[0] + centred[3]), float(centred[1] + centred[2])] == pytest.approx([255, 255], abs=1e-3)
 
 
-def test_sizes_that_can_be_asked_for() -> None:
+def test_sizes_that_can_be_requested() -> None:
     assert features.load("tests.unit.attributegan.metrics.test_features:means", size=8).size == 8
     assert features.load("tests.unit.attributegan.metrics.test_features:means").size == 224
     with pytest.raises(ValueError, match="--feature-size: 7 is below 8 pixels"):
@@ -177,13 +177,13 @@ def test_sizes_that_can_be_asked_for() -> None:
 
 def test_networks_are_loaded_for_evaluation() -> None:
     assert not features.load("tests.unit.attributegan.metrics.test_features:means").network.training
-    weights = features._weights(Means())
-    assert features._weights(Means().half()) != weights and len(weights) == len("weights ") + 16
+    weights = features._weights_hash(Means())
+    assert features._weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
 
 
 @pytest.mark.parametrize("name", ["timm:", "hub:", "a b:c", "no.such-module:f", ":f", "tests:"])
 def test_names_of_no_form_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="not one of the forms"):
+    with pytest.raises(ValueError, match="not one of: "):
         features.load(name)
 
 

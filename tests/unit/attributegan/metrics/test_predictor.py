@@ -1,4 +1,4 @@
-"""The judge of control: learns real levels, ignores what can't be assessed, is the same for a seed, and is kept."""
+"""The attribute predictor: learns real levels, ignores levels that are not assessable, is reproducible, and is cached."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ TWO = AttributeSchema((Attribute("grade", ("unclear", "low", "mid", "high"), 0),
 
 
 def vectors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blank tiles, features of which the first two have the levels of `TWO` and the rest is noise, and the levels."""
+    """Noise tiles, features of which the first two encode the levels of `TWO` and the rest is noise, and the levels."""
     rng = np.random.default_rng(seed)
     levels_NA = np.stack([rng.integers(0, 4, count), rng.integers(0, 2, count)], axis=1)
     features_ND = rng.standard_normal((count, 40)).astype(np.float32)
@@ -34,7 +34,7 @@ def test_head_learns_from_few_tiles_and_leaves_out_what_cannot_be_assessed() -> 
     garbage = levels.copy()
     garbage[:, 0] = 0
     blind = predictor.fit_head(tiles, features, garbage, np.arange(160) // 20, TWO).predict(new_tiles, new_features)
-    assert np.ptp(blind[:, 0]) == 0  # nothing to learn from
+    assert np.ptp(blind[:, 0]) == 0  # no assessable tiles to learn from
 
 
 def test_head_is_the_same_again() -> None:
@@ -60,7 +60,7 @@ def test_rare_levels_weigh_as_much_as_frequent_ones() -> None:
     assert weights[50:130, 0].sum() == pytest.approx(weights[130:145, 0].sum())
 
 
-def test_levels_that_are_not_known_count_nothing() -> None:
+def test_unknown_levels_have_no_weight() -> None:
     levels = np.repeat([[1, 0], [2, 1], [-1, 1]], [40, 40, 20], axis=0)
     _, weights = predictor._targets(levels, TWO)
     assert (weights[80:, :2] == 0).all() and (weights[80:, 2] > 0).all() and np.isfinite(weights).all()
@@ -74,19 +74,19 @@ def phantoms() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_cnn_reads_every_attribute_of_phantoms(phantoms: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    """Enough of each, within seconds: polarity too, which convolutions alone do not learn."""
+    """Within seconds, and including polarity, which convolutions alone do not learn."""
     tiles, levels = phantoms
     attribute_predictor = predictor.fit_cnn(tiles[:700], levels[:700], PUBLISHED, steps=150)
     predicted = attribute_predictor.predict(tiles[700:])
     for a, attribute in enumerate(PUBLISHED.attributes):
         assert control.scores(levels[700:, a], predicted[:, a], attribute.assessable).spearman > 0.8, attribute.name
-    kept = predictor.PredictorCache(tmp_path / "judge")
-    assert kept.load(PUBLISHED) is None
-    kept.save(attribute_predictor, {"note": 1})
-    loaded, note = kept.load(PUBLISHED)
+    cache = predictor.PredictorCache(tmp_path / "predictor")
+    assert cache.load(PUBLISHED) is None
+    cache.save(attribute_predictor, {"note": 1})
+    loaded, note = cache.load(PUBLISHED)
     assert note["note"] == 1
     np.testing.assert_array_equal(loaded.predict(tiles[700:]), predicted)
-    assert kept.load(TWO) is None  # other attributes: not this judge
+    assert cache.load(TWO) is None  # other attributes
 
 
 def test_cnn_of_a_seed_is_the_same_again_and_leaves_the_random_state_alone(phantoms: tuple[np.ndarray, np.ndarray]) -> None:

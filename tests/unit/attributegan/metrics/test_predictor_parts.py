@@ -1,4 +1,4 @@
-"""The judge's parts by hand: expected levels, weights, folds, coherence, what its tiles are spoiled with, and the fit's optimum."""
+"""Parts of the attribute predictor by hand: expected levels, weights, folds, coherence, corruption of tiles, optimum of the fit."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def test_targets_and_weights_by_hand() -> None:
 
 
 def test_folds_by_hand() -> None:
-    """The largest group first, each to the fold that has the fewest tiles."""
+    """Largest groups first, each assigned to the fold with the fewest tiles."""
     groups = np.repeat([7, 1, 5, 3, 9, 2], [2, 5, 3, 3, 1, 4])
     assert dict(zip(groups.tolist(), predictor.folds(groups).tolist(), strict=True)) == {1: 0, 2: 1, 3: 2, 5: 3, 7: 2, 9: 3}
-    assert predictor.folds(groups, most=2).max() == 1 and predictor.FOLDS == 4
+    assert predictor.folds(groups, max_folds=2).max() == 1 and predictor.FOLDS == 4
     assert predictor.folds(np.array([3, 3, 8])).tolist() == [0, 0, 1]
 
 
@@ -160,10 +160,10 @@ def test_decay_is_the_one_that_predicts_left_out_groups_best(fitted: tuple[Head,
                 predicted[fold_N == fold] = other._expected(other(inputs[torch.from_numpy(fold_N == fold)])).numpy()
         found.append(predictor.mean_spearman(TWO, levels, predicted))
     assert float(head.decay) == predictor.DECAYS[int(np.argmax(found))] and len(set(found)) == 4
-    assert predictor._best_decay(head, inputs, levels, np.zeros(90, int)) == predictor.DECAYS[0]  # one group: nothing to compare by
+    assert predictor._best_decay(head, inputs, levels, np.zeros(90, int)) == predictor.DECAYS[0]  # one group: no cross-validation
 
 
-def test_decay_can_be_given_and_features_that_do_not_vary_are_no_trouble() -> None:
+def test_decay_can_be_given_and_constant_features_are_supported() -> None:
     levels, features = np.tile([[1, 0], [2, 1]], (10, 1)), np.zeros((20, 1), np.float32)
     head = predictor.fit_head(np.zeros((20, 8, 8, 3), np.uint8), features, levels, np.arange(20), TWO, decay=0.5)
     assert float(head.decay) == 0.5 and (head.scale_D == 1e-6).all() and torch.isfinite(head.weight_AD).all()
@@ -178,7 +178,7 @@ def test_mean_spearman_is_over_the_attributes_that_vary() -> None:
     assert predictor.mean_spearman(TWO, np.zeros((4, 2), int), np.zeros((4, 2))) == 0
 
 
-def test_tiles_are_spoiled_within_the_bounds_that_are_told() -> None:
+def test_tiles_are_corrupted_within_the_documented_bounds() -> None:
     rng = torch.Generator().manual_seed(0)
     grey = predictor._corrupted(torch.full((4000, 3, 6, 6), 0.5), rng)
     level_BC, noise_B = grey.mean((2, 3)) - 0.5, grey.std((2, 3)).mean(1)
@@ -189,33 +189,33 @@ def test_tiles_are_spoiled_within_the_bounds_that_are_told() -> None:
     light = predictor._corrupted(torch.full((4000, 3, 6, 6), 0.8), rng).mean((2, 3)) - 0.8
     assert float(light.std()) == pytest.approx(((0.3 * 0.3) ** 2 / 12 + 0.15**2 / 12) ** 0.5, rel=0.05) and abs(float(light.mean())) < 0.003
     board = (torch.arange(12)[:, None] + torch.arange(12)) % 2 * 0.4 + 0.3
-    spoiled = predictor._corrupted(board.expand(4000, 3, 12, 12), rng)
-    contrast_B = (spoiled * (board - 0.5).sign()).mean((1, 2, 3)) / 0.2
-    # Half of them keep their contrast, the others lose up to 70 % of eight or nine tenths of it.
+    corrupted = predictor._corrupted(board.expand(4000, 3, 12, 12), rng)
+    contrast_B = (corrupted * (board - 0.5).sign()).mean((1, 2, 3)) / 0.2
+    # Half of them keep their contrast; a full blur would remove eight or nine tenths of it, of which the others lose up to 70 %.
     assert float((contrast_B < 0.86).float().mean()) == pytest.approx(0.4, abs=0.05)
     assert 0.25 < float(contrast_B.min()) < 0.4 and float(contrast_B.median()) > 0.86
-    assert spoiled.is_contiguous(memory_format=torch.channels_last)
+    assert corrupted.is_contiguous(memory_format=torch.channels_last)
     assert predictor._corrupted(torch.ones(50, 3, 4, 4), rng).max() == 1 and predictor._corrupted(torch.zeros(50, 3, 4, 4), rng).min() == 0
 
 
-def test_progress_is_told_and_few_tiles_are_enough() -> None:
-    told: list[int] = []
+def test_progress_is_reported_and_few_tiles_are_enough() -> None:
+    reported: list[int] = []
     tiles, levels = tiles_of(5), np.array([[1, 0], [2, 1], [3, 0], [0, 1], [-1, 1]])
-    cnn = predictor.fit_cnn(tiles, levels, TWO, steps=4, progress=told.append)
-    assert told == [1, 2, 3, 4] and not cnn.training
+    cnn = predictor.fit_cnn(tiles, levels, TWO, steps=4, progress=reported.append)
+    assert reported == [1, 2, 3, 4] and not cnn.training
 
 
-def test_judges_are_kept_with_their_kind_and_note(tmp_path: Path) -> None:
+def test_predictors_are_cached_with_their_kind_and_note(tmp_path: Path) -> None:
     head, cnn = Head(TWO, 7), Cnn(TWO)
     with torch.no_grad():
         head.weight_AD.normal_()
-    for judge, kind, width in ((head, "features", 7), (cnn, "cnn", 0)):
-        kept = PredictorCache(tmp_path / "deep" / kind)
-        kept.save(judge, {"score": 0.5})
-        kept.save(judge, {"score": 0.75})
-        loaded, note = kept.load(TWO) or pytest.fail("not there")
-        assert type(loaded) is type(judge) and not loaded.training and note == {"kind": kind, "width": width, "score": 0.75}
-        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in judge.state_dict().items())
+    for model, kind, width in ((head, "features", 7), (cnn, "cnn", 0)):
+        cache = PredictorCache(tmp_path / "deep" / kind)
+        cache.save(model, {"score": 0.5})
+        cache.save(model, {"score": 0.75})
+        loaded, note = cache.load(TWO) or pytest.fail("not cached")
+        assert type(loaded) is type(model) and not loaded.training and note == {"kind": kind, "width": width, "score": 0.75}
+        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     tree = json.loads((tmp_path / "deep" / "cnn" / "judge.json").read_text())
     del tree["attributes"]
     (tmp_path / "deep" / "cnn" / "judge.json").write_text(json.dumps(tree))  # as older versions wrote it

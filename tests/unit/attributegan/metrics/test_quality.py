@@ -1,4 +1,4 @@
-"""Distances between feature sets against answers that are known in closed form."""
+"""Distances between feature sets against closed-form values."""
 
 import numpy as np
 import pytest
@@ -63,19 +63,19 @@ def test_kid_is_the_mean_over_pairs() -> None:
     assert quality.kernel_distance(x, y).value == pytest.approx(expected, rel=1e-12)
 
 
-def test_kid_interval_holds_the_truth_and_tells_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+def test_kid_interval_contains_the_truth_and_detects_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = two_sets
     same = quality.kernel_distance(x, y, replicates=200)
     assert same.low < 0 < same.high and same.low < same.value < same.high
     moved = quality.kernel_distance(x, y + 0.5, replicates=200)
     assert moved.low > same.high
-    assert quality.kernel_distance(x, y, replicates=200) == same  # no randomness of its own
+    assert quality.kernel_distance(x, y, replicates=200) == same  # deterministic
 
 
 def test_kid_of_a_part_is_that_of_its_tiles(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = two_sets
     of_x, of_y = np.arange(len(x)) % 3 == 0, np.arange(len(y)) % 4 == 1
-    assert quality.Kernels.of(x, y).part(of_x, of_y).distance().value == pytest.approx(quality.kernel_distance(x[of_x], y[of_y]).value)
+    assert quality.Kernels.of(x, y).subset(of_x, of_y).distance().value == pytest.approx(quality.kernel_distance(x[of_x], y[of_y]).value)
 
 
 def test_precision_sees_tiles_off_the_data_and_recall_what_is_missing() -> None:
@@ -122,9 +122,9 @@ def test_mean_interval_covers_the_mean_about_as_often_as_it_says() -> None:
 
 
 def test_too_few_tiles_are_refused() -> None:
-    with pytest.raises(ValueError, match="more than 5 tiles on each side, got 5 and 9"):
+    with pytest.raises(ValueError, match="more than 5 tiles in each set, got 5 and 9"):
         quality.manifolds(np.ones((5, 2)), np.ones((9, 2)))
-    with pytest.raises(ValueError, match="two tiles or more"):
+    with pytest.raises(ValueError, match="at least two tiles"):
         quality.kernel_distance(np.ones((1, 2)), np.ones((9, 2)))
 
 

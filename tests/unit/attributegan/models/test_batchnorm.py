@@ -1,4 +1,4 @@
-"""Batch normalisation over processes: the numbers of one process with the whole batch."""
+"""Batch normalisation over processes gives the results of one process with the whole batch."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from attributegan.models import Generator
 from attributegan.models.batchnorm import BatchNorm2d
 
 TINY = ModelConfig(image_size=32, latent_dim=16, fmap_max=16, fmap_inverse_coef=6, generator_attention=(16,))
-SHARES = [slice(0, 3), slice(3, 8)]  # images of each process: not the same number
+SHARES = [slice(0, 3), slice(3, 8)]  # images of each process, of different counts
 
 
 def pair(channels: int = 4, dtype: torch.dtype = torch.float32) -> tuple[nn.BatchNorm2d, BatchNorm2d]:
-    """torch's and ours, with the same weights and statistics."""
+    """torch's batch norm and ours with the same weights and statistics."""
     torch.manual_seed(1)
     theirs, ours = nn.BatchNorm2d(channels, dtype=dtype), BatchNorm2d(channels, dtype=dtype)
     nn.init.normal_(theirs.weight)
@@ -54,14 +54,14 @@ def _process(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two gloo processes found."""
+    """The results of two gloo processes."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(_process, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps and a gradient for 8 images; far from mean zero and different on both processes, so that shortcuts show."""
+    """Maps and a gradient for 8 images, with a large mean that differs between processes, so that shortcuts are detected."""
     generator = torch.Generator().manual_seed(2)
     x, grad = (torch.randn(8, 4, 6, 6, generator=generator, dtype=torch.double) for _ in range(2))
     return 3 * x + 100 + torch.arange(8)[:, None, None, None], grad
@@ -87,8 +87,8 @@ def test_two_processes_have_the_numbers_of_one(ranks: list[dict]) -> None:
         ("half", expected_half, 0.05),
     ):
         first, second = (rank["norm"][kind] for rank in ranks)
-        whole = {name: torch.cat([first[name], second[name]]) for name in ("y", "x")}  # each process has its images
-        whole |= {name: first[name] + second[name] for name in ("weight", "bias")}  # and its part of the gradients
+        whole = {name: torch.cat([first[name], second[name]]) for name in ("y", "x")}  # images are divided
+        whole |= {name: first[name] + second[name] for name in ("weight", "bias")}  # gradients add up
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             assert torch.equal(first[name], second[name]), name
             whole[name] = first[name]

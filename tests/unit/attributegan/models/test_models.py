@@ -75,7 +75,7 @@ def test_generator_widths() -> None:
     assert excited == {"1": (512, 64), "2": (256, 32), "3": (128, 3), "4": (64, 3)}
 
 
-def test_small_tiles_are_rebuilt_at_their_own_size() -> None:
+def test_small_tiles_are_reconstructed_at_their_own_size() -> None:
     config = ModelConfig(image_size=64, latent_dim=16, fmap_max=16, fmap_inverse_coef=8, generator_attention=())
     _, discriminator = networks(config)
     x = images(config)
@@ -104,7 +104,7 @@ def test_label_columns_by_hand() -> None:
     assert between.tolist() == [[0, 0.75, 0.25, 0, 1]]
 
 
-def test_answers_count_the_columns_of_the_label_twice() -> None:
+def test_logits_of_the_label_columns_count_twice() -> None:
     _, discriminator = networks(FIGURE)
     x = images()
     label = discriminator.columns(LEVELS)
@@ -142,7 +142,7 @@ def test_latent_and_every_attribute_change_the_image() -> None:
         assert not torch.allclose(made, generator(latents[:1], changed))
 
 
-def test_parts_not_asked_for_are_not_computed() -> None:
+def test_parts_not_requested_are_not_computed() -> None:
     _, discriminator = networks(ModelConfig(image_size=512, latent_dim=16, fmap_max=16))
     x = torch.zeros(1, 3, 512, 512)
     for embed, reconstruct in ((False, True), (True, False), (False, False), (True, True)):
@@ -159,7 +159,7 @@ def test_parts_not_asked_for_are_not_computed() -> None:
 
 def test_images_of_another_size_are_refused() -> None:
     _, discriminator = networks()
-    with pytest.raises(ValueError, match=r"\(64, 64\) pixels; this discriminator is for 32 x 32"):
+    with pytest.raises(ValueError, match=r"got \(64, 64\) pixels, expected 32 x 32"):
         discriminator(torch.zeros(3, 3, 64, 64), LEVELS)
 
 
@@ -176,7 +176,7 @@ def test_initial_weights() -> None:
                 assert module.g.item() == pytest.approx(1e-3)
 
 
-def written_out_blur(x: torch.Tensor) -> torch.Tensor:
+def explicit_blur(x: torch.Tensor) -> torch.Tensor:
     x = F.pad(x, (1, 1, 1, 1), mode="reflect")
     x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
     return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
@@ -185,18 +185,18 @@ def written_out_blur(x: torch.Tensor) -> torch.Tensor:
 def test_blur_and_its_derivatives() -> None:
     for shape in ((2, 3, 5, 4), (1, 2, 2, 2)):
         x = torch.randn(shape, dtype=torch.double, requires_grad=True)
-        torch.testing.assert_close(resample.blur(x), written_out_blur(x), atol=1e-14, rtol=0)
+        torch.testing.assert_close(resample.blur(x), explicit_blur(x), atol=1e-14, rtol=0)
         assert torch.autograd.gradcheck(resample.blur, x) and torch.autograd.gradgradcheck(resample.blur, x)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (32, 34), (33, 32)])  # the larger ones by transposed convolution
+@pytest.mark.parametrize("shape", [(4, 6), (32, 34), (33, 32)])  # larger maps use transposed convolution
 @pytest.mark.parametrize("blurred", [True, False])
 def test_doubling_and_convolution_are_the_steps_they_stand_for(shape: tuple[int, int], blurred: bool) -> None:
     torch.manual_seed(0)
     module = (resample.UpsampleBlurConv2d if blurred else resample.UpsampleNearestConv2d)(3, 4).double()
     x = torch.randn(2, 3, *shape, dtype=torch.double, requires_grad=True)
     doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    expected = F.conv2d(written_out_blur(doubled) if blurred else doubled, module.weight, module.bias, padding=1)
+    expected = F.conv2d(explicit_blur(doubled) if blurred else doubled, module.weight, module.bias, padding=1)
     along = torch.randn_like(expected)
     inputs = [x, module.weight, module.bias]
     answer = module(x)
@@ -220,7 +220,7 @@ def test_gate_is_glu() -> None:
 
 
 def test_attention_mixes_positions_by_softmax() -> None:
-    """One head against a loop over positions."""
+    """Compares one head with a loop over positions."""
     torch.manual_seed(0)
     attention = blocks.LinearAttention(4, heads=1, bias=True, scale=0.5).double()
     for parameter in attention.parameters():
@@ -251,7 +251,7 @@ def test_second_derivative_of_the_discriminator_by_differences(recompute: bool) 
     gradients = torch.autograd.grad(penalty(), weights, allow_unused=True)
     directions = [torch.randn_like(weight) for weight in weights]
     slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True) if gradient is not None)
-    step, values = 1e-9, []  # so small that hardly a LeakyReLU changes its side
+    step, values = 1e-9, []  # so small that hardly any LeakyReLU input changes its sign
     for sign in (1, -1):
         with torch.no_grad():
             for weight, direction in zip(weights, directions, strict=True):
@@ -288,7 +288,7 @@ def test_recomputation_changes_no_bit_and_does_happen() -> None:
 
 @pytest.mark.slow
 def test_compiled_with_recomputation() -> None:
-    """torch.compile's graph capture and derivatives, without its C++ code generation."""
+    """Graph capture and derivatives of torch.compile, without C++ code generation."""
     plain, _ = networks(FIGURE, dtype=torch.double)
     compiled = copy.deepcopy(plain)
     compiled.activation_checkpointing = True
@@ -352,7 +352,7 @@ def test_state_dicts_hold_weights_and_statistics_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["onehot", "ordinal"])
 def test_levels_in_between_are_mixed_from_their_neighbours_alone(kind: str) -> None:
-    """What a network gets of a level moves evenly from each whole level to the next, and "not assessable" (0) never has a part in it."""
+    """The encoding changes linearly from each whole level to the next and never includes "not assessable" (0)."""
     columns = blocks.label_columns("levels", PUBLISHED.num_levels) if kind == "onehot" else blocks.OrdinalEncoding(PUBLISHED)
     unclear = {"onehot": 0, "ordinal": 2}[kind]
     whole = columns(torch.tensor([[level, 1, 1, 1, 1] for level in range(5)])).float()
@@ -378,8 +378,8 @@ def test_score_of_a_projection_is_the_sum_of_its_attributes() -> None:
     assert all(part.abs().min() > 0 for part in parts)
 
 
-def test_a_level_that_is_not_known_says_nothing() -> None:
-    """No column, no part of the proxy, no say in the answers; and it is none of the levels."""
+def test_an_unknown_level_has_no_effect() -> None:
+    """No column, no part of the proxy, no effect on images; and it differs from every level."""
     levels = LEVELS.clone()
     levels[:, 2] = -1
     for kind in ("padded", "levels"):
@@ -398,19 +398,19 @@ def test_a_level_that_is_not_known_says_nothing() -> None:
     assert all(not torch.equal(made[0], other) for other in made[1:])
 
 
-def test_places_of_levels_by_hand() -> None:
-    """Attribute 0 has the levels 1 to 3 and 0 for "not assessable", attribute 1 the levels 0 and 1, attribute 2 one level and no more."""
+def test_ordinal_encoding_by_hand() -> None:
+    """Attribute 0 has the levels 1 to 3 and 0 for "not assessable", attribute 1 the levels 0 and 1, attribute 2 a single level."""
     one = Attribute("one", ("unclear", "there"), not_assessable=0)
     schema = AttributeSchema((Attribute("size", ("unclear", "a", "b", "c"), not_assessable=0), Attribute("stroma", ("a", "b")), one))
-    places = blocks.OrdinalEncoding(schema)
+    encoding = blocks.OrdinalEncoding(schema)
     whole = torch.tensor([[1, 0, 1], [2, 1, 0], [3, -1, -1], [0, 0, 1]])
     expected = [[1, -1, 0, 1, -1, 0, 1, -1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, -1, 0, 1, -1, 0]]
-    assert places(whole).tolist() == places(whole.float()).tolist() == expected
-    assert places(torch.tensor([[2.5, 0.25, 1.0]])).tolist() == [[1, 0.5, 0, 1, -0.5, 0, 1, -1, 0]]
+    assert encoding(whole).tolist() == encoding(whole.float()).tolist() == expected
+    assert encoding(torch.tensor([[2.5, 0.25, 1.0]])).tolist() == [[1, 0.5, 0, 1, -0.5, 0, 1, -1, 0]]
 
 
 @pytest.mark.parametrize("config", [CONTROLLED, FIGURE], ids=["controlled", "figure"])
-def test_silenced_attributes_say_nothing_and_the_others_what_they_said(config: ModelConfig) -> None:
+def test_zeroed_attributes_have_no_effect_and_the_others_are_unchanged(config: ModelConfig) -> None:
     generator, _ = networks(config)
     generator.eval()
     before = copy.deepcopy(generator)
@@ -423,7 +423,7 @@ def test_silenced_attributes_say_nothing_and_the_others_what_they_said(config: M
     assert not torch.equal(made, before(latents, LEVELS))
 
 
-def test_modulation_begins_as_the_plain_generator() -> None:
+def test_modulation_starts_as_the_plain_generator() -> None:
     plain, modulated = (networks(dataclasses.replace(CONTROLLED, generator_modulation=on))[0] for on in (False, True))
     modulated.load_state_dict(plain.state_dict(), strict=False)
     latents = torch.randn(3, CONTROLLED.latent_dim)

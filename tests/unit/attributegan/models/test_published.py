@@ -1,4 +1,4 @@
-"""The published checkpoint: parity of our networks with the published ones, round trip, and refusals."""
+"""The published checkpoint: parity of our networks with the published ones, round trip, and rejected files."""
 
 import json
 import os
@@ -22,17 +22,17 @@ RECORDED = np.load(Path(__file__).parents[3] / "data" / "published.npz")
 OFFICIAL = ("disc_logits", "disc_logits_32x32", "class_embedding", "class_proxy")
 State = dict[str, torch.Tensor]
 
-needs_reference = pytest.mark.skipif(not (REFERENCE / "official_256.npz").exists(), reason="../shared/reference is not there")
+needs_reference = pytest.mark.skipif(not (REFERENCE / "official_256.npz").exists(), reason="../shared/reference is missing")
 
 
 @pytest.fixture(scope="module")
 def states() -> dict[int, State]:
-    """Filled published state dicts at 256 and 512 px; not to be changed."""
+    """Filled published state dicts at 256 and 512 px; must not be modified."""
     return {size: plain.checkpoint(size, 32) for size in (256, 512)}
 
 
 def close(found: torch.Tensor, expected: torch.Tensor | np.ndarray, name: str) -> None:
-    """Within 1e-5, a tenth of what is asked for."""
+    """Asserts equality within 1e-5, a tenth of the required tolerance."""
     torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-5, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
@@ -168,7 +168,7 @@ def test_all_wrong_keys_are_listed_at_once(states: dict[int, State]) -> None:
 
 
 def test_any_one_altered_key_is_the_only_one_named(states: dict[int, State]) -> None:
-    """Those that the configuration is derived from, and every seventh of the others."""
+    """Tests the keys that determine the configuration, and every seventh of the others."""
     keys = [key for key in states[256] if re.match(r"G\.initial_conv|G\.layers\.[35]\.0|D\.residual_layers\.4.*bias", key)]
     keys += [key for key in states[256] if key.startswith(("G.", "D."))][::7]
     for key in keys:
@@ -180,9 +180,9 @@ def test_any_one_altered_key_is_the_only_one_named(states: dict[int, State]) -> 
 
 
 def test_a_missing_network_is_listed_whole(states: dict[int, State]) -> None:
-    lost = [key for key in states[256] if key.startswith("GE.")]
-    found = problems({key: tensor for key, tensor in states[256].items() if key not in lost})
-    assert len(found) == len(lost) and all(line.startswith("missing: GE.") for line in found)
+    missing = [key for key in states[256] if key.startswith("GE.")]
+    found = problems({key: tensor for key, tensor in states[256].items() if key not in missing})
+    assert len(found) == len(missing) and all(line.startswith("missing: GE.") for line in found)
 
 
 class Code:
@@ -196,9 +196,9 @@ def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     torch.save({"GAN": {}, "extra": Code()}, "evil.pt", _use_new_zipfile_serialization=not old_format)
     Path("evil.pkl").write_bytes(pickle.dumps(Code()))
-    with pytest.raises(ValueError, match=r"evil\.pt: refused: it holds code \(\w+\.mkdir\)"):
+    with pytest.raises(ValueError, match=r"evil\.pt: refused: the file contains code \(\w+\.mkdir\)"):
         published.load("evil.pt")
-    with pytest.raises(ValueError, match=r"evil\.pkl: .*nothing in it was run"):
+    with pytest.raises(ValueError, match=r"evil\.pkl: .*no code was run"):
         published.load("evil.pkl")
     assert not Path("code-was-run").exists()
 
@@ -213,24 +213,24 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         "cut": whole.read_bytes()[:700],
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: not a checkpoint that torch.save wrote"):
+        with pytest.raises(ValueError, match=f"{name}: not a checkpoint written by torch.save"):
             published.load(tmp_path / name)
     for name, reason in {"nowhere": "No such file", ".": "directory"}.items():
         with pytest.raises(ValueError, match=f"can't be read: .*{reason}"):
             published.load(tmp_path / name)
     for content in ([1, 2], {"GAN": 5}, {1: 2}):
         torch.save(content, whole)
-        with pytest.raises(ValueError, match=r"whole\.pt: holds no state dict"):
+        with pytest.raises(ValueError, match=r"whole\.pt: contains no state dict"):
             published.load(whole)
 
 
 def test_state_dicts_of_something_else(states: dict[int, State]) -> None:
-    with pytest.raises(ValueError, match=r"no published AttributeGAN.*'conv1\.weight'"):
+    with pytest.raises(ValueError, match=r"not a published AttributeGAN.*'conv1\.weight'"):
         published.load({"conv1.weight": torch.zeros(3)})
     small = {key: tensor for key, tensor in states[256].items() if ".layers.5." not in key}
-    with pytest.raises(ValueError, match="generator for 128 px; the published code trains from 256 px on"):
+    with pytest.raises(ValueError, match="generator makes 128 px images; the published code supports 256 px and more"):
         published.load(small)
-    with pytest.raises(ValueError, match=r"no network of the published code: model\.latent_dim: 6"):
+    with pytest.raises(ValueError, match=r"not a network of the published code: model\.latent_dim: 6"):
         published.load({key: tensor[:12] if "initial_conv" in key and tensor.dim() else tensor for key, tensor in states[256].items()})
 
 

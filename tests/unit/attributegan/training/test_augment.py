@@ -1,4 +1,4 @@
-"""DiffAugment: each policy against a case by hand, gradients, and independence of the batch."""
+"""DiffAugment: each policy against a hand-computed case, gradients, and independence of the batch."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_probability_chooses_images() -> None:
     [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1), ((0.0, 0.0), -2, -2), ((0.999, 0.999), 2, 2)],
 )
 def test_translation_fills_with_zero(draws: tuple[float, float], down: int, right: int) -> None:
-    image = images(1)  # 16 pixels: at most 2 away, so 5 places
+    image = images(1)  # 16 pixels: shifts of at most 2, so 5 positions
     expected = torch.zeros_like(image)
     for row in range(16):
         for column in range(16):

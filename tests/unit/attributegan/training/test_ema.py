@@ -1,4 +1,4 @@
-"""The average of the generator: its weight by images, its ramp-up, its shares."""
+"""The EMA of the generator: its rate in images, its ramp-up, its shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attributegan.training.ema import Ema
 
 
 def network(value: float) -> nn.Module:
-    """Five weights, a bias of two, and the buffers of a batch norm."""
+    """A network with five weights, and a batch norm of two channels with its buffers."""
     module = nn.Sequential(nn.Linear(5, 1, bias=False), nn.BatchNorm1d(2))
     with torch.no_grad():
         for tensor in module.state_dict().values():
@@ -23,7 +23,7 @@ def network(value: float) -> nn.Module:
 
 
 class Joined(EvenShard):
-    """A share of two whose other process's average is at hand."""
+    """A shard of two whose `all_gather` reads the average of the other process directly."""
 
     averages: list[Ema] = []
 
@@ -61,7 +61,7 @@ def test_average_starts_as_the_network_and_moves_by_images() -> None:
 
 @pytest.mark.parametrize(("images", "weight"), [(40, 1 - 0.5**2), (1000, 1 - 0.5**0.2), (400, 1 - 0.5**0.2)])
 def test_half_life_is_at_most_a_share_of_the_images_seen(images: int, weight: float) -> None:
-    """A quarter of them; 20 images at a time."""
+    """With a ramp-up of a quarter and a batch of 20."""
     module = network(1)
     ema = Ema(network(0), engine_of(module), half_life=100, rampup=0.25)
     ema.update(batch=20, images=images)
@@ -78,7 +78,7 @@ def test_average_of_a_copy_is_no_view_of_the_network() -> None:
 
 @pytest.fixture
 def shares() -> tuple[nn.Module, list[Ema]]:
-    """The averages of two processes that hold a share of the network each."""
+    """The averages of two processes with one shard of the network each."""
     module = network(1)
     averages: list[Ema] = []
     for rank in range(2):

@@ -1,4 +1,4 @@
-"""Losses against values worked out by hand."""
+"""Losses against values computed by hand."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_hinge_pushes_real_down_and_fake_up() -> None:
     assert real.grad.tolist() == [[0.0, 0.5]] and fake.grad.tolist() == [[0.0, -0.5]]
 
 
-def test_generator_wants_low_answers() -> None:
+def test_generator_lowers_its_outputs() -> None:
     fake = torch.tensor([1.0, -3.0, 0.5, 0.5], requires_grad=True)
     loss = losses.hinge_generator(fake)
     assert loss.item() == -0.25
@@ -73,7 +73,7 @@ def test_contrastive_in_shares_is_that_of_the_global_batch() -> None:
     (found,) = torch.autograd.grad(torch.stack(shares).mean(), embedding)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     alone = losses.contrastive_2c(embedding[2:4], proxy[2:4], levels[2:4], 0.7)
-    assert abs(alone.item() - shares[1].item()) > 0.1  # what the published code computes on each of several processes
+    assert abs(alone.item() - shares[1].item()) > 0.1  # the published code computes this on each process
 
 
 def test_contrastive_is_finite_at_small_temperatures() -> None:
@@ -95,12 +95,12 @@ def test_gradient_penalty_by_hand() -> None:
     assert weight.grad.item() == 2 * 2 * (5 + 9) / 2
 
 
-def test_pairs_whose_levels_are_not_known_take_no_part_in_the_contrast() -> None:
-    """Image 1's second level is not known: it may be as images 0 and 2 are, so it is neither like them nor unlike."""
+def test_pairs_with_unknown_levels_are_excluded_from_the_contrast() -> None:
+    """The second level of image 1 is unknown, so it is neither a positive nor a negative of images 0 and 2."""
     levels = torch.tensor([[1, 2], [1, -1], [1, 2]])
     terms = [math.log((E + E) / (E + E)), 0.0, math.log((1 + E) / (1 + E))]
     assert losses.contrastive_2c(EMBEDDING, PROXY, levels, temperature=1.0).item() == pytest.approx(sum(terms) / 3, abs=1e-6)
-    apart = torch.tensor([[1, 2], [3, -1], [1, 2]])  # here the first level says that they are unlike
+    apart = torch.tensor([[1, 2], [3, -1], [1, 2]])  # negatives, because the first level differs
     expected = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0)
     assert losses.contrastive_2c(EMBEDDING, PROXY, apart, temperature=1.0).item() == pytest.approx(expected.item(), abs=1e-6)
 
@@ -164,7 +164,7 @@ def test_pairs_are_neighbours_in_longer_batches_too() -> None:
     assert losses.residual(fakes, torch.tensor(0.4)).item() == pytest.approx((0.1 + 2 + 0.2 + 0.3) / 4 / 0.4, abs=1e-6)
 
 
-def test_diversity_asks_for_no_more_than_its_bound() -> None:
+def test_diversity_is_zero_beyond_its_bound() -> None:
     fakes = torch.tensor([0.0, 0.1, 1.0, 3.0]).view(4, 1, 1, 1).requires_grad_()
     loss = losses.diversity(fakes, torch.tensor(0.4))
     assert loss.item() == pytest.approx((0.75 + 0) / 2)

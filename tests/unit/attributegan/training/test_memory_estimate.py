@@ -1,4 +1,4 @@
-"""The memory report, and how tensors are shared out."""
+"""The memory report, and the partition of tensors into even shards."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from attributegan.distributed.sharding import EvenShard, ShardedStateDict
 from attributegan.training import memory_estimate
 
 
-def test_whole_network_takes_what_its_tensors_take() -> None:
-    """Weights, gradients, both moments and an average, from a network that has taken a step."""
+def test_estimate_is_the_size_of_the_tensors() -> None:
+    """Weights, gradients, both moments and an average, of a network after one step."""
     network = nn.Linear(30, 20)
     adam = torch.optim.Adam(network.parameters())
     network(torch.ones(1, 30)).sum().backward()
@@ -21,7 +21,7 @@ def test_whole_network_takes_what_its_tensors_take() -> None:
     assert need.total == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *average])
 
 
-def test_stages_share_out_more_and_more() -> None:
+def test_higher_stages_shard_more() -> None:
     needs = [memory_estimate.estimate(1000, stage, world=4, moments=2, averaged=True) for stage in range(4)]
     assert [need.model_state for need in needs] == [4000, 4000, 4000, 1000]
     assert [need.gradients for need in needs] == [4000, 4000, 1000, 1000]
@@ -34,8 +34,8 @@ def test_report_names_each_network_its_stage_and_the_others() -> None:
         {"generator": 2**20, "discriminator": 2**20}, {"generator": 3, "discriminator": 0}, 2, 2
     )
     assert "memory of the generator" in generator and "ZeRO stage 3" in generator and "stage 0 20.0 MiB" in generator
-    assert "ZeRO stage 0" in discriminator and "average 0.0 MiB" in discriminator and "stage 2 12.0 MiB" in discriminator
-    assert "stage 1" not in memory_estimate.lines({"generator": 10}, {"generator": 0}, 1, 2)[0]  # one process has nobody to share with
+    assert "ZeRO stage 0" in discriminator and "EMA 0.0 MiB" in discriminator and "stage 2 12.0 MiB" in discriminator
+    assert "stage 1" not in memory_estimate.lines({"generator": 10}, {"generator": 0}, 1, 2)[0]  # no sharding with one process
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -43,7 +43,7 @@ def test_report_names_each_network_its_stage_and_the_others() -> None:
 def test_shares_are_disjoint_and_complete(world: int, shape: tuple[int, ...]) -> None:
     whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
     if whole.ndim == 4:
-        whole = whole.contiguous(memory_format=torch.channels_last)  # the share is of row-major order all the same
+        whole = whole.contiguous(memory_format=torch.channels_last)  # shards are in row-major order nevertheless
     tables = [ShardedStateDict.replicated({"w": whole}, EvenShard(rank, world)) for rank in range(world)]
     joined = torch.full((whole.numel(),), float("nan"))
     for part in (part for table in tables for part in table.slices):

@@ -1,4 +1,4 @@
-"""What the phases of a step put together: what tiles the generator is asked for, which real tile each is held against, and its loss."""
+"""The phases of a step: the conditions of the generated tiles, the real tiles that they are paired with, and the loss."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ PLAIN = dataclasses.replace(
 
 
 class Echo:
-    """A discriminator whose answer is an image's first pixel and its first level."""
+    """A discriminator whose logits are an image's first pixel and its first level."""
 
     def unwrapped(self, images_BCHW: Tensor, levels_BA: Tensor, **_: bool) -> DiscriminatorOutput:
         return DiscriminatorOutput(torch.stack([images_BCHW[:, 0, 0, 0], levels_BA[:, 0].float()], dim=1), None, None, None, None, None)
@@ -30,8 +30,8 @@ class Echo:
         yield
 
 
-class Teller(Echo):
-    """It tells levels besides, of one attribute with levels 0 to 4: whatever the image, real with these shares and generated with 0.2."""
+class LevelClassifier(Echo):
+    """Also classifies one attribute with levels 0 to 4: constant probabilities `SHARES` for real levels and 0.2 for "generated"."""
 
     SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 
@@ -41,7 +41,7 @@ class Teller(Echo):
 
 
 class Linear:
-    """A generator whose tile is one colour, the latent's first number plus the sum of the levels; it keeps the losses that it is told."""
+    """A generator of uniform tiles, the first latent number plus the sum of the levels; records the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -62,22 +62,22 @@ class Linear:
 
 
 def batch_of(levels: list[list[int]], vary_attribute: bool = False, moved: float = 0.0) -> phases.MicroBatch:
-    """Four tiles, the k-th all of k; level 0 is not assessable."""
+    """Four uniform tiles with the values 0 to 3; level 0 is not assessable."""
     levels_BA = torch.tensor(levels)
     noise = StepNoise.for_step(PLAIN, images=0, dtype=torch.float32)
-    noise = dataclasses.replace(noise, vary_attribute=vary_attribute, moved_B=torch.full((4,), moved))
+    noise = dataclasses.replace(noise, vary_attribute=vary_attribute, varied_B=torch.full((4,), moved))
     return phases.MicroBatch(torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2), levels_BA, levels_BA > 0, noise)
 
 
-def test_every_generated_tile_meets_a_real_one_of_its_levels() -> None:
+def test_every_generated_tile_is_paired_with_a_real_one_of_its_levels() -> None:
     batch = batch_of([[1], [2], [3], [4]])
     assert phases._real_outputs(PLAIN, Echo(), batch, paired=False)[""].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-    answers = phases._real_outputs(PLAIN, Echo(), batch, paired=True)
-    assert answers[""].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
-    assert answers[""][:, 1].tolist() == phases._in_pairs(batch.levels_BA)[:, 0].tolist()
+    outputs = phases._real_outputs(PLAIN, Echo(), batch, paired=True)
+    assert outputs[""].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert outputs[""][:, 1].tolist() == phases._in_pairs(batch.levels_BA)[:, 0].tolist()
 
 
-LEVELS = [[1, 1, 1, 0], [2, -1, 4, 2], [3, 2, -1, 1], [4, 1, 3, 1]]  # of the first pair 0 and 2 can move, of the second 0 and 1
+LEVELS = [[1, 1, 1, 0], [2, -1, 4, 2], [3, 2, -1, 1], [4, 1, 3, 1]]  # attributes 0 and 2 can vary in the first pair, 0 and 1 in the second
 
 
 def test_without_pairs_every_tile_has_the_levels_of_a_real_one() -> None:
@@ -107,13 +107,13 @@ def test_an_assessable_attribute_moves_to_where_another_tile_has_it_and_all_else
     assert batch.levels_BA.tolist() == LEVELS
 
 
-def test_where_nothing_can_move_the_pair_is_one_tile() -> None:
+def test_tiles_of_a_pair_are_identical_if_nothing_can_vary() -> None:
     _, levels_BA = phases._sample_conditions(batch_of([[1, -1], [1, 2], [0, 3], [2, 3]], moved=0.9), paired=True, vary_attribute=True)
     assert levels_BA.tolist() == [[1, -1], [1, -1], [0, 3], [0, 3]]
 
 
 def loss_of(vary_attribute: bool, **weights: float) -> tuple[float, dict[str, Tensor], Tensor]:
-    """The generator's loss without that of the discriminator's answer, its terms, and the tiles."""
+    """The generator's loss without its adversarial term, all terms, and the tiles."""
     config = dataclasses.replace(PLAIN, loss=LossConfig(contrastive=0, reconstruction=0, **weights))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
     batch = batch_of([[1, 1], [2, 1], [3, 2], [1, 2]], vary_attribute=vary_attribute)
@@ -121,21 +121,21 @@ def loss_of(vary_attribute: bool, **weights: float) -> tuple[float, dict[str, Te
     return generator.losses[0] - float(terms["generator/adversarial"]), terms, generator.made
 
 
-def test_levels_that_were_sample_conditions_are_those_to_be_told() -> None:
+def test_sampled_levels_are_the_targets_of_the_level_losses() -> None:
     loss = LossConfig(contrastive=0, reconstruction=0, auxiliary=0.5, control=3, diversity=0.3)
     config = dataclasses.replace(PLAIN, loss=loss, model=dataclasses.replace(PLAIN.model, auxiliary_heads=True))
     generator, runtime = Linear(), SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x)
-    batch = batch_of([[1], [2], [3], [4]])  # so tiles of 1, 1, 3 and 3 are asked for
-    terms, _ = phases.generator_phase(config, runtime, generator, Teller(), [batch])
-    asked = torch.tensor([Teller.SHARES[k] for k in (1, 1, 3, 3)])
-    passing, told = -asked.log().mean(), -(asked / 0.8).log().mean()
-    torch.testing.assert_close(terms["generator/auxiliary"], passing)
-    torch.testing.assert_close(terms["generator/control"], told)
+    batch = batch_of([[1], [2], [3], [4]])  # so the requested levels are 1, 1, 3 and 3
+    terms, _ = phases.generator_phase(config, runtime, generator, LevelClassifier(), [batch])
+    shares = torch.tensor([LevelClassifier.SHARES[k] for k in (1, 1, 3, 3)])
+    auxiliary, control = -shares.log().mean(), -(shares / 0.8).log().mean()
+    torch.testing.assert_close(terms["generator/auxiliary"], auxiliary)
+    torch.testing.assert_close(terms["generator/control"], control)
     other = float(terms["generator/adversarial"] + 0.3 * terms["generator/diversity"])
-    assert generator.losses[0] - other == pytest.approx(float(0.5 * passing + 3 * told), rel=1e-4)
+    assert generator.losses[0] - other == pytest.approx(float(0.5 * auxiliary + 3 * control), rel=1e-4)
 
 
-def test_moved_attributes_and_diversity_take_turns_at_twice_the_weight() -> None:
+def test_residual_and_diversity_alternate_with_doubled_weight() -> None:
     # Real tiles 0 and 1 are 1 apart, and so are 2 and 3.
     loss, terms, made = loss_of(vary_attribute=True, residual=0.3, diversity=0.7)
     apart = (made[0::2] - made[1::2])[:, 0, 0, 0].abs()
@@ -149,7 +149,7 @@ def test_moved_attributes_and_diversity_take_turns_at_twice_the_weight() -> None
 
 
 @pytest.mark.parametrize("vary_attribute", [False, True])
-def test_one_kind_of_pairs_alone_has_every_step(vary_attribute: bool) -> None:
+def test_a_single_pair_loss_applies_in_every_step(vary_attribute: bool) -> None:
     loss, terms, _ = loss_of(vary_attribute=vary_attribute, residual=0.3)
     assert loss == pytest.approx(0.3 * 1.5, rel=1e-4) and "generator/residual" in terms
     _, terms, made = loss_of(vary_attribute=vary_attribute, diversity=0.7)
@@ -157,11 +157,11 @@ def test_one_kind_of_pairs_alone_has_every_step(vary_attribute: bool) -> None:
     assert float(terms["generator/diversity"]) == pytest.approx(float((1 - apart).clamp(min=0).mean()), abs=1e-5)
 
 
-def test_half_of_the_steps_move_attributes_and_slices_of_a_step_agree() -> None:
+def test_half_of_the_steps_vary_attributes_and_slices_of_a_step_agree() -> None:
     steps = [StepNoise.for_step(PLAIN, images, torch.float32) for images in range(0, 800, 4)]
     assert abs(sum(noise.vary_attribute for noise in steps) - 100) < 4 * 0.5 * len(steps) ** 0.5  # 4 standard errors
-    assert len({float(noise.moved_B[0]) for noise in steps}) == len(steps)
+    assert len({float(noise.varied_B[0]) for noise in steps}) == len(steps)
     for noise in steps[:6]:
         parts = [next(noise.micro_batches(1, rank, 2, torch.device("cpu"))) for rank in range(2)]
         assert [part.vary_attribute for part in parts] == [noise.vary_attribute] * 2
-        assert torch.equal(torch.cat([part.moved_B for part in parts]), noise.moved_B)
+        assert torch.equal(torch.cat([part.varied_B for part in parts]), noise.varied_B)

@@ -1,4 +1,4 @@
-"""Counted randomness: what each number depends on, and how a step's draws are sliced."""
+"""Counter-based randomness: what each number depends on, and how the numbers of a step are sliced."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ CONFIG = dataclasses.replace(
 
 
 def test_streams_of_a_seed_never_change() -> None:
-    """A run that was started with an older version goes on with the same numbers: this test must not be edited."""
+    """Runs of older versions must resume with the same numbers: the values in this test must not change."""
     assert rng_for(7, "test", 3).initial_seed() == 6538639200203420603
     first = {
         "latents_discriminator_BL": 1.301371630569,
@@ -26,7 +26,7 @@ def test_streams_of_a_seed_never_change() -> None:
     draws = StepNoise.for_step(CONFIG, images=24, dtype=torch.float64)
     found = {name: float(value[0, 0]) for name, value in vars(draws).items() if name.endswith(("BL", "BP"))}
     assert found == pytest.approx(first, abs=1e-12)
-    assert float(draws.moved_B[0]) == pytest.approx(0.2598969340324402, abs=1e-7)
+    assert float(draws.varied_B[0]) == pytest.approx(0.2598969340324402, abs=1e-7)
     steps = [StepNoise.for_step(CONFIG, images, torch.float64) for images in range(0, 144, 12)]
     assert [draws.quadrant for draws in steps] == [2, 3, 2, 0, 0, 1, 2, 1, 3, 1, 1, 1]
     assert [int(draws.vary_attribute) for draws in steps] == [1, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1]
@@ -44,11 +44,11 @@ def test_draws_have_a_row_for_each_image_and_their_distributions() -> None:
     first = steps[0]
     assert first.latents_generator_BL.shape == first.latents_discriminator_BL.shape == (12, CONFIG.model.latent_dim)
     assert first.augment_real_BP.shape == first.augment_fake_BP.shape == first.augment_generator_BP.shape == (12, 4)
-    assert first.moved_B.shape == (12,)
+    assert first.varied_B.shape == (12,)
     assert len({float(value.flatten()[0]) for value in vars(first).values() if isinstance(value, torch.Tensor)}) == 6, "no two alike"
     latents = torch.cat([draws.latents_generator_BL for draws in steps[:20]])
     assert abs(float(latents.mean())) < 0.02 and float(latents.std()) == pytest.approx(1, abs=0.02)
-    for name in ("augment_real_BP", "moved_B"):
+    for name in ("augment_real_BP", "varied_B"):
         uniform = torch.cat([getattr(draws, name) for draws in steps])
         assert 0 <= uniform.min() < 0.01 and 0.99 < uniform.max() < 1
     assert StepNoise.for_step(CONFIG, 0, torch.float64).latents_generator_BL.dtype == torch.float64
@@ -60,7 +60,7 @@ def test_slices_put_together_are_the_global_batch(count: int, world: int) -> Non
     ranks = [list(draws.micro_batches(count, rank, world, torch.device("cpu"))) for rank in range(world)]
     assert [len(batches) for batches in ranks] == [count] * world
     for name, value in vars(draws).items():
-        slices = [getattr(ranks[rank][k], name) for k in range(count) for rank in range(world)]  # a micro-batch after the other
+        slices = [getattr(ranks[rank][k], name) for k in range(count) for rank in range(world)]  # one micro-batch after another
         if isinstance(value, torch.Tensor):
             assert all(len(part) == 12 // count // world for part in slices) and torch.equal(torch.cat(slices), value), name
         else:

@@ -1,4 +1,4 @@
-"""The phases against their sums by hand: every term with its weight, over micro-batches, and what each network is asked for."""
+"""The phases against sums computed by hand: every term with its weight, over micro-batches, and the requested outputs of each network."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def answer_to(images: Tensor, levels: Tensor, quadrant: int, first: int | None) -> DiscriminatorOutput:
-    """What `AttributePredictor` says when it is asked for everything."""
+def output_for(images: Tensor, levels: Tensor, quadrant: int, first: int | None) -> DiscriminatorOutput:
+    """The output of `FormulaDiscriminator` when all parts are requested."""
     mean, square = images.mean(dim=(1, 2, 3)), images.square().mean(dim=(1, 2, 3))
     return DiscriminatorOutput(
         logits=torch.stack([3 * mean + levels[:, 0], square - levels[:, 1]], dim=1),
@@ -40,8 +40,8 @@ def answer_to(images: Tensor, levels: Tensor, quadrant: int, first: int | None) 
     )
 
 
-class Judge:
-    """A discriminator that is a formula, and notes how it is called."""
+class FormulaDiscriminator:
+    """A discriminator given by a formula that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -61,12 +61,14 @@ class Judge:
         predict_levels: bool = False,
         first: int | None = None,
     ) -> DiscriminatorOutput:
-        self.calls.append({"embed": embed, "reconstruct": reconstruct, "learn": train_levels, "tell": predict_levels, "n": len(images)})
+        self.calls.append(
+            {"embed": embed, "reconstruct": reconstruct, "train_levels": train_levels, "predict_levels": predict_levels, "n": len(images)}
+        )
         self.frozen_calls.append(self.is_frozen)
-        answer = answer_to(images, levels, quadrant, first)
-        answer = answer if embed else answer._replace(embedding=None, proxy=None)
-        answer = answer if reconstruct else answer._replace(reconstruction_loss=None)
-        return answer if train_levels or predict_levels else answer._replace(levels=None)
+        output = output_for(images, levels, quadrant, first)
+        output = output if embed else output._replace(embedding=None, proxy=None)
+        output = output if reconstruct else output._replace(reconstruction_loss=None)
+        return output if train_levels or predict_levels else output._replace(levels=None)
 
     def unwrapped(self, *inputs: Any, **options: Any) -> DiscriminatorOutput:
         return self(*inputs, **options)
@@ -89,19 +91,19 @@ class Judge:
         return torch.tensor(7.0), len(self.losses) == 2
 
 
-class Painter(Judge):
-    """A generator that is a formula."""
+class FormulaGenerator(FormulaDiscriminator):
+    """A generator given by a formula."""
 
     def __call__(self, latents: Tensor, levels: Tensor) -> Tensor:  # type: ignore[override]
-        return paint(latents, levels)
+        return images_for(latents, levels)
 
 
-def paint(latents: Tensor, levels: Tensor) -> Tensor:
+def images_for(latents: Tensor, levels: Tensor) -> Tensor:
     return latents[:, :12].view(-1, 3, 2, 2) + levels.sum(dim=1).view(-1, 1, 1, 1) / 3
 
 
 def other_rank(x: Tensor) -> Tensor:
-    """What the process before this one has."""
+    """The tensor of rank 0; this process is rank 1."""
     return x.flip(0) + 1
 
 
@@ -135,22 +137,22 @@ def adversarial(config: Config, better: Tensor, worse: Tensor) -> Tensor:
 
 
 def penalty(images: Tensor) -> Tensor:
-    """An image's score is (3 m + s) / 2 + 2 s - m, with m the mean of its 12 numbers and s that of their squares."""
+    """The score of an image is (3 m + s) / 2 + 2 s - m, with m the mean of its 12 numbers and s the mean of their squares."""
     return (0.5 / 12 + 2.5 * 2 * images.flatten(1) / 12).square().sum(1).mean()
 
 
 def discriminator_terms(config: Config, batch: phases.MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
-    fakes = augment.apply(paint(batch.noise.latents_discriminator_BL, batch.levels_BA), batch.noise.augment_fake_BP, config.augment)
+    fakes = augment.apply(images_for(batch.noise.latents_discriminator_BL, batch.levels_BA), batch.noise.augment_fake_BP, config.augment)
     reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
     levels = batch.levels_BA
-    real, fake = answer_to(reals, levels, batch.noise.quadrant, None), answer_to(fakes, levels, 0, None)
+    real, fake = output_for(reals, levels, batch.noise.quadrant, None), output_for(fakes, levels, 0, None)
     contrast = losses.contrastive_by_attribute if config.loss.contrastive_over == "attribute" else losses.contrastive_2c
-    everyone = (torch.cat([other_rank(real.embedding), real.embedding]), torch.cat([other_rank(levels), levels]))
+    global_batch = (torch.cat([other_rank(real.embedding), real.embedding]), torch.cat([other_rank(levels), levels]))
     terms = {
         "adversarial": adversarial(config, real.logits, fake.logits),
         "adversarial_32": adversarial(config, real.logits_32, fake.logits_32),
         "auxiliary": losses.auxiliary_discriminator([torch.cat(pair) for pair in zip(real.levels, fake.levels, strict=True)], levels),
-        "contrastive": contrast(real.embedding, real.proxy, levels, 0.5, *everyone, BATCH),
+        "contrastive": contrast(real.embedding, real.proxy, levels, 0.5, *global_batch, BATCH),
         "reconstruction": (1 + batch.noise.quadrant) * reals.square().mean(),
         "r1": penalty(reals),
         "r2": penalty(fakes),
@@ -161,27 +163,27 @@ def discriminator_terms(config: Config, batch: phases.MicroBatch) -> tuple[dict[
 
 
 @pytest.mark.parametrize("adversarial", ["hinge", "relativistic"])
-@pytest.mark.parametrize("over", ["tile", "attribute"])
+@pytest.mark.parametrize("over", ["label", "attribute"])
 def test_discriminator_phase_is_the_weighted_sum_of_its_terms(adversarial: str, over: str) -> None:
     config = configured(adversarial=adversarial, contrastive_over=over, **EVERYTHING)
-    batches, judge = two_batches(config), Judge()
-    found, taken = phases.discriminator_phase(config, RUNTIME, Painter(), judge, batches, penalise=True)
+    batches, discriminator = two_batches(config), FormulaDiscriminator()
+    found, taken = phases.discriminator_phase(config, RUNTIME, FormulaGenerator(), discriminator, batches, penalise=True)
     (terms, total), (terms_2, total_2) = (discriminator_terms(config, batch) for batch in batches)
-    assert judge.losses == pytest.approx([total.item() / 2, total_2.item() / 2], rel=1e-4)
+    assert discriminator.losses == pytest.approx([total.item() / 2, total_2.item() / 2], rel=1e-4)
     expected = {name if "score" in name else f"discriminator/{name}": (terms[name] + terms_2[name]).item() / 2 for name in terms}
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
         expected | {"discriminator/gradient_norm": 7.0}, rel=1e-4
     )
-    assert taken and judge.last == [False, True]
-    everything = {"embed": True, "reconstruct": True, "learn": True, "tell": False, "n": 2 * BATCH}
-    nothing = {"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": 2 * BATCH}
-    assert judge.calls == [everything, nothing] * 2 and not any(judge.frozen_calls)
+    assert taken and discriminator.last == [False, True]
+    everything = {"embed": True, "reconstruct": True, "train_levels": True, "predict_levels": False, "n": 2 * BATCH}
+    nothing = {"embed": False, "reconstruct": False, "train_levels": False, "predict_levels": False, "n": 2 * BATCH}
+    assert discriminator.calls == [everything, nothing] * 2 and not any(discriminator.frozen_calls)
 
 
-def test_terms_that_are_off_are_not_asked_for() -> None:
+def test_disabled_terms_are_not_requested() -> None:
     config = configured()
-    judge = Judge()
-    found, taken = phases.discriminator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1], penalise=False)
+    discriminator = FormulaDiscriminator()
+    found, taken = phases.discriminator_phase(config, RUNTIME, FormulaGenerator(), discriminator, two_batches(config)[:1], penalise=False)
     assert set(found) == {
         "discriminator/adversarial",
         "discriminator/adversarial_32",
@@ -189,18 +191,21 @@ def test_terms_that_are_off_are_not_asked_for() -> None:
         "real_score",
         "fake_score",
     }
-    assert judge.calls == [{"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": 2 * BATCH}] and not taken
-    judge = Judge()
-    found, _ = phases.generator_phase(config, RUNTIME, Painter(), judge, two_batches(config)[:1])
+    assert (
+        discriminator.calls == [{"embed": False, "reconstruct": False, "train_levels": False, "predict_levels": False, "n": 2 * BATCH}]
+        and not taken
+    )
+    discriminator = FormulaDiscriminator()
+    found, _ = phases.generator_phase(config, RUNTIME, FormulaGenerator(), discriminator, two_batches(config)[:1])
     assert set(found) == {"generator/adversarial", "generator/adversarial_32", "generator/gradient_norm"}
-    assert judge.calls == [{"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": BATCH}]
+    assert discriminator.calls == [{"embed": False, "reconstruct": False, "train_levels": False, "predict_levels": False, "n": BATCH}]
 
 
 @pytest.mark.parametrize(("gammas", "names"), [((2.0, 0.0), {"r1"}), ((2.0, 3.0), {"r1", "r2"})])
-def test_penalties_that_are_on(gammas: tuple[float, float], names: set[str]) -> None:
+def test_enabled_penalties(gammas: tuple[float, float], names: set[str]) -> None:
     config = configured(r1_gamma=gammas[0], r2_gamma=gammas[1])
     batch = two_batches(config)[0]
-    found, _ = phases.discriminator_phase(config, RUNTIME, Painter(), Judge(), [batch], penalise=True)
+    found, _ = phases.discriminator_phase(config, RUNTIME, FormulaGenerator(), FormulaDiscriminator(), [batch], penalise=True)
     terms, _ = discriminator_terms(config, batch)
     assert {name for name in ("r1", "r2") if f"discriminator/{name}" in found} == names
     for name in names:
@@ -211,33 +216,33 @@ def test_penalties_that_are_on(gammas: tuple[float, float], names: set[str]) -> 
 def test_generator_phase_is_the_weighted_sum_of_its_terms(adversarial: str) -> None:
     weights = {"contrastive": 0.3, "auxiliary": 0.5, "control": 0.2, "diversity": 0.6, "temperature": 0.5}
     config = configured(adversarial=adversarial, **weights)
-    batches, painter, judge = two_batches(config), Painter(), Judge()
-    found, taken = phases.generator_phase(config, RUNTIME, painter, judge, batches)
+    batches, generator, discriminator = two_batches(config), FormulaGenerator(), FormulaDiscriminator()
+    found, taken = phases.generator_phase(config, RUNTIME, generator, discriminator, batches)
     sums, totals = {}, []
     for batch in batches:
         levels = batch.levels_BA[[0, 0, 2, 2]]
-        plain = paint(batch.noise.latents_generator_BL, levels)
-        fake = answer_to(augment.apply(plain, batch.noise.augment_generator_BP, config.augment), levels, 0, None)
+        plain = images_for(batch.noise.latents_generator_BL, levels)
+        fake = output_for(augment.apply(plain, batch.noise.augment_generator_BP, config.augment), levels, 0, None)
         reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)[[0, 0, 2, 2]]
-        real = answer_to(reals, levels, 0, None)
+        real = output_for(reals, levels, 0, None)
         apart = (batch.images_BCHW[[0, 2]] - batch.images_BCHW[[1, 3]]).abs().mean(dim=(1, 2, 3))
-        everyone = (torch.cat([other_rank(fake.embedding), fake.embedding]), torch.cat([other_rank(levels), levels]))
+        global_batch = (torch.cat([other_rank(fake.embedding), fake.embedding]), torch.cat([other_rank(levels), levels]))
         terms = {
             "auxiliary": losses.auxiliary_generator(fake.levels, levels),
             "control": losses.control(fake.levels, levels),
             "diversity": losses.diversity(plain, torch.cat([other_rank(apart), apart]).mean()),
-            "contrastive": losses.contrastive_2c(fake.embedding, fake.proxy, levels, 0.5, *everyone, BATCH),
+            "contrastive": losses.contrastive_2c(fake.embedding, fake.proxy, levels, 0.5, *global_batch, BATCH),
         }
         for name, better, worse in (("adversarial", fake.logits, real.logits), ("adversarial_32", fake.logits_32, real.logits_32)):
             terms[name] = losses.relativistic(better, worse) if adversarial == "relativistic" else losses.hinge_generator(better)
         totals.append(float(sum(weights.get(name, 1.0) * term for name, term in terms.items())) / 2)
         sums |= {f"generator/{name}": sums.get(f"generator/{name}", 0) + float(term) / 2 for name, term in terms.items()}
-    assert painter.losses == pytest.approx(totals, rel=1e-4)
+    assert generator.losses == pytest.approx(totals, rel=1e-4)
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
         sums | {"generator/gradient_norm": 7.0}, rel=1e-4
     )
-    assert taken and painter.last == [False, True] and not judge.losses
-    asked = {"embed": True, "reconstruct": False, "learn": False, "tell": True, "n": BATCH}
-    of_reals = {"embed": False, "reconstruct": False, "learn": False, "tell": False, "n": BATCH // 2}
-    assert judge.calls == ([asked, of_reals] if adversarial == "relativistic" else [asked]) * 2
-    assert all(judge.frozen_calls) and not judge.is_frozen
+    assert taken and generator.last == [False, True] and not discriminator.losses
+    expected_call = {"embed": True, "reconstruct": False, "train_levels": False, "predict_levels": True, "n": BATCH}
+    real_call = {"embed": False, "reconstruct": False, "train_levels": False, "predict_levels": False, "n": BATCH // 2}
+    assert discriminator.calls == ([expected_call, real_call] if adversarial == "relativistic" else [expected_call]) * 2
+    assert all(discriminator.frozen_calls) and not discriminator.is_frozen

@@ -1,4 +1,4 @@
-"""What "auto" is on a CPU with bf16 and on one without, and the warning where a precision is slow."""
+"""Resolution of "auto" on CPUs with and without native bf16, and the warning about slow precisions."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from attributegan.utils import precision
 
 
 def without_bf16() -> dict:
-    """What a process that has AVX2 alone finds."""
+    """The results of a process limited to AVX2."""
     code = """
 import json
 from attributegan.utils import precision

@@ -90,7 +90,7 @@ def test_levels_between_numbers_lie_between_their_names() -> None:
     assert Attribute("a", ("benign", "3", "4")).parse("3.25") == 1.25
     assert Attribute("a", ("3", "2", "1")).parse("1.5") == 1.5
     for bad in ("0", "0.5", "4", "3.5", "#3", "#x"):
-        with pytest.raises(ValueError, match="where a number is a name"):
+        with pytest.raises(ValueError, match="numbers are level names here"):
             NAMED.parse(bad)
     with pytest.raises(ValueError, match="not one of 1, 2, 3"):
         NAMED.read(0)
@@ -101,7 +101,7 @@ def test_the_level_that_is_not_assessable_may_be_named() -> None:
     for value, location in (("unclear", 0), (0, 0), ("0", 0)):
         assert read({"a": {"levels": ["unclear", "low", "high"], "not_assessable": value}}).attributes[0].not_assessable == location
     assert read({"a": {"levels": ["1", "2", "9"], "not_assessable": 9}}).attributes[0].not_assessable == 2
-    with pytest.raises(ValueError, match="'#0' for the level named 1, '#1' for the other one"):
+    with pytest.raises(ValueError, match="'#0' for the level named 1, or '#1' for the level at index 1"):
         read({"a": {"levels": ["1", "2"], "not_assessable": 1}})
     schema = read({"a": {"levels": ["1", "2"], "not_assessable": "#1"}})
     assert schema.attributes[0].not_assessable == 1 and read(schema.to_dict()) == schema
@@ -109,7 +109,13 @@ def test_the_level_that_is_not_assessable_may_be_named() -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["-1", "0", "1"], "not known"), (["1", "1.0"], "same number"), (["a", ""], "empty"), (["a", " b"], "blanks"), (["#1", "b"], "#")],
+    [
+        (["-1", "0", "1"], "stands for an unknown level"),
+        (["1", "1.0"], "same number"),
+        (["a", ""], "empty"),
+        (["a", " b"], "trailing spaces"),
+        (["#1", "b"], "#"),
+    ],
 )
 def test_names_that_could_mean_two_things_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -107,12 +107,12 @@ def test_not_assessable_needs_such_a_level() -> None:
 @pytest.mark.parametrize(
     ("levels", "wrong"),
     [
-        ([[5, 1, 1, 1, 1]], r"row 0: cell_crowding is 5; ask for a level from 1 to 4, or for 0 alone \(insufficient information\)"),
+        ([[5, 1, 1, 1, 1]], r"row 0: cell_crowding is 5; use a level from 1 to 4, or exactly 0 \(insufficient information\)"),
         ([[1, 1, 1, 1, 1], [1, 1, 1, 1, -2]], "row 1: pleomorphism is -2"),
-        ([[1, 1, 0.5, 1, 1]], "row 0: mitosis is 0.5; ask for a level from 1 to 3, or for 0 alone"),
+        ([[1, 1, 0.5, 1, 1]], "row 0: mitosis is 0.5; use a level from 1 to 3, or exactly 0"),
         ([[1, 1, 1, -0.5, 1]], "nucleoli is -0.5"),
         ([[1, float("nan"), 1, 1, 1]], "cell_polarity is nan"),
-        ([[1, 1, 1, 1]], r"has the shape \(1, 4\); give \(batch, 5\), for cell_crowding"),
+        ([[1, 1, 1, 1]], r"got shape \(1, 4\), expected \(batch, 5\), for cell_crowding"),
     ],
 )
 def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[list[float]], wrong: str) -> None:
