@@ -70,7 +70,7 @@ def _check_rows(folder: Path, header: index.Header, tars: ShardFiles) -> Iterato
             yield f"{path}: has {counts[shard.name]:,} tiles for {shard.name}, its metadata say {shard.tiles:,}"
     for row in set_rows.repeated(table, ["key"], "shard", "count").to_pylist():
         yield f"{path}: key {row['key']} comes {row['shard_count']} times"
-    for row in set_rows.groups_apart(table):
+    for row in set_rows.split_groups(table):
         yield f"{path}: group {row['group']} is in {row['split_count_distinct']} splits"
     yield from (f"{path}: {line}" for line in set_rows.same_images(table, header, tars.read))
 
