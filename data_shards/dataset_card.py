@@ -226,7 +226,11 @@ def _groups(folder: Path, header: index.Header) -> Section:
         return Section("Groups", f"No groups, such as slides or patients.{without}")
     tiles = sorted(sum(of_split.values()) for of_split in counts.values())
     in_several = [group for group, of_split in counts.items() if len(of_split) > 1]
-    apart = f"{len(in_several):,} groups are in more than one split: {', '.join(sorted(in_several)[:5])}." if in_several else "No group is in two splits."
+    apart = (
+        f"{len(in_several):,} groups are in more than one split: {', '.join(sorted(in_several)[:5])}."
+        if in_several
+        else "No group is in two splits."
+    )
     text = f"{len(tiles):,} groups of {tiles[0]:,} to {tiles[-1]:,} tiles, median {int(np.median(tiles)):,}. {apart}{without}"
     largest = sorted(counts, key=lambda group: (-sum(counts[group].values()), group))
     rows: list[Sequence[Cell]] = [[group, *(counts[group].get(split, 0) for split in header.splits)] for group in largest[:MAX_ROWS]]

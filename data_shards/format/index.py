@@ -240,9 +240,7 @@ def _rows(table: pa.Table, names: tuple[str, ...], number_of: dict[str, int], pa
     column = {name: table[name].combine_chunks() for name in table.column_names}
     labels = column["shard"].dictionary.to_pylist()
     if unknown := [label for label in labels if label not in number_of]:
-        raise ValueError(
-            f"{path}: rows refer to shards missing from the metadata: {', '.join(map(str, unknown[:3]))}; pack the set again"
-        )
+        raise ValueError(f"{path}: rows refer to shards missing from the metadata: {', '.join(map(str, unknown[:3]))}; pack the set again")
     shard_N = np.array([number_of[label] for label in labels], np.int32)[column["shard"].indices.to_numpy()]
     levels_NA = np.stack([column[name].to_numpy() for name in names], axis=1)
     return Rows(shard_N, column["offset"].to_numpy(), column["length"].to_numpy(), column["checksum"].to_numpy(), levels_NA)

@@ -14,7 +14,7 @@ from data_shards.format.rgb import opened
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
-ZEROS = 1 / 8  # share of zero bytes at the end that marks a WebP as truncated; large blank images have 1/20
+ZEROS = 1 / 8  # minimum share of zeros at the end of a truncated WebP; large blank ones have 1/20
 DAMAGED = "is truncated or damaged"
 
 
@@ -30,14 +30,16 @@ def check(data: bytes) -> None:
         return
     with opened(data) as image:
         if image.format == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
-            raise ValueError(f"the WebP {DAMAGED}: has {len(data):,} bytes, but its header says {int.from_bytes(data[4:8], 'little') + 8:,}")
+            raise ValueError(
+                f"the WebP {DAMAGED}: has {len(data):,} bytes, but its header says {int.from_bytes(data[4:8], 'little') + 8:,}"
+            )
         if image.format == "WEBP" and len(data.rstrip(b"\0")) < len(data) * (1 - ZEROS):
             raise ValueError(f"the WebP {DAMAGED}: ends in zeros")
         image.load()
 
 
 def _check_jpeg(data: bytes) -> bool:
-    """Returns True for a complete JPEG; False for one that libjpeg-turbo does not support, which Pillow must check."""
+    """Returns True for a complete JPEG; False for one that only Pillow supports."""
     try:
         _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
         simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1, min_factor=8)

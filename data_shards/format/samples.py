@@ -130,5 +130,7 @@ def _levels(entry: dict[str, Any], schema: AttributeSchema) -> dict[str, Any]:
         if tree is not entry and attribute.name in tree and attribute.name in entry:
             of_both = [attribute.read(found[attribute.name]) for found in (tree, entry)]
             if of_both[0] != of_both[1]:
-                raise ValueError(f".json: {attribute.name} is {tree[attribute.name]} under levels but {entry[attribute.name]} at the top level")
+                raise ValueError(
+                    f".json: {attribute.name} is {tree[attribute.name]} under levels but {entry[attribute.name]} at the top level"
+                )
     return tree

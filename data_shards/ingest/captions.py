@@ -200,7 +200,9 @@ def read_caption(caption: str) -> tuple[dict[str, int], list[tuple[str, str, str
         if meaning.level is None:
             bare.append(sentence)
         elif levels.setdefault(meaning.attribute, meaning.level) != meaning.level:
-            problems.append((meaning.attribute, sentence, f"contradicts another sentence of the caption, with level {levels[meaning.attribute]}"))
+            problems.append(
+                (meaning.attribute, sentence, f"contradicts another sentence of the caption, with level {levels[meaning.attribute]}")
+            )
     return (levels, problems) if problems else _with_bare(levels, bare)
 
 

@@ -142,7 +142,11 @@ def _of_feature(feature: Any, measurements: frozenset[str]) -> list[QuPathObject
 
     properties = feature.get("properties") or {}
     kind_name = properties.get("objectType", properties.get("object_type"))
-    kind = OLD_KINDS.get(str(feature.get("id")), ANNOTATION) if kind_name is None else KINDS.get(str(kind_name).lower().replace("_", ""), ANNOTATION)
+    kind = (
+        OLD_KINDS.get(str(feature.get("id")), ANNOTATION)
+        if kind_name is None
+        else KINDS.get(str(kind_name).lower().replace("_", ""), ANNOTATION)
+    )
     if kind is None:
         return []
     classes = classes_of(properties.get("classification"))

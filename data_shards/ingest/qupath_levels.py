@@ -48,7 +48,7 @@ def levels_from(
             objects[image] += found
             if any(one.kind in (DETECTION, UNKNOWN_KIND) for one in found) and counted.setdefault(image, export.name) != export.name:
                 raise ValueError(
-                    f"{image}: {counted[image]} and {export.name} both contain its objects, which would be counted twice; pass only one of them"
+                    f"{image}: {counted[image]} and {export.name} both have its objects, which would be counted twice; pass only one"
                 )
     boxes = [box for image in sorted(objects) for box in tiles.boxes[image]]
     inside = _ObjectsByTile(objects, tiles, any(rule.classes is not None for rule in rules.values()), bad)
@@ -89,7 +89,9 @@ class _ObjectsByTile:
         from shapely import STRtree, box
 
         self.centred: dict[str, list[QuPathObject]] = defaultdict(list)
-        self.touching: dict[str, list[tuple[QuPathObject, Any]]] = defaultdict(list)  # with the covered part of the tile; None for the whole tile
+        self.touching: dict[str, list[tuple[QuPathObject, Any]]] = defaultdict(
+            list
+        )  # with the covered part of the tile; None for the whole tile
         for image, found in objects.items():
             tiles = locations.boxes[image]
             shapes = [box(tile.left, tile.top, tile.left + tile.width, tile.top + tile.height) for tile in tiles]
@@ -105,7 +107,9 @@ class _ObjectsByTile:
                     self._assign(one, tiles, shapes, tree)
                     without_outline += one.shape is None and one.kind == ANNOTATION
             if without_outline and by_class:
-                bad.append(f"{image}: {without_outline:,} annotations of a table have no outline and can't cover tiles; export them as GeoJSON too")
+                bad.append(
+                    f"{image}: {without_outline:,} annotations of a table have no outline and can't cover tiles; export them as GeoJSON too"
+                )
             if unlocated:
                 bad.append(f"{image}: {unlocated:,} objects have no centroid and can't be assigned to tiles")
 
@@ -126,7 +130,9 @@ class _ObjectsByTile:
                     self.touching[tiles[index].file].append((one, part))
 
 
-def _by_class(rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _ObjectsByTile, cover: float, bad: list[str]) -> dict[str, int]:
+def _by_class(
+    rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _ObjectsByTile, cover: float, bad: list[str]
+) -> dict[str, int]:
     """Returns the level whose annotations cover the largest share of each tile, at least ``cover``, else unknown."""
     levels = {}
     for box in boxes:
@@ -158,7 +164,7 @@ def _by_value(rule: Rule, attribute: Attribute, boxes: Sequence[Box], inside: _O
     if edges is None:
         edges = _quantiles(attribute, list(values.values()))
         notes.append(
-            f"{attribute.name}: edges [{', '.join(f'{edge:.6g}' for edge in edges)}]; add them to the rules to use the same edges for other slides"
+            f"{attribute.name}: edges [{', '.join(f'{edge:.6g}' for edge in edges)}]; add them to the rules to reuse them for other slides"
         )
     level_of = attribute.assessable
     found = {file: level_of[int(np.searchsorted(edges, value, side="right"))] for file, value in values.items()}

@@ -67,7 +67,9 @@ def by_name(schema: AttributeSchema) -> dict[str, Rule]:
         classes = {}
         for level, name in enumerate(attribute.levels):
             own, key = class_key(attribute.name), class_key(name)
-            classes[frozenset((f"{own} {key}",))] = classes[frozenset((f"{own}={key}",))] = level  # the first also matches two names in turn
+            classes[frozenset((f"{own} {key}",))] = classes[frozenset((f"{own}={key}",))] = (
+                level  # the first also matches two names in turn
+            )
             if uses[key] == 1:
                 classes[frozenset((key,))] = level
         rules[attribute.name] = Rule(classes)
@@ -115,7 +117,14 @@ def _rule(attribute: Attribute, entry: Any) -> Rule:
     if type(min_objects) is not int or min_objects < (0 if value == "count" else 1):
         raise ValueError(f"min_objects: {min_objects!r} must be an integer of at least {0 if value == 'count' else 1}")
     return Rule(
-        None, value, str(entry[value]), statistic, str(entry.get("class", ALL)), objects == "annotations", _edges(attribute, entry), min_objects
+        None,
+        value,
+        str(entry[value]),
+        statistic,
+        str(entry.get("class", ALL)),
+        objects == "annotations",
+        _edges(attribute, entry),
+        min_objects,
     )
 
 

@@ -1,7 +1,7 @@
 """Cuts tissue tiles from whole-slide images: reading at a given resolution, tissue detection, sharpness filter, atomic output.
 
-A slide becomes a folder ``{slide}`` of images with a ``tiles.csv`` and a ``slide.json`` (how it was cut), which is written under a temporary
-name and renamed when complete. Users add columns with levels to the table; labels.py and packer.py process it further.
+A slide becomes a folder ``{slide}`` of images with a ``tiles.csv`` and a ``slide.json`` (how it was cut), which is written under a
+temporary name and renamed when complete. Users add columns with levels to the table; labels.py and packer.py process it further.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class Slide:
         ends = [min(limit, math.ceil(last + margin)) for (_, last), limit in zip(spans, self._slide.level_dimensions[level], strict=True)]
         image = self._shrunk(level, starts, ends, shrink)
         box = [(spans[axis][side] - starts[axis]) / shrink for side in (0, 1) for axis in (0, 1)]
-        box[2:] = [min(edge, limit) for edge, limit in zip(box[2:], image.size, strict=True)]  # clips less than a pixel, at the slide's edge
+        box[2:] = [
+            min(edge, limit) for edge, limit in zip(box[2:], image.size, strict=True)
+        ]  # clips less than a pixel, at the slide's edge
         return image.resize(size, Image.Resampling.LANCZOS, box=(box[0], box[1], box[2], box[3]))
 
     def _shrunk(self, level: int, starts: Sequence[int], ends: Sequence[int], shrink: int) -> Image.Image:

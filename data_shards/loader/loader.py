@@ -237,8 +237,7 @@ def _start_loader(tiles: TileReader, requests: _Requests, workers: int, pin_memo
         if error.errno != errno.ENOSPC:
             raise
         raise ValueError(
-            "data.workers: no space left in /dev/shm for the workers; enlarge it (containers: --shm-size), or use "
-            "data.workers=0"
+            "data.workers: no space left in /dev/shm for the workers; enlarge it (containers: --shm-size), or use data.workers=0"
         ) from error
 
 

@@ -67,7 +67,7 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
 
 
 def matched(true_HW: np.ndarray, found_HW: np.ndarray, min_iou: float = 0.5) -> tuple[int, int, int]:
-    """Returns the numbers of nuclei matched with an IoU above ``min_iou`` (matches are unique from 0.5 on), true nuclei, and segmented nuclei."""
+    """Count nuclei matched with an IoU above ``min_iou`` (unique from 0.5 on), true nuclei, and segmented nuclei."""
     true, found = int(true_HW.max(initial=0)), int(found_HW.max(initial=0))
     pairs = np.bincount(true_HW.ravel().astype(np.int64) * (found + 1) + found_HW.ravel(), minlength=(true + 1) * (found + 1))
     shared = pairs.reshape(true + 1, found + 1)

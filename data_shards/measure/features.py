@@ -18,7 +18,11 @@ NEIGHBOURS = 5
 MAX_WHITE_SHARE = 0.95  # tiles with more are not assessable
 BACKGROUND = 0.07  # absorbance below which a channel counts as white
 SPOT_CONTRAST, SPOT_AREA = 0.15, (4, 80)  # of a nucleolus: stain relative to its nucleus, area in pixels
-FIGURE_STAIN, FIGURE_FIT, FIGURE_ELONGATION = 1.35, 0.93, 1.8  # of a mitosis-like body: minimum stain relative to the median nucleus, maximum fit, minimum elongation
+FIGURE_STAIN, FIGURE_FIT, FIGURE_ELONGATION = (
+    1.35,
+    0.93,
+    1.8,
+)  # of a mitosis-like body: minimum stain relative to the median nucleus, maximum fit, minimum elongation
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ MEASUREMENTS = {
     "hyperchromasia": Measurement("absorbance", "mean hematoxylin of the nuclei"),
     "stain_spread": Measurement("1", "standard deviation over mean of the hematoxylin of nuclei: anisochromasia"),
     "nucleolus_spots": Measurement("spots a nucleus", "dark spots inside nuclei, by difference of Gaussians"),
-    "mitosis_like": Measurement("bodies in the tile", f"nuclei at least {FIGURE_STAIN} times as dark as the median that are irregular or elongated"),
+    "mitosis_like": Measurement(
+        "bodies in the tile", f"nuclei at least {FIGURE_STAIN} times as dark as the median that are irregular or elongated"
+    ),
     "white_share": Measurement("share, 0 to 1", "area without tissue"),
     "blood_share": Measurement("share, 0 to 1", "area with the red of erythrocytes, which absorb more blue than eosin"),
     "sharpness": Measurement("variance", "of the Laplacian of the luma (Pech-Pacheco et al. 2000)"),

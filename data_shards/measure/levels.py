@@ -116,7 +116,9 @@ def read(path: Path, how: Mapping[str, Any]) -> list[Rule]:
             for name, entry in tree.items()
         ]
     except (OSError, *strict_yaml.YAML_ERRORS) as error:
-        raise ValueError(f"--attributes {path}: not an attributes file with `measured: {{by, edges, how}}` for each attribute: {error}") from error
+        raise ValueError(
+            f"--attributes {path}: not an attributes file with `measured: {{by, edges, how}}` for each attribute: {error}"
+        ) from error
     for rule in rules:
         if other := [key for key in how if rule.how.get(key) != how[key]]:
             was, now = ({key: settings.get(key) for key in other} for settings in (rule.how, how))

@@ -128,7 +128,7 @@ class Settings:
 
 @dataclass
 class Measured:
-    """Measured tiles; ``rows`` of all readable ones in the order of the source: ``file``, ``slide``, ``width``, ``height``, measurements."""
+    """Measured tiles; ``rows`` of the readable ones in the order of the source: ``file``, ``slide``, ``width``, ``height``, values."""
 
     names: tuple[str, ...]
     rows: list[dict[str, Any]]

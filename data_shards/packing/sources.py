@@ -163,7 +163,9 @@ def phantom_labels(count: int, seed: int, like: Labels | None = None) -> Labels:
 def _levels_like(like: Labels, count: int, seed: int) -> np.ndarray:
     """Sample rows of ``like`` whose attributes are all assessable, with replacement; row k depends only on ``seed`` and k."""
     levels_NA = np.stack([like.table[name].to_numpy() for name in like.schema.names], axis=1)
-    assessable_AN = [np.isin(levels_N, attribute.assessable) for levels_N, attribute in zip(levels_NA.T, like.schema.attributes, strict=True)]
+    assessable_AN = [
+        np.isin(levels_N, attribute.assessable) for levels_N, attribute in zip(levels_NA.T, like.schema.attributes, strict=True)
+    ]
     levels_NA = levels_NA[np.all(assessable_AN, axis=0)]
     if not len(levels_NA):
         raise ValueError("no tile has five assessable levels, as phantoms require")

@@ -71,8 +71,8 @@ class Scene:
     def measure(self) -> dict[str, float]:
         """Measure the five attributes on the nuclei, not from the levels; each value increases with its level.
 
-        The values are: number of nuclei; 1 - resultant length of the doubled angles (0 aligned, 1 without direction); number of mitotic figures;
-        mean prominence of the nucleoli; standard deviation of log size plus mean irregularity of the outlines.
+        The values are: number of nuclei; 1 - resultant length of the doubled angles (0 aligned, 1 without direction); number of mitotic
+        figures; mean prominence of the nucleoli; standard deviation of log size plus mean irregularity of the outlines.
         """
         angles = np.array([nucleus.angle for nucleus in self.nuclei])
         sizes = np.array([nucleus.major * nucleus.minor for nucleus in self.nuclei])
@@ -175,7 +175,7 @@ def _spaced(pool_M2: np.ndarray) -> np.ndarray:
 
 
 def _size(spread: float, even: float) -> float:
-    """Returns a size factor: its logarithm is uniform with standard deviation ``spread``; its mean square is 1, which preserves the stained area."""
+    """Returns a size factor: uniform logarithm with standard deviation ``spread``, mean square 1, which preserves the stained area."""
     reach = math.sqrt(3) * spread
     return math.exp(reach * even) / math.sqrt(math.sinh(2 * reach) / (2 * reach))
 

@@ -219,8 +219,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"data.cache: {folder}: can't be written ({error.strerror}); free disk space, choose another folder, or "
-            "reduce data.cache_gb"
+            f"data.cache: {folder}: can't be written ({error.strerror}); free disk space, choose another folder, or reduce data.cache_gb"
         ) from error
 
 

@@ -143,7 +143,7 @@ def test_16_bit_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert np.abs(trained_on(tmp_path, "rgba.png") - wanted_HWC).max() <= 2
     (tmp_path / "key.png").write_bytes(png_16(deep_HWC[..., :3], 2, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))
     (tmp_path / "set").rename(tmp_path / "other")
-    assert "16-bit colour of which one value is transparent" in refusal(tmp_path, "key.png", capsys)
+    assert "16-bit colour with a transparent value" in refusal(tmp_path, "key.png", capsys)
 
 
 @pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0), (16, 1)])

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards.ingest import qupath, qupath_levels, qupath_places, qupath_rules
+from data_shards.ingest import qupath, qupath_levels, qupath_locations, qupath_rules
 from data_shards.ingest.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
 from tools import shard
 
@@ -235,7 +235,7 @@ def test_decimal_commas_are_asked_about(tmp_path: Path) -> None:
 
 
 def test_tables_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="this is not a table of QuPath"):
+    with pytest.raises(ValueError, match="not a measurement table of QuPath"):
         read(write_table(tmp_path / "a.tsv", ["file", "x"], [["a", 1]]))
     with pytest.raises(ValueError, match="not a readable table"):
         read(tmp_path / "none.tsv")
@@ -259,7 +259,11 @@ def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: t
 
 
 def levels(
-    tmp_path: Path, exports: Sequence[Path], places: qupath_places.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
+    tmp_path: Path,
+    exports: Sequence[Path],
+    places: qupath_locations.TileLocations,
+    rules: Mapping[str, Any] | None = None,
+    comma: bool = False,
 ) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:  # fmt: skip
     known = qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_rules.by_name(SCHEMA)
     wanted = qupath_rules.measurements_of(known)
@@ -281,14 +285,14 @@ def levels(
     ],
 )
 def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...] | None) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     found, bad, notes = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(0, 0, 200), classification=classes)])], places)
     assert found == ({"H7/0_0.png": expected} if expected else {}) and not bad
-    assert (expected is None) == any("not a level of any attribute" in note for note in notes)
+    assert (expected is None) == any("not mapped to a level of any attribute" in note for note in notes)
 
 
 def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
         feature(square(0, 0, 90), classification=named("some")),
@@ -310,7 +314,7 @@ def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
     ]
     found, bad, _ = levels(tmp_path, [write(tmp_path / "H7.svs.geojson", features)], places)
     assert found == {"H7/0_0.png": (-1, 0, -1, -1), "H7/0_200.png": (-1, 1, -1, -1)}
-    assert bad == ["H7/400_0.png: mitosis is rare and frequent by annotations of the same size; not known"]
+    assert bad == ["H7/400_0.png: annotations cover equal shares for mitosis rare and frequent; set to unknown"]
 
 
 def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: float) -> list[dict[str, Any]]:
@@ -321,7 +325,7 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
 
 
 def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10),
         *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
@@ -348,7 +352,7 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
 def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
     columns = [name.replace("X µm", f"X {unit}").replace("Y µm", f"Y {unit}") for name in NEW]
     x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of what was scanned: the second tile of the first row
     rows = [["H7.svs", UUID, "Cell", "", "Tumor", "", "", x, y, 30]] * 3
@@ -359,7 +363,7 @@ def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str
 
 
 def test_outlines_are_placed_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
     found, _, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(200, 0, 200), classification=named("some"))])], places)
     assert list(found) == ["H7/1200_3000.png"]
 
@@ -368,19 +372,19 @@ def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
     (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # of an earlier version
     with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
-        qupath_places.tiles_of_slides(table, None)
+        qupath_locations.tiles_of_slides(table, None)
     assert (
-        qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][1].left
+        qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][1].left
         == 200
-        == qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][0].width
+        == qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][0].width
     )
     table.write_text("file,slide\n")
     with pytest.raises(ValueError, match="has no column x, y, mpp, size"):
-        qupath_places.tiles_of_slides(table, 0.25)
+        qupath_locations.tiles_of_slides(table, 0.25)
 
 
 def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     rows = [
         ["H7.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
         ["H9.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
@@ -395,11 +399,11 @@ def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
 # Tiles that are images of their own
 
 
-def images(tmp_path: Path, names: Sequence[str]) -> qupath_places.Places:
+def images(tmp_path: Path, names: Sequence[str]) -> qupath_locations.TileLocations:
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 100)).save(tmp_path / "images" / name)
-    return qupath_places.images_as_tiles(tmp_path / "images")
+    return qupath_locations.images_as_tiles(tmp_path / "images")
 
 
 def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
@@ -427,7 +431,7 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
     }
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", columns, rows)], places, rules)
     assert found == {"a.png": (-1, 2, 0, -1), "b.png": (-1, -1, 1, -1)}
-    assert bad == ["b.png: mitosis is rare and frequent by annotations of the same size; not known"]
+    assert bad == ["b.png: annotations cover equal shares for mitosis rare and frequent; set to unknown"]
 
 
 def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
@@ -481,10 +485,10 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rules", "what"),
     [
-        ({}, "has no rules"),
+        ({}, "no rules"),
         ({"grade": {"count": "*"}}, "grade: not an attribute"),
-        ({"mitosis": {}}, "give exactly one of"),
-        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "give exactly one of"),
+        ({"mitosis": {}}, "set exactly one of"),
+        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "set exactly one of"),
         ({"mitosis": {"count": "a"}}, "edges: give 2"),
         ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"),
         ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
@@ -495,7 +499,7 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
         ({"mitosis": {"share": "a", "edges": [1, 2], "min_objects": 0}}, "min_objects: 0"),
         ({"mitosis": {"classes": {"a": "much"}}}, "'much' is not a level"),
         ({"mitosis": {"classes": {"a": 3}}}, "3 is not a level"),
-        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "nothing else beside it"),
+        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "without other keys"),
         ({"mitosis": {"classes": ["a"]}}, "classes: write"),
     ],
 )
@@ -568,5 +572,5 @@ def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
     assert run("tile", slide, "--out", tmp_path / "tiles", "--mpp", "0.5", "--size", "128", "--workers", "1") == 0
     record = json.loads((tmp_path / "tiles" / "scan" / "slide.json").read_text())
     assert record["mpp"] == pytest.approx([0.25, 0.25], rel=1e-3) and record["origin"] == [0, 0]
-    places = qupath_places.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
+    places = qupath_locations.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
     assert places.boxes["scan"][0].width == pytest.approx(256, rel=1e-3)

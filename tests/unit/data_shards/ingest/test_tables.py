@@ -162,7 +162,7 @@ def test_there_and_back(tmp_path: Path, attributes: Path, options: list[str], ca
     assert run("import-imagefolder", tmp_path / "images", "--attributes", attributes, "--out", out) == 0
     before = {row["file"]: row for row in rows_of(labels)}
     assert {row["file"]: row for row in rows_of(out)} == before
-    assert run(*command) == 2 and "is there already; replace it with --overwrite" in capsys.readouterr().err
+    assert run(*command) == 2 and "exists already; use --overwrite to replace it" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0
     (tmp_path / "images" / "a.png").unlink()
     assert run(*command, "--overwrite") == 2 and "lacks 1 images of the table, such as a.png" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import json
 import os
 import struct
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lock_holder import lock_holder
 from PIL import Image, ImageFilter
 from time_limits import seconds
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED
 from data_shards.ingest import tiling
-from data_shards.ingest.tiling import Slide, find_places, otsu, sharpness, tissue_mask
+from data_shards.ingest.tiling import Slide, find_positions, otsu, sharpness, tissue_mask
 from tools import shard
 from tools.shards import tile as tile_slides
 
@@ -247,7 +247,7 @@ def test_any_number_of_processes_and_restarts_gives_the_same_bytes(
     assert tile(slide, other, "--out", tmp_path / "parallel", *COMMON[:-1], 3) == 0
     assert tile(other, "--out", tmp_path / "twice", *COMMON) == 0
     first = (tmp_path / "twice" / "other").stat()
-    half = tmp_path / "twice" / tiling.ASIDE / slide.stem  # what a killed run leaves
+    half = tmp_path / "twice" / tiling.TMP_FOLDER / slide.stem  # what a killed run leaves
     half.mkdir(parents=True)
     (half / "1536_0.png").write_bytes(b"half")
     capsys.readouterr()
@@ -269,21 +269,22 @@ def test_what_is_there_is_not_mixed_or_overwritten(slide: Path, tmp_path: Path, 
     assert tile(slide, namesake, "--out", tmp_path / "new", *COMMON) == 2
     assert "rename one" in capsys.readouterr().err
     assert tile(namesake, "--out", out, *COMMON) == 2
-    assert "tiles of another slide of that name" in capsys.readouterr().err
+    assert "tiles of another slide with this name" in capsys.readouterr().err
     labelled = "file,slide,x,y,mpp,size,tissue,sharpness,mitosis\n"
     (out / "tiles.csv").write_text(labelled)
     assert tile(slide, "--out", out, *COMMON) == 2
-    assert "has columns of yours (mitosis)" in capsys.readouterr().err
+    assert "has added columns (mitosis)" in capsys.readouterr().err
     assert (out / "tiles.csv").read_text() == labelled
 
 
-def test_one_process_at_a_time(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert tile(slide, "--out", tmp_path, *COMMON) == 2
-    assert "another process is cutting tiles" in capsys.readouterr().err
-    os.close(descriptor)
-    assert tile(slide, "--out", tmp_path, *COMMON) == 0
+def test_only_one_process_writes_tiles_at_a_time(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock_holder(tmp_path / ".tiling.lock") as other:
+        assert tile(slide, "--out", tmp_path, *COMMON) == 2
+        assert f"another process is writing tiles to {tmp_path}" in capsys.readouterr().err
+        other.kill()
+        other.wait()
+        assert tile(slide, "--out", tmp_path, *COMMON) == 0
+    assert not list(tmp_path.glob(".tiling*"))
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_a_real_svs(real: Path, tmp_path: Path) -> None:
     rows = rows_of(out)
     with closing(Slide(real)) as slide:
         assert slide.mpp_XY == (0.499, 0.499) and slide.bounds == (0, 0, 2220, 2967)
-        tiles_N3, places = find_places(slide, tiling.Options(0.5, 256))
+        tiles_N3, places = find_positions(slide, tiling.Options(0.5, 256))
         share = tissue_mask(slide).mean()
         whole_HWC = np.asarray(slide._slide.read_region((0, 0), 0, slide._slide.dimensions).convert("RGB"))
     assert places == 8 * 11 and len(rows) == len(tiles_N3) == 32

@@ -192,28 +192,28 @@ def test_a_damaged_tile_is_replaced_by_the_next_in_order(tmp_path: Path, caplog:
 def test_too_many_damaged_tiles_stop_the_run_and_name_a_shard(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 72)
     damage(folder, list(range(30)))
-    with pytest.raises(ValueError, match=r"train-00000\d\.tar: 11 damaged tiles met .* `attributegan-shard verify"):
+    with pytest.raises(ValueError, match=r"train-00000\d\.tar: too many damaged tiles \(11 in .* `attributegan-shard verify"):
         steps(folder, 3, 1)
 
 
 def test_a_set_of_nothing_but_damage_stops_the_run(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 8)
     damage(folder, list(range(8)))
-    with pytest.raises(ValueError, match="8 damaged tiles"):
+    with pytest.raises(ValueError, match=r"too many damaged tiles \(8 in"):
         steps(folder, 1, 1, batch=4)
 
 
 def test_sets_that_can_not_be_read_are_refused(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 40, val_fraction=0.2)
-    with pytest.raises(ValueError, match="data.shards: is empty"):
+    with pytest.raises(ValueError, match="data.shards: empty"):
         ShardSet.open("")
-    with pytest.raises(ValueError, match="is no whole shard set"):
+    with pytest.raises(ValueError, match="is not a complete shard set"):
         ShardSet.open(tmp_path / "images")
     with pytest.raises(ValueError, match="data.split: .* it has train, val"):
         ShardSet.open(folder, split="test")
     size = (folder / "train-000001.tar").stat().st_size
     os.truncate(folder / "train-000001.tar", size - 512)
-    with pytest.raises(ValueError, match=f"train-000001.tar: has .* should have {size:,}"):
+    with pytest.raises(ValueError, match=f"train-000001.tar: has .* expected {size:,}"):
         ShardSet.open(folder)
     assert len(ShardSet.open(folder, split="val")) == 10
     (folder / "train-000001.tar").unlink()
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
         ShardSet.open(folder)
     pq.write_table(pa.table({"a": [1]}), folder / index.FILE)
     checksums.write(folder, header)
-    with pytest.raises(ValueError, match="no index of a shard set"):
+    with pytest.raises(ValueError, match="not the index of a shard set"):
         ShardSet.open(folder)
 
 
@@ -244,7 +244,7 @@ def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) ->
 
     folder = make_set(tmp_path, 4)
     header, table = index.read_header(folder / index.FILE), index.read_table(folder / index.FILE)
-    for column, value, message in (("grade", 7, "grade has levels from"), ("offset", 10**9, "outside of their shard")):
+    for column, value, message in (("grade", 7, "grade has levels from"), ("offset", 10**9, "outside their shard")):
         broken = table.set_column(table.column_names.index(column), column, pa.array([value] * 4, table[column].type))
         index.write(folder / index.FILE, header, [broken])
         checksums.write(folder, header)
@@ -327,10 +327,10 @@ def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, m
 
 
 def test_attributes_can_count_as_not_known(folder: Path) -> None:
-    shards, plain = ShardSet.open(folder, known=("size",)), ShardSet.open(folder)
+    shards, plain = ShardSet.open(folder, attributes=("size",)), ShardSet.open(folder)
     assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
     with pytest.raises(ValueError, match="data.attributes: colour: the shards have the attributes grade, size"):
-        ShardSet.open(folder, known=("colour", "size"))
+        ShardSet.open(folder, attributes=("colour", "size"))
 
 
 @pytest.mark.slow
@@ -339,7 +339,7 @@ def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("data_shards.loader.loader.DataLoader", full)
-    with pytest.raises(ValueError, match="no room in /dev/shm; .* data.workers=0"):
+    with pytest.raises(ValueError, match="no space left in /dev/shm .* data.workers=0"):
         next(read(folder, workers=1))
 
 
@@ -349,8 +349,8 @@ def test_reader_killed_while_it_hands_over_a_batch_is_named(error: Exception) ->
         yield "a batch"
         raise error
 
-    with pytest.raises(RuntimeError, match="DataLoader worker ended while it handed over"):
-        list(reading._heard(answers()))
+    with pytest.raises(RuntimeError, match="DataLoader worker died while sending"):
+        list(reading._checked(answers()))
 
 
 def test_error_inside_a_reader_stays_what_it_is() -> None:
@@ -359,7 +359,7 @@ def test_error_inside_a_reader_stays_what_it_is() -> None:
         raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
 
     with pytest.raises(FileNotFoundError, match="Caught"):
-        list(reading._heard(answers()))
+        list(reading._checked(answers()))
 
 
 def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from tools import shard
 
 pytest.importorskip("skimage", reason="needs attributegan[measure]")
 
-from data_shards.measure import agreement, features, judge, levels, merging, regions, segment, stain, table
+from data_shards.measure import agreement, evaluation, features, levels, merging, regions, segment, stain, table
 
 SIZE = 160
 GLIOMA = Path(__file__).parents[4] / ".." / "shared" / "real" / "glioma"
@@ -164,16 +164,16 @@ def test_levels_by_quantiles_and_their_file(tmp_path: Path) -> None:
     assert schema.attributes[0].not_assessable == 0 and schema.attributes[0].levels[1:] == ("lowest", "low", "high", "highest")
     again = levels.read(tmp_path / "a.yaml", {"mpp": None})
     assert again[0].levels(values_N).tolist() == level_N.tolist()
-    with pytest.raises(ValueError, match="would not fit"):
+    with pytest.raises(ValueError, match="are not comparable"):
         levels.read(tmp_path / "a.yaml", {"mpp": 0.5})
 
 
 def test_levels_that_can_not_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="too few different values"):
+    with pytest.raises(ValueError, match="too few distinct values"):
         levels.Rule("spots", "mitosis_like").with_quantiles(np.array([0.0] * 9 + [1.0]), 4)
-    with pytest.raises(ValueError, match="too few different values"):
+    with pytest.raises(ValueError, match="too few distinct values"):
         levels.Rule("spots", "mitosis_like").with_quantiles(np.full(5, np.nan), 2)
-    with pytest.raises(ValueError, match="do not rise"):
+    with pytest.raises(ValueError, match="are not ascending"):
         levels.Rule("spots", "mitosis_like", (2.0, 1.0))
     with pytest.raises(ValueError, match="no such measurement; there are nuclei_count"):
         levels.parse("crowding=cells")
@@ -285,7 +285,7 @@ def test_a_network_of_ones_own_outlines_the_nuclei(folder: Path, tmp_path: Path,
     out = tmp_path / "m.csv"
     assert measured("--images", folder, "--out", out, "--segment", "fake_segmenter:halves") == 0
     assert {(row["nuclei_count"], row["area_fraction"], row["area_spread"]) for row in rows(out)} == {("2", "1", ""), ("", "", "")}
-    for name, message in (("wrong", "return whole numbers"), ("nothing", "has no attribute")):
+    for name, message in (("wrong", "return non-negative integers"), ("nothing", "has no attribute")):
         assert measured("--images", folder, "--out", tmp_path / "n.csv", "--segment", f"fake_segmenter:{name}") == 2
         assert message in capsys.readouterr().err
 
@@ -295,13 +295,13 @@ def test_a_network_of_ones_own_outlines_the_nuclei(folder: Path, tmp_path: Path,
     [
         (["--mpp", "0"], "--mpp: 0.0 is not above 0"),
         (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
-        (["--attributes", "area_spread=area_spread"], "has a column of that name"),
+        (["--attributes", "area_spread=area_spread"], "has a column with this name"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),
         (["--attributes", "a=area_spread", "--edges", "a=x"], "write ATTRIBUTE=NUMBER"),
         (["--levels", "3"], "need --attributes"),
         (["--attributes", "a=area_spread", "--levels", "1"], "is not from 2"),
-        (["--stains", "1,2,3"], "write six numbers"),
-        (["--stains", "1,0,0,1,0,0"], "the same direction"),
+        (["--stains", "1,2,3"], "write six non-negative numbers"),
+        (["--stains", "1,0,0,1,0,0"], "parallel or opposite"),
         (["--images", "nowhere"], "not a folder"),
     ],
 )
@@ -328,14 +328,14 @@ def test_without_the_extra_the_fix_is_named(
 
 
 def test_evaluations_measure_what_they_are_asked_to() -> None:
-    wanted = judge.by_attribute("cell_crowding=area_fraction", PUBLISHED)
+    wanted = evaluation.by_attribute("cell_crowding=area_fraction", PUBLISHED)
     tiles = np.stack([phantom.render([level, 1, 1, 1, 1], SIZE, 0, 3) for level in (1, 4)])
-    found_NA = judge.measurer(wanted, PUBLISHED)(tiles)
+    found_NA = evaluation.measurer(wanted, PUBLISHED)(tiles)
     assert found_NA.shape == (2, 5) and found_NA[0, 0] < found_NA[1, 0] and np.isnan(found_NA[:, 1:]).all()
     with pytest.raises(ValueError, match="is not an attribute of the tiles"):
-        judge.by_attribute("crowd=area_fraction", PUBLISHED)
-    with pytest.raises(ValueError, match="needs the size of a pixel"):
-        judge.by_attribute("cell_crowding=nuclei_per_mm2", PUBLISHED)
+        evaluation.by_attribute("crowd=area_fraction", PUBLISHED)
+    with pytest.raises(ValueError, match="requires the pixel size"):
+        evaluation.by_attribute("cell_crowding=nuclei_per_mm2", PUBLISHED)
 
 
 def test_matched_counts_nuclei_by_overlap() -> None:

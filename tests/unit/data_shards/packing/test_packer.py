@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from lock_holder import lock_holder
 from PIL import Image
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
 
@@ -266,14 +266,15 @@ def test_a_killed_pack_goes_on_behind_its_whole_shards(tmp_path: Path) -> None:
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_two_packs_of_one_set_do_not_meet(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_packs_a_set_at_a_time(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_shards.packing.packer.LOCK_WAIT_S", 0.0)
-    (tiles / ".set.packing").mkdir()
-    descriptor = os.open(tiles / ".set.packing", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert main(command(tiles)) == 2
-    os.close(descriptor)
-    assert "another process is packing" in capsys.readouterr().err
+    with lock_holder(tiles / ".set.packing.lock") as other:
+        assert main(command(tiles)) == 2
+        assert f"{tiles / '.set.packing'}: another process is packing this set" in capsys.readouterr().err
+        other.kill()
+        other.wait()
+        assert main(command(tiles)) == 0
+    assert not list(tiles.glob(".set*"))
 
 
 def test_example_schemas_are_read() -> None:

@@ -103,7 +103,7 @@ def test_numbers_are_names_where_names_are_numbers(tmp_path: Path) -> None:
         ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "group": true}')], "group: 'True' is no name"),
         ([("s0.png", png(0)), ("s0.json", b'{"Grade": 0}')], "no level of grade; there are Grade"),
         ([("s0.tif", png(0)), ("s0.json", b'{"grade": 0}')], "no image (jpg, jpeg, png, webp); it has tif, json"),
-        ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "write names with one dot alone"),
+        ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "use names with a single dot"),
     ],
 )
 def test_samples_that_contradict_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list, message: str) -> None:
@@ -118,7 +118,7 @@ def test_members_apart_and_in_two_folders(tmp_path: Path, capsys: pytest.Capture
         assert "tar --sort=name" in refused(tmp_path / "apart", capsys, *more)
     two = [(f"{'images' if name.endswith('png') else 'labels'}/{name}", data) for name, data in by_kind[::-1]]
     write_tar(tmp_path / "two" / "a.tar", two)
-    assert "put images and levels side by side" in refused(tmp_path / "two", capsys, "--skip-bad")
+    assert "put images and levels in the same folder" in refused(tmp_path / "two", capsys, "--skip-bad")
     write_tar(tmp_path / "twice" / "a.tar", sample(0) + sample(1) + sample(0))
     assert "is in the tar twice" in refused(tmp_path / "twice", capsys)
 
@@ -174,12 +174,12 @@ def test_tars_that_are_cut_off_joined_or_empty(tmp_path: Path, capsys: pytest.Ca
     with tarfile.open(tmp_path / "whole.tar") as tar:
         second = tar.getmembers()[2].offset
     cases = {
-        "between two samples": (whole[:second], "has no end: it was cut off"),
-        "in a header": (whole[: second + 100], "has no end: it was cut off"),
+        "between two samples": (whole[:second], "truncated after"),
+        "in a header": (whole[: second + 100], "truncated after"),
         "a damaged header": (whole[:second] + b"\xff" * 512 + whole[second + 512 :], "damaged header"),
         "in data": (whole[: second + 700], "not a readable tar"),
-        "joined": (whole + write_tar(tmp_path / "other.tar", sample(3)).read_bytes(), "several tars were joined"),
-        "no samples": (bytes(10240), "has no samples"),
+        "joined": (whole + write_tar(tmp_path / "other.tar", sample(3)).read_bytes(), "several tars were concatenated"),
+        "no samples": (bytes(10240), "no samples"),
         "no bytes": (b"", "not a readable tar"),
     }
     for name, (data, message) in cases.items():
@@ -197,7 +197,7 @@ def test_verify_finds_a_tar_that_goes_on(tmp_path: Path, capsys: pytest.CaptureF
     assert index_of(folder) == 0
     tar.write_bytes(tar.read_bytes() + tar.read_bytes())
     assert main(["verify", str(folder), "--workers", "1"]) == 1
-    assert "several tars were joined" in capsys.readouterr().out
+    assert "several tars were concatenated" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])

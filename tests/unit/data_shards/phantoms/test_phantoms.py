@@ -213,7 +213,7 @@ def test_levels_that_cannot_be_shown_are_refused(levels: tuple[int, ...], messag
 
 @pytest.mark.parametrize("size", [31, 1025])
 def test_sizes_that_cannot_be_shown_are_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"32 to 1024 pixels a side, not {size}"):
+    with pytest.raises(ValueError, match=f"32 to 1024 pixels, not {size}"):
         render(BASE, size, 0, 0)
 
 

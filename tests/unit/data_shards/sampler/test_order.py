@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_shards.sampler.balance import LEAST, MOST, SWEEPS, weights
+from data_shards.sampler.balance import MAX_WEIGHT, MIN_WEIGHT, SWEEPS, weights
 from data_shards.sampler.global_order import UNIT, GlobalShuffle, SystematicDraws, combinations, lengths
 from data_shards.sampler.permutation import GOLDEN, hashes, mix, permute, shuffle, stream
 from data_shards.sampler.windowed_order import WindowedShuffle
@@ -115,8 +115,8 @@ def test_one_tile_of_a_level_is_not_the_half_of_a_pass() -> None:
     levels_NA[:100, 1] = 1
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
-    assert weight_N.max() <= MOST and weight_N.min() >= LEAST and weight_N.mean() == pytest.approx(1)
-    assert weight_N[17] == pytest.approx(MOST)
+    assert weight_N.max() <= MAX_WEIGHT and weight_N.min() >= MIN_WEIGHT and weight_N.mean() == pytest.approx(1)
+    assert weight_N[17] == pytest.approx(MAX_WEIGHT)
 
 
 def test_contradictory_targets_leave_every_tile_in_the_order() -> None:
@@ -124,7 +124,7 @@ def test_contradictory_targets_leave_every_tile_in_the_order() -> None:
     levels_NA = np.array([[0, 0, 0]] * 900 + [[1, 1, 0]] * 90 + [[1, 1, 1]] * 10, np.int8)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
-    assert weight_N.min() >= LEAST and weight_N.max() <= MOST and weight_N.mean() == pytest.approx(1)
+    assert weight_N.min() >= MIN_WEIGHT and weight_N.max() <= MAX_WEIGHT and weight_N.mean() == pytest.approx(1)
     order = GlobalShuffle(levels_NA, 0, 1.0)
     assert set(order[np.arange(10 * len(order))].tolist()) == set(range(1000))
 
@@ -142,7 +142,7 @@ def test_the_order_of_a_seed_never_changes() -> None:
     assert GlobalShuffle(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
     assert WindowedShuffle(levels_NA, number_N // 9, 7, 0.0, window=3)[np.arange(98, 104)].tolist() == [38, 82, 81, 52, 50, 82]
     assert WindowedShuffle(levels_NA, number_N // 9, 7, 1.0, window=3)[np.arange(98, 104)].tolist() == [81, 36, 83, 53, 49, 84]
-    assert (UNIT, SWEEPS, LEAST, MOST) == (1 << 20, 50, 0.1, 10.0)
+    assert (UNIT, SWEEPS, MIN_WEIGHT, MAX_WEIGHT) == (1 << 20, 50, 0.1, 10.0)
     assert shuffle(10, stream(7, "test")).tolist() == [0, 2, 8, 3, 5, 7, 1, 6, 9, 4]
     assert hashes(stream(7, "test"), np.arange(2)).tolist() == [3815718566342527626, 16609560037831940967]
 
