@@ -122,7 +122,7 @@ def _pixels(shards: ShardSet, tiles: np.ndarray, size: int) -> Iterator[tuple[in
     for tile in tiles.tolist():
         shard, offset, length, checksum = (int(column[tile]) for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N))
         try:
-            yield tile, reader.read(TileRequest(shard, offset, length, checksum, turn=0))
+            yield tile, reader.read(TileRequest(shard, offset, length, checksum, symmetry=0))
         except TileCorrupted as error:
             yield tile, str(error)
 
@@ -150,8 +150,8 @@ def _last_if_unknown(levels_N: np.ndarray, count: int) -> np.ndarray:
 
 def _level_table(a: int, attribute: Attribute, counts: Mapping[str, list[np.ndarray]]) -> Table:
     rows: list[Sequence[Cell]] = []
-    shown = attribute.levels + ((UNKNOWN_LABEL,) if any(of_split[a][-1] for of_split in counts.values()) else ())
-    for level, name in enumerate(shown):
+    names = attribute.levels + ((UNKNOWN_LABEL,) if any(of_split[a][-1] for of_split in counts.values()) else ())
+    for level, name in enumerate(names):
         number = level if level < len(attribute.levels) else UNKNOWN
         row: list[Cell] = [number, name + (" (not assessable)" if level == attribute.not_assessable else "")]
         for of_split in counts.values():
@@ -226,12 +226,12 @@ def _groups(folder: Path, header: index.Header) -> Section:
         return Section("Groups", f"No groups, such as slides or patients.{without}")
     tiles = sorted(sum(of_split.values()) for of_split in counts.values())
     in_several = [group for group, of_split in counts.items() if len(of_split) > 1]
-    apart = (
+    split_note = (
         f"{len(in_several):,} groups are in more than one split: {', '.join(sorted(in_several)[:5])}."
         if in_several
         else "No group is in two splits."
     )
-    text = f"{len(tiles):,} groups of {tiles[0]:,} to {tiles[-1]:,} tiles, median {int(np.median(tiles)):,}. {apart}{without}"
+    text = f"{len(tiles):,} groups of {tiles[0]:,} to {tiles[-1]:,} tiles, median {int(np.median(tiles)):,}. {split_note}{without}"
     largest = sorted(counts, key=lambda group: (-sum(counts[group].values()), group))
     rows: list[Sequence[Cell]] = [[group, *(counts[group].get(split, 0) for split in header.splits)] for group in largest[:MAX_ROWS]]
     title = f"the {MAX_ROWS} largest" if len(largest) > MAX_ROWS else "all"

@@ -124,14 +124,14 @@ def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yields the same rows in tables of at least ROW_GROUP rows, except the last."""
-    waiting: list[pa.Table] = []
+    buffer: list[pa.Table] = []
     for table in tables:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if sum(map(len, waiting)):
-        yield pa.concat_tables(waiting)
+        buffer.append(table)
+        if sum(map(len, buffer)) >= ROW_GROUP:
+            yield pa.concat_tables(buffer)
+            buffer = []
+    if sum(map(len, buffer)):
+        yield pa.concat_tables(buffer)
 
 
 def invalid_name(name: str) -> str:

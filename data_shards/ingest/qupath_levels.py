@@ -141,7 +141,7 @@ def _by_class(
             if one.kind in (ANNOTATION, UNKNOWN_KIND):
                 for level in levels_of(rule, one.classes):
                     parts_of[level].append(part)
-        share_of = {level: _share(parts, box) for level, parts in parts_of.items()}
+        share_of = {level: _covered_share(parts, box) for level, parts in parts_of.items()}
         best = max(share_of.values(), default=0.0)
         best_levels = [level for level, share in share_of.items() if share >= best - TIE]
         if best >= cover - TIE and len(best_levels) > 1:
@@ -151,7 +151,7 @@ def _by_class(
     return levels
 
 
-def _share(parts: Sequence[Any], box: Box) -> float:
+def _covered_share(parts: Sequence[Any], box: Box) -> float:
     """Returns the share of a tile covered by the union of ``parts``."""
     from shapely import union_all
 

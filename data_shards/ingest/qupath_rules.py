@@ -169,5 +169,5 @@ def levels_of(rule: Rule, classes: Sequence[str]) -> set[int]:
     keys = [class_key(name) for name in classes]
     names = {*keys, *(f"{first} {second}" for first, second in itertools.pairwise(keys))}
     matches = [(len(key), level) for key, level in rule.classes.items() if key <= names]
-    most = max((size for size, _ in matches), default=0)
-    return {level for size, level in matches if size == most}
+    largest = max((size for size, _ in matches), default=0)
+    return {level for size, level in matches if size == largest}

@@ -94,7 +94,7 @@ class Slide:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
-            self._slide = _plain(path, error)
+            self._slide = _open_plain(path, error)
         except openslide.OpenSlideError as error:
             raise ValueError(f"{path}: not a slide supported by openslide: {error}") from error
         self.path, self._error = path, openslide.OpenSlideError
@@ -157,7 +157,7 @@ class Slide:
         return image
 
 
-def _plain(path: Path, error: Exception) -> Any:
+def _open_plain(path: Path, error: Exception) -> Any:
     """Open an image in an ordinary format; ValueError if it is not an image either."""
     try:
         return plain_slides.open_plain(path)

@@ -163,7 +163,7 @@ class _Requests:
     def __init__(self, shards: ShardSet, order: TileOrder, first: int, step: int, local_batch: int, flips: bool, crop: float) -> None:
         self.shards, self.order, self.flips, self.crop = shards, order, flips, crop
         self.first, self.step, self.local_batch = first, step, local_batch
-        self._turns = permutation.stream(order.seed, permutation.Purpose.TURNS)
+        self._symmetries = permutation.stream(order.seed, permutation.Purpose.SYMMETRIES)
         self._crops = permutation.stream(order.seed, permutation.Purpose.CROPS)
 
     def __iter__(self) -> Iterator[_Request]:
@@ -177,8 +177,8 @@ class _Requests:
     def tile_requests(self, tile_B: np.ndarray, position_B: np.ndarray) -> list[TileRequest]:
         """Returns the requests for ``tile_B`` at ``position_B``."""
         rows = self.shards.rows
-        turn_B = permutation.hashes(self._turns, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
-        columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], turn_B)
+        symmetry_B = permutation.hashes(self._symmetries, position_B) >> np.uint64(61) if self.flips else np.zeros(len(tile_B), np.uint64)
+        columns = (rows.shard_N[tile_B], rows.offset_N[tile_B], rows.length_N[tile_B], rows.checksum_N[tile_B], symmetry_B)
         crops = self._crops_at(position_B)
         return [TileRequest(*row) for row in zip(*(column.tolist() for column in columns), crops, strict=True)]
 

@@ -21,7 +21,7 @@ class TileRequest(NamedTuple):
     offset: int
     length: int
     checksum: int
-    turn: int  # 0 to 7: quarter turns, plus 4 for mirrored
+    symmetry: int  # 0 to 7: quarter turns, plus 4 for mirrored
     crop: tile.Crop | None = None
 
 
@@ -52,14 +52,14 @@ class TileReader:
         if tile.checksum(data) != request.checksum:
             raise TileCorrupted("wrong checksum")
         try:
-            return apply_symmetry(tile.decode(data, self.image_size, request.crop), request.turn)
+            return apply_symmetry(tile.decode(data, self.image_size, request.crop), request.symmetry)
         except tile.DECODING_ERRORS as error:
             raise TileCorrupted(f"not an image: {error}") from error
 
 
-def apply_symmetry(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
+def apply_symmetry(pixels_HWC: np.ndarray, symmetry: int) -> np.ndarray:
     """Apply one of the 8 symmetries of the square: quarter turns (0 to 3), or those of the mirror image (4 to 7). No interpolation."""
     pixels_HW = np.ascontiguousarray(pixels_HWC).view("V3")[..., 0]  # moving whole pixels takes half the time of single bytes
-    mirrored_HW = pixels_HW[:, ::-1] if turn >= 4 else pixels_HW
-    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, turn % 4))
+    mirrored_HW = pixels_HW[:, ::-1] if symmetry >= 4 else pixels_HW
+    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, symmetry % 4))
     return turned_HW.view(np.uint8).reshape(*turned_HW.shape, 3)

@@ -42,9 +42,9 @@ def weights(levels_UA: np.ndarray, counts_U: np.ndarray, balance: float) -> np.n
 def _target(bins_U: np.ndarray, share_U: np.ndarray, balance: float) -> np.ndarray:
     """Returns the target shares of "unknown" and of every level."""
     target_L = np.bincount(bins_U, share_U)
-    known_L = target_L[1:]
-    tempered_L = np.where(known_L > 0, known_L ** (1 - balance), 0.0)
-    target_L[1:] = tempered_L / max(tempered_L.sum(), 1e-300) * known_L.sum()
+    occurring_L = target_L[1:]
+    tempered_L = np.where(occurring_L > 0, occurring_L ** (1 - balance), 0.0)
+    target_L[1:] = tempered_L / max(tempered_L.sum(), 1e-300) * occurring_L.sum()
     return target_L
 
 

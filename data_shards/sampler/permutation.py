@@ -21,7 +21,7 @@ class Purpose(StrEnum):
     EPOCH_OFFSET = "offset of a pass"
     SHARDS = "order of the shards"
     TILES_IN_WINDOW = "order of the tiles in a window"
-    TURNS = "turns of the tiles"
+    SYMMETRIES = "turns of the tiles"
     CROPS = "crops of the tiles"
     HELD_OUT_TILES = "held-out tiles"
     HELD_OUT_GROUPS = "held-out groups"

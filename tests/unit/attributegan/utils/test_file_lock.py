@@ -54,5 +54,6 @@ def test_an_owner_that_fails_releases_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_not_be_locked_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"missing/folder.lock: can't be locked"), exclusive_lock(tmp_path / "missing" / "folder.lock", ""):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/folder.lock: can't be locked"), exclusive_lock(tmp_path / "file" / "folder.lock", ""):
         pass

@@ -1,4 +1,4 @@
-"""The index of a shard set: what is read back, row groups, and every contradiction that is refused."""
+"""The index of a shard set: round trips, row groups, and rejection of every contradiction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER = Header(TWO, SHARDS, 16, "print", ("x.png: bad",))
 
 
 def table_of(shards: list[str], header: Header = HEADER, **columns: list[Any]) -> pa.Table:
-    """Rows of 100 bytes each behind 10, 20, ...; the number says the levels."""
+    """Rows of 100 bytes each at 10, 20, ...; the number determines the levels."""
     count, split = len(shards), {shard.name: shard.split for shard in header.shards}
     values = {
         "shard": shards,
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / index.FILE
 
 
-def test_what_is_written_is_read(path: Path) -> None:
+def test_round_trip(path: Path) -> None:
     header = index.read_header(path)
     assert header == HEADER and header.splits == ("train", "val")
     rows = index.read_rows(path, header, "train")
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert sorted(path.parent.iterdir()) == [path]
 
 
-def test_rows_of_one_split_alone(tmp_path: Path) -> None:
+def test_rows_of_one_split(tmp_path: Path) -> None:
     header = dataclasses.replace(HEADER, shards=(SHARDS[0], dataclasses.replace(SHARDS[2], split="val")))
     index.write(tmp_path / "i", header, [table_of(["a.tar", "c.tar", "a.tar"], header)])
     assert index.read_rows(tmp_path / "i", header, "val").offset_N.tolist() == [10]
@@ -90,7 +90,7 @@ def test_rows_of_a_shard_are_read_without_the_others(tmp_path: Path, monkeypatch
     assert len(index.read_shard(tmp_path / "i", "c.tar")) == 3 and read == [0, 1, 1, 2]
 
 
-def test_sets_are_put_together(tmp_path: Path) -> None:
+def test_merge(tmp_path: Path) -> None:
     parts = []
     for shard, tiles, size in ((SHARDS[0], 3, 16), (SHARDS[1], 0, None), (SHARDS[2], 2, 16)):
         parts.append(tmp_path / shard.name)
@@ -111,18 +111,18 @@ def test_names_of_shards(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b.tar", "-a", ".a", "a b", "a;b", "é", "a\n"])
-def test_names_that_no_shard_has(name: str) -> None:
+def test_invalid_names_of_shards(name: str) -> None:
     assert index.invalid_name(name).startswith(f"{name!r} is not a valid shard name")
 
 
 @pytest.mark.parametrize("name", index.RESERVED)
-def test_attributes_with_the_name_of_a_column_are_refused(name: str) -> None:
+def test_attributes_named_like_a_column_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=f"attributes: {name} reserved for columns"):
         index.arrow_schema(AttributeSchema((Attribute(name, ("a", "b")),)))
 
 
 def rewritten(path: Path, **tree: Any) -> Path:
-    """The index with other metadata."""
+    """Rewrite the index with other metadata."""
     table = pq.read_table(path)
     old = json.loads(table.schema.metadata[index.METADATA])
     pq.write_table(table.replace_schema_metadata({index.METADATA: json.dumps(old | tree)}), path)
@@ -152,7 +152,7 @@ def test_metadata_that_contradict_the_file_or_themselves(path: Path, tree: dict[
         index.read_header(rewritten(path, **tree))
 
 
-def test_metadata_of_no_size_and_an_empty_shard_are_fine(path: Path) -> None:
+def test_missing_size_and_empty_shard_are_valid(path: Path) -> None:
     header = index.read_header(rewritten(path, image_size=None, shards=[{**vars(SHARDS[0]), "size": 0}]))
     assert header.image_size is None and header.shards[0].size == 0
 
@@ -185,7 +185,7 @@ def test_rows_at_the_edge(tmp_path: Path) -> None:
         index.read_rows(tmp_path / "i", HEADER, "train")
 
 
-def test_files_that_are_no_index_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_an_index_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not found; .* is not a shard set"):
         index.read_header(tmp_path / "i")
     (tmp_path / "i").write_bytes(b"PAR1 no")

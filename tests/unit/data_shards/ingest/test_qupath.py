@@ -1,6 +1,6 @@
-"""QuPath's exports, in the forms that 0.2 to 0.6 write: objects, places, rules, levels, and the command.
+"""QuPath's exports as written by 0.2 to 0.6: objects, locations, rules, levels, and the command.
 
-The files are made here from the documented format: GeoJSON features with objectType, classification and measurements (docs "Exporting
+The files are created from the documented format: GeoJSON features with objectType, classification and measurements (docs "Exporting
 annotations"), and tables of measurements (docs "Exporting measurements").
 """
 
@@ -42,7 +42,7 @@ def square(left: float, top: float, side: float) -> dict[str, Any]:
 
 
 def feature(geometry: Any, kind: str = "annotation", classification: Any = None, measurements: Any = None, **more: Any) -> dict[str, Any]:
-    """A feature as 0.4 to 0.6 write it."""
+    """A feature as written by 0.4 to 0.6."""
     properties: dict[str, Any] = {"objectType": kind}
     if classification is not None:
         properties["classification"] = classification
@@ -52,7 +52,7 @@ def feature(geometry: Any, kind: str = "annotation", classification: Any = None,
 
 
 def named(*names: str) -> dict[str, Any]:
-    """A classification as 0.4 and later write it."""
+    """A classification as written by 0.4 and later."""
     return ({"name": names[0]} if len(names) == 1 else {"names": list(names)}) | {"color": [200, 0, 0]}
 
 
@@ -102,7 +102,7 @@ def test_classes_of_every_version(classification: Any, names: tuple[str, ...]) -
 def test_measurements_of_both_forms(tmp_path: Path) -> None:
     new = feature(square(0, 0, 4), "cell", named("Tumor"), {"Nucleus: Area µm^2": 30.5, "other": 1, "none": None})
     old = feature(square(0, 0, 4), "cell", None, [{"name": "Nucleus: Area µm^2", "value": 31.5}, {"name": "other", "value": 1}])
-    not_a_number = feature(square(0, 0, 4), "cell", None, {"Nucleus: Area µm^2": float("nan")})  # Gson writes NaN as such
+    not_a_number = feature(square(0, 0, 4), "cell", None, {"Nucleus: Area µm^2": float("nan")})  # Gson writes a bare NaN
     found = read(write(tmp_path / "H7.geojson", [new, old, not_a_number]), "Nucleus: Area µm^2", "none")
     assert [one.values for one in found.objects["H7"]] == [{"Nucleus: Area µm^2": 30.5}, {"Nucleus: Area µm^2": 31.5}, {}] and not found.bad
 
@@ -121,10 +121,10 @@ def test_kinds_of_every_version(tmp_path: Path) -> None:
     assert [(one.x, one.y) for one in found[-2:]] == [(1, 2), (3, 4)] and found[0].x == 2
 
 
-def test_files_as_lists_single_packed_and_with_children(tmp_path: Path) -> None:
+def test_files_with_lists_single_features_compression_and_children(tmp_path: Path) -> None:
     child = feature(square(1, 1, 1), "detection")
     parent = feature(square(0, 0, 4), childObjects=[child])
-    (tmp_path / "H7.json").write_text(json.dumps([parent]))  # as scripts wrote it
+    (tmp_path / "H7.json").write_text(json.dumps([parent]))  # as written by scripts
     (tmp_path / "H8.geojson").write_text(json.dumps(child))
     text = write(tmp_path / "H9.geojson", [parent]).read_bytes()
     with zipfile.ZipFile(tmp_path / "H9.geojson.zip", "w") as archive:
@@ -146,7 +146,7 @@ def test_holes_ellipses_and_crossed_outlines(tmp_path: Path) -> None:
     assert [round(one.shape.area) for one in found] == [75, 50, 16]
 
 
-def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_invalid_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
     bad = [
         3, {"type": "Feature", "properties": {"objectType": "annotation"}}, feature(None), feature({"type": "Polygon", "coordinates": []}),
         feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}), feature(square(0, 0, 1), classification=7),
@@ -158,7 +158,7 @@ def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"type": "FeatureCollection"}', "3", '"x"'])
-def test_files_that_are_no_geojson(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_geojson(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(ValueError, match=r"a\.geojson: (not a readable GeoJSON file|has no features)"):
         read(tmp_path / "a.geojson")
@@ -216,7 +216,7 @@ def test_separators_and_encodings(tmp_path: Path, separator: str, encoding: str)
     assert [(one.x, one.in_um, dict(one.values)) for one in found.objects["Zürich.svs"]] == [(1.5, True, {"Nucleus: Area µm^2": 3})]
 
 
-def test_greek_mu_and_the_micro_sign_are_one(tmp_path: Path) -> None:
+def test_greek_mu_and_the_micro_sign_are_equal(tmp_path: Path) -> None:
     columns = [name.replace("µ", "μ") for name in NEW]
     found = read(
         write_table(tmp_path / "a.tsv", columns, [["a", "", "Cell", "", "", "", "", 1, 2, 3]]), "Nucleus: Area μm^2", "Nucleus: Area µm^2"
@@ -224,7 +224,7 @@ def test_greek_mu_and_the_micro_sign_are_one(tmp_path: Path) -> None:
     assert found.objects["a"][0].values == {"Nucleus: Area μm^2": 3, "Nucleus: Area µm^2": 3} and found.objects["a"][0].in_um
 
 
-def test_decimal_commas_are_asked_about(tmp_path: Path) -> None:
+def test_decimal_commas_require_the_option(tmp_path: Path) -> None:
     path = write_table(
         tmp_path / "a.tsv", NEW, [["a", "", "Cell", "", "", "", "", "1,5", "2", "1.234,5"], ["a", "", "Cell", "", "", "", "", 1, 2, "3"]]
     )
@@ -234,7 +234,7 @@ def test_decimal_commas_are_asked_about(tmp_path: Path) -> None:
     assert "not a number" in read(path, "Nucleus: Area µm^2", comma=True).bad[0]  # 1.234,5 is not guessed
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_tables(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a measurement table of QuPath"):
         read(write_table(tmp_path / "a.tsv", ["file", "x"], [["a", 1]]))
     with pytest.raises(ValueError, match="not a readable table"):
@@ -246,7 +246,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 
 
 def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: tuple[int, int] = (0, 0), slide: str = "H7") -> Path:
-    """A 3 x 2 grid of tiles of 100 px at 0.5 um, as `attributegan-shard tile` writes them: 200 px of the slide."""
+    """A 3 x 2 grid of tiles of 100 px at 0.5 um, as written by `attributegan-shard tile`; each covers 200 px of the slide."""
     folder = tmp_path / "tiles"
     (folder / slide).mkdir(parents=True)
     rows = []
@@ -291,13 +291,13 @@ def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...]
     assert (expected is None) == any("not mapped to a level of any attribute" in note for note in notes)
 
 
-def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
+def test_the_class_with_the_largest_share_of_a_tile(tmp_path: Path) -> None:
     places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
-        feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
+        feature(square(0, 0, 150), classification=named("rare")),  # 0.56 of the first tile
         feature(square(0, 0, 90), classification=named("some")),
-        feature(square(10, 0, 90), classification=named("some")),  # overlapping: .225 together
-        feature(square(200, 0, 139), classification=named("frequent")),  # .48: too little
+        feature(square(10, 0, 90), classification=named("some")),  # overlapping: 0.225 in total
+        feature(square(200, 0, 139), classification=named("frequent")),  # 0.48: too little
         feature(square(400, 0, 200), classification=named("rare")),
         feature(square(400, 0, 200), classification=named("frequent")),
         feature(
@@ -324,7 +324,7 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
     ]
 
 
-def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
+def test_counts_shares_and_measurements_of_objects_in_a_tile(tmp_path: Path) -> None:
     places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10),
@@ -351,10 +351,10 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
-def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
-    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
+def test_tables_locate_objects_in_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # like a slide with bounds
     columns = [name.replace("X µm", f"X {unit}").replace("Y µm", f"Y {unit}") for name in NEW]
-    x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of what was scanned: the second tile of the first row
+    x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of the scanned area: the second tile of the first row
     rows = [["H7.svs", UUID, "Cell", "", "Tumor", "", "", x, y, 30]] * 3
     found, bad, _ = levels(
         tmp_path, [write_table(tmp_path / "cells.tsv", columns, rows)], places, {"mitosis": {"count": "*", "edges": [1, 3]}}
@@ -362,15 +362,15 @@ def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str
     assert found == {"H7/1200_3000.png": (-1, 2, -1, -1)} and not bad
 
 
-def test_outlines_are_placed_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
+def test_outlines_are_relative_to_the_scanned_area(tmp_path: Path) -> None:
     places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
     found, _, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(200, 0, 200), classification=named("some"))])], places)
     assert list(found) == ["H7/1200_3000.png"]
 
 
-def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+def test_unknown_resolution_requires_the_option(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
-    (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # of an earlier version
+    (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # written by an earlier version
     with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
         qupath_locations.tiles_of_slides(table, None)
     assert (
@@ -383,7 +383,7 @@ def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
         qupath_locations.tiles_of_slides(table, 0.25)
 
 
-def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
+def test_missing_information_in_tables_is_listed(tmp_path: Path) -> None:
     places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     rows = [
         ["H7.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
@@ -396,7 +396,7 @@ def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
     ]
 
 
-# Tiles that are images of their own
+# Images that are tiles
 
 
 def images(tmp_path: Path, names: Sequence[str]) -> qupath_locations.TileLocations:
@@ -421,7 +421,7 @@ def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
     )
 
 
-def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
+def test_a_table_without_pixel_size_or_centroids(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     columns = ["Image", "Class", "Num Detections"]
     rows = [["a.png", "frequent", 3], ["b.png", "rare", 40], ["b.png", "frequent", 40]]
@@ -444,7 +444,7 @@ def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
     assert levels(tmp_path, [outlines, table], places, rules)[0] == {"a.png": (-1, 1, -1, -1)}
 
 
-def test_a_name_at_the_top_is_not_taken_for_one_in_a_folder(tmp_path: Path) -> None:
+def test_a_name_at_the_top_differs_from_one_in_a_folder(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "x/a.png"])
     found, bad, _ = levels(
         tmp_path, [write(tmp_path / "a.png.geojson", [feature(square(0, 0, 100), classification=named("some"))])], places
@@ -455,7 +455,7 @@ def test_a_name_at_the_top_is_not_taken_for_one_in_a_folder(tmp_path: Path) -> N
 # Rules
 
 
-def test_the_rule_with_most_names_decides(tmp_path: Path) -> None:
+def test_the_rule_with_most_names_wins(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     rules = {"tumour": {"classes": {"Tumor": "absent", "Tumor: Positive": "present"}}}
     exports = [
@@ -466,7 +466,7 @@ def test_the_rule_with_most_names_decides(tmp_path: Path) -> None:
     assert {file: level[2] for file, level in found.items()} == {"a.png": 1, "b.png": 0} and not bad
 
 
-def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
+def test_quantiles_are_computed_and_reported(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(9)]
     places = images(tmp_path, names)
     exports = [write(tmp_path / f"{number}.geojson", cells([(50, 50)] * (number + 1))) for number in range(9)]
@@ -503,7 +503,7 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
         ({"mitosis": {"classes": ["a"]}}, "classes: write"),
     ],
 )
-def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
+def test_invalid_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
         qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA)
     assert what in str(error.value)
@@ -564,7 +564,7 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--cover: 0.0 is not above 0" in capsys.readouterr().err
 
 
-def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
+def test_cut_slides_can_be_imported(tmp_path: Path) -> None:
     pytest.importorskip("openslide", reason="needs the extra `slides`")
     from test_tiling import pyramid, scene, write_slide
 

@@ -1,4 +1,4 @@
-"""Slides that are no whole-slide format: the tiles are the pixels of the image, wherever they lie."""
+"""Slides in ordinary image formats: tiles are exact pixels of the image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_transparent_parts_are_white_and_16_bits_scaled(tmp_path: Path) -> None:
             assert np.abs(np.asarray(slide.read(0, 0, 32, 32, (32, 32))) - value).max() <= 1
 
 
-def test_ome_tiffs_say_their_resolution(tmp_path: Path) -> None:
+def test_ome_tiffs_have_their_resolution(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     image = np.asarray(smooth())
     meta = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
@@ -62,7 +62,7 @@ def test_ome_tiffs_say_their_resolution(tmp_path: Path) -> None:
 
 
 def write_deep_zoom(path: Path, image: Image.Image, tile: int = 64, overlap: int = 1) -> Path:
-    """As `vips dzsave` does, tiles as PNG."""
+    """Write a Deep Zoom image as `vips dzsave` does, with tiles as PNG."""
     highest = math.ceil(math.log2(max(image.size)))
     for down in range(highest + 1):
         level = image.resize(tuple(-(-side // 2**down) for side in image.size), Image.Resampling.BOX)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_tiles_of_plain_images_by_the_command(tmp_path: Path, capsys: pytest.Cap
             assert np.array_equal(tile, np.asarray(smooth())[64:128, 64:128])
 
 
-def test_the_data_folder_of_an_mrxs_is_passed_over(tmp_path: Path) -> None:
+def test_the_data_folder_of_an_mrxs_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").write_bytes(b"")
     (tmp_path / "b.svs").write_bytes(b"")
@@ -139,7 +139,7 @@ def test_the_data_folder_of_an_mrxs_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 half of a JPEG"])
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_images_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "slide.jpg").write_bytes(content)
     with pytest.raises(ValueError, match="slide.jpg: not a slide that openslide reads") as refused:
         Slide(tmp_path / "slide.jpg", 0.5)

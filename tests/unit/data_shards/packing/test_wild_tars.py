@@ -1,4 +1,4 @@
-"""Tars of other tools and computers: each kind is read right, or named with its remedy; index refuses what verify would."""
+"""Tars of other tools: each kind is read correctly, or rejected with the fix; index rejects whatever verify would report."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str
 
 
 def clean(folder: Path) -> dict[str, int]:
-    """The levels of a set that verify finds clean."""
+    """Verify the set and return its levels."""
     assert main(["verify", str(folder), "--workers", "1"]) == 0
     return {row["key"]: row["grade"] for row in rows_of(folder)}
 
@@ -66,7 +66,7 @@ def clean(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("level", "wanted"), [(1, 1), (2.0, 2), ("2", 2), ("2.0", 2), ("mid", 1), (None, -1), (-1, -1), ("-1", -1), (" high ", 2)]
 )
-def test_json_and_cls_have_levels_as_tables_do(tmp_path: Path, level: object, wanted: int) -> None:
+def test_json_and_cls_are_parsed_like_tables(tmp_path: Path, level: object, wanted: int) -> None:
     folder = tmp_path / "tars"
     members = sample(0, level) + sample(1, 0)
     if level is not None:
@@ -78,12 +78,12 @@ def test_json_and_cls_have_levels_as_tables_do(tmp_path: Path, level: object, wa
 
 
 @pytest.mark.parametrize("level", [3, "3", 1.5, True, "", "much", [1], {"a": 1}, 1e300, "nan"])
-def test_levels_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str], level: object) -> None:
+def test_invalid_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str], level: object) -> None:
     write_tar(tmp_path / "tars" / "a.tar", sample(0, level))
     assert "a.tar: s0: grade is " in refused(tmp_path / "tars", capsys)
 
 
-def test_numbers_are_names_where_names_are_numbers(tmp_path: Path) -> None:
+def test_numeric_level_names(tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0, 1) + sample(1, "2.0") + sample(2, 3.0) + [("s3.png", png(3)), ("s3.cls", b"3\n")])
     assert index_of(folder, schema="grade: [1, 2, 3]\n") == 0
@@ -106,12 +106,12 @@ def test_numbers_are_names_where_names_are_numbers(tmp_path: Path) -> None:
         ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "use names with a single dot"),
     ],
 )
-def test_samples_that_contradict_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list, message: str) -> None:
+def test_contradictory_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list, message: str) -> None:
     write_tar(tmp_path / "tars" / "a.tar", [*members, *sample(9)])
     assert message in refused(tmp_path / "tars", capsys)
 
 
-def test_members_apart_and_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_that_are_not_consecutive_or_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_kind = sorted(sample(0) + sample(1), key=lambda member: member[0].rpartition(".")[2])
     write_tar(tmp_path / "apart" / "a.tar", by_kind)
     for more in ((), ("--skip-bad",)):
@@ -123,7 +123,7 @@ def test_members_apart_and_in_two_folders(tmp_path: Path, capsys: pytest.Capture
     assert "is in the tar twice" in refused(tmp_path / "twice", capsys)
 
 
-def test_what_systems_leave_behind_is_passed_over_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_system_files_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     litter = [
         ("._s0.png", b"Mac OS X"),
         (".DS_Store", b"\0\0"),
@@ -143,7 +143,7 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "b.tar.zst", "b.TAR", "b.tar.part", "b.zip", "more/b.tar", "more/deep/b.tar.bz2"])
-def test_no_tar_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_no_tar_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     write_tar(folder / "b", sample(1))
@@ -156,7 +156,7 @@ def test_no_tar_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         )
 
 
-def test_other_files_are_named_and_the_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_listed_and_the_set_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     (folder / "a_stats.json").write_text("{}")
@@ -169,7 +169,7 @@ def test_other_files_are_named_and_the_set_is_clean(tmp_path: Path, capsys: pyte
     assert main(["verify", str(folder), "--workers", "1"]) == 1
 
 
-def test_tars_that_are_cut_off_joined_or_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_concatenated_and_empty_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = write_tar(tmp_path / "whole.tar", [*sample(0), *sample(1), *sample(2)]).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
         second = tar.getmembers()[2].offset
@@ -191,7 +191,7 @@ def test_tars_that_are_cut_off_joined_or_empty(tmp_path: Path, capsys: pytest.Ca
             assert message in told and "b.tar" in told, name
 
 
-def test_verify_finds_a_tar_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_data_after_the_end_of_a_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tars"
     tar = write_tar(folder / "a.tar", sample(0))
     assert index_of(folder) == 0
@@ -201,7 +201,7 @@ def test_verify_finds_a_tar_that_goes_on(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
-def test_links_are_named_with_their_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_links_are_rejected_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     files = tmp_path / "files"
     files.mkdir()
     for name, data in sample(0):
@@ -217,7 +217,7 @@ def test_links_are_named_with_their_remedy(tmp_path: Path, capsys: pytest.Captur
     assert len(clean(tmp_path / "tars")) == 2
 
 
-def test_what_verify_would_refuse_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_rejects_what_verify_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "keys"
     write_tar(folder / "a.tar", sample(0))
     write_tar(folder / "b.tar", sample(1, key="s0"))
@@ -242,7 +242,7 @@ def test_a_group_that_no_sample_has(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "1 of 3 tiles have no group" in caplog.text and "S1, s1" in caplog.text
 
 
-def test_an_index_elsewhere_for_tars_that_must_stay_as_they_are(tmp_path: Path) -> None:
+def test_index_in_another_folder_leaves_the_tars_unchanged(tmp_path: Path) -> None:
     folder, out = tmp_path / "tars", tmp_path / "index"
     write_tar(folder / "a.tar", sample(0) + sample(1, 2))
     before = sorted(folder.iterdir())
@@ -258,12 +258,12 @@ AS_SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root, which gives its rights away")
-def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     (tmp_path / "grade.yaml").write_text(GRADE)
     for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # where pytest makes them
+        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # where pytest creates its folders
             path.chmod(0o755)
     command = [
         *AS_SOMEBODY,
@@ -284,15 +284,15 @@ def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
     assert done.returncode == 2 and "can't be written to (Permission denied); give a folder for the index with --out" in done.stdout, done
 
 
-def test_a_folder_that_is_no_folder_for_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_folders_for_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "tars" / "a.tar", sample(0))
     (tmp_path / "file").write_text("")
     assert "can't be written to" in refused(tmp_path / "tars", capsys, "--out", str(tmp_path / "file" / "index"))
     assert "can't be read" in refused(tmp_path / "nowhere", capsys)
 
 
-def test_pixels_of_an_index_are_those_of_pack(tmp_path: Path) -> None:
-    """A tar of others with a transparent PNG trains on white, as one that pack stored."""
+def test_pixels_of_an_indexed_set_equal_those_of_a_packed_one(tmp_path: Path) -> None:
+    """A transparent PNG in an existing tar is composited on white, like a packed one."""
     from data_shards.loader.tile_reader import TileReader, TileRequest
 
     buffer = io.BytesIO()
