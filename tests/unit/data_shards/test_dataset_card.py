@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_damaged_tile_is_counted_and_not_shown(tmp_path: Path) -> None:
         stream.seek(-1, 1)
         stream.write(bytes([byte[0] ^ 255]))
     text = html_of(folder)
-    assert "1 tiles drawn are damaged" in text and "train, 1 tiles" in text
+    assert "1 of them are damaged" in text and "train, 1 tiles" in text
     assert Page(text).tags["img"] == 2
 
 
@@ -175,6 +176,16 @@ def test_html_and_markdown_have_the_same_content() -> None:
     lines = to_markdown("T", "lead", sections).splitlines()
     assert "| name | n | both x | both t | both sum | both tile |" in lines
     assert "| a\\|b | 1 | 1.500 | 2,000 | ff | ![&lt;p&gt;](data:image/jpeg;base64,anBlZw==) |" in lines
+
+
+def test_without_jinja2_the_extra_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert run("card", folder, "--out", tmp_path / "card.html") == 2
+    assert "HTML pages require jinja2: pip install 'attributegan[explore]'" in capsys.readouterr().err
+    assert not (tmp_path / "card.html").exists()
+    assert run("card", folder, "--out", tmp_path / "card.md", "--sample", 3) == 0
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_invalid_names_of_shards(name: str) -> None:
 
 @pytest.mark.parametrize("name", index.RESERVED)
 def test_attributes_named_like_a_column_are_rejected(name: str) -> None:
-    with pytest.raises(ValueError, match=f"attributes: {name} reserved for columns"):
+    with pytest.raises(ValueError, match=f"attributes: {name}: reserved for columns"):
         index.arrow_schema(AttributeSchema((Attribute(name, ("a", "b")),)))
 
 
@@ -140,8 +140,8 @@ def rewritten(path: Path, **tree: Any) -> Path:
         ({"shards": [{**vars(SHARDS[0]), "size": "9"}]}, "do not match"),
         ({"shards": [{**vars(SHARDS[0]), "split": 3}]}, "do not match"),
         ({"shards": [{**vars(SHARDS[0]), "more": 3}]}, "damaged"),
-        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "name": "../a"}]}, "shard 2 of its metadata: '../a' is no name"),
-        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "sha256": "0" * 63}]}, "shard 2 of its metadata: '0+' is not a SHA-256"),
+        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "name": "../a"}]}, "shard 2 in the metadata: '../a' is not a valid"),
+        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "sha256": "0" * 63}]}, "shard 2 in the metadata: '0+' is not a SHA-256"),
         ({"shards": [{**vars(SHARDS[0]), "sha256": "G" * 64}]}, "is not a SHA-256"),
         ({"left_out": 3}, "damaged"),
         ({"shards": None}, "damaged"),
@@ -163,12 +163,12 @@ def test_missing_size_and_empty_shard_are_valid(path: Path) -> None:
         ({"offset": [0, -1]}, "outside their shard"),
         ({"length": [100, -1]}, "outside their shard"),
         ({"offset": [900, 901]}, "outside their shard"),
-        ({"grade": [0, 3]}, "grade has levels from 0 to 3, its schema from 0 to 2"),
-        ({"grade": [-2, 0]}, "grade has levels from -2 to 0"),
-        ({"size": [0, 2]}, "size has levels"),
+        ({"grade": [0, 3]}, "levels of grade range from 0 to 3, but its schema has 0 to 2"),
+        ({"grade": [-2, 0]}, "levels of grade range from -2 to 0"),
+        ({"size": [0, 2]}, "levels of size range"),
         ({"offset": [0, None]}, "missing values"),
         ({"size": [None, 0]}, "missing values"),
-        ({"shard": ["a.tar", "x.tar"]}, "rows name the shards x.tar, which"),
+        ({"shard": ["a.tar", "x.tar"]}, "rows refer to shards missing from the metadata: x.tar"),
     ],
 )
 def test_rows_that_contradict_the_metadata(tmp_path: Path, columns: dict[str, list[Any]], named: str) -> None:

@@ -279,7 +279,7 @@ def test_truncated_images_are_named_by_pack_and_verify(tmp_path: Path, capsys: p
 
 def test_missing_pixels_in_valid_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.png").write_bytes(recut(saved("png")))
-    assert "the PNG is cut off" in refusal(tmp_path, "t.png", capsys)
+    assert "the PNG is truncated" in refusal(tmp_path, "t.png", capsys)
 
 
 def test_verify_names_a_truncated_image_of_an_old_set(
@@ -290,7 +290,7 @@ def test_verify_names_a_truncated_image_of_an_old_set(
         patched.setattr(intact, "check", lambda data: None)  # as earlier versions packed it
         trained_on(tmp_path, "t.jpg")
     assert main(["verify", str(tmp_path / "set"), "--workers", "1"]) == 1
-    assert "the JPEG is cut off or damaged" in capsys.readouterr().out
+    assert "the JPEG is truncated or damaged" in capsys.readouterr().out
 
 
 def test_bytes_after_the_end_are_ignored(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_empty_files_and_texts_are_rejected(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "t.png").write_bytes(b"")
     assert "the file is empty" in refusal(tmp_path, "t.png", capsys)
     (tmp_path / "t.png").write_bytes(b"<html>no such page</html>")
-    assert "are not an image that Pillow reads" in refusal(tmp_path, "t.png", capsys)
+    assert "in no supported image format (Pillow)" in refusal(tmp_path, "t.png", capsys)
 
 
 def test_is_plain() -> None:

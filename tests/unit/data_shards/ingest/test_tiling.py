@@ -229,7 +229,9 @@ def test_unreadable_slides_are_reported_first_or_left_out(slide: Path, tmp_path:
 
 
 def test_a_damaged_slide_leaves_nothing_and_others_are_complete(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damaged = write_slide(tmp_path / "damaged.tif", pyramid(scene(1)), 0.5, lost_tiles=[15])  # in the first level, which the mask does not use
+    damaged = write_slide(
+        tmp_path / "damaged.tif", pyramid(scene(1)), 0.5, lost_tiles=[15]
+    )  # in the first level, which the mask does not use
     assert tile(damaged, slide, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
     assert "1 slides can't be cut; the 1 others are whole" in report and "damaged.tif: damaged at x " in report

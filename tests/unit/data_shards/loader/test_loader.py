@@ -115,9 +115,7 @@ def test_symmetries_are_drawn_for_every_position(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(1, 1, 0), (2, 3, 2), (8, 1, 1)])
-def test_crops_are_windows_drawn_for_every_position(
-    folder: Path, world: int, micro_batches: int, workers: int
-) -> None:
+def test_crops_are_windows_drawn_for_every_position(folder: Path, world: int, micro_batches: int, workers: int) -> None:
     options = {"crop": 0.75, "image_size": 12}
     images_NCHW, _ = steps(folder, 6, world, micro_batches, workers=workers, **options)
     later_NCHW, _ = steps(folder, 3, 1, start=72, **options)

@@ -38,7 +38,7 @@ def test_columns_by_another_name(tmp_path: Path) -> None:
     found = read(tmp_path, "name,grade,size,g\na.png,x,1,low\n", columns={"file": "name", "grade": "g"})
     (row,) = found.table.to_pylist()
     assert (row["file"], row["grade"], row["size"], row["more"]) == ("a.png", 1, 1, '{"grade": "x"}')
-    with pytest.raises(ValueError, match=r"--column weight=…: not `file` nor an attribute; those are grade, size"):
+    with pytest.raises(ValueError, match=r"--column weight=…: neither `file` nor an attribute; attributes are grade, size"):
         read(tmp_path, "file,grade,size\n", columns={"weight": "w"})
 
 
@@ -61,7 +61,7 @@ def test_invalid_levels_are_rejected_by_line(tmp_path: Path, text: str) -> None:
 def test_files_outside_the_folder_are_rejected(tmp_path: Path, name: str) -> None:
     found = read(tmp_path, f"file,grade,size\n{name},1,0\n..a.png,1,0\nb/../c.png,1,0\n")
     assert found.table["file"].to_pylist() == ["..a.png", "c.png"]
-    assert len(found.bad) == 1 and found.bad[0].startswith(f"a.csv:2: file {name!r}: write")
+    assert len(found.bad) == 1 and found.bad[0].startswith(f"a.csv:2: file {name!r}: not a path")
 
 
 def test_short_rows_and_rows_without_group_are_rejected(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_duplicate_keys_are_rejected_across_files(tmp_path: Path) -> None:
     found = read_labels([first, second], TWO)
     assert found.table["file"].to_pylist() == ["a.png", "b.png", "c.png"]
     assert found.bad == [
-        "b.csv:2: b.jpg: its key b is that of a.csv:3 (b.png) already",
-        "b.csv:4: a.png: its key a is that of a.csv:2 already",
+        "b.csv:2: b.jpg: its key b is taken by a.csv:3 (b.png)",
+        "b.csv:4: a.png: its key a is taken by a.csv:2",
     ]
 
 
@@ -121,7 +121,7 @@ def test_tables_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_empty_tables(tmp_path: Path) -> None:
     found = read(tmp_path, "file,grade,size\n")
     assert len(found.table) == 0 and found.table.column_names == ["file", "key", "group", "where", "more", "grade", "size"]
-    for text, named in (("", "it has nothing"), ("file,size\n", "no column grade; it has file, size")):
+    for text, named in (("", "found none"), ("file,size\n", "no column grade; found file, size")):
         with pytest.raises(ValueError, match=named):
             read(tmp_path, text)
 

@@ -129,12 +129,12 @@ def test_all_invalid_rows_are_reported_and_nothing_is_written(tiles: Path, capsy
     before = sorted(tiles.iterdir())
     assert main(command(tiles)) == 2
     report = capsys.readouterr().err
-    assert "8 tiles can't be packed" in report
+    assert "8 invalid tiles" in report
     for line in (
         "labels.csv:3: t0001.png: no such image",
         "labels.csv:4: t0002.png: not a readable image",
         "labels.csv:5: t0003.png: not a readable image",
-        "labels.csv:42: t0004.png: its key t0004 is that of labels.csv:6",
+        "labels.csv:42: t0004.png: its key t0004 is taken by labels.csv:6",
         "labels.csv:43: grade is 9, levels are 0 to 2",
         "labels.csv:44: grade is 'much', neither a number nor one of none, low, high",
         "labels.csv:45: file '../t0007.png'",
@@ -152,15 +152,15 @@ def test_an_invalid_image_found_while_writing_leaves_nothing_behind(tiles: Path,
     (tiles / "images" / "t0002.png").write_bytes(b"no image")
     before = sorted(tiles.iterdir())
     assert main(command(tiles)) == 2
-    assert "1 tiles can't be packed" in capsys.readouterr().err
+    assert "1 invalid tiles" in capsys.readouterr().err
     assert sorted(tiles.iterdir()) == before
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--column", "grade=stage"], "no column stage; it has file, slide, grade, size"),
-        (["--column", "weight=size"], "not `file` nor an attribute; those are grade, size"),
+        (["--column", "grade=stage"], "no column stage; found file, slide, grade, size"),
+        (["--column", "weight=size"], "neither `file` nor an attribute; attributes are grade, size"),
         (["--column", "grade"], "write NAME=COLUMN"),
         (["--group", "patient"], "no column patient"),
         (["--val-fraction", "1"], "--val-fraction"),
@@ -190,7 +190,7 @@ def test_attributes_can_not_be_named_like_index_columns(tmp_path: Path, capsys: 
     write_tiles(tmp_path, range(2))
     (tmp_path / "two.yaml").write_text("length:\n  levels: [short, long]\n")
     assert main(command(tmp_path, "--column", "length=size")) == 2
-    assert "length can't name an attribute" in capsys.readouterr().err
+    assert "length: reserved for columns" in capsys.readouterr().err
 
 
 def test_a_set_is_replaced_only_with_overwrite(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,14 +176,14 @@ def test_level_names_are_taken_literally(tmp_path: Path, written: str, names: tu
 def test_duplicate_columns_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], twice: str) -> None:
     row = ",".join(["t0.png", "0", "2", "1"][: len(twice.split(","))])
     assert pack(tmp_path, f"{twice}\n{row}\n") == 2
-    assert "is there 2 times" in capsys.readouterr().err and not (tmp_path / "set").exists()
+    assert "2 columns named " in capsys.readouterr().err and not (tmp_path / "set").exists()
 
 
 def test_duplicate_group_columns_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pack(tmp_path, "file,grade,slide,Slide\nt0.png,0,a,b\n", GRADE, "--group", "slide") == 2
-    assert "the column slide is there 2 times: 'slide' (column 3), 'Slide' (column 4)" in capsys.readouterr().err
+    assert "2 columns named slide: 'slide' (column 3), 'Slide' (column 4)" in capsys.readouterr().err
     assert pack(tmp_path, "file,grade,x\nt0.png,0,a\n", "grade: [low, mid, high]\nsize: [s, l]\n", "--column", "size=grade") == 2
-    assert "grade and size would both be column grade" in capsys.readouterr().err
+    assert "grade and size both map to column grade" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -205,12 +205,15 @@ def test_blank_rows_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('file,grade\nt0.png,0\n"t1.png,1\nt2.png,2\n', "levels.csv:3: a quote is opened in this row and never closed"),
-        ('file,grade,note\nt0.png,0,"ok\nt1.png,1,bad\nt2.png,2,done"\n', "levels.csv:2: a quote opened in this row is closed in line 4"),
+        ('file,grade\nt0.png,0\n"t1.png,1\nt2.png,2\n', "levels.csv:3: a quote opened in this row is never closed"),
+        (
+            'file,grade,note\nt0.png,0,"ok\nt1.png,1,bad\nt2.png,2,done"\n',
+            "levels.csv:2: a quote opened in this row is closed only in line 4",
+        ),
         ('file,grade\nt0.png,0\n"t1.png,1\nt2.png,2\n"t3.png",0\n', "levels.csv:3: "),
         ("file,grade\na,b.png,1\n", "levels.csv:2: has 3 entries for 2 columns"),
         ("file,grade\nt0.png,0\nt1.png\n", "levels.csv:3: grade is ''"),
-        ("file;Grade\nt0.png;0\n", "no column grade; it has file, Grade"),
+        ("file;Grade\nt0.png;0\n", "no column grade; found file, Grade"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, message: str) -> None:
@@ -284,7 +287,7 @@ def test_existing_names_are_suggested(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "images" / there).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels_of(0, 8)).save(tmp_path / "images" / there)
     assert pack(tmp_path, f"file,grade\n{written},1\n", tiles=0) == 2
-    assert f"{written}: no such image; there is {there!r}" in capsys.readouterr().err
+    assert f"{written}: no such image; did you mean {there!r}" in capsys.readouterr().err
 
 
 def test_unicode_forms_of_names_match(tmp_path: Path) -> None:
@@ -301,7 +304,7 @@ def test_two_files_with_one_key_are_both_named(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels_of(0, 8)).save(tmp_path / "images" / name)
     assert pack(tmp_path, "file,grade\na.b.png,1\na_b.png,1\n", tiles=0) == 2
-    assert "levels.csv:3: a_b.png: its key a_b is that of levels.csv:2 (a.b.png) already" in capsys.readouterr().err
+    assert "levels.csv:3: a_b.png: its key a_b is taken by levels.csv:2 (a.b.png)" in capsys.readouterr().err
 
 
 # Levels without tiles
@@ -309,7 +312,7 @@ def test_two_files_with_one_key_are_both_named(tmp_path: Path, capsys: pytest.Ca
 
 def test_levels_without_a_tile_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pack(tmp_path, "file,grade\nt0.png,1\nt1.png,2\n") == 0
-    assert "grade: no tile has level 0 (low); the lowest never occurs: does the table count levels from 1?" in capsys.readouterr().out
+    assert "grade: no tile has level 0 (low); does the table count levels from 1?" in capsys.readouterr().out
     assert main(["card", str(tmp_path / "set"), "--out", str(tmp_path / "card.md")]) == 0
     assert "Grade: no tile has level 0 (low)" in (tmp_path / "card.md").read_text()
     assert pack(tmp_path, "file,grade\nt0.png,0\nt1.png,1\nt2.png,2\n") == 0
@@ -327,4 +330,4 @@ def test_levels_without_a_tile_by_schema() -> None:
         "mitosis: no tile has level 0 (insufficient information)",
         "nucleoli: no tile has level 0 (insufficient information)",
     ]
-    assert told([[-1, 0], [-1, 1], [-1, 2]]) == ["mitosis: the level of no tile is known"]
+    assert told([[-1, 0], [-1, 1], [-1, 2]]) == ["mitosis: all levels are unknown"]

@@ -93,16 +93,16 @@ def test_numeric_level_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "grade": 2}')], "'grade' stands there more than once"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "grade": 2}')], "'grade' is given more than once"),
         ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "Grade": 2}')], "has 'grade' and 'Grade'"),
-        ([("s0.png", png(0)), ("s0.json", b'{"levels": {"grade": 0}, "grade": 2}')], "grade is 0 under levels and 2 at the top"),
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0}'), ("s0.cls", b"1")], "grade is 0 in .json and 1 in .cls"),
+        ([("s0.png", png(0)), ("s0.json", b'{"levels": {"grade": 0}, "grade": 2}')], "grade is 0 under levels but 2 at the top level"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0}'), ("s0.cls", b"1")], "grade is 0 in .json but 1 in .cls"),
         ([("s0.png", png(0)), ("s0.jpg", png(1)), ("s0.json", b'{"grade": 0}')], "has 2 images (jpg, png)"),
         ([("s0.png", png(0)), ("s0.png", png(1)), ("s0.json", b'{"grade": 0}')], "has png more than once"),
-        ([("s0.png", png(0)[:-30]), ("s0.json", b'{"grade": 0}')], "the PNG is cut off or damaged"),
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "group": true}')], "group: 'True' is no name"),
-        ([("s0.png", png(0)), ("s0.json", b'{"Grade": 0}')], "no level of grade; there are Grade"),
-        ([("s0.tif", png(0)), ("s0.json", b'{"grade": 0}')], "no image (jpg, jpeg, png, webp); it has tif, json"),
+        ([("s0.png", png(0)[:-30]), ("s0.json", b'{"grade": 0}')], "the PNG is truncated or damaged"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "group": true}')], "group: 'True' is not a group name"),
+        ([("s0.png", png(0)), ("s0.json", b'{"Grade": 0}')], "no level of grade; found Grade"),
+        ([("s0.tif", png(0)), ("s0.json", b'{"grade": 0}')], "no image (jpg, jpeg, png, webp); found tif, json"),
         ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "use names with a single dot"),
     ],
 )
@@ -138,7 +138,7 @@ def test_system_files_are_skipped_and_counted(tmp_path: Path, caplog: pytest.Log
     for name in (".DS_Store", "README", "LICENSE.txt", "Thumbs.db"):
         (folder / name).write_text("")
     assert index_of(folder) == 0
-    assert "passed over: 10 files that are no data" in caplog.text
+    assert "skipped 10 files that are not data" in caplog.text
     assert set(clean(folder)) == {"./s0", "./s1"}
 
 
@@ -151,7 +151,7 @@ def test_no_tar_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str], n
     (folder / name).write_bytes(gzip.compress((folder / "b").read_bytes()) if "z" in name else (folder / "b").read_bytes())
     (folder / "b").unlink()
     for more in ((), ("--skip-bad",)):
-        assert f"1 tars would be left out; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(
+        assert f"1 tars would be ignored; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(
             folder, capsys, *more
         )
 
@@ -163,7 +163,7 @@ def test_other_files_are_listed_and_the_set_is_valid(tmp_path: Path, capsys: pyt
     (folder / "empty").mkdir()
     assert index_of(folder) == 0
     told = capsys.readouterr()
-    assert "a_stats.json: passed over: not a tar" in told.err and "empty/: passed over" in told.err and "2 files passed over" in told.out
+    assert "a_stats.json: skipped: not a tar" in told.err and "empty/: skipped" in told.err and "2 files skipped" in told.out
     clean(folder)
     (folder / "new.txt").write_text("")
     assert main(["verify", str(folder), "--workers", "1"]) == 1
@@ -231,13 +231,13 @@ def test_index_rejects_what_verify_reports(tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "images"
     write_tar(folder / "train.tar", sample(0))
     write_tar(folder / "val.tar", sample(0, key="other"))
-    assert "one image is in several splits: val other, train s0" in refused(folder, capsys)
+    assert "the same image is in several splits: val other, train s0" in refused(folder, capsys)
 
 
 def test_a_group_that_no_sample_has(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0, slide="S1") + sample(1, slide="s1") + sample(2))
-    assert "--group: no sample has an entry 'patient'" in refused(folder, capsys, "--group", "patient")
+    assert "--group: no sample has the key 'patient'" in refused(folder, capsys, "--group", "patient")
     assert index_of(folder, "--group", "slide") == 0
     assert "1 of 3 tiles have no group" in caplog.text and "S1, s1" in caplog.text
 
@@ -281,13 +281,13 @@ def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if "No module" in done.stderr or "Permission denied" in done.stderr:
         pytest.skip("this Python can't be run by others")
-    assert done.returncode == 2 and "can't be written to (Permission denied); give a folder for the index with --out" in done.stdout, done
+    assert done.returncode == 2 and "not writable (Permission denied); use --out to write the index to another folder" in done.stdout, done
 
 
 def test_invalid_folders_for_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "tars" / "a.tar", sample(0))
     (tmp_path / "file").write_text("")
-    assert "can't be written to" in refused(tmp_path / "tars", capsys, "--out", str(tmp_path / "file" / "index"))
+    assert "not writable" in refused(tmp_path / "tars", capsys, "--out", str(tmp_path / "file" / "index"))
     assert "can't be read" in refused(tmp_path / "nowhere", capsys)
 
 
