@@ -134,7 +134,7 @@ def test_disagreement_is_listed_and_gives_no_levels() -> None:
 def test_an_unknown_sentence_is_listed_with_its_location() -> None:
     odd = CAPTION.replace("Mitosis is rare", "Mitosis is weird")
     _, problems = captions.read_tiles({"t": [CAPTION, odd]})
-    assert [str(problem) for problem in problems] == ['t, caption 2, mitosis: "Mitosis is weird": no rule knows this sentence']
+    assert [str(problem) for problem in problems] == ['t, caption 2, mitosis: "Mitosis is weird": no rule matches this sentence']
 
 
 def test_spelling_corrects_one_error_and_never_a_negation() -> None:
@@ -149,7 +149,7 @@ def test_import_captions_lists_problems_and_writes_the_rest(tmp_path: Path, caps
     path = write_captions(tmp_path / "captions.json", {"H7_1_2": [CAPTION] * 5, "1_00061_sub0_009": [CAPTION], "N5_1_1": [odd], "x_1": []})
     assert run("import-captions", path, "--out", tmp_path / "levels.csv") == 2
     errors = capsys.readouterr().err
-    assert "N5_1_1, caption 1, nucleoli" in errors and "'x_1': has no list of captions" in errors and len(errors.splitlines()) == 2
+    assert "N5_1_1, caption 1, nucleoli" in errors and "'x_1': no list of captions" in errors and len(errors.splitlines()) == 2
     rows = rows_of(tmp_path / "levels.csv")
     assert {file: row["slide"] for file, row in rows.items()} == {"H7_1_2.png": "H7", "1_00061_sub0_009.png": "1_00061"}
     assert rows["H7_1_2.png"]["diagnosis"] == "low grade" and not list(tmp_path.glob("*.part"))
@@ -165,7 +165,7 @@ def test_images_determine_file_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("import-captions", path, "--out", tmp_path / "levels.csv", "--images", tmp_path / "images") == 2
     assert list(rows_of(tmp_path / "levels.csv")) == ["a/H7_1_2.jpg"]
     told = capsys.readouterr()
-    assert "2 images of that name: a/H7_1_4.jpg, b/H7_1_4.png" in told.err and "1 left out" in told.out
+    assert f"2 images with this name in {tmp_path / 'images'}: a/H7_1_4.jpg, b/H7_1_4.png" in told.err and "1 left out" in told.out
     assert run("import-captions", path, "--out", tmp_path / "none.csv", "--images", tmp_path / "absent") == 2
     assert not (tmp_path / "none.csv").exists()
 

@@ -160,7 +160,7 @@ def test_invalid_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"type": "FeatureCollection"}', "3", '"x"'])
 def test_files_that_are_not_geojson(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.geojson").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.geojson: (not a readable GeoJSON file|has no features)"):
+    with pytest.raises(ValueError, match=r"a\.geojson: (not a readable GeoJSON file|no features)"):
         read(tmp_path / "a.geojson")
     for name in ("a.geojson.gz", "a.geojson.zip"):
         (tmp_path / name).write_text("x")
@@ -371,7 +371,7 @@ def test_outlines_are_relative_to_the_scanned_area(tmp_path: Path) -> None:
 def test_unknown_resolution_requires_the_option(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
     (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # written by an earlier version
-    with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
+    with pytest.raises(ValueError, match=r"slide\.json: does not contain the slide's resolution"):
         qupath_locations.tiles_of_slides(table, None)
     assert (
         qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][1].left
@@ -391,8 +391,8 @@ def test_missing_information_in_tables_is_listed(tmp_path: Path) -> None:
     ]
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", NEW, rows)], places)
     assert not found and bad == [
-        "H9.svs: no slide or tile of that name; an export must be called after its image, such as H7.geojson",
-        "H7: 1 annotations of a table have no outline, so no class; export them as GeoJSON too",
+        "H9.svs: no slide or tile with this name; name the export after its image, such as H7.geojson",
+        "H7: 1 annotations of a table have no outline and can't cover tiles; export them as GeoJSON too",
     ]
 
 
@@ -416,7 +416,7 @@ def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
     ]
     found, bad, _ = levels(tmp_path, [*exports, write_table(tmp_path / "b.tsv", NEW, rows)], places)
     assert found == {"a.png": (2, 1, -1, -1), "ü.b.png": (-1, 1, -1, -1)}
-    assert bad == ["0_0: 2 tiles have that name (H7/0_0.png, H8/0_0.png); rename them", bad[1]] and bad[1].startswith(
+    assert bad == ["0_0: 2 tiles have this name (H7/0_0.png, H8/0_0.png); rename them", bad[1]] and bad[1].startswith(
         "zz.png: no slide or tile"
     )
 
@@ -438,7 +438,7 @@ def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png"])
     table = write_table(tmp_path / "cells.tsv", NEW, [["a.png", UUID, "Cell", "", "", "", "", 1, 1, ""]])
     rules = {"mitosis": {"count": "*", "edges": [1, 2]}}
-    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would count twice"):
+    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would be counted twice"):
         levels(tmp_path, [write(tmp_path / "a.geojson", cells([(50, 50)])), table], places, rules)
     outlines = write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Fold"))])
     assert levels(tmp_path, [outlines, table], places, rules)[0] == {"a.png": (-1, 1, -1, -1)}
@@ -449,7 +449,7 @@ def test_a_name_at_the_top_differs_from_one_in_a_folder(tmp_path: Path) -> None:
     found, bad, _ = levels(
         tmp_path, [write(tmp_path / "a.png.geojson", [feature(square(0, 0, 100), classification=named("some"))])], places
     )
-    assert not found and "a.png: 2 tiles have that name" in bad[0]
+    assert not found and "a.png: 2 tiles have this name" in bad[0]
 
 
 # Rules
@@ -472,8 +472,8 @@ def test_quantiles_are_computed_and_reported(tmp_path: Path) -> None:
     exports = [write(tmp_path / f"{number}.geojson", cells([(50, 50)] * (number + 1))) for number in range(9)]
     found, _, notes = levels(tmp_path, exports, places, {"mitosis": {"count": "*", "edges": "quantiles"}})
     assert [found[name][1] for name in names] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert notes == ["mitosis: edges [3.66667, 6.33333]; write them into the rules for the next slides"]
-    with pytest.raises(ValueError, match="mitosis: too few different values in 3 tiles for 3 quantiles"):
+    assert notes == ["mitosis: edges [3.66667, 6.33333]; add them to the rules to reuse them for other slides"]
+    with pytest.raises(ValueError, match="mitosis: too few distinct values in 3 tiles for 3 quantiles"):
         levels(
             tmp_path,
             [exports[0]] + [write(tmp_path / f"{n}.geojson", cells([(50, 50)])) for n in (1, 2)],

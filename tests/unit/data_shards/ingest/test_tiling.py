@@ -206,8 +206,8 @@ def test_a_slide_without_resolution_is_named_and_the_option_sets_it(tmp_path: Pa
     dumb, screen = write_slide(tmp_path / "dumb.tif", [scene()], None), write_slide(tmp_path / "screen.tif", [scene()], 352.8)
     assert tile(dumb, screen, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
-    assert "dumb.tif: doesn't say its um per pixel; give it with --slide-mpp" in report
-    assert "screen.tif: says 352.79" in report and "as no scanner has; give it with --slide-mpp" in report
+    assert "dumb.tif: no um per pixel in its metadata; set it with --slide-mpp" in report
+    assert "screen.tif: implausible 352.79" in report and "um per pixel in its metadata; set it with --slide-mpp" in report
     assert tile(dumb, screen, "--out", tmp_path / "out", *COMMON, "--slide-mpp", 0.5) == 0
     assert len(rows_of(tmp_path / "out")) == 16
     assert tile(dumb, "--out", tmp_path / "out", *COMMON, "--slide-mpp", 0.25) == 2

@@ -175,7 +175,7 @@ def test_invalid_levels_are_rejected(tmp_path: Path) -> None:
         levels.Rule("spots", "mitosis_like").with_quantiles(np.full(5, np.nan), 2)
     with pytest.raises(ValueError, match="are not ascending"):
         levels.Rule("spots", "mitosis_like", (2.0, 1.0))
-    with pytest.raises(ValueError, match="no such measurement; there are nuclei_count"):
+    with pytest.raises(ValueError, match="unknown measurement; choose from nuclei_count"):
         levels.parse("crowding=cells")
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(PUBLISHED.to_dict()))
     with pytest.raises(ValueError, match="not an attributes file with `measured"):
