@@ -229,7 +229,7 @@ def test_decimal_commas_require_the_option(tmp_path: Path) -> None:
         tmp_path / "a.tsv", NEW, [["a", "", "Cell", "", "", "", "", "1,5", "2", "1.234,5"], ["a", "", "Cell", "", "", "", "", 1, 2, "3"]]
     )
     found = read(path)
-    assert "Centroid X µm is '1,5', not a number; add --decimal-comma" in found.bad[0] and len(found.objects["a"]) == 1
+    assert "Centroid X µm is '1,5', not a number; use --decimal-comma" in found.bad[0] and len(found.objects["a"]) == 1
     assert read(path, comma=True).objects["a"][0].x == 1.5
     assert "not a number" in read(path, "Nucleus: Area µm^2", comma=True).bad[0]  # 1.234,5 is not guessed
 
@@ -239,7 +239,7 @@ def test_files_that_are_not_tables(tmp_path: Path) -> None:
         read(write_table(tmp_path / "a.tsv", ["file", "x"], [["a", 1]]))
     with pytest.raises(ValueError, match="not a readable table"):
         read(tmp_path / "none.tsv")
-    assert read(write_table(tmp_path / "b.tsv", NEW, []), "Nucleus: Perimeter").bad == ["b.tsv: has no column Nucleus: Perimeter"]
+    assert read(write_table(tmp_path / "b.tsv", NEW, []), "Nucleus: Perimeter").bad == ["b.tsv: no column Nucleus: Perimeter"]
 
 
 # Tiles of slides
@@ -379,7 +379,7 @@ def test_unknown_resolution_requires_the_option(tmp_path: Path) -> None:
         == qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][0].width
     )
     table.write_text("file,slide\n")
-    with pytest.raises(ValueError, match="has no column x, y, mpp, size"):
+    with pytest.raises(ValueError, match="no column x, y, mpp, size"):
         qupath_locations.tiles_of_slides(table, 0.25)
 
 
@@ -486,12 +486,12 @@ def test_quantiles_are_computed_and_reported(tmp_path: Path) -> None:
     ("rules", "what"),
     [
         ({}, "no rules"),
-        ({"grade": {"count": "*"}}, "grade: not an attribute"),
+        ({"grade": {"count": "*"}}, "grade: unknown attribute"),
         ({"mitosis": {}}, "set exactly one of"),
         ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "set exactly one of"),
-        ({"mitosis": {"count": "a"}}, "edges: give 2"),
-        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"),
-        ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
+        ({"mitosis": {"count": "a"}}, "edges: set 2"),
+        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: set 2 ascending"),
+        ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: set 1"),
         ({"mitosis": {"count": "a", "edges": [True, 2]}}, "edges"),
         ({"mitosis": {"count": "a", "edges": [1, 2], "when": 3}}, "unknown keys when"),
         ({"mitosis": {"measurement": "a", "edges": [1, 2], "statistic": "mode"}}, "statistic: 'mode'"),

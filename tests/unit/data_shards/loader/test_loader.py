@@ -207,7 +207,7 @@ def test_unreadable_sets_are_rejected(tmp_path: Path) -> None:
         ShardSet.open("")
     with pytest.raises(ValueError, match="is not a complete shard set"):
         ShardSet.open(tmp_path / "images")
-    with pytest.raises(ValueError, match="data.split: .* it has train, val"):
+    with pytest.raises(ValueError, match="data.split: .* found train, val"):
         ShardSet.open(folder, split="test")
     size = (folder / "train-000001.tar").stat().st_size
     os.truncate(folder / "train-000001.tar", size - 512)

@@ -293,7 +293,7 @@ def test_a_custom_network_segments_the_nuclei(folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mpp", "0"], "--mpp: 0.0 is not above 0"),
+        (["--mpp", "0"], "--mpp: 0.0 must be between 0 and 100"),
         (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
         (["--attributes", "area_spread=area_spread"], "has a column with this name"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),

@@ -204,7 +204,7 @@ def test_drawn_levels_depend_only_on_seed_and_index() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [((0, 1, 1, 1, 1), "cell_crowding: phantoms support levels 1, 2, 3, 4, not 0"), ((1, 1, 1, 3, 1), "nucleoli"), ((1, 1), "2 given")],
+    [((0, 1, 1, 1, 1), "cell_crowding: phantoms support levels 1, 2, 3, 4, not 0"), ((1, 1, 1, 3, 1), "nucleoli"), ((1, 1), "got 2")],
 )
 def test_unsupported_levels_are_rejected(levels: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
