@@ -374,7 +374,7 @@ def test_errors_without_workers_do_not_mention_workers(folder: Path, monkeypatch
 def test_shared_memory_of_dead_workers_is_removed(folder: Path) -> None:
     data = read(folder, workers=1)
     next(data)
-    [worker] = data.gi_frame.f_locals["answers"]._workers
+    [worker] = data.gi_frame.f_locals["results"]._workers
     of_it, of_another = (Path(f"/dev/shm/torch_{pid}_1_0") for pid in (worker.pid, 10**9))
     for path in (of_it, of_another):
         path.touch()
@@ -393,4 +393,4 @@ def test_a_worker_out_of_memory_exits_and_is_detected(
     monkeypatch.setattr("data_shards.loader.tile_reader.TileReader.read", none_left)
     with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
         next(read(folder, workers=1))
-    assert "a process that reads tiles gets no memory" in capfd.readouterr().err
+    assert "a data loading worker ran out of memory" in capfd.readouterr().err
