@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,12 +116,15 @@ def _environment() -> Environment:
     )
     environment.filters["number"] = _number
     for kind in (Picture, Tinted, Figure, Code):
-        environment.tests[kind.__name__.lower()] = partial(_is, kind)
+        environment.tests[kind.__name__.lower()] = _instance_test(kind)
     return environment
 
 
-def _is(kind: type, cell: Cell) -> bool:
-    return isinstance(cell, kind)
+def _instance_test(kind: type) -> Callable[[Cell], bool]:
+    def is_instance(cell: Cell) -> bool:
+        return isinstance(cell, kind)
+
+    return is_instance
 
 
 def _number(cell: str | int | float) -> str:
