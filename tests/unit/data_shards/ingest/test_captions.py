@@ -183,7 +183,7 @@ def test_duplicate_tiles_are_listed(tmp_path: Path) -> None:
     entry = json.dumps({"caption": [CAPTION]})
     path.write_text(f'{{"a_1": {entry}, "b_1": {entry}, "a_1": {entry}}}')
     table = importers.read_captions(path)
-    assert [row["file"] for row in table.rows] == ["b_1"] and table.bad == ["captions.json: a_1: stands there 2 times"]
+    assert [row["file"] for row in table.rows] == ["b_1"] and table.bad == ["captions.json: a_1: given 2 times"]
 
 
 HEADER = "path,cell_crowding_level,cell_polarity_level,mitosis_level,nucleoli_level,pleomorphism_level,freq_id,cl_labels\n"
