@@ -1,1 +1,1 @@
-"""What a set of shards is: tiles and their levels in WebDataset tars with an index, and the order in which training meets them."""
+"""Shard sets: tiles and their levels in WebDataset tars with an index, and the order in which training reads them."""

@@ -1,4 +1,4 @@
-"""Check every byte of a shard set, and tell all that is wrong in one report."""
+"""Verifies every byte of a shard set and reports all problems."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from data_shards.storage.shard_files import LocalShardFiles, ShardFiles, open_lo
 def verify(
     location: str | Path, processes: int = 1, progress: worker_pool.Progress = lambda done: None, cache: Cache | None = None
 ) -> Iterator[str]:
-    """All problems of the set in a folder or at a URL, a line each, as they are found; none for a set that is clean.
+    """Yields the problems of the set in a folder or at a URL, one line each, as they are found.
 
-    Checked are the bytes of the index and of every shard (SHA-256); of every tile, its place, checksum, decoding, size, levels and group
-    against the index and the schema; tiles that are in a tar and not in the index; keys that come twice; groups and images that are in
-    more than one split; and files that don't belong to the set (in a folder; other places can't be listed).
+    Checks the bytes of the index and of every shard (SHA-256); the offset, checksum, decoding, size, levels and group of every tile against
+    the index and the schema; tiles in a tar that are missing from the index; duplicate keys; groups and images in more than one split; and
+    files that do not belong to the set (local folders only).
 
     Args:
-        cache: through which the shards of a remote set are read.
+        cache: for the shards of a remote set.
     """
     try:
         location, folder, header, tars = open_location(location, cache)
@@ -53,24 +53,24 @@ def verify(
 
 
 def _check_files(folder: Path, header: index.Header) -> Iterator[str]:
-    known = {index.FILE, index.CARD, checksums.FILE} | {shard.name for shard in header.shards}
-    named = {line.partition(": ")[0].rstrip("/") for line in header.left_out}  # tars without a tile that could be used, and passed over
+    expected = {index.FILE, index.CARD, checksums.FILE} | {shard.name for shard in header.shards}
+    named = {line.partition(": ")[0].rstrip("/") for line in header.left_out}  # skipped files and tars without usable tiles
     for path in sorted(folder.iterdir()):
-        if path.name not in known | named and not litter.is_litter(path.name):
+        if path.name not in expected | named and not litter.is_litter(path.name):
             yield f"{path}: does not belong to the set"
 
 
 def _check_rows(folder: Path, header: index.Header, tars: ShardFiles) -> Iterator[str]:
-    """What the index says of all tiles together."""
+    """Check the rows of the index against each other."""
     path = folder / index.FILE
     table = index.read_table(path, columns=["shard", "split", "key", "group", "offset", "length", "checksum"])
     counts = Counter({entry["values"]: entry["counts"] for entry in table["shard"].value_counts().to_pylist()})
     for shard in header.shards:
         if counts[shard.name] != shard.tiles:
-            yield f"{path}: has {counts[shard.name]:,} tiles for {shard.name}, its metadata say {shard.tiles:,}"
+            yield f"{path}: {counts[shard.name]:,} rows for {shard.name}, but {shard.tiles:,} in the metadata"
     for row in set_rows.repeated(table, ["key"], "shard", "count").to_pylist():
-        yield f"{path}: key {row['key']} comes {row['shard_count']} times"
-    for row in set_rows.groups_apart(table):
+        yield f"{path}: key {row['key']} occurs {row['shard_count']} times"
+    for row in set_rows.split_groups(table):
         yield f"{path}: group {row['group']} is in {row['split_count_distinct']} splits"
     yield from (f"{path}: {line}" for line in set_rows.same_images(table, header, tars.read))
 
@@ -78,12 +78,12 @@ def _check_rows(folder: Path, header: index.Header, tars: ShardFiles) -> Iterato
 class _Job(NamedTuple):
     number: int
     shard: index.Shard
-    left_out: tuple[str, ...]  # samples that the index leaves out on purpose
+    left_out: tuple[str, ...]  # samples left out of the index on purpose
 
 
 @dataclass(frozen=True)
 class _ShardCheck:
-    """What worker processes do with a shard."""
+    """Checks one shard in a worker process."""
 
     location: str
     index: Path
@@ -92,16 +92,16 @@ class _ShardCheck:
     image_size: int | None
 
     def __call__(self, job: _Job) -> list[str]:
-        """All that is wrong with one tar, a line each."""
+        """Returns the problems of one tar, one line each."""
         rows = index.read_shard(self.index, job.shard.name).to_pylist()
         problems: list[str] = []
         try:
             with self.tars.open(job.number) as stream:
                 problems += self._walk(stream, {row["offset"]: row for row in rows}, job)
                 if (size := os.fstat(stream.fileno()).st_size) != job.shard.size:
-                    problems.append(f"has {size:,} bytes and should have {job.shard.size:,}")
+                    problems.append(f"has {size:,} bytes, expected {job.shard.size:,}")
                 elif checksums.sha256_of(stream) != job.shard.sha256:
-                    problems.append("its bytes are not those that were packed (SHA-256)")
+                    problems.append("wrong checksum (SHA-256)")
         except OSError as error:
             problems.append(f"can't be read: {error.strerror or error}")
         except StoreError as error:
@@ -109,7 +109,7 @@ class _ShardCheck:
         return [f"{self.location}/{job.shard.name}: {problem}" for problem in problems]
 
     def _walk(self, stream: BinaryIO, row_at: dict[int, dict[str, Any]], job: _Job) -> Iterator[str]:
-        """Meet every sample of the tar, then name the tiles of the index that were not met."""
+        """Check every sample of the tar, then report the tiles of the index that were not found."""
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, sample in groupby(members(tar), lambda member: member.key):
@@ -127,7 +127,7 @@ class _ShardCheck:
                 yield "not in the index"
             return
         if row["key"] != key:
-            yield f"the index has {row['key']} here"
+            yield f"the index has key {row['key']} at this offset"
         image = next(member for member in sample if member.offset == row["offset"])
         yield from self._check_image(image, row)
         try:
@@ -137,15 +137,15 @@ class _ShardCheck:
             return
         for name, level in zip(self.schema.names, levels, strict=True):
             if level != row[name]:
-                yield f"{name} is {level} in the tar and {row[name]} in the index"
+                yield f"{name} is {level} in the tar but {row[name]} in the index"
         if group and group != row["group"]:
-            yield f"group is {group} in the tar and {row['group']} in the index"
+            yield f"group is {group} in the tar but {row['group']} in the index"
 
     def _check_image(self, image: Member, row: dict[str, Any]) -> Iterator[str]:
         if len(image.data) != row["length"]:
-            yield f"the image has {len(image.data):,} bytes in the tar and {row['length']:,} in the index"
+            yield f"the image has {len(image.data):,} bytes in the tar but {row['length']:,} in the index"
         elif tile.checksum(image.data) != row["checksum"]:
-            yield "the image is damaged (checksum)"
+            yield "the image is damaged (wrong checksum)"
         try:
             check_image(image.data)
             pixels_HWC = tile.decode(image.data)
@@ -156,4 +156,4 @@ class _ShardCheck:
             yield f"not a readable image: {error}"
             return
         if self.image_size and pixels_HWC.shape != (self.image_size, self.image_size, 3):
-            yield f"the image is {pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels, those of the set {self.image_size}"
+            yield f"the image has {pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels, expected {self.image_size} x {self.image_size}"

@@ -1,4 +1,4 @@
-"""Jobs for worker processes: results in order, progress in tiles, and no process that outlives its parent."""
+"""Runs jobs in worker processes: results in order, progress in tiles, no process outlives its parent."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ _counter: Any = None  # of tiles, shared by all workers; a worker gets it when i
 
 
 def count_tiles(tiles: int) -> None:
-    """Called by a job, for every tile or for several."""
+    """Add to the count of finished tiles; called by jobs."""
     with _counter.get_lock():
         _counter.value += tiles
 
 
 def run(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, progress: Progress) -> Iterator[Result]:
-    """``work`` on every job, in ``workers`` processes, 1 being this one; results in the order of the jobs.
+    """Run ``work`` on every job and yield the results in the order of the jobs.
 
-    Jobs are drawn from the iterable as processes come free, so it may be long. An exception of a job or here ends all processes.
+    Jobs are taken from the iterable as workers become free, so it may be long. An exception in a job or in the caller ends all workers.
+
+    Args:
+        workers: number of processes; 1 runs the jobs in the current process.
     """
     global _counter
     context = multiprocessing.get_context(START_METHOD)
@@ -45,16 +48,16 @@ def run(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, progre
             yield work(job)
             progress(counter.value)
         return
-    waiting = iter(jobs)
+    pending = iter(jobs)
     with ProcessPoolExecutor(workers, context, _start, (counter,)) as pool:
         try:
-            running: deque[Future[Result]] = deque(pool.submit(work, job) for job in islice(waiting, 2 * workers))
+            running: deque[Future[Result]] = deque(pool.submit(work, job) for job in islice(pending, 2 * workers))
             while running:
                 wait([running[0]], timeout=0.5)
                 progress(counter.value)
                 if running[0].done():
                     yield running.popleft().result()
-                    running.extend(pool.submit(work, job) for job in islice(waiting, 1))
+                    running.extend(pool.submit(work, job) for job in islice(pending, 1))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -63,7 +66,7 @@ def run(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, progre
 
 
 def available() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     with suppress(AttributeError):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -72,12 +75,12 @@ def available() -> int:
 def _start(counter: Any) -> None:
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """In a new worker: end when the parent is gone, whatever ended it, and remove the temporary folder that multiprocessing made."""
+    """Make this worker exit when its parent has died, even by SIGKILL, and remove multiprocessing's temporary folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -282,9 +282,9 @@ def summary(folder: Path, header: Header) -> str:
         shards = [shard for shard in header.shards if shard.split == split]
         tiles, size = sum(shard.tiles for shard in shards), sum(shard.size for shard in shards)
         lines.append(f"  {split}: {tiles:,} tiles in {len(shards):,} shards, {size / 2**20:,.1f} MiB")
-    passed = sum(line.endswith(": passed over: not a tar") for line in header.left_out)
-    tiles = len(header.left_out) - passed
-    return "\n".join(lines + [f"  {count:,} {what}" for count, what in ((tiles, "tiles left out"), (passed, "files passed over")) if count])
+    skipped = sum(line.endswith((": skipped: not a tar", ": passed over: not a tar")) for line in header.left_out)  # the second: older sets
+    tiles = len(header.left_out) - skipped
+    return "\n".join(lines + [f"  {count:,} {what}" for count, what in ((tiles, "tiles left out"), (skipped, "files skipped")) if count])
 
 
 if __name__ == "__main__":

@@ -72,6 +72,20 @@ def atomic_write(path: Path, *, fsync: bool = True, shared: bool = False) -> Ite
         fsync_path(path.parent)
 
 
+def replace_folder(tmp_path: Path, out: Path) -> None:
+    """Rename a finished folder, whose files are durable, to ``out``; an older folder there is removed afterwards."""
+    fsync_path(tmp_path)
+    old = out.with_name(f".{out.name}.replaced")
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(tmp_path, out)
+    fsync_path(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
 def check_new_folder(out: Path) -> None:
     """Raises ValueError unless ``out`` does not exist or is an empty folder."""
     if out.is_dir() and any(out.iterdir()):

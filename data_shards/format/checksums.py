@@ -14,25 +14,25 @@ FILE = "SHA256SUMS"
 
 
 def sha256_of(file: Path | BinaryIO) -> str:
-    """The hash of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def write(folder: Path, header: index.Header) -> None:
-    """Write the sums of a set whose index is in place."""
+    """Write the checksums of a set whose index exists already."""
     with atomic_write(folder / FILE) as stream:
         stream.write(_text(header, sha256_of(folder / index.FILE)).encode())
 
 
 def check_index(folder: Path) -> index.Header:
-    """The header of a set's index, when the index is byte for byte the one that was written.
+    """Check a set's index against its checksum and return its header.
 
-    An index is checked before it is parsed, since its levels and offsets are believed from then on.
+    The index is checked before it is parsed, because its levels and offsets are trusted afterwards.
 
     Raises:
-        ValueError: it is not, or there is none.
+        ValueError: the index is missing, unreadable or not the one that was written.
     """
     path = folder / index.FILE
     try:
@@ -40,16 +40,16 @@ def check_index(folder: Path) -> index.Header:
         index_sha256 = sha256_of(path)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{error.filename}: not there; {folder} is no whole shard set. Make one with `attributegan-shard pack`, "
-            "or with `attributegan-shard index` from tars"
+            f"{error.filename}: not found; {folder} is not a complete shard set. Create one with `attributegan-shard pack`, "
+            "or with `attributegan-shard index` from existing tars"
         ) from error
     except OSError as error:
         raise ValueError(f"{error.filename}: can't be read ({error.strerror})") from error
     if index_sha256.encode() not in written:
-        raise ValueError(f"{path}: is not the index that {FILE} is about; copy the set again")
+        raise ValueError(f"{path}: does not match its checksum in {FILE}; copy the set again")
     header = index.read_header(path)
     if written != _text(header, index_sha256).encode():
-        raise ValueError(f"{folder / FILE}: is damaged or of another set; copy the set again")
+        raise ValueError(f"{folder / FILE}: damaged, or belongs to another set; copy the set again")
     return header
 
 

@@ -1,6 +1,6 @@
-"""Names of groups, such as slides and patients: when two spellings are one name, and which names only look alike.
+"""Names of groups, such as slides and patients: normalization, and detection of names that look alike.
 
-All tiles of a group stay on one side of a split. So do groups whose names look alike, since they may be one slide.
+All tiles of a group go to the same split. So do groups whose names look alike, because they may be the same slide.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 
 from attributegan.attributes import number_in
 
-MISSING = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"))  # what programs write for no entry
+MISSING = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"))  # what programs write for missing values
 SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".tif", ".tiff", ".czi", ".vms", ".bif", ".svslide", ".dcm", ".isyntax", ".qptiff")
 
 
 def name_of(value: object) -> str:
-    """The name of a group as a table or JSON has it: without blanks at the ends, and a whole number without decimals (7.0 is 7).
+    """Normalize the name of a group from a table or JSON: strips blanks and writes whole numbers without decimals (7.0 becomes 7).
 
     Returns:
-        "" where there is none.
+        The name, "" if missing.
 
     Raises:
-        ValueError: neither text nor a number.
+        ValueError: neither a text nor a number.
     """
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{str(value)[:40]!r} is no name; write a text or a number")
+        raise ValueError(f"{str(value)[:40]!r} is not a group name; use a text or a number")
     text = " ".join(unicodedata.normalize("NFC", str(value)).split())
     if text.casefold() in MISSING:
         return ""
@@ -40,28 +40,28 @@ def name_of(value: object) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in letter case, leading zeros, blanks and dashes, or a slide's extension alone; two or more in each list."""
+    """Returns lists of two or more names that differ only in letter case, leading zeros, blanks, dashes or a slide's extension."""
     found: dict[str, set[str]] = defaultdict(set)
     for name in names:
-        found[_loose(name)].add(name)
+        found[_normalized(name)].add(name)
     return sorted(sorted(alike) for alike in found.values() if len(alike) > 1)
 
 
 def inseparable(names: Sequence[str]) -> np.ndarray:
-    """A number for each name, int [N], in the order in which they come; names that look alike have the same one."""
+    """Returns a number for each name, int64 [N], in order of appearance; names that look alike get the same number."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(_loose(name), len(numbers)) for name in names], np.int64)
+    return np.array([numbers.setdefault(_normalized(name), len(numbers)) for name in names], np.int64)
 
 
 def warning(names: Iterable[str]) -> str:
-    """What to say of names that look alike, or ""."""
+    """Returns a warning about names that look alike, or ""."""
     if not (alike := look_alikes(names)):
         return ""
     lines = "".join(f"\n  {', '.join(names)}" for names in alike[:20]) + (f"\n  and {len(alike) - 20:,} more" if len(alike) > 20 else "")
-    return f"{len(alike):,} groups have names that look alike; they stay on one side of the split. Write each slide in one way:{lines}"
+    return f"{len(alike):,} groups have names that look alike and are kept in the same split. Use one spelling for each slide:{lines}"
 
 
-def _loose(name: str) -> str:
+def _normalized(name: str) -> str:
     text = unicodedata.normalize("NFKC", name).casefold().strip()
     if (number := number_in(text)) is not None:
         return f"{Decimal(number).normalize():f}"

@@ -1,9 +1,9 @@
-"""The index of a shard set: one Parquet file with a row for every tile, and what holds for the whole set in its metadata.
+"""The index of a shard set: one Parquet file with a row for every tile; its metadata describe the whole set.
 
-Owns the columns, the metadata and their reading. Where tiles come from is in packer.py, their order in global_order.py.
+Owns the columns, the metadata, and reading both. Packing is in packer.py, the order of tiles in global_order.py.
 
 Columns: ``shard``, ``split``, ``offset`` and ``length`` of the image member's data in bytes, ``key``, ``group`` ("" for none), one int8 for
-each attribute under its name (-1 where the level is not known), ``checksum`` (CRC-32 of the image member's data).
+each attribute under its name (-1 if unknown), ``checksum`` (CRC-32 of the image member's data).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attributegan.attributes import UNKNOWN, AttributeSchema
 from attributegan.utils.files import atomic_write
 
 FILE = "index.parquet"
-CARD = "card.html"  # the page about the set that may lie beside it
+CARD = "card.html"  # optional dataset card beside the index
 VERSION = 1
 METADATA = b"attributegan.shards"
 ROW_GROUP = 1 << 17
@@ -45,13 +45,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Header:
-    """What holds for a whole set."""
+    """Metadata of a whole set."""
 
     schema: AttributeSchema
     shards: tuple[Shard, ...]
-    image_size: int | None  # pixels, when all tiles are squares of one size
+    image_size: int | None  # pixels, if all tiles are squares of one size
     source: str  # fingerprint of the tiles and options that the set was packed from
-    left_out: tuple[str, ...] = ()  # tiles that could not be packed and why, a line each
+    left_out: tuple[str, ...] = ()  # tiles that could not be packed, with the reason, one line each
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -60,27 +60,27 @@ class Header:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the N tiles of a split are, and their levels."""
+    """Positions and levels of the N tiles of a split."""
 
-    shard_N: np.ndarray  # int32, number in `Header.shards`
+    shard_N: np.ndarray  # int32, index into `Header.shards`
     offset_N: np.ndarray  # int64
     length_N: np.ndarray  # int32
     checksum_N: np.ndarray  # uint32
     levels_NA: np.ndarray  # int8
 
     def where(self, keep_N: np.ndarray) -> Rows:
-        """The rows for which ``keep_N`` is true."""
+        """Returns the rows for which ``keep_N`` is true."""
         return Rows(*(getattr(self, field.name)[keep_N] for field in fields(self)))
 
 
 def arrow_schema(schema: AttributeSchema) -> pa.Schema:
-    """The columns of an index.
+    """Returns the columns of an index.
 
     Raises:
-        ValueError: an attribute has the name of another column.
+        ValueError: an attribute has the name of a reserved column.
     """
-    if taken := set(schema.names) & set(RESERVED):
-        raise ValueError(f"attributes: {', '.join(sorted(taken))} can't name an attribute, since the index has a column of that name")
+    if reserved := set(schema.names) & set(RESERVED):
+        raise ValueError(f"attributes: {', '.join(sorted(reserved))}: reserved for columns of the index; rename the attribute")
     fields = {
         "shard": pa.string(),
         "split": pa.string(),
@@ -93,7 +93,7 @@ def arrow_schema(schema: AttributeSchema) -> pa.Schema:
 
 
 def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
-    """Write an index that is whole or not there; ``tables`` have the columns of `arrow_schema`."""
+    """Write an index atomically; ``tables`` have the columns of `arrow_schema`."""
     tree = asdict(header) | {"version": VERSION, "schema": header.schema.to_dict()}
     columns = arrow_schema(header.schema).with_metadata({METADATA: json.dumps(tree)})
     with atomic_write(path) as stream, pq.ParquetWriter(stream, columns, compression="zstd") as writer:
@@ -102,15 +102,18 @@ def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
 
 
 def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str]) -> Header:
-    """Write the index of a set from those of its shards, one shard each; rows are streamed.
+    """Write the index of a set from the indexes of its shards; rows are streamed.
+
+    Args:
+        parts: indexes of one shard each.
 
     Raises:
-        ValueError: there is no tile in any of them.
+        ValueError: none of the shards has a tile.
     """
     headers = {part: read_header(part) for part in parts}
     kept = {part: header for part, header in headers.items() if header.shards[0].tiles}
     if not kept:
-        raise ValueError("no tile is left" + "".join(f"\n  {line}" for line in left_out))
+        raise ValueError("no usable tiles" + "".join(f"\n  {line}" for line in left_out))
     sizes = {header.image_size for header in kept.values()}
     shards = tuple(header.shards[0] for header in kept.values())
     schema = headers[parts[0]].schema
@@ -120,53 +123,53 @@ def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of at least ROW_GROUP, but for the last."""
-    waiting: list[pa.Table] = []
+    """Yields the same rows in tables of at least ROW_GROUP rows, except the last."""
+    buffer: list[pa.Table] = []
     for table in tables:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if sum(map(len, waiting)):
-        yield pa.concat_tables(waiting)
+        buffer.append(table)
+        if sum(map(len, buffer)) >= ROW_GROUP:
+            yield pa.concat_tables(buffer)
+            buffer = []
+    if sum(map(len, buffer)):
+        yield pa.concat_tables(buffer)
 
 
-def wrong_name(name: str) -> str:
-    """Why a shard can't have this name, or "". Names become parts of paths, URLs and commands that shells of other machines read again."""
+def invalid_name(name: str) -> str:
+    """Returns why a shard can't have this name, or "". Names become parts of paths, URLs and remote shell commands."""
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]*", name):
         return ""
     return (
-        f"{name!r} is no name of a shard, which has letters of ASCII, digits and . _ + = , @ - (the first a letter, digit or _); "
-        "rename the tar and make the index again"
+        f"{name!r} is not a valid shard name; use ASCII letters, digits and . _ + = , @ - (starting with a letter, digit or _). "
+        "Rename the tar and create the index again"
     )
 
 
 def read_header(path: Path) -> Header:
-    """What the metadata of an index file says.
+    """Read the metadata of an index file.
 
     Raises:
-        ValueError: no index, or none that this version reads.
+        ValueError: not an index, or one of an unsupported version.
     """
     with _readable(path):
         columns = pq.read_schema(path)
         text = (columns.metadata or {}).get(METADATA)
     if text is None:
-        raise ValueError(f"{path}: a Parquet file, but no index of a shard set; make one with `attributegan-shard pack` or `index`")
+        raise ValueError(f"{path}: a Parquet file, but not the index of a shard set; create one with `attributegan-shard pack` or `index`")
     try:
         tree: dict[str, Any] = json.loads(text)
         header = _header(tree) if tree["version"] == VERSION else None
         same_columns = header is not None and columns.remove_metadata() == arrow_schema(header.schema)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata are damaged ({type(error).__name__}: {error}); copy the set again") from error
+        raise ValueError(f"{path}: damaged metadata ({type(error).__name__}: {error}); copy the set again") from error
     if header is None:
-        raise ValueError(f"{path}: written by another version of attributegan; pack the set again, or use that version")
+        raise ValueError(f"{path}: written by an incompatible version of attributegan; pack the set again, or use that version")
     if not same_columns or not all(map(_is_typed, header.shards)) or type(header.image_size) not in (int, type(None)):
-        raise ValueError(f"{path}: its columns and metadata don't fit together; copy the set again, or pack it again")
+        raise ValueError(f"{path}: columns and metadata do not match; copy the set again, or pack it again")
     for number, shard in enumerate(header.shards, 1):
-        if what := wrong_name(shard.name):
-            raise ValueError(f"{path}: shard {number} of its metadata: {what}")
+        if problem := invalid_name(shard.name):
+            raise ValueError(f"{path}: shard {number} in the metadata: {problem}")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-            raise ValueError(f"{path}: shard {number} of its metadata: {shard.sha256!r} is no SHA-256; pack the set again")
+            raise ValueError(f"{path}: shard {number} in the metadata: {shard.sha256!r} is not a SHA-256; pack the set again")
     return header
 
 
@@ -177,26 +180,26 @@ def _header(tree: dict[str, Any]) -> Header:
 
 
 def _is_typed(shard: Shard) -> bool:
-    """Whether everything that was said of a shard is of the kind that it must be."""
+    """Returns whether all fields of a shard have their declared types."""
     return all(type(getattr(shard, field.name)).__name__ == field.type for field in fields(shard)) and shard.size >= 0
 
 
 def read_rows(path: Path, header: Header, split: str) -> Rows:
-    """The tiles of one split, in the order of the index; reads only the columns that reading tiles needs.
+    """Read the rows of one split, in the order of the index; only the columns needed to read tiles.
 
     Raises:
-        ValueError: rows that contradict the metadata.
+        ValueError: rows contradict the metadata.
     """
     names = header.schema.names
-    number = {shard.name: place for place, shard in enumerate(header.shards)}
-    wanted_S = np.array([shard.split == split for shard in header.shards])
+    number_of = {shard.name: number for number, shard in enumerate(header.shards)}
+    in_split_S = np.array([shard.split == split for shard in header.shards])
     parts: list[Rows] = []
     with _readable(path), pq.ParquetFile(path, memory_map=True, read_dictionary=["shard"]) as file:
         for group in range(file.num_row_groups):
             columns = ["shard", "offset", "length", "checksum", *names]
             table = file.read_row_group(group, columns, use_threads=file.num_row_groups > 1).unify_dictionaries()
-            rows = _rows(table, names, number, path)
-            parts.append(rows.where(wanted_S[rows.shard_N]))
+            rows = _rows(table, names, number_of, path)
+            parts.append(rows.where(in_split_S[rows.shard_N]))
     if not parts:
         raise ValueError(f"{path}: has no rows; pack the set again")
     rows = Rows(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rows)))
@@ -205,13 +208,13 @@ def read_rows(path: Path, header: Header, split: str) -> Rows:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows, as they are in the file."""
+    """Read all rows, in the order of the file."""
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
         return file.read(columns, use_threads=file.num_row_groups > 1)
 
 
 def read_shard(path: Path, shard: str) -> pa.Table:
-    """The rows of one shard; reads only the parts of the file that can have some."""
+    """Read the rows of one shard; only row groups that may contain it are read."""
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
         column = file.schema_arrow.names.index("shard")
         bounds = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
@@ -222,25 +225,23 @@ def read_shard(path: Path, shard: str) -> pa.Table:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Tell what is wrong with the file in our words."""
+    """Turn errors of reading the file into ValueErrors that name it."""
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: not there; {path.parent} is not a shard set. Make one with `attributegan-shard pack`") from error
+        raise ValueError(f"{path}: not found; {path.parent} is not a shard set. Create one with `attributegan-shard pack`") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{path}: not a readable index: {error}") from error
 
 
-def _rows(table: pa.Table, names: tuple[str, ...], number: dict[str, int], path: Path) -> Rows:
+def _rows(table: pa.Table, names: tuple[str, ...], number_of: dict[str, int], path: Path) -> Rows:
     if any(table[name].null_count for name in table.column_names):
-        raise ValueError(f"{path}: has rows that lack something; pack the set again")
+        raise ValueError(f"{path}: rows with missing values; pack the set again")
     column = {name: table[name].combine_chunks() for name in table.column_names}
     labels = column["shard"].dictionary.to_pylist()
-    if unknown := [label for label in labels if label not in number]:
-        raise ValueError(
-            f"{path}: rows name the shards {', '.join(map(str, unknown[:3]))}, which its metadata don't have; pack the set again"
-        )
-    shard_N = np.array([number[label] for label in labels], np.int32)[column["shard"].indices.to_numpy()]
+    if unknown := [label for label in labels if label not in number_of]:
+        raise ValueError(f"{path}: rows refer to shards missing from the metadata: {', '.join(map(str, unknown[:3]))}; pack the set again")
+    shard_N = np.array([number_of[label] for label in labels], np.int32)[column["shard"].indices.to_numpy()]
     levels_NA = np.stack([column[name].to_numpy() for name in names], axis=1)
     return Rows(shard_N, column["offset"].to_numpy(), column["length"].to_numpy(), column["checksum"].to_numpy(), levels_NA)
 
@@ -249,9 +250,9 @@ def _check(rows: Rows, header: Header, path: Path) -> None:
     for attribute, levels_N in zip(header.schema.attributes, rows.levels_NA.T, strict=True):
         if len(levels_N) and not UNKNOWN <= levels_N.min() <= levels_N.max() < len(attribute.levels):
             raise ValueError(
-                f"{path}: {attribute.name} has levels from {levels_N.min()} to {levels_N.max()}, "
-                f"its schema from 0 to {len(attribute.levels) - 1}; pack the set again"
+                f"{path}: levels of {attribute.name} range from {levels_N.min()} to {levels_N.max()}, "
+                f"but its schema has 0 to {len(attribute.levels) - 1}; pack the set again"
             )
     size_S = np.array([shard.size for shard in header.shards])
     if ((rows.offset_N < 0) | (rows.length_N < 0) | (rows.offset_N > size_S[rows.shard_N] - rows.length_N)).any():
-        raise ValueError(f"{path}: some tiles lie outside of their shard; pack the set again")
+        raise ValueError(f"{path}: some tiles lie outside their shard; pack the set again")

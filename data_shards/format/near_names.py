@@ -1,6 +1,6 @@
-"""Images that a table names and a folder has under another spelling: what the name is there.
+"""Suggests the likely file for an image that a table names but the folder lacks.
 
-Compared without folders in front, letter case, extension, composed or decomposed accents, and with either slash.
+Spellings are compared without leading folders, letter case, extension, Unicode composition of accents, and kind of slash.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import PurePosixPath
 
 from data_shards.format.litter import is_litter
 
-MOST_FILES = 5_000_000  # looked at, so that a wrong folder costs no hours
+MOST_FILES = 5_000_000  # scanned at most, so that a wrong folder does not cost hours
 
 
 def suggestions(root: str, missing: Iterable[str]) -> dict[str, str]:
-    """For each missing file the one in ``root`` that is most like it, where there is one."""
-    wanted = {file: _keys(file) for file in missing}
-    if not wanted:
+    """Returns the most similar file in ``root`` for each missing file that has exactly one."""
+    keys_of = {file: _keys(file) for file in missing}
+    if not keys_of:
         return {}
-    looked_for = {key for keys in wanted.values() for key in keys}
+    searched = {key for keys in keys_of.values() for key in keys}
     found: dict[str, list[str]] = defaultdict(list)
     for count, file in enumerate(_files(root)):
         if count == MOST_FILES:
             break
         for key in _keys(file):
-            if key in looked_for:
+            if key in searched:
                 found[key].append(file)
-    near = {file: next((found[key] for key in keys if found[key]), []) for file, keys in wanted.items()}
+    near = {file: next((found[key] for key in keys if found[key]), []) for file, keys in keys_of.items()}
     return {file: files[0] for file, files in near.items() if len(set(files)) == 1}
 
 
@@ -42,7 +42,7 @@ def _files(root: str) -> Iterable[str]:
 
 
 def _keys(file: str) -> list[str]:
-    """What two spellings of one file share, the strictest first: the path, the path without extension, the name, the name without one."""
+    """Returns the keys that two spellings of a file share, strictest first: path, path without extension, name, name without extension."""
     plain = unicodedata.normalize("NFC", file).replace("\\", "/").strip().casefold()
     path = PurePosixPath(plain)
     stem = str(path.with_suffix("")) if path.name else plain

@@ -1,8 +1,7 @@
-"""Any image file as 8-bit RGB, or a refusal that says how to convert it.
+"""Converts any image file to 8-bit RGB, or raises an error that says how to convert it.
 
-Transparent pixels are composited on white, as `attributegan-shard tile` does with what was never scanned. 16-bit samples are divided by
-256. 32-bit and floating-point samples have no range of their own and are refused. Orientation tags (EXIF) and colour profiles are not
-applied.
+Transparent pixels are composited on white, as `attributegan-shard tile` does with unscanned areas. 16-bit samples are divided by 256.
+32-bit and floating-point samples have no defined range and are rejected. Orientation tags (EXIF) and colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -16,35 +15,38 @@ from PIL import Image, ImageCms, ImageSequence, TiffImagePlugin, UnidentifiedIma
 
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF 6.0
 WHITE_IS_ZERO = 0
-CONVERT = "convert it to 8-bit RGB first, with the range of values that the stain needs"
+CONVERT = "convert it to 8-bit RGB first, with an intensity range that suits the stain"
 
 
 @contextmanager
 def opened(data: bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
-    """An image from the bytes of a file; any of `format.DECODING_ERRORS` when it is none, or one that Pillow reads wrong."""
+    """Open an image from the bytes of a file.
+
+    Raises:
+        any of `tile.DECODING_ERRORS`: not an image, or one that Pillow decodes wrongly.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError as error:  # which names the stream and not the file
-        known = "that Pillow reads" if formats is None else f"of a kind that shards hold ({', '.join(formats)})"
-        raise ValueError(f"the {len(data):,} bytes are not an image {known}" if data else "the file is empty") from error
+    except UnidentifiedImageError as error:  # its message names the stream instead of the file
+        supported = "Pillow" if formats is None else ", ".join(formats)
+        raise ValueError(f"{len(data):,} bytes in no supported image format ({supported})" if data else "the file is empty") from error
     with image:
         if image.mode == "RGB" and "transparency" in image.info and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-            raise ValueError(f"16-bit colour of which one value is transparent can't be read exactly; {CONVERT}")  # Pillow halves the bits
+            raise ValueError(f"16-bit colour with a transparent value can't be decoded exactly; {CONVERT}")  # Pillow drops 8 bits
         yield image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an open image as 8-bit RGB; ``image`` itself when it is that already.
+    """Convert an open image to 8-bit RGB; returns ``image`` itself if it is RGB already.
 
     Raises:
-        ValueError: samples of 32 bits or floats.
+        ValueError: 32-bit or floating-point samples.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"has {'floating-point numbers' if image.mode == 'F' else 'whole numbers of more than 16 bits'} for pixels, and "
-            f"nothing says which is black and which white; {CONVERT}"
+            f"has {'floating-point' if image.mode == 'F' else '32-bit integer'} pixels without a defined range of values; {CONVERT}"
         )
     if image.mode == "LAB":
         image.load()
@@ -55,26 +57,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether an image has a channel, a palette or a colour of transparency, opaque ones too."""
+    """Returns whether an image has an alpha channel, or a palette or colour with transparency, even if all pixels are opaque."""
     if image.mode == "P":
-        image.load()  # some palettes say it only then
+        image.load()  # the transparency of some palettes is known only then
     return bool(image.has_transparency_data) or image.mode in ("La", "RGBa")
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether every reader sees the colours that `to_rgb` gives: 8 bits or fewer, and opaque."""
+    """Returns whether every decoder gives the colours of `to_rgb`: at most 8 bits, and opaque."""
     if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
         return False
     return not is_transparent(image) or _alpha(image).getextrema() == (255, 255)
 
 
 def check_one_picture(image: Image.Image) -> None:
-    """Refuse a file of several pictures, of which none is the tile more than the others.
+    """Reject a file with several pages or frames, of which any could be the tile.
 
-    Smaller ones beside the first, as pyramids and thumbnails are, and the second picture of a phone (MPO) are no such case.
+    Smaller images after the first (pyramids, thumbnails) and the second image of phone cameras (MPO) are allowed.
 
     Raises:
-        ValueError: says how many there are.
+        ValueError: several pages or frames.
     """
     count = getattr(image, "n_frames", 1)
     if count < 2 or image.format == "MPO":
@@ -82,7 +84,7 @@ def check_one_picture(image: Image.Image) -> None:
     sizes = [frame.size for frame in ImageSequence.Iterator(image)]
     image.seek(0)
     if any(size >= sizes[0] for size in sizes[1:]):
-        raise ValueError(f"has {count} pages or frames; save the one that is the tile as a file of its own")
+        raise ValueError(f"has {count} pages or frames; save the tile as a separate file")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
-"""CSV tables as people have them: separators, encodings, blank rows, quotes, and columns that are there twice.
+"""Reads CSV tables from spreadsheets and other programs: separators, encodings, blank rows, quotes and duplicate columns.
 
-Owns reading rows; what the columns mean is the caller's.
+Owns parsing rows; callers interpret the columns.
 """
 
 from __future__ import annotations
@@ -14,38 +14,39 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 SEPARATORS = ",;\t|"
-INVISIBLE = "\u200b\ufeff"  # zero-width blanks, which `str.strip` keeps
+INVISIBLE = "\u200b\ufeff"  # zero-width characters that `str.strip` keeps
 
 
 class Row(NamedTuple):
     """One row of a table."""
 
     where: str  # file:line
-    wanted: list[str]  # entries of the wanted columns, stripped; "" where a short row has none
-    others: dict[str, str]  # entries of all other columns with a name, without empty ones
-    problem: str  # what is wrong with the row as such, or ""
+    values: list[str]  # entries of the required columns, stripped; "" where the row is too short
+    others: dict[str, str]  # non-empty entries of all other named columns
+    problem: str  # why the row is malformed, or ""
 
 
-def rows(path: Path, wanted: Sequence[str], hint: str) -> Iterator[Row]:
-    """The rows of a CSV with a header line; blank ones are passed over.
+def rows(path: Path, required: Sequence[str], hint: str) -> Iterator[Row]:
+    """Yields the rows of a CSV with a header line; blank rows are skipped.
 
-    The separator is what a first line ``sep=`` says, or the one of , ; tab and | that gives the wanted columns. Encodings are UTF-8 and,
-    with its mark, UTF-16.
+    The separator is given by a first line ``sep=``, else it is whichever of , ; tab and | yields the required columns. The encoding is
+    UTF-8, or UTF-16 with a byte order mark.
 
     Args:
-        hint: what to do when a wanted column is not there, for the message.
+        required: names of columns that must exist.
+        hint: fix to suggest when a column is missing.
 
     Raises:
-        ValueError: not a readable table, a column that is not there or there twice, or a quote that is not closed; names the line.
+        ValueError: an unreadable table, a missing or duplicate column, or an unclosed quote; names the line.
     """
     line = 0
     try:
-        with path.open(encoding=_encoding(path), newline="") as stream, _naming_lines(path):
-            separator, skipped = _separator(stream, wanted)
+        with path.open(encoding=_encoding(path), newline="") as stream, _naming_file(path):
+            separator, skipped = _separator(stream, required)
             reader = csv.reader(stream, delimiter=separator, strict=True)
             header = [_clean(name) for name in next(reader, [])]
-            places = _places(path, header, wanted, hint)
-            others = [(name, place) for place, name in enumerate(header) if name and place not in places]
+            columns = _columns(path, header, required, hint)
+            others = [(name, column) for column, name in enumerate(header) if name and column not in columns]
             while True:
                 line = skipped + reader.line_num + 1
                 row = next(reader, None)
@@ -56,22 +57,22 @@ def rows(path: Path, wanted: Sequence[str], hint: str) -> Iterator[Row]:
                     _check_no_rows_inside(path, row, len(header), separator, line, last)
                 entries = [entry.strip().strip(INVISIBLE) for entry in row]
                 if any(entries):
-                    yield _row(f"{path.name}:{last}", entries, len(header), places, others, separator)
+                    yield _row(f"{path.name}:{last}", entries, len(header), columns, others, separator)
     except csv.Error as error:
         unclosed = "unexpected end of data" in str(error)
-        what = "a quote is opened in this row and never closed" if unclosed else f"{error}; are the quotes of this row in pairs?"
-        raise ValueError(f"{path}:{line}: {what}") from error
+        problem = "a quote opened in this row is never closed" if unclosed else f"{error}; check that quotes come in pairs"
+        raise ValueError(f"{path}:{line}: {problem}") from error
 
 
 def header_of(path: Path) -> list[str]:
-    """The names of a table's columns."""
-    with path.open(encoding=_encoding(path), newline="") as stream, _naming_lines(path):
+    """Returns the names of a table's columns."""
+    with path.open(encoding=_encoding(path), newline="") as stream, _naming_file(path):
         separator, _ = _separator(stream, ())
         return [_clean(name) for name in next(csv.reader(stream, delimiter=separator), [])]
 
 
 @contextmanager
-def _naming_lines(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError) as error:
@@ -87,59 +88,59 @@ def _encoding(path: Path) -> str:
     return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
-def _separator(stream: TextIO, wanted: Sequence[str]) -> tuple[str, int]:
-    """The separator of a table, and how many lines stand before its header; ``stream`` is at the header afterwards."""
+def _separator(stream: TextIO, required: Sequence[str]) -> tuple[str, int]:
+    """Returns the separator and the number of lines before the header; leaves ``stream`` at the header."""
     first = stream.readline()
-    if said := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"), re.IGNORECASE):
-        return said[1], 1
+    if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"), re.IGNORECASE):
+        return declared[1], 1
     stream.seek(0)
 
-    def found(separator: str) -> tuple[int, int]:
+    def score(separator: str) -> tuple[int, int]:
         try:
             names = [_clean(name) for name in next(csv.reader([first], delimiter=separator), [])]
         except csv.Error:
             return 0, 0
-        return sum(name in names for name in wanted), len(names)
+        return sum(name in names for name in required), len(names)
 
-    return max(SEPARATORS, key=found), 0
+    return max(SEPARATORS, key=score), 0
 
 
 def _clean(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip().strip(INVISIBLE).strip()
 
 
-def _places(path: Path, header: list[str], wanted: Sequence[str], hint: str) -> list[int]:
-    """Where each wanted column is."""
-    if missing := [name for name in wanted if name not in header]:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}. {hint}")
-    for name in dict.fromkeys(filter(None, [*wanted, *header])):
-        same = [place for place, other in enumerate(header) if (is_same(name, other) if name in wanted else name == other)]
+def _columns(path: Path, header: list[str], required: Sequence[str], hint: str) -> list[int]:
+    """Returns the index of each required column."""
+    if missing := [name for name in required if name not in header]:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(header) or 'none'}. {hint}")
+    for name in dict.fromkeys(filter(None, [*required, *header])):
+        same = [column for column, other in enumerate(header) if (is_same(name, other) if name in required else name == other)]
         if len(same) > 1:
-            where = ", ".join(f"{header[place]!r} (column {place + 1})" for place in same)
-            raise ValueError(f"{path}: the column {name} is there {len(same)} times: {where}; leave one, or rename the others")
-    return [header.index(name) for name in wanted]
+            where = ", ".join(f"{header[column]!r} (column {column + 1})" for column in same)
+            raise ValueError(f"{path}: {len(same)} columns named {name}: {where}; keep one, or rename the others")
+    return [header.index(name) for name in required]
 
 
 def is_same(name: str, other: str) -> bool:
-    """Whether two headers are one column's, but for letter case, blanks, or the number that pandas gives to a second one ("grade.1")."""
+    """Returns whether two headers are equal up to letter case, blanks, or the number that pandas appends to duplicates ("grade.1")."""
     plain, plain_other = ("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in (name, other))
     return plain == plain_other or bool(re.fullmatch(rf"{re.escape(plain)}\.\d+", plain_other))
 
 
-def _row(where: str, entries: list[str], columns: int, places: list[int], others: list[tuple[str, int]], separator: str) -> Row:
+def _row(where: str, entries: list[str], width: int, columns: list[int], others: list[tuple[str, int]], separator: str) -> Row:
     problem = ""
-    if any(entries[columns:]):
-        problem = f"has {len(entries)} entries for {columns} columns; put quotes around an entry with {separator!r} in it"
+    if any(entries[width:]):
+        problem = f"has {len(entries)} entries for {width} columns; put quotes around entries that contain {separator!r}"
     count = len(entries)
-    wanted = [entries[place] if place < count else "" for place in places]
-    return Row(where, wanted, {name: entries[place] for name, place in others if place < count and entries[place]}, problem)
+    values = [entries[column] if column < count else "" for column in columns]
+    return Row(where, values, {name: entries[column] for name, column in others if column < count and entries[column]}, problem)
 
 
 def _check_no_rows_inside(path: Path, row: Sequence[str], columns: int, separator: str, line: int, last: int) -> None:
-    """Refuse an entry of several lines that look like rows: a quote too many at its start would hide them."""
+    """Reject a multi-line entry whose lines look like rows: a stray opening quote would hide them."""
     inner = [text for entry in row for text in entry.splitlines()[1:]]
     if columns > 1 and any(text.count(separator) >= columns - 1 for text in inner):
         raise ValueError(
-            f"{path}:{line}: a quote opened in this row is closed in line {last}, and between look to be rows; close it in "
-            "its own row, or take the line breaks out of the entry"
+            f"{path}:{line}: a quote opened in this row is closed only in line {last}, and the lines between look like rows; "
+            "close it in the same row, or remove the line breaks from the entry"
         )

@@ -1,7 +1,7 @@
-"""The files in a tar, in order, with the places of their data; tars that are damaged, cut off or do harm are refused.
+"""Reads the files of a tar in order, with the offsets of their data; damaged, truncated and unsafe tars are rejected.
 
-`tarfile` ends in silence where a header is damaged, where a tar was cut off between two members, and at the first of several tars that were
-joined: `check_end` finds all three.
+`tarfile` stops silently at a damaged header, at a truncation between two members, and after the first of several concatenated tars:
+`check_end` detects all three.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_NAME = 4096
 
 
 class Member(NamedTuple):
-    """A file in a tar; WebDataset's key and kind are what stands before and after the first dot of its name."""
+    """A file in a tar; key and kind are the parts of its name before and after the first dot, as in WebDataset."""
 
     key: str
     kind: str
@@ -27,13 +27,13 @@ class Member(NamedTuple):
 
 
 def members(tar: tarfile.TarFile, litter: list[str] | None = None) -> Iterator[Member]:
-    """The files of a tar.
+    """Yields the files of a tar.
 
     Args:
-        litter: gets the names of files that are no data, which are passed over.
+        litter: receives the names of skipped files that are not data.
 
     Raises:
-        tarfile.TarError: it is damaged or cut off, or has members that no shard has and that do harm to who unpacks it or reads them.
+        tarfile.TarError: the tar is damaged or truncated, or has members that are unsafe to unpack or read.
     """
     try:
         for info in tar:
@@ -41,51 +41,51 @@ def members(tar: tarfile.TarFile, litter: list[str] | None = None) -> Iterator[M
                 if litter is not None:
                     litter.append(info.name)
                 continue
-            if harm := _harm(info):
-                raise tarfile.ReadError(f"member {info.name[:100]!r} {harm}")
+            if problem := _unsafe(info):
+                raise tarfile.ReadError(f"member {info.name[:100]!r} {problem}")
             if info.isfile():
                 folder, slash, name = info.name.rpartition("/")
                 stem, _, kind = name.partition(".")
                 stream = tar.extractfile(info)
                 assert stream is not None
                 yield Member(folder + slash + stem, kind.lower(), info.offset_data, stream.read())
-                tar.members.clear()  # type: ignore[attr-defined]  # it would grow with the tar
+                tar.members.clear()  # type: ignore[attr-defined]  # it would grow without bound
         check_end(tar)
-    except (ValueError, LookupError, OverflowError, EOFError, struct.error) as error:  # what tarfile lets through
+    except (ValueError, LookupError, OverflowError, EOFError, struct.error) as error:  # not wrapped by tarfile
         raise tarfile.ReadError(f"damaged header: {error}") from error
 
 
 def check_end(tar: tarfile.TarFile) -> None:
-    """Refuse a tar that was read to what `tarfile` takes for its end, and that goes on behind it or has none.
+    """Check that a tar that `tarfile` has read to its end is complete and has nothing after its end.
 
     Raises:
-        tarfile.ReadError: says which.
+        tarfile.ReadError: truncated, damaged, or several concatenated tars.
     """
     stream = tar.fileobj
     assert stream is not None
-    at = tar.offset
-    stream.seek(at)
+    end = tar.offset
+    stream.seek(end)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"has no end: it was cut off after {at + len(block):,} bytes; copy or write it again")
+        raise tarfile.ReadError(f"truncated after {end + len(block):,} bytes; copy or write it again")
     if block.count(0) < len(block):
-        raise tarfile.ReadError(f"damaged header at byte {at:,}")
+        raise tarfile.ReadError(f"damaged header at byte {end:,}")
     while block := stream.read(1 << 20):
         if block.count(0) < len(block):
             raise tarfile.ReadError(
-                "goes on behind its end: several tars were joined; unpack it with `tar --ignore-zeros -xf`, and pack again"
+                "has data after its end: several tars were concatenated; unpack it with `tar --ignore-zeros -xf`, and pack again"
             )
 
 
-def _harm(info: tarfile.TarInfo) -> str:
-    """What is wrong with a member, or ""."""
+def _unsafe(info: tarfile.TarInfo) -> str:
+    """Returns why a member is unsafe, or ""."""
     path = PurePosixPath(info.name)
     if path.is_absolute() or ".." in path.parts or len(info.name) > LONGEST_NAME:
-        return "has a path that leads out of the tar, or is no path; write the tar with names relative to the folder (tar -C FOLDER -cf …)"
+        return "has an absolute, escaping or overlong path; write the tar with names relative to the folder (tar -C FOLDER -cf …)"
     if info.issym() or info.islnk():
-        return "is a link or a device; write the tar with the files themselves (tar --dereference --hard-dereference)"
+        return "is a link; write the tar with the files themselves (tar --dereference --hard-dereference)"
     if not (info.isfile() or info.isdir()):
-        return "is a link or a device"
+        return "is not a regular file"
     if info.size < 0 or info.issparse():
-        return "says that it is larger or smaller than what is there; write the tar without --sparse"
+        return "has a size that does not match its data; write the tar without --sparse"
     return ""

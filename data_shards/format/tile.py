@@ -1,8 +1,7 @@
-"""One tile inside a shard: its key, its two members, its checksum, and pixels from its bytes (what colours they have is in rgb.py).
+"""One tile inside a shard: its key, its two members, its checksum, and decoding (colour conversion is in rgb.py).
 
-A tile is ``{key}.{jpg|png|webp}``, the image as it came, and ``{key}.json`` with its levels by name, its group, the file that it was
-made from, and under ``more`` what else the table said of it, such as its place on the slide. Which tiles there are and where they lie is in
-index.py.
+A tile is ``{key}.{jpg|png|webp}``, the original image, and ``{key}.json`` with its levels by attribute name, its group, its source file,
+and under ``more`` the other columns of the table, such as its position on the slide. The list of tiles and their offsets is in index.py.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from PIL import Image
 
 from data_shards.format.rgb import opened, to_rgb
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's name of the format
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's format name
 
-# What Pillow raises on bytes that are no image, or only part of one.
+# Errors that Pillow raises for bytes that are not an image, or only part of one.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def key_of(file: str) -> str:
-    """``a/b.c.jpg`` -> ``a/b_c``: WebDataset takes everything after the first dot of a name for the member's kind."""
+    """Returns a file's key: ``a/b.c.jpg`` -> ``a/b_c``. WebDataset takes everything after the first dot of a name as the extension."""
     folder, slash, name = file.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return folder + slash + (stem if dot else name).replace(".", "_")
 
 
 def checksum(data: bytes) -> int:
-    """CRC-32 of a member's data: finds every damage of up to 32 bits in a row, and all but one in 2^32 of others."""
+    """Returns the CRC-32 of a member's data, which detects every burst error of up to 32 bits and all but 1 in 2^32 others."""
     return zlib.crc32(data)
 
 
 def to_json(levels: Mapping[str, int | float | str], group: str, file: str, more: str) -> bytes:
-    """The ``.json`` member of a tile.
+    """Returns the ``.json`` member of a tile.
 
     Args:
-        levels: as `AttributeSchema.written` gives them.
-        more: a JSON object of whatever else is known of the tile, or "".
+        levels: as returned by `AttributeSchema.written`.
+        more: other metadata of the tile as a JSON object, or "".
     """
     entry: dict[str, Any] = {"levels": dict(levels), "file": file}
     if group:
@@ -54,31 +53,31 @@ def to_json(levels: Mapping[str, int | float | str], group: str, file: str, more
 
 
 def common_size(sizes: Iterable[tuple[int, int]]) -> int | None:
-    """The width of images that are all squares of one size; None when they are not."""
+    """Returns the width if all images are squares of one size, else None."""
     widths = {width if width == height else None for width, height in sizes}
     return widths.pop() if len(widths) == 1 else None
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an ordinary JPEG, a tenth of the time that Pillow takes to tell; None for whatever else, which Pillow knows.
+    """Returns width and height of a common JPEG, in a tenth of Pillow's time; None for other data, which Pillow must read.
 
     ITU-T T.81, B.2: segments of marker, length and content; a start of frame has precision, height, width and number of components.
     """
-    place = 2
-    while data[:2] == b"\xff\xd8" and place + 10 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+    offset = 2
+    while data[:2] == b"\xff\xd8" and offset + 10 <= len(data) and data[offset] == 0xFF:
+        marker, length = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2):
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            is_ordinary = data[place + 4] == 8 and data[place + 9] in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
-            return (width, height) if is_ordinary else None
+            height, width = struct.unpack_from(">HH", data, offset + 5)
+            is_common = data[offset + 4] == 8 and data[offset + 9] in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (width, height) if is_common else None
         if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
             return None
-        place += 2 + length
+        offset += 2 + length
     return None
 
 
 class Crop(NamedTuple):
-    """A square of an image: its side as a share of the shorter one, and its place among all from the left and the top, in [0, 1)."""
+    """A square crop: its side as a share of the image's shorter side, and its position from left and top among all, in [0, 1)."""
 
     share: float
     across: float
@@ -86,7 +85,7 @@ class Crop(NamedTuple):
 
 
 def fit(image: Image.Image, size: int, crop: Crop | None = None) -> Image.Image:
-    """A square of ``image``, else the largest centred one, resized to ``size`` pixels with Lanczos windows (no aliasing)."""
+    """Crop ``image`` to ``crop`` (default: the largest centred square) and resize it to ``size`` pixels by Lanczos (no aliasing)."""
     width, height = image.size
     side = max(1, round((crop.share if crop else 1) * min(width, height)))
     spare_x, spare_y = width - side, height - side
@@ -98,10 +97,10 @@ def fit(image: Image.Image, size: int, crop: Crop | None = None) -> Image.Image:
 
 
 def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np.ndarray:
-    """The pixels of an image member, (size, size, 3) uint8; (H, W, 3) as they are without a size. Transparent ones are on white.
+    """Decode an image member to (size, size, 3) uint8, or (H, W, 3) if ``size`` is None. Transparent pixels are composited on white.
 
     Raises:
-        any of `DECODING_ERRORS`: these bytes are not a whole image.
+        any of `DECODING_ERRORS`: not a complete image.
     """
     pixels_HWC = _fast_jpeg(data)
     if pixels_HWC is not None:
@@ -114,17 +113,17 @@ def decode(data: bytes, size: int | None = None, crop: Crop | None = None) -> np
 
 
 def _fast_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels of an ordinary JPEG; None where Pillow, which forgives more, is to judge."""
+    """Decode a common JPEG; None where Pillow, which is more tolerant, must decode."""
     if not jpeg_size(data):
         return None
     try:
-        return simplejpeg.decode_jpeg(data)  # the same pixels in four fifths of Pillow's time
+        return simplejpeg.decode_jpeg(data)  # the same pixels in 4/5 of Pillow's time
     except ValueError:
         return None
 
 
 def encode_png(pixels: np.ndarray | Image.Image) -> bytes:
-    """A PNG of pixels (H, W, 3) uint8; the same bytes for the same pixels."""
+    """Encode pixels (H, W, 3) uint8 as PNG; deterministic."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=4)

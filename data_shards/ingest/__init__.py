@@ -1,1 +1,1 @@
-"""Sources of others into tiles and labels: slides, captions, tables."""
+"""Converts slides, captions, QuPath exports and tables into tiles and labels."""

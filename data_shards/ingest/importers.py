@@ -1,6 +1,6 @@
-"""Levels that others wrote, as the CSV that `attributegan-shard pack` takes: the published table, and the data set's captions.
+"""Converts the published label table and caption files into the CSV of `attributegan-shard pack`.
 
-Owns the two file forms, the names of tiles (slide, image file) and the CSV that is written. What a caption says is in captions.py.
+Owns the two file formats, the parsing of tile names (slide, image file) and writing the CSV. Captions are parsed in captions.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Row = dict[str, str | int]
 
 @dataclass(frozen=True)
 class Imported:
-    """A table that was read.
+    """An imported table.
 
     Args:
-        columns: ``file``, ``slide``, the five attributes, and what else the file told of each tile.
-        bad: what is wrong with the tiles that are not in ``rows``, a line each.
-        left_out: tiles that were not asked for.
+        columns: ``file``, ``slide``, the five attributes, and the other columns of the file.
+        bad: problems of the tiles that are not in ``rows``, one line each.
+        left_out: number of tiles excluded on request.
     """
 
     columns: tuple[str, ...]
@@ -44,17 +44,17 @@ class Imported:
 
 
 def read_captions(path: Path) -> Imported:
-    """Read ``{tile: {"caption": [texts], …}}``; ``file`` is the tile's name, which has no extension.
+    """Read ``{tile: {"caption": [texts], …}}``; ``file`` is the tile's name, without extension.
 
     Raises:
-        ValueError: not such a file. Single captions that give no levels are in the result instead.
+        ValueError: not such a file. Captions without levels are reported in the result instead.
     """
     rows: list[Row] = []
     bad: list[str] = []
     for tile, entry in _tiles(path, bad):
         texts = entry.get("caption") if isinstance(entry, dict) else None
         if not (tile.strip() and isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-            bad.append(f"{path.name}: {tile!r}: has no list of captions; write {{tile: {{caption: [texts]}}}}")
+            bad.append(f"{path.name}: {tile!r}: no list of captions; the format is {{tile: {{caption: [texts]}}}}")
             continue
         levels, problems = read_tile(tile, texts)
         bad += [f"{path.name}: {problem}" for problem in problems]
@@ -65,33 +65,33 @@ def read_captions(path: Path) -> Imported:
 
 
 def _tiles(path: Path, bad: list[str]) -> Iterator[tuple[str, Any]]:
-    """The entries of the captions' file; names that stand there twice go to ``bad``, since one of the two would be lost."""
+    """Yields the entries of the captions file; duplicate names are appended to ``bad``."""
     try:
         pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable JSON file: {error}") from error
     if not isinstance(pairs, _Pairs) or not pairs:
-        raise ValueError(f"{path}: has no tiles; write {{tile: {{caption: [texts]}}}}")
+        raise ValueError(f"{path}: no tiles; the format is {{tile: {{caption: [texts]}}}}")
     entries: dict[str, list[Any]] = defaultdict(list)
     for tile, entry in pairs:
         entries[tile].append(dict(entry) if isinstance(entry, _Pairs) else entry)
-    bad += [f"{path.name}: {tile}: stands there {len(found)} times" for tile, found in entries.items() if len(found) > 1]
+    bad += [f"{path.name}: {tile}: given {len(found)} times" for tile, found in entries.items() if len(found) > 1]
     yield from ((tile, found[0]) for tile, found in entries.items() if len(found) == 1)
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it was written, with repeated names."""
+    """A JSON object as pairs, which keep duplicate names."""
 
 
 def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: bool = False) -> Imported:
     """Read the published table: ``path``, ``{attribute}_level`` for each attribute, ``freq_id`` and ``cl_labels``.
 
     Args:
-        prefix: beginning of every ``path``, taken off to give ``file``.
+        prefix: removed from the start of every ``path`` to get ``file``.
         without_rare: leave out the tiles with ``freq_id`` 1, as the published training does.
 
     Raises:
-        ValueError: not such a file. Single bad rows are in the result instead.
+        ValueError: not such a file. Invalid rows are reported in the result instead.
     """
     rows: dict[str, Row] = {}
     bad: list[str] = []
@@ -101,7 +101,7 @@ def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: boo
                 raise ValueError(entries["problem"])
             row = _published_row(entries, prefix)
             if row["file"] in rows:
-                raise ValueError(f"{row['file']} stands there twice")
+                raise ValueError(f"{row['file']} is given twice")
         except ValueError as error:
             bad.append(f"{where}: {error}")
             continue
@@ -110,34 +110,34 @@ def read_published(path: Path, prefix: str = PUBLISHED_PREFIX, without_rare: boo
     return Imported(("file", "slide", *PUBLISHED.names, "freq_id", "cl_labels"), kept, bad, len(rows) - len(kept))
 
 
-def _csv_rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    hint = "This is not the published table; `attributegan-shard pack --labels` takes other tables"
-    for row in tables.rows(path, wanted, hint):
-        yield row.where, dict(zip(wanted, row.wanted, strict=True)) | ({"problem": row.problem} if row.problem else {})
+def _csv_rows(path: Path, required: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    hint = "This is not the published table; use `attributegan-shard pack --labels` for other tables"
+    for row in tables.rows(path, required, hint):
+        yield row.where, dict(zip(required, row.values, strict=True)) | ({"problem": row.problem} if row.problem else {})
 
 
 def _published_row(entries: dict[str, str], prefix: str) -> Row:
     file = entries["path"].removeprefix(prefix)
     if not entries["path"].startswith(prefix) or not file or file.startswith("/") or ".." in PurePosixPath(file).parts:
-        raise ValueError(f"path {entries['path']!r} is no file below {prefix!r}; give what it begins with as --prefix")
+        raise ValueError(f"path {entries['path']!r} is not a file below {prefix!r}; set --prefix to the start of the paths")
     levels = {name: _integer(entries, f"{name}_level") for name in PUBLISHED.names}
-    if wrong := PUBLISHED.check(list(levels.values())):
-        raise ValueError(f"{file}: {wrong}")
+    if problem := PUBLISHED.check(list(levels.values())):
+        raise ValueError(f"{file}: {problem}")
     rare, combination = _integer(entries, "freq_id"), _integer(entries, "cl_labels")
     if rare not in (0, 1):
-        raise ValueError(f"{file}: freq_id is {rare}, neither 0 nor 1")
+        raise ValueError(f"{file}: freq_id is {rare}, expected 0 or 1")
     return {"file": file, "slide": slide_of(PurePosixPath(file).stem), **levels, "freq_id": rare, "cl_labels": combination}
 
 
 def _integer(entries: dict[str, str], column: str) -> int:
     text = entries[column]
     if not re.fullmatch(r"\d+(\.0*)?", text, re.ASCII):
-        raise ValueError(f"{entries['path']}: {column} is {text!r}, no whole number")
+        raise ValueError(f"{entries['path']}: {column} is {text!r}, expected an integer")
     return int(text.split(".")[0])
 
 
 def slide_of(tile: str) -> str:
-    """The slide that a tile's name tells: ``H7_19_2`` -> ``H7``, ``1_00061_sub0_009`` -> ``1_00061``; "" where it tells none."""
+    """Returns the slide in a tile's name: ``H7_19_2`` -> ``H7``, ``1_00061_sub0_009`` -> ``1_00061``; "" if none."""
     if found := re.match(r"(\d+_\d+)_sub\d+_", tile):
         return found[1]
     first, separator, _ = tile.partition("_")
@@ -145,25 +145,25 @@ def slide_of(tile: str) -> str:
 
 
 def with_images(table: Imported, folder: Path) -> Imported:
-    """Only the tiles with an image in ``folder`` or below, under the name that it has there, whatever its extension.
+    """Keep only tiles with an image in ``folder`` or below, with any extension; ``file`` becomes the path of the image.
 
     Raises:
-        ValueError: no such folder, or no tile of the table in it.
+        ValueError: no such folder, or it has no image of any tile.
     """
     if not folder.is_dir():
-        raise ValueError(f"--images: {folder} is no folder")
+        raise ValueError(f"--images: {folder} is not a folder")
     found: dict[str, list[str]] = defaultdict(list)
-    for at, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             if os.path.splitext(name)[1].lower() in IMAGES:
-                found[os.path.splitext(name)[0]].append(Path(at, name).relative_to(folder).as_posix())
+                found[os.path.splitext(name)[0]].append(Path(parent, name).relative_to(folder).as_posix())
     rows, bad, without = [], list(table.bad), 0
     for row in table.rows:
         files = sorted(found.get(_stem(str(row["file"])), ()))
         if len(files) == 1:
             rows.append(row | {"file": files[0]})
         elif files:
-            bad.append(f"{row['file']}: {folder} has {len(files)} images of that name: {', '.join(files[:3])}")
+            bad.append(f"{row['file']}: {len(files)} images with this name in {folder}: {', '.join(files[:3])}")
         else:
             without += 1
     if not rows and not bad:
@@ -177,12 +177,12 @@ def _stem(file: str) -> str:
 
 
 def with_suffix(table: Imported, suffix: str) -> Imported:
-    """Tiles as image files: each name with ``suffix``."""
+    """Append ``suffix`` to every file name."""
     return replace(table, rows=[row | {"file": f"{row['file']}{suffix}"} for row in table.rows])
 
 
 def write(table: Imported, path: Path) -> None:
-    """Write the table as a CSV that is whole or not there."""
+    """Write the table as a CSV, atomically."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, table.columns, lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,7 @@
-"""Objects that QuPath exported: GeoJSON (0.2 to 0.6) and tables of measurements (TSV or CSV, 0.2 to 0.6).
+"""Reads objects exported from QuPath: GeoJSON and measurement tables (TSV or CSV), of QuPath 0.2 to 0.6.
 
-Owns the two file forms. GeoJSON has pixels of the full resolution (https://qupath.readthedocs.io, "Exporting annotations"); tables have
-centroids in micrometres, or in pixels where the image has no pixel size. What objects mean for a tile is in qupath_levels.py.
+Owns the two file formats. GeoJSON has pixels at full resolution (https://qupath.readthedocs.io, "Exporting annotations"); tables have
+centroids in micrometres, or in pixels if the image has no pixel size. Conversion to levels is in qupath_levels.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 ANNOTATION, DETECTION, POINT, UNKNOWN_KIND = "annotation", "detection", "point", ""
 
-# By objectType (0.3 and later), and by the `id` that 0.2 had for it. TMA cores and the image itself say nothing of a tile.
+# By objectType (0.3 and later), and by `id` (0.2). TMA cores and the root object are ignored.
 KINDS = {"annotation": ANNOTATION, "detection": DETECTION, "cell": DETECTION, "tile": DETECTION, "tmacore": None, "root": None}
 OLD_KINDS = {
     "PathAnnotationObject": ANNOTATION,
@@ -44,14 +44,15 @@ TABLE_KINDS = {
 
 @dataclass(frozen=True)
 class QuPathObject:
-    """
+    """An annotation or detection.
+
     Args:
         kind: `ANNOTATION`, `DETECTION` (cells and tiles too), `POINT` (of an annotation made of points), or `UNKNOWN_KIND` (older tables).
         classes: names, such as ("Tumor", "Positive"); () for none.
-        shape: a shapely geometry in pixels of the full resolution; None from a table.
-        x, y: centroid; None where a table has none.
+        shape: a shapely geometry in pixels at full resolution; None from a table.
+        x, y: centroid; None if missing in a table.
         in_um: whether the centroid is in micrometres instead of pixels.
-        values: the measurements that were asked for, as far as there are any.
+        values: the requested measurements that exist.
     """
 
     kind: str
@@ -65,43 +66,43 @@ class QuPathObject:
 
 @dataclass
 class Exported:
-    """The objects of each image of an export, by the image's name, and what could not be read, a line each."""
+    """The objects of an export by image name, and unreadable objects, one line each."""
 
     name: str
     objects: dict[str, list[QuPathObject]] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
 
-def read_export(path: Path, wanted: frozenset[str], decimal_comma: bool = False) -> Exported:
+def read_export(path: Path, measurements: frozenset[str], decimal_comma: bool = False) -> Exported:
     """Read a GeoJSON file (also in .zip or .gz), or a table by any other extension.
 
     Args:
-        wanted: names of measurements to keep.
-        decimal_comma: the table has "12,3" for 12.3, as QuPath writes in some languages.
+        measurements: names of measurements to keep.
+        decimal_comma: whether the table writes 12.3 as "12,3", as QuPath does in some locales.
 
     Raises:
-        ValueError: not such a file. Single bad objects are in the result instead.
+        ValueError: not such a file. Invalid objects are reported in the result instead.
     """
     name = path.name.lower()
     for packed in (".zip", ".gz"):
         name = name.removesuffix(packed)
     if name.endswith((".geojson", ".json")):
-        return _read_geojson(path, path.name[: name.rindex(".")], wanted)
-    return _read_table(path, wanted, decimal_comma)
+        return _read_geojson(path, path.name[: name.rindex(".")], measurements)
+    return _read_table(path, measurements, decimal_comma)
 
 
-def _read_geojson(path: Path, image: str, wanted: frozenset[str]) -> Exported:
+def _read_geojson(path: Path, image: str, measurements: frozenset[str]) -> Exported:
     try:
         tree = json.loads(_unpacked(path))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{path}: not a readable GeoJSON file: {error}") from error
     features = tree.get("features", [tree] if tree.get("type") == "Feature" else None) if isinstance(tree, dict) else tree
     if not isinstance(features, list):
-        raise ValueError(f"{path}: has no features; export it from QuPath with File > Export objects as GeoJSON")
+        raise ValueError(f"{path}: no features; export it from QuPath with File > Export objects as GeoJSON")
     found = Exported(path.name, {image: []})
     for number, feature in enumerate(_with_children(features)):
         try:
-            found.objects[image] += _of_feature(feature, wanted)
+            found.objects[image] += _of_feature(feature, measurements)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             found.bad.append(f"{path.name}: object {number + 1}: {error or type(error).__name__}")
     return found
@@ -123,36 +124,40 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _with_children(features: list[Any]) -> Iterator[Any]:
-    """Every feature, those inside others too."""
-    waiting = list(reversed(features))
-    while waiting:
-        feature = waiting.pop()
+    """Yields every feature, including nested ones."""
+    stack = list(reversed(features))
+    while stack:
+        feature = stack.pop()
         yield feature
         properties = feature.get("properties") if isinstance(feature, dict) else None
         if isinstance(properties, dict):
             children = properties.get("childObjects", properties.get("children"))
-            waiting += reversed(children) if isinstance(children, list) else ()
+            stack += reversed(children) if isinstance(children, list) else ()
 
 
-def _of_feature(feature: Any, wanted: frozenset[str]) -> list[QuPathObject]:
+def _of_feature(feature: Any, measurements: frozenset[str]) -> list[QuPathObject]:
     from shapely import make_valid
     from shapely.errors import ShapelyError
     from shapely.geometry import shape
 
     properties = feature.get("properties") or {}
-    said = properties.get("objectType", properties.get("object_type"))
-    kind = OLD_KINDS.get(str(feature.get("id")), ANNOTATION) if said is None else KINDS.get(str(said).lower().replace("_", ""), ANNOTATION)
+    kind_name = properties.get("objectType", properties.get("object_type"))
+    kind = (
+        OLD_KINDS.get(str(feature.get("id")), ANNOTATION)
+        if kind_name is None
+        else KINDS.get(str(kind_name).lower().replace("_", ""), ANNOTATION)
+    )
     if kind is None:
         return []
     classes = classes_of(properties.get("classification"))
-    values = _values(properties.get("measurements"), wanted)
+    values = _values(properties.get("measurements"), measurements)
     try:
         geometry = shape(feature["geometry"])
-        geometry = make_valid(geometry) if kind == ANNOTATION else geometry  # of detections, the centroid alone counts
+        geometry = make_valid(geometry) if kind == ANNOTATION else geometry  # only the centroid of detections is used
     except ShapelyError as error:
-        raise ValueError(f"its outline can't be read: {error}") from error
+        raise ValueError(f"invalid outline: {error}") from error
     if geometry.is_empty or not all(math.isfinite(edge) for edge in geometry.bounds):
-        raise ValueError("its outline is empty or not finite")
+        raise ValueError("empty or non-finite outline")
     if kind == ANNOTATION and geometry.geom_type in ("Point", "MultiPoint"):
         points = getattr(geometry, "geoms", [geometry])
         return [QuPathObject(POINT, classes, point, point.x, point.y, False, values) for point in points]
@@ -161,13 +166,13 @@ def _of_feature(feature: Any, wanted: frozenset[str]) -> list[QuPathObject]:
 
 
 def classes_of(classification: Any) -> tuple[str, ...]:
-    """The names of a classification: a text, {name}, {names} (0.4 and later), or {name, parentClass} (before)."""
+    """Returns the names of a classification: a text, {name}, {names} (0.4 and later), or {name, parentClass} (before)."""
     if classification is None:
         return ()
     if isinstance(classification, str):
         return tuple(name.strip() for name in classification.split(":") if name.strip())
     if not isinstance(classification, dict):
-        raise ValueError(f"its classification is {classification!r}")
+        raise ValueError(f"invalid classification {classification!r}")
     names = classification.get("names")
     if isinstance(names, list):
         return tuple(name for one in names for name in classes_of(str(one)))
@@ -175,28 +180,28 @@ def classes_of(classification: Any) -> tuple[str, ...]:
     return (*classes_of(classification.get("parentClass")), *classes_of(None if own is None else str(own)))
 
 
-def _values(measurements: Any, wanted: frozenset[str]) -> dict[str, float]:
-    """Those of {name: value} (0.4 and later) or [{name, value}] (before) that are wanted and numbers."""
-    if isinstance(measurements, list):
-        measurements = {one["name"]: one.get("value") for one in measurements}
-    if not isinstance(measurements, dict):
+def _values(found: Any, measurements: frozenset[str]) -> dict[str, float]:
+    """Returns the requested finite values of {name: value} (0.4 and later) or [{name, value}] (before)."""
+    if isinstance(found, list):
+        found = {one["name"]: one.get("value") for one in found}
+    if not isinstance(found, dict):
         return {}
-    found = {name: float(measurements[name]) for name in wanted if measurements.get(name) is not None}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    values = {name: float(found[name]) for name in measurements if found.get(name) is not None}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _read_table(path: Path, wanted: frozenset[str], decimal_comma: bool) -> Exported:
+def _read_table(path: Path, measurements: frozenset[str], decimal_comma: bool) -> Exported:
     try:
         data = path.read_bytes()
         try:
             text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:  # written on Windows before Java 18
+        except UnicodeDecodeError:  # QuPath on Windows before Java 18
             text = data.decode("cp1252")
         first = text.partition("\n")[0]
         separator = max("\t;,", key=first.count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        header = [name.strip().replace("μ", "µ") for name in next(rows, [])]  # the Greek letter for the micro sign
-        table = _Table(path, header, wanted, decimal_comma)
+        header = [name.strip().replace("μ", "µ") for name in next(rows, [])]  # Greek mu instead of the micro sign
+        table = _Table(path, header, measurements, decimal_comma)
         for row in rows:
             if any(row):
                 table.add(row, rows.line_num)
@@ -206,20 +211,21 @@ def _read_table(path: Path, wanted: frozenset[str], decimal_comma: bool) -> Expo
 
 
 class _Table:
-    """Reads the rows of one table."""
+    """Parser of the rows of one table."""
 
-    def __init__(self, path: Path, header: list[str], wanted: frozenset[str], decimal_comma: bool) -> None:
+    def __init__(self, path: Path, header: list[str], measurements: frozenset[str], decimal_comma: bool) -> None:
         self.path, self.decimal_comma, self.found = path, decimal_comma, Exported(path.name)
-        self.places = {name: place for place, name in enumerate(header)}
-        self.class_column = next((name for name in ("Classification", "Class") if name in self.places), None)  # 0.5 renamed it
-        self.unit = next((unit for unit in ("px", "µm") if f"Centroid X {unit}" in self.places), None)
-        if "Image" not in self.places and self.class_column is None and self.unit is None:
-            raise ValueError(f"{path}: has none of the columns Image, Class, Classification, Centroid X; this is not a table of QuPath")
-        self.wanted = {name: name.replace("μ", "µ") for name in wanted}
-        if missing := [name for name, column in self.wanted.items() if column not in self.places]:
-            self.found.bad.append(f"{path.name}: has no column {', '.join(sorted(missing))}")
+        self.column_of = {name: column for column, name in enumerate(header)}
+        self.class_column = next((name for name in ("Classification", "Class") if name in self.column_of), None)  # renamed in 0.5
+        self.unit = next((unit for unit in ("px", "µm") if f"Centroid X {unit}" in self.column_of), None)
+        if "Image" not in self.column_of and self.class_column is None and self.unit is None:
+            raise ValueError(f"{path}: not a measurement table of QuPath: none of the columns Image, Class, Classification, Centroid X")
+        self.measurements = {name: name.replace("μ", "µ") for name in measurements}
+        if missing := [name for name, column in self.measurements.items() if column not in self.column_of]:
+            self.found.bad.append(f"{path.name}: no column {', '.join(sorted(missing))}")
 
     def add(self, row: list[str], line: int) -> None:
+        """Append the object of a row to ``found``."""
         image = self._text(row, "Image") or self.path.stem
         objects = self.found.objects.setdefault(image, [])
         kind = TABLE_KINDS.get(self._text(row, "Object type").lower(), UNKNOWN_KIND)
@@ -227,7 +233,7 @@ class _Table:
             return
         try:
             x, y = (None, None) if self.unit is None else (self._number(row, f"Centroid {axis} {self.unit}") for axis in "XY")
-            values = {name: value for name, column in self.wanted.items() if (value := self._number(row, column)) is not None}
+            values = {name: value for name, column in self.measurements.items() if (value := self._number(row, column)) is not None}
         except ValueError as error:
             self.found.bad.append(f"{self.path.name}:{line}: {error}")
             return
@@ -235,8 +241,8 @@ class _Table:
         objects.append(QuPathObject(kind, classes, None, x, y, self.unit == "µm", values))
 
     def _text(self, row: list[str], column: str) -> str:
-        place = self.places.get(column, len(row))
-        return row[place].strip() if place < len(row) else ""
+        index = self.column_of.get(column, len(row))
+        return row[index].strip() if index < len(row) else ""
 
     def _number(self, row: list[str], column: str) -> float | None:
         text = self._text(row, column)
@@ -247,6 +253,6 @@ class _Table:
         try:
             value = float(text)
         except ValueError:
-            hint = "; add --decimal-comma if the table has commas for decimals" if "," in text else ""
+            hint = "; use --decimal-comma if the table has decimal commas" if "," in text else ""
             raise ValueError(f"{column} is {text!r}, not a number{hint}") from None
         return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Rules by which objects of QuPath give an attribute its level: from class names, or read from a YAML file (docs/labels.md)."""
+"""Rules that map QuPath objects to levels of attributes: derived from class names, or read from a YAML file (docs/labels.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from attributegan.attributes import YAML_ERRORS, Attribute, AttributeSchema
 
-ALL = "*"  # as a class: every object
+ALL = "*"  # class name that matches every object
 QUANTILES = "quantiles"
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
@@ -25,20 +25,20 @@ STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "sum": sum,
     "sd": statistics.pstdev,
 }
-KNOWN_KEYS = {"classes", "count", "share", "measurement", "statistic", "class", "objects", "edges", "min_objects"}
+KEYS = {"classes", "count", "share", "measurement", "statistic", "class", "objects", "edges", "min_objects"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one attribute gets its level.
+    """How the level of one attribute is computed.
 
     Args:
-        classes: a level for each set of class names, for annotations that cover the tile; None for a rule of numbers.
+        classes: level for each set of class names, for annotations that cover the tile; None for a rule on values.
         value: "count", "share" or "measurement".
-        of: the class that is counted (`ALL`: every object), or the measurement.
-        only: the class of the objects measured.
-        edges: ascending; a value from ``edges[k]`` on is above the k-th assessable level. None: quantiles of the tiles' values.
-        min_objects: tiles with fewer objects have no level.
+        of: the class to count (`ALL`: every object), or the measurement.
+        only: class of the objects to use.
+        edges: ascending; a value of at least ``edges[k]`` is above the k-th assessable level. None uses quantiles of the tiles.
+        min_objects: tiles with fewer objects get an unknown level.
     """
 
     classes: Mapping[frozenset[str], int] | None = None
@@ -55,27 +55,29 @@ Rules = Mapping[str, Rule]  # by attribute
 
 
 def class_key(name: str) -> str:
-    """A name without what people write in different ways: case, spaces, hyphens, underscores."""
+    """Normalize a class name: case, spaces, hyphens, underscores."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def by_name(schema: AttributeSchema) -> dict[str, Rule]:
-    """Rules from names alone: the classes ``attribute: level`` or ``attribute level``, or ``level`` where one attribute alone has it."""
-    having = Counter(class_key(level) for attribute in schema.attributes for level in attribute.levels)
+    """Derive rules from class names: ``attribute: level``, ``attribute level``, or ``level`` if unique among all attributes."""
+    uses = Counter(class_key(level) for attribute in schema.attributes for level in attribute.levels)
     rules = {}
     for attribute in schema.attributes:
         classes = {}
         for level, name in enumerate(attribute.levels):
             own, key = class_key(attribute.name), class_key(name)
-            classes[frozenset((f"{own} {key}",))] = classes[frozenset((f"{own}={key}",))] = level  # the first: two names in turn, too
-            if having[key] == 1:
+            classes[frozenset((f"{own} {key}",))] = classes[frozenset((f"{own}={key}",))] = (
+                level  # the first also matches two names in turn
+            )
+            if uses[key] == 1:
                 classes[frozenset((key,))] = level
         rules[attribute.name] = Rule(classes)
     return rules
 
 
 def read_rules(path: Path, schema: AttributeSchema) -> dict[str, Rule]:
-    """Read a YAML file of rules; see docs/labels.md for its form.
+    """Read a YAML file of rules; its format is in docs/labels.md.
 
     Raises:
         ValueError: names the file, the attribute, the key and the fix.
@@ -85,9 +87,9 @@ def read_rules(path: Path, schema: AttributeSchema) -> dict[str, Rule]:
     except (OSError, *YAML_ERRORS) as error:
         raise ValueError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(tree, dict) or not tree:
-        raise ValueError(f"{path}: has no rules; write `attribute: {{classes: {{class name: level}}}}`")
+        raise ValueError(f"{path}: no rules; write `attribute: {{classes: {{class name: level}}}}`")
     if unknown := [str(name) for name in tree if name not in schema.names]:
-        raise ValueError(f"{path}: {', '.join(unknown)}: not an attribute; those are {', '.join(schema.names)}")
+        raise ValueError(f"{path}: {', '.join(unknown)}: unknown attribute; choose from {', '.join(schema.names)}")
     rules = {}
     for attribute in schema.attributes:
         if attribute.name in tree:
@@ -101,27 +103,34 @@ def read_rules(path: Path, schema: AttributeSchema) -> dict[str, Rule]:
 def _rule(attribute: Attribute, entry: Any) -> Rule:
     kinds = ("classes", "count", "share", "measurement")
     if not isinstance(entry, dict) or sum(kind in entry for kind in kinds) != 1:
-        raise ValueError(f"give exactly one of {', '.join(kinds)}")
-    if unknown := set(map(str, entry)) - KNOWN_KEYS:
-        raise ValueError(f"unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(KNOWN_KEYS))}")
+        raise ValueError(f"set exactly one of {', '.join(kinds)}")
+    if unknown := set(map(str, entry)) - KEYS:
+        raise ValueError(f"unknown keys {', '.join(sorted(unknown))}; choose from {', '.join(sorted(KEYS))}")
     if "classes" in entry:
         return Rule(_class_levels(attribute, entry))
     value = next(kind for kind in kinds if kind in entry)
-    statistic, objects, least = entry.get("statistic", "mean"), entry.get("objects", "detections"), entry.get("min_objects", 1)
+    statistic, objects, min_objects = entry.get("statistic", "mean"), entry.get("objects", "detections"), entry.get("min_objects", 1)
     if statistic not in STATISTICS:
-        raise ValueError(f"statistic: {statistic!r} is none of {', '.join(STATISTICS)}")
+        raise ValueError(f"statistic: {statistic!r} is not one of {', '.join(STATISTICS)}")
     if objects not in ("detections", "annotations"):
-        raise ValueError(f"objects: {objects!r} is neither detections nor annotations")
-    if type(least) is not int or least < (0 if value == "count" else 1):
-        raise ValueError(f"min_objects: {least!r} is not a whole number from {0 if value == 'count' else 1} on")
+        raise ValueError(f"objects: {objects!r} must be detections or annotations")
+    if type(min_objects) is not int or min_objects < (0 if value == "count" else 1):
+        raise ValueError(f"min_objects: {min_objects!r} must be an integer of at least {0 if value == 'count' else 1}")
     return Rule(
-        None, value, str(entry[value]), statistic, str(entry.get("class", ALL)), objects == "annotations", _edges(attribute, entry), least
+        None,
+        value,
+        str(entry[value]),
+        statistic,
+        str(entry.get("class", ALL)),
+        objects == "annotations",
+        _edges(attribute, entry),
+        min_objects,
     )
 
 
 def _class_levels(attribute: Attribute, entry: Mapping[str, Any]) -> dict[frozenset[str], int]:
     if len(entry) > 1 or not isinstance(entry["classes"], dict) or not entry["classes"]:
-        raise ValueError("classes: write {class name: level}, and nothing else beside it")
+        raise ValueError("classes: write {class name: level}, without other keys")
     return {names_of(str(name)): _level(attribute, level) for name, level in entry["classes"].items()}
 
 
@@ -130,7 +139,7 @@ def _level(attribute: Attribute, level: Any) -> int:
         return level
     if str(level) in attribute.levels:
         return attribute.levels.index(str(level))
-    raise ValueError(f"{level!r} is not a level; those are {', '.join(f'{n} ({name})' for n, name in enumerate(attribute.levels))}")
+    raise ValueError(f"{level!r} is not a level; choose from {', '.join(f'{n} ({name})' for n, name in enumerate(attribute.levels))}")
 
 
 def _edges(attribute: Attribute, entry: Mapping[str, Any]) -> tuple[float, ...] | None:
@@ -140,24 +149,25 @@ def _edges(attribute: Attribute, entry: Mapping[str, Any]) -> tuple[float, ...] 
     if not isinstance(edges, list) or not all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in edges):
         edges = []
     if len(edges) != needed or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"edges: give {needed} ascending numbers between the {needed + 1} levels, or `{QUANTILES}`")
+        raise ValueError(f"edges: set {needed} ascending numbers between the {needed + 1} levels, or `{QUANTILES}`")
     return tuple(float(edge) for edge in edges)
 
 
 def names_of(text: str) -> frozenset[str]:
+    """Split a classification such as "Tumor: Positive" into normalized names."""
     return frozenset(class_key(part) for part in text.split(":") if part.strip())
 
 
 def measurements_of(rules: Rules) -> frozenset[str]:
-    """The measurements that rules need."""
+    """Returns the measurements that the rules use."""
     return frozenset(rule.of for rule in rules.values() if rule.value == "measurement")
 
 
 def levels_of(rule: Rule, classes: Sequence[str]) -> set[int]:
-    """The levels that the names of an object mean; the rule with most names decides, so that "Tumor: Positive" goes before "Tumor"."""
+    """Returns the levels that match the names of an object; rules with more names win, so "Tumor: Positive" overrides "Tumor"."""
     assert rule.classes is not None
     keys = [class_key(name) for name in classes]
     names = {*keys, *(f"{first} {second}" for first, second in itertools.pairwise(keys))}
-    known = [(len(key), level) for key, level in rule.classes.items() if key <= names]
-    most = max((size for size, _ in known), default=0)
-    return {level for size, level in known if size == most}
+    matches = [(len(key), level) for key, level in rule.classes.items() if key <= names]
+    largest = max((size for size, _ in matches), default=0)
+    return {level for size, level in matches if size == largest}

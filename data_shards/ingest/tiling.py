@@ -1,13 +1,12 @@
-"""Tissue tiles from whole-slide images: reading at a wanted resolution, where tissue is, which tiles are sharp, files that are whole.
+"""Cuts tissue tiles from whole-slide images: reading at a given resolution, tissue detection, sharpness filter, atomic output.
 
-A slide becomes a folder ``{slide}`` of images with a ``tiles.csv`` and a ``slide.json`` (how it was cut); it is written aside and takes its
-name when it is complete. Levels and packing are not known here: people add columns to the table, and labels.py and packer.py go on.
+A slide becomes a folder ``{slide}`` of images with a ``tiles.csv`` and a ``slide.json`` (how it was cut), which is written under a
+temporary name and renamed when complete. Users add columns with levels to the table; labels.py and packer.py process it further.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import itertools
 import json
@@ -24,36 +23,37 @@ import numpy as np
 from PIL import Image
 
 from attributegan.utils import files
+from attributegan.utils.file_lock import exclusive_lock
 from data_shards import worker_pool
 from data_shards.format import tables
 from data_shards.format import tile as tile_format
 from data_shards.ingest import plain_slides
 
-VERSION = 1  # of the method; tiles of another one are not mixed with these
+VERSION = 1  # of the method; tiles of different versions are not mixed
 COLUMNS = ("file", "slide", "x", "y", "mpp", "size", "tissue", "sharpness")
-TABLE, RECORD, ASIDE = "tiles.csv", "slide.json", ".tiling"
+TABLE, RECORD, TMP_FOLDER = "tiles.csv", "slide.json", ".tiling"
 
-MASK_MPP = 8.0  # a pixel of the tissue mask is about a nucleus wide
-TISSUE_CHROMA = (8, 24)  # Otsu's threshold is kept between these, see `tissue_mask`
+MASK_MPP = 8.0  # pixel size of the tissue mask in um, about the width of a nucleus
+TISSUE_CHROMA = (8, 24)  # bounds of Otsu's threshold, see `tissue_mask`
 SHARPNESS = 30.0  # see `sharpness`
-SCANNER_MPP = (0.05, 20.0)  # outside, the slide's resolution is that of a screen or a printer
-LARGEST_ENLARGEMENT = 1.1  # scanners said to be 0.5 um/pixel have 0.45 to 0.55
-BLOCK = 2048  # pixels read at once, each way
+SCANNER_MPP = (0.05, 20.0)  # um per pixel; values outside are resolutions of screens or printers
+MAX_UPSAMPLING = 1.1  # nominal 0.5 um/pixel is 0.45 to 0.55 in practice
+BLOCK = 2048  # side of the blocks read, in pixels
 JOB_TILES = 64
 
-Row = tuple[str, str, int, int, float, int, str, str]  # of the table, by `COLUMNS`
+Row = tuple[str, str, int, int, float, int, str, str]  # of the table, ordered as `COLUMNS`
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to cut.
+    """How to cut tiles.
 
     Args:
         mpp: micrometres per pixel of the tiles.
         size, overlap: pixels of the tiles.
-        tissue: least share of tissue, in [0, 1].
-        sharpness: least variance of the Laplacian; 0 keeps blurred tiles.
-        jpeg: quality; None for PNG, which loses nothing.
+        tissue: minimum share of tissue, in [0, 1].
+        sharpness: minimum variance of the Laplacian; 0 keeps blurred tiles.
+        jpeg: JPEG quality; None for PNG (lossless).
     """
 
     mpp: float
@@ -67,79 +67,81 @@ class Options:
         limits = {"mpp": (SCANNER_MPP[0], 100), "size": (16, 8192), "overlap": (0, self.size - 1), "tissue": (0, 1)}
         for name, (least, most) in (limits | {"sharpness": (0, 1e6), "jpeg": (1, 100)}).items():
             if (value := getattr(self, name)) is not None and not least <= value <= most:
-                raise ValueError(f"--{name}: {value} is not from {least} to {most}")
+                raise ValueError(f"--{name}: {value} is not between {least} and {most}")
 
 
 class Slide:
     """A whole-slide image, open for reading.
 
     Args:
-        mpp: micrometres per pixel, for a slide that doesn't say it.
+        mpp: micrometres per pixel, for slides without resolution metadata.
 
     Attributes:
         mpp_XY: micrometres per level-0 pixel.
-        bounds: left, top, width, height of what was scanned, in level-0 pixels.
+        bounds: left, top, width, height of the scanned area, in level-0 pixels.
 
     Raises:
-        ValueError: not a slide, no resolution, or openslide is not installed.
+        ValueError: not a slide, unknown resolution, or openslide is not installed.
     """
 
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         try:
             import openslide
         except ImportError as error:
-            raise ValueError(f"cutting slides needs openslide: pip install 'attributegan[slides]' ({error})") from error
+            raise ValueError(f"cutting slides requires openslide: pip install 'attributegan[slides]' ({error})") from error
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
-            self._slide = _plain(path, error)
+            self._slide = _open_plain(path, error)
         except openslide.OpenSlideError as error:
-            raise ValueError(f"{path}: not a slide that openslide reads: {error}") from error
+            raise ValueError(f"{path}: not a slide supported by openslide: {error}") from error
         self.path, self._error = path, openslide.OpenSlideError
         properties = self._slide.properties
         self._background = f"#{properties.get('openslide.background-color', 'ffffff')}"
         width, height = self._slide.dimensions
         bounds = (("x", 0), ("y", 0), ("width", width), ("height", height))
         self.bounds = tuple(int(properties.get(f"openslide.bounds-{name}", default)) for name, default in bounds)
-        self.says_mpp = all(_is_scanner_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
-        if self.says_mpp:
+        self.has_mpp = all(_is_scanner_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        if self.has_mpp:
             self.mpp_XY = (float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"]))
         elif mpp is not None:
             self.mpp_XY = (mpp, mpp)
         else:
-            said = properties.get("openslide.mpp-x")
-            wrong = f"says {said} um per pixel, as no scanner has" if said else "doesn't say its um per pixel"
+            given = properties.get("openslide.mpp-x")
+            problem = f"implausible {given} um per pixel in its metadata" if given else "no um per pixel in its metadata"
             self.close()
-            raise ValueError(f"{path}: {wrong}; give it with --slide-mpp (most 40x scans have 0.25)")
+            raise ValueError(f"{path}: {problem}; set it with --slide-mpp (most 40x scans have 0.25)")
 
     def close(self) -> None:
         self._slide.close()
 
     def read(self, x: float, y: float, width: float, height: float, size: tuple[int, int]) -> Image.Image:
-        """The box at ``x``, ``y`` (level-0 pixels) as an RGB image of ``size`` pixels.
+        """Read the box at ``x``, ``y`` (level-0 pixels) as an RGB image of ``size`` pixels.
 
-        Read from the smallest level that has the detail, and resampled with Lanczos windows as wide as the reduction needs (no aliasing).
+        Reads the smallest level with enough resolution, and resamples with Lanczos windows as wide as the reduction requires (no aliasing).
 
         Raises:
-            ValueError: the slide is damaged there.
+            ValueError: the slide is damaged in this region.
         """
         scale = min(width / size[0], height / size[1])
         level = max(number for number, down in enumerate(self._slide.level_downsamples) if number == 0 or down <= scale * 1.01)
         down = self._slide.level_downsamples[level]
-        shrink = max(1, int(scale / down / 3))  # averaging before the Lanczos window bounds memory, and three times is near enough to it
+        shrink = max(1, int(scale / down / 3))  # averaging before Lanczos bounds memory; a factor of 3 is accurate enough
         margin = 3 * max(width / size[0], height / size[1]) / down + shrink
         spans = [(x / down, (x + width) / down), (y / down, (y + height) / down)]
         starts = [max(0, math.floor(first - margin)) for first, _ in spans]
         ends = [min(limit, math.ceil(last + margin)) for (_, last), limit in zip(spans, self._slide.level_dimensions[level], strict=True)]
         image = self._shrunk(level, starts, ends, shrink)
         box = [(spans[axis][side] - starts[axis]) / shrink for side in (0, 1) for axis in (0, 1)]
-        box[2:] = [min(edge, limit) for edge, limit in zip(box[2:], image.size, strict=True)]  # by less than a pixel, at the slide's edge
+        box[2:] = [
+            min(edge, limit) for edge, limit in zip(box[2:], image.size, strict=True)
+        ]  # clips less than a pixel, at the slide's edge
         return image.resize(size, Image.Resampling.LANCZOS, box=(box[0], box[1], box[2], box[3]))
 
     def _shrunk(self, level: int, starts: Sequence[int], ends: Sequence[int], shrink: int) -> Image.Image:
-        """Pixels of a level, averaged over ``shrink`` each way; read in blocks."""
+        """Read pixels of a level in blocks, averaged over ``shrink`` x ``shrink``."""
         image = Image.new("RGB", (-(-(ends[0] - starts[0]) // shrink), -(-(ends[1] - starts[1]) // shrink)))
         step = shrink * max(1, BLOCK // shrink)
         down = self._slide.level_downsamples[level]
@@ -149,19 +151,19 @@ class Slide:
                 block = self._slide.read_region((round(left * down), round(top * down)), level, size)
             except self._error as error:
                 raise ValueError(f"{self.path}: damaged at x {round(left * down)}, y {round(top * down)}: {error}") from error
-            opaque = Image.new("RGB", size, self._background)  # what was never scanned is transparent
+            opaque = Image.new("RGB", size, self._background)  # unscanned areas are transparent
             opaque.paste(block, mask=block.getchannel("A"))
             image.paste(opaque.reduce(shrink), ((left - starts[0]) // shrink, (top - starts[1]) // shrink))
         return image
 
 
-def _plain(path: Path, error: Exception) -> Any:
-    """An image that is no whole-slide format; ValueError when it is no image either."""
+def _open_plain(path: Path, error: Exception) -> Any:
+    """Open an image in an ordinary format; ValueError if it is not an image either."""
     try:
         return plain_slides.open_plain(path)
-    except ValueError as why:
+    except ValueError as plain_error:
         unknown = "Unsupported or missing image file" in str(error)
-        raise ValueError(f"{path}: not a slide that openslide reads: {'no format that it knows' if unknown else error}; {why}") from error
+        raise ValueError(f"{path}: not a slide supported by openslide: {'unknown format' if unknown else error}; {plain_error}") from error
 
 
 def _is_scanner_mpp(text: str | float | None) -> bool:
@@ -169,11 +171,11 @@ def _is_scanner_mpp(text: str | float | None) -> bool:
 
 
 def tissue_mask(slide: Slide) -> np.ndarray:
-    """Where tissue is, bool (H, W) over the bounds of the slide in pixels of about `MASK_MPP`.
+    """Returns the tissue mask, bool (H, W), over the bounds of the slide in pixels of about `MASK_MPP`.
 
-    Chroma (the largest minus the smallest of red, green and blue) is near 0 on glass, on black edges and on what was never scanned, and
-    high on anything stained; Otsu's threshold divides the two (Otsu 1979, IEEE Trans. SMC 9(1)). On a slide that is all glass or all tissue
-    it would divide one class, and so it is kept within `TISSUE_CHROMA`. Ink of a pen is coloured too and not told from tissue.
+    Chroma (the maximum minus the minimum of red, green and blue) is near 0 on glass, black edges and unscanned areas, and high on stained
+    tissue; Otsu's threshold separates the two (Otsu 1979, IEEE Trans. SMC 9(1)). On a slide that is all glass or all tissue it would split
+    one class, so it is clipped to `TISSUE_CHROMA`. Pen ink is coloured too and is not distinguished from tissue.
     """
     left, top, width, height = slide.bounds
     size = [max(1, round(length * mpp / MASK_MPP)) for length, mpp in zip((width, height), slide.mpp_XY, strict=True)]
@@ -189,7 +191,7 @@ def tissue_mask(slide: Slide) -> np.ndarray:
 
 
 def otsu(counts_V: np.ndarray) -> int:
-    """The value up to which one class goes, when the variance between two classes is largest; ``counts_V`` is a histogram."""
+    """Returns the largest value of the lower class that maximizes the variance between two classes; ``counts_V`` is a histogram."""
     value_V = np.arange(len(counts_V))
     below_V, sum_V = counts_V.cumsum().astype(float), (counts_V * value_V).cumsum().astype(float)
     above_V = below_V[-1] - below_V
@@ -199,10 +201,10 @@ def otsu(counts_V: np.ndarray) -> int:
 
 
 def sharpness(image: Image.Image) -> float:
-    """Variance of the Laplacian of the luma (0 to 255): low where nothing has an edge (Pech-Pacheco et al. 2000, ICPR, LAPV).
+    """Returns the variance of the Laplacian of the luma (0 to 255), which is low without edges (Pech-Pacheco et al. 2000, ICPR, LAPV).
 
-    `SHARPNESS` is between what was measured on the 189 of the 239 published tiles (500 px) that are at least half tissue: 99 % have more
-    than 107 and one has less than 30; blurred by a Gaussian of 2 px, all have less than 26.
+    `SHARPNESS` was chosen on 189 of the 239 published tiles (500 px), those with at least half tissue: 99 % are above 107 and one is below
+    30; blurred by a Gaussian of 2 px, all are below 26.
     """
     luma_HW = np.asarray(image.convert("L"), np.float32)
     laplacian_HW = luma_HW[:-2, 1:-1] + luma_HW[2:, 1:-1] + luma_HW[1:-1, :-2] + luma_HW[1:-1, 2:] - 4 * luma_HW[1:-1, 1:-1]
@@ -210,7 +212,7 @@ def sharpness(image: Image.Image) -> float:
 
 
 class _Job(NamedTuple):
-    """Some of the places of one slide, to cut in one process."""
+    """A range of the tile positions of one slide, cut by one process."""
 
     slide: Path
     first: int
@@ -218,57 +220,50 @@ class _Job(NamedTuple):
 
 
 class _Surveyed(NamedTuple):
-    """A slide to cut: whether it says its resolution, how many places it has, and how many of them with tissue; what `Slide` says of it."""
+    """A surveyed slide: its resolution and origin, and its numbers of tile positions, all and with tissue."""
 
     slide: Path
-    says_mpp: bool
+    has_mpp: bool
     mpp_XY: tuple[float, float]
     origin_XY: tuple[int, int]
-    places: int
+    positions: int
     with_tissue: int
 
 
 @contextmanager
 def tiling(slides: Sequence[Path], out: Path, options: Options, slide_mpp: float | None = None) -> Iterator[Tiling]:
-    """Hold the folder ``out`` to cut tiles into it (see `Tiling`).
+    """Lock the folder ``out`` to write tiles into it (see `Tiling`).
 
     Args:
-        slide_mpp: micrometres per pixel of slides that don't say it.
+        slide_mpp: micrometres per pixel of slides without resolution metadata.
 
     Raises:
-        ValueError: two slides of one name, or ``out`` is in use or has something else in it.
+        ValueError: two slides with the same name, or ``out`` is in use or has other contents.
     """
     if slide_mpp is not None and not _is_scanner_mpp(slide_mpp):
-        raise ValueError(f"--slide-mpp: {slide_mpp} is not from {SCANNER_MPP[0]} to {SCANNER_MPP[1]} um per pixel")
+        raise ValueError(f"--slide-mpp: {slide_mpp} is not between {SCANNER_MPP[0]} and {SCANNER_MPP[1]} um per pixel")
     for before, slide in itertools.pairwise(sorted(slides, key=lambda slide: slide.stem)):
         if before.stem == slide.stem:
-            raise ValueError(f"{slide}: its tiles would go into the same folder {slide.stem} as those of {before}; rename one")
+            raise ValueError(f"{slide}: would use the same folder {slide.stem} as {before}; rename one of them")
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--out: another process is cutting tiles into {out}; wait for it or stop it") from None
+    with exclusive_lock(out / f"{TMP_FOLDER}.lock", f"--out: another process is writing tiles to {out}; wait for it or stop it"):
         work = Tiling(slides, out, options, slide_mpp)
-        shutil.rmtree(work.aside, ignore_errors=True)  # of a run that was killed
-        work.aside.mkdir()
+        shutil.rmtree(work.tmp_folder, ignore_errors=True)  # left by a killed run
+        work.tmp_folder.mkdir()
         try:
             yield work
         finally:
-            shutil.rmtree(work.aside, ignore_errors=True)
-    finally:
-        os.close(descriptor)
+            shutil.rmtree(work.tmp_folder, ignore_errors=True)
 
 
 class Tiling:
-    """Tiles of slides in a folder: first `survey` finds places with tissue, then `cut` writes the tiles, and `write_table` their table.
+    """Cuts slides into a folder: `survey` finds positions with tissue, `cut` writes the tiles, and `write_table` their table.
 
-    Slides that the folder has already, cut with the same options, are left as they are. Made by `tiling`.
+    Slides that were already cut with the same options are skipped. Created by `tiling`.
     """
 
     def __init__(self, slides: Sequence[Path], out: Path, options: Options, slide_mpp: float | None) -> None:
-        self.out, self.options, self.slide_mpp, self.aside = out, options, slide_mpp, out / ASIDE
+        self.out, self.options, self.slide_mpp, self.tmp_folder = out, options, slide_mpp, out / TMP_FOLDER
         self._recipe = {"version": VERSION, **asdict(options)}
         self._check_out()
         self.done = [slide for slide in slides if self._is_done(slide)]
@@ -276,7 +271,7 @@ class Tiling:
         self._surveyed: list[_Surveyed] = []
 
     def survey(self, processes: int = 1) -> list[str]:
-        """Find the places of the tiles; returns what is wrong with slides, a line each. Those are left out from here on."""
+        """Find the positions of the tiles; returns the problems of slides that can't be cut, one line each. Those are skipped."""
         bad = []
         for found in worker_pool.run(self._survey, self._todo, processes, lambda done: None):
             if isinstance(found, str):
@@ -286,15 +281,15 @@ class Tiling:
         return bad
 
     @property
-    def places(self) -> int:
-        """Places with tissue, of all slides surveyed."""
+    def positions(self) -> int:
+        """Number of tile positions with tissue in all surveyed slides."""
         return sum(found.with_tissue for found in self._surveyed)
 
     def cut(self, processes: int = 1, progress: worker_pool.Progress = lambda done: None) -> tuple[list[dict[str, Any]], list[str]]:
-        """Write the tiles; any number of processes writes the same bytes.
+        """Write the tiles; the bytes are the same for any number of processes.
 
         Returns:
-            the record of every slide that was cut, and what is wrong with others, a line each.
+            The record of every slide that was cut, and the problems of the others, one line each.
         """
         ends = ((found.slide, found.with_tissue) for found in self._surveyed)
         jobs = [_Job(slide, first, min(first + JOB_TILES, end)) for slide, end in ends for first in range(0, max(end, 1), JOB_TILES)]
@@ -309,7 +304,7 @@ class Tiling:
         return records, bad
 
     def write_table(self) -> int:
-        """Write ``tiles.csv`` of all slides in ``out``; returns how many tiles it has."""
+        """Write ``tiles.csv`` of all slides in ``out``; returns its number of tiles."""
         count = 0
         with files.atomic_write(self.out / TABLE) as stream:
             stream.write(",".join(COLUMNS).encode() + b"\n")
@@ -322,44 +317,44 @@ class Tiling:
         return count
 
     def _check_out(self) -> None:
-        """Refuse a folder with tiles cut otherwise, or whose table people have worked in."""
+        """Reject a folder with tiles of other options, or with columns added to its table."""
         table = self.out / TABLE
         if table.exists():
-            mine = [name for name in tables.header_of(table) if name not in COLUMNS]
-            if mine:
-                raise ValueError(f"{table}: has columns of yours ({', '.join(mine)}) and would be replaced; give it another name first")
+            added = [name for name in tables.header_of(table) if name not in COLUMNS]
+            if added:
+                raise ValueError(f"{table}: has added columns ({', '.join(added)}) that would be lost; rename it first")
         for folder in _folders(self.out):
             was = json.loads((folder / RECORD).read_text())["options"]
             if was != self._recipe:
-                told = ", ".join(f"{name} {value}" for name, value in was.items())
-                raise ValueError(f"--out: {folder} was cut with other options ({told}); choose another folder, or remove that one")
+                listed = ", ".join(f"{name} {value}" for name, value in was.items())
+                raise ValueError(f"--out: {folder} was cut with other options ({listed}); choose another folder, or remove it")
 
     def _is_done(self, slide: Path) -> bool:
         folder = self.out / slide.stem
         if not folder.exists():
             return False
         if not (folder / RECORD).is_file():
-            raise ValueError(f"--out: {folder} is there and has no {RECORD}, so it isn't this command's; choose another folder")
+            raise ValueError(f"--out: {folder} exists but was not written by this command (no {RECORD}); choose another folder")
         record = json.loads((folder / RECORD).read_text())
         if slide.is_file() and record["bytes"] != slide.stat().st_size:
-            raise ValueError(f"{slide}: {folder} has tiles of another slide of that name; remove it, or choose another --out")
+            raise ValueError(f"{slide}: {folder} contains tiles of another slide with this name; remove it, or choose another --out")
         if record["slide_mpp"] is not None and self.slide_mpp not in (None, record["slide_mpp"]):
             raise ValueError(f"--slide-mpp: {folder} was cut with {record['slide_mpp']}; remove it, or choose another --out")
         return True
 
     def _survey(self, path: Path) -> _Surveyed | str:
-        """Keep the places with tissue aside; what is wrong instead, when something is."""
+        """Save the tile positions with tissue to the temporary folder; returns the problem if the slide can't be read."""
         try:
             with closing(Slide(path, self.slide_mpp)) as slide:
-                tiles_N3, places = find_places(slide, self.options)
+                tiles_N3, positions = find_positions(slide, self.options)
         except ValueError as error:
             return str(error)
-        np.save(self.aside / f"{path.stem}.npy", tiles_N3)
-        (self.aside / path.stem).mkdir()
-        return _Surveyed(path, slide.says_mpp, slide.mpp_XY, (slide.bounds[0], slide.bounds[1]), places, len(tiles_N3))
+        np.save(self.tmp_folder / f"{path.stem}.npy", tiles_N3)
+        (self.tmp_folder / path.stem).mkdir()
+        return _Surveyed(path, slide.has_mpp, slide.mpp_XY, (slide.bounds[0], slide.bounds[1]), positions, len(tiles_N3))
 
     def _cut(self, job: _Job) -> list[Row] | str:
-        tiles_N3 = np.load(self.aside / f"{job.slide.stem}.npy", mmap_mode="r")[job.first : job.last]
+        tiles_N3 = np.load(self.tmp_folder / f"{job.slide.stem}.npy", mmap_mode="r")[job.first : job.last]
         try:
             with closing(Slide(job.slide, self.slide_mpp)) as slide:
                 return [row for x, y, tissue in tiles_N3.tolist() if (row := self._tile(slide, int(x), int(y), tissue))]
@@ -367,7 +362,7 @@ class Tiling:
             return str(error)
 
     def _tile(self, slide: Slide, x: int, y: int, tissue: float) -> Row | None:
-        """Write the tile at ``x``, ``y``, unless it is blurred; its row of the table."""
+        """Write the tile at ``x``, ``y`` and return its row of the table; None if it is blurred."""
         size = self.options.size
         width, height = _extent(slide, self.options, size)
         image = slide.read(x, y, width, height, (size, size))
@@ -375,12 +370,12 @@ class Tiling:
         if (sharp := sharpness(image)) < self.options.sharpness:
             return None
         file = f"{slide.path.stem}/{x}_{y}.{'png' if self.options.jpeg is None else 'jpg'}"
-        (self.aside / file).write_bytes(_encoded(image, self.options.jpeg))
+        (self.tmp_folder / file).write_bytes(_encoded(image, self.options.jpeg))
         return file, slide.path.stem, x, y, self.options.mpp, size, f"{tissue:.3f}", f"{sharp:.1f}"
 
     def _finish(self, found: _Surveyed, results: Iterable[list[Row] | str]) -> dict[str, Any]:
-        """Write table and record, and give the folder its name; ValueError when a job found the slide damaged."""
-        folder, text, count = self.aside / found.slide.stem, io.StringIO(), 0
+        """Write table and record, and rename the folder; ValueError if a job found the slide damaged."""
+        folder, text, count = self.tmp_folder / found.slide.stem, io.StringIO(), 0
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
         for rows in results:
@@ -388,27 +383,27 @@ class Tiling:
                 raise ValueError(rows)
             table.writerows(rows)
             count += len(rows)
-        record = {"file": found.slide.name, "bytes": found.slide.stat().st_size, "slide_mpp": None if found.says_mpp else self.slide_mpp}
-        record |= {"mpp": found.mpp_XY, "origin": found.origin_XY}  # for programs that count pixels from what was scanned, as QuPath
-        record |= {"options": self._recipe, "places": found.places, "with_tissue": found.with_tissue, "tiles": count}
+        record = {"file": found.slide.name, "bytes": found.slide.stat().st_size, "slide_mpp": None if found.has_mpp else self.slide_mpp}
+        record |= {"mpp": found.mpp_XY, "origin": found.origin_XY}  # for programs with their origin at the scanned area, such as QuPath
+        record |= {"options": self._recipe, "places": found.positions, "with_tissue": found.with_tissue, "tiles": count}
         (folder / TABLE).write_text(text.getvalue(), encoding="utf-8")
         (folder / RECORD).write_text(json.dumps(record, indent=1))
-        os.sync()  # once a slide: an fsync for every tile can take longer than cutting it
-        os.replace(folder, self.out / folder.name)
-        files.fsync_path(self.out)
+        os.sync()  # once per slide: an fsync of every tile can take longer than cutting it
+        files.replace_folder(folder, self.out / folder.name)
         return record
 
 
-def find_places(slide: Slide, options: Options) -> tuple[np.ndarray, int]:
-    """Places of tiles with enough tissue, row by row: (N, 3) float64 of x, y (level-0 pixels) and tissue share; and how many there were.
+def find_positions(slide: Slide, options: Options) -> tuple[np.ndarray, int]:
+    """Find the positions of tiles with enough tissue, on a grid from the corner of the scanned area; tiles must fit completely.
 
-    Tiles lie in a grid from the corner of what was scanned; those that don't fit in whole are left out.
+    Returns:
+        (N, 3) float64 of x, y (level-0 pixels) and share of tissue, row by row; and the number of positions with and without tissue.
 
     Raises:
-        ValueError: the slide is damaged, or coarser than the tiles wanted.
+        ValueError: the slide is damaged, or its resolution is lower than that of the tiles.
     """
-    if max(slide.mpp_XY) > options.mpp * LARGEST_ENLARGEMENT:
-        raise ValueError(f"{slide.path}: has {max(slide.mpp_XY):g} um per pixel, so tiles of --mpp {options.mpp:g} would only be blown up")
+    if max(slide.mpp_XY) > options.mpp * MAX_UPSAMPLING:
+        raise ValueError(f"{slide.path}: {max(slide.mpp_XY):g} um per pixel is too coarse for --mpp {options.mpp:g}; increase --mpp")
     left, top, width, height = slide.bounds
     tile_X = _extent(slide, options, options.size)
     stride_X = _extent(slide, options, options.size - options.overlap)
@@ -424,18 +419,18 @@ def find_places(slide: Slide, options: Options) -> tuple[np.ndarray, int]:
 
 
 def _extent(slide: Slide, options: Options, pixels: int) -> tuple[float, float]:
-    """``pixels`` of a tile in level-0 pixels, across and down."""
+    """Convert ``pixels`` of a tile to level-0 pixels in x and y."""
     return pixels * options.mpp / slide.mpp_XY[0], pixels * options.mpp / slide.mpp_XY[1]
 
 
 def _starts(length: int, tile: float, stride: float) -> np.ndarray:
-    """Where tiles start along an axis, whole pixels."""
+    """Returns the starts of tiles along an axis, in whole pixels."""
     starts_N = np.round(np.arange(max(0, math.floor((length - tile) / stride) + 2)) * stride)
     return starts_N[starts_N + tile <= length + 1e-6]
 
 
 def _means(values_HW: np.ndarray, start_N: np.ndarray, length: float) -> np.ndarray:
-    """Means over rows ``start`` to ``start + length``, parts of rows by their part; (N, W) float64."""
+    """Returns means over rows ``start`` to ``start + length``, with fractional rows weighted, (N, W) float64."""
     sums_HW = np.concatenate([np.zeros((1, values_HW.shape[1])), np.cumsum(values_HW, axis=0, dtype=np.float64)])
 
     def until(end_N: np.ndarray) -> np.ndarray:
@@ -455,5 +450,5 @@ def _encoded(image: Image.Image, quality: int | None) -> bytes:
 
 
 def _folders(out: Path) -> list[Path]:
-    """Folders of slides that are whole, by name."""
+    """Returns the folders of complete slides, sorted by name."""
     return sorted(record.parent for record in out.glob(f"*/{RECORD}"))

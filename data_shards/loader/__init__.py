@@ -1,1 +1,1 @@
-"""Shards into batches."""
+"""Reads shards and yields batches."""

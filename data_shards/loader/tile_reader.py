@@ -1,4 +1,4 @@
-"""One tile from its place in a tar: read by offset, checked, decoded, cropped, turned."""
+"""Reads one tile by its offset in a tar: verify, decode, crop, flip."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from data_shards.storage.shard_files import ShardFiles
 
 
 class TileCorrupted(Exception):
-    """The bytes of a tile are not those that were packed, or no image."""
+    """The bytes of a tile fail their checksum or are not an image."""
 
 
 class TileRequest(NamedTuple):
-    """Where a tile is, what of it is wanted, and how it is to be turned."""
+    """The position of a tile, its crop, and its symmetry."""
 
     shard: int
     offset: int
     length: int
     checksum: int
-    turn: int  # 0 to 7: quarter turns, plus 4 for a mirror image
+    symmetry: int  # 0 to 7: quarter turns, plus 4 for mirrored
     crop: tile.Crop | None = None
 
 
 class TileReader:
-    """Tiles out of the tars of a set; each process has its own.
+    """Reads tiles from the tars of a set; each process has its own.
 
     Args:
-        tars: the shards, in the order of `TileRequest.shard`.
-        image_size: pixels of the tiles given.
+        tars: the shards, indexed by `TileRequest.shard`.
+        image_size: size of the returned tiles in pixels.
     """
 
     def __init__(self, tars: ShardFiles, image_size: int) -> None:
         self.tars, self.image_size = tars, image_size
 
-    def read(self, wanted: TileRequest) -> np.ndarray:
-        """The pixels of one tile, (image_size, image_size, 3) uint8.
+    def read(self, request: TileRequest) -> np.ndarray:
+        """Read one tile; returns (image_size, image_size, 3) uint8.
 
         Raises:
-            Damaged: says what is wrong.
-            cache.StoreError: a remote shard can't be had.
+            TileCorrupted: the tile can't be read, fails its checksum or is not an image.
+            cache.StoreError: a remote shard is unavailable.
         """
         try:
-            data = self.tars.read(wanted.shard, wanted.length, wanted.offset)
+            data = self.tars.read(request.shard, request.length, request.offset)
         except OSError as error:
             raise TileCorrupted(f"can't be read: {error.strerror}") from error
-        if len(data) != wanted.length:
-            raise TileCorrupted(f"the shard ends after {len(data)} of {wanted.length} bytes")
-        if tile.checksum(data) != wanted.checksum:
-            raise TileCorrupted("checksum")
+        if len(data) != request.length:
+            raise TileCorrupted(f"truncated after {len(data)} of {request.length} bytes")
+        if tile.checksum(data) != request.checksum:
+            raise TileCorrupted("wrong checksum")
         try:
-            return turned(tile.decode(data, self.image_size, wanted.crop), wanted.turn)
+            return apply_symmetry(tile.decode(data, self.image_size, request.crop), request.symmetry)
         except tile.DECODING_ERRORS as error:
             raise TileCorrupted(f"not an image: {error}") from error
 
 
-def turned(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
-    """One of the 8 symmetries of the square: quarter turns (0 to 3), or those of the mirror image (4 to 7). Nothing is interpolated."""
-    pixels_HW = np.ascontiguousarray(pixels_HWC).view("V3")[..., 0]  # whole pixels move in half the time of single bytes
-    mirrored_HW = pixels_HW[:, ::-1] if turn >= 4 else pixels_HW
-    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, turn % 4))
+def apply_symmetry(pixels_HWC: np.ndarray, symmetry: int) -> np.ndarray:
+    """Apply one of the 8 symmetries of the square: quarter turns (0 to 3), or those of the mirror image (4 to 7). No interpolation."""
+    pixels_HW = np.ascontiguousarray(pixels_HWC).view("V3")[..., 0]  # moving whole pixels takes half the time of single bytes
+    mirrored_HW = pixels_HW[:, ::-1] if symmetry >= 4 else pixels_HW
+    turned_HW = np.ascontiguousarray(np.rot90(mirrored_HW, symmetry % 4))
     return turned_HW.view(np.uint8).reshape(*turned_HW.shape, 3)

@@ -1,6 +1,6 @@
-"""How far measurements agree with outlines of nuclei drawn by hand, and with levels given by pathologists.
+"""Agreement of measurements with manual outlines of nuclei and with levels assigned by pathologists.
 
-Owns the rule by which images are split into those that settings may be chosen on and those that are reported.
+Owns the split of images into development images, for choosing settings, and held-out images, for reporting.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from data_shards.format import tile
 from data_shards.measure import features, regions
 
 SPLITS = ("development", "held-out")
-LEAST_PIECE = 40  # pixels of a nucleus that a crop must have for it to count
+MIN_PIXELS = 40  # nuclei with fewer pixels inside a crop are ignored
 
 
 @dataclass(frozen=True)
 class Outlined:
-    """A crop, and its nuclei as drawn by hand."""
+    """A crop and its manual instance map of nuclei."""
 
     file: str
     image_HWC: np.ndarray
@@ -30,32 +30,32 @@ class Outlined:
 
 
 def split_of(file: str) -> str:
-    """ "development" where the SHA-256 of the file's name is even, "held-out" where it is odd."""
+    """Returns "development" if the SHA-256 of the file's name is even, "held-out" if it is odd."""
     return SPLITS[hashlib.sha256(file.encode()).digest()[-1] % 2]
 
 
 def crops(images: Path, masks: Path, size: int, split: str | None = None) -> Iterator[Outlined]:
-    """All whole crops of ``size`` pixels of the images of a split, or of all. The mask of ``a.jpg`` is ``a.png``, 0 for background.
+    """Yields all complete crops of ``size`` pixels of a split (None for all). The mask of ``a.jpg`` is ``a.png``, 0 for background.
 
     Raises:
-        ValueError: no images, or an image whose mask is missing or of another size.
+        ValueError: no images, or a mask is missing or of another size.
     """
     files = sorted(path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"))
     if not files:
-        raise ValueError(f"--images: {images} has no images")
+        raise ValueError(f"--images: no images in {images}")
     for path in files:
         if split in (None, split_of(path.name)):
             image_HWC, labels_HW = _pixels(path, "RGB"), _pixels(masks / f"{path.stem}.png", None)
             if labels_HW.shape != image_HWC.shape[:2]:
                 raise ValueError(
-                    f"--masks: {path.stem}.png is {labels_HW.shape}, its image {image_HWC.shape[:2]}; it must have one channel"
+                    f"--masks: {path.stem}.png has shape {labels_HW.shape}, its image {image_HWC.shape[:2]}; use masks with one channel"
                 )
             for y in range(0, image_HWC.shape[0] - size + 1, size):
                 for x in range(0, image_HWC.shape[1] - size + 1, size):
                     part = np.s_[y : y + size, x : x + size]
-                    pieces_HW = regions.renumbered(labels_HW[part])
-                    keep_N = np.bincount(pieces_HW.ravel())[1:] >= LEAST_PIECE
-                    yield Outlined(path.name, np.ascontiguousarray(image_HWC[part]), regions.kept(pieces_HW, keep_N))
+                    pieces_HW = regions.relabel(labels_HW[part])
+                    keep_N = np.bincount(pieces_HW.ravel())[1:] >= MIN_PIXELS
+                    yield Outlined(path.name, np.ascontiguousarray(image_HWC[part]), regions.select(pieces_HW, keep_N))
 
 
 def _pixels(path: Path, mode: str | None) -> np.ndarray:
@@ -66,17 +66,17 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
         raise ValueError(f"{path}: not a readable image: {error}") from error
 
 
-def matched(true_HW: np.ndarray, found_HW: np.ndarray, least_iou: float = 0.5) -> tuple[int, int, int]:
-    """Nuclei found with an intersection over union above 0.5 (which no two can have with the same one), true nuclei, outlined ones."""
+def matched(true_HW: np.ndarray, found_HW: np.ndarray, min_iou: float = 0.5) -> tuple[int, int, int]:
+    """Count nuclei matched with an IoU above ``min_iou`` (unique from 0.5 on), true nuclei, and segmented nuclei."""
     true, found = int(true_HW.max(initial=0)), int(found_HW.max(initial=0))
     pairs = np.bincount(true_HW.ravel().astype(np.int64) * (found + 1) + found_HW.ravel(), minlength=(true + 1) * (found + 1))
     shared = pairs.reshape(true + 1, found + 1)
     either = shared.sum(axis=1)[1:, None] + shared.sum(axis=0)[None, 1:] - shared[1:, 1:]
-    return int((shared[1:, 1:] > least_iou * either).sum()), true, found
+    return int((shared[1:, 1:] > min_iou * either).sum()), true, found
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation over the pairs of which both are known; NaN with fewer than 3."""
+    """Returns Spearman's rank correlation over pairs of finite values; NaN for fewer than 3 pairs."""
     from scipy.stats import spearmanr
 
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if np.isfinite(x) and np.isfinite(y)]
@@ -86,5 +86,5 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def by_measurement(true: Sequence[dict[str, float]], found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Spearman of each measurement on hand-drawn outlines with the same on the segmentation, over crops."""
+    """Returns Spearman's correlation over crops of each measurement on manual outlines with that on the segmentation."""
     return {name: spearman([row[name] for row in true], [row[name] for row in found]) for name in features.names(None)}

@@ -1,7 +1,7 @@
-"""Levels of attributes made of measurements: cut by quantiles or by given edges, and the attributes file that keeps the edges.
+"""Converts measurements to levels of attributes by quantiles or given edges, and stores the edges in an attributes file.
 
-The file is one that every command takes as ``--attributes``; its key ``measured`` says by what, and how, so that the next slides are cut at
-the same edges. Level 0 is "not assessable".
+All commands accept the file as ``--attributes``; its key ``measured`` records measurement, edges and settings, so that other slides use the
+same edges. Level 0 is "not assessable".
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LEVEL_NAMES = {
     4: ("lowest", "low", "high", "highest"),
     5: ("lowest", "low", "medium", "high", "highest"),
 }
-MOST_LEVELS = 20
+MAX_LEVELS = 20
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How an attribute is made of a measurement: level k of 1 to K is edges[k-2] <= value < edges[k-1].
+    """Maps a measurement to an attribute: level k of 1 to K is edges[k-2] <= value < edges[k-1].
 
     Args:
         by: name of the measurement.
-        edges: K - 1 rising numbers; () until `with_quantiles`.
-        how: what else decides a value (mpp, size, stains, segmentation); levels of another ``how`` can't be compared.
+        edges: K - 1 ascending numbers; () until `with_quantiles`.
+        how: settings that affect values (mpp, size, stains, segmentation); levels with different ``how`` are not comparable.
     """
 
     attribute: str
@@ -46,50 +46,51 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not self.attribute.isidentifier():
-            raise ValueError(f"--attributes {self.attribute}=…: an attribute's name has letters, digits and underscores")
+            raise ValueError(f"--attributes {self.attribute}=…: use letters, digits and underscores in attribute names")
         if self.by not in MEASUREMENTS:
-            raise ValueError(f"--attributes {self.attribute}={self.by}: no such measurement; there are {', '.join(MEASUREMENTS)}")
+            raise ValueError(f"--attributes {self.attribute}={self.by}: unknown measurement; choose from {', '.join(MEASUREMENTS)}")
         if any(not np.isfinite(edge) for edge in self.edges) or list(self.edges) != sorted(set(self.edges)):
-            raise ValueError(f"{self.attribute}: edges {list(self.edges)} do not rise")
+            raise ValueError(f"{self.attribute}: edges {list(self.edges)} are not ascending")
 
     def levels(self, value_N: np.ndarray) -> np.ndarray:
-        """Level of each value, int64: 0 for NaN, else 1 to K."""
+        """Returns the level of each value, int64: 0 for NaN, else 1 to K."""
         return np.where(np.isnan(value_N), 0, 1 + np.searchsorted(self.edges, value_N, side="right"))
 
     def with_quantiles(self, value_N: np.ndarray, count: int) -> Rule:
-        """Edges between ``count`` levels with equally many values each.
+        """Returns a rule whose edges divide the values into ``count`` levels of equal size.
 
         Raises:
-            ValueError: too few different values.
+            ValueError: too few distinct values.
         """
-        known_N = value_N[~np.isnan(value_N)]
-        cuts = np.quantile(known_N, np.arange(1, count) / count).tolist() if len(known_N) else []
-        edges = tuple(sorted({edge for edge in (float(f"{cut:.6g}") for cut in cuts) if (known_N < edge).any()}))
+        finite_N = value_N[~np.isnan(value_N)]
+        cuts = np.quantile(finite_N, np.arange(1, count) / count).tolist() if len(finite_N) else []
+        edges = tuple(sorted({edge for edge in (float(f"{cut:.6g}") for cut in cuts) if (finite_N < edge).any()}))
         if len(edges) != count - 1:
             raise ValueError(
-                f"{self.attribute}: {self.by} has too few different values ({len(np.unique(known_N))} on {len(known_N)} assessable tiles) "
+                f"{self.attribute}: {self.by} has too few distinct values ({len(np.unique(finite_N))} on {len(finite_N)} assessable tiles) "
                 f"for {count} levels; use fewer --levels, or --edges {self.attribute}=…"
             )
         return Rule(self.attribute, self.by, edges, self.how)
 
     @property
     def schema(self) -> Attribute:
+        """The attribute with its level names."""
         count = len(self.edges) + 1
         grades = LEVEL_NAMES.get(count) or tuple(f"{k} of {count}" for k in range(1, count + 1))
         return Attribute(self.attribute, (NOT_ASSESSABLE, *grades), not_assessable=0)
 
 
 def parse(text: str) -> list[Rule]:
-    """``crowding=nuclei_per_mm2,pleomorphism=area_spread``: rules without edges."""
+    """Parse ``crowding=nuclei_per_mm2,pleomorphism=area_spread`` into rules without edges."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     rules = [Rule(name.strip(), by.strip()) for name, _, by in pairs]
     if not rules or len({rule.attribute for rule in rules}) < len(rules):
-        raise ValueError(f"--attributes {text}: write ATTRIBUTE=MEASUREMENT,…, each attribute once")
+        raise ValueError(f"--attributes {text}: write ATTRIBUTE=MEASUREMENT,…, with each attribute once")
     return rules
 
 
 def parse_edges(texts: Sequence[str], rules: Sequence[Rule]) -> dict[str, tuple[float, ...]]:
-    """``crowding=1000:2000:4000``, several times."""
+    """Parse texts like ``crowding=1000:2000:4000`` into edges by attribute."""
     found: dict[str, tuple[float, ...]] = {}
     for text in texts:
         name, _, numbers = text.partition("=")
@@ -103,10 +104,10 @@ def parse_edges(texts: Sequence[str], rules: Sequence[Rule]) -> dict[str, tuple[
 
 
 def read(path: Path, how: Mapping[str, Any]) -> list[Rule]:
-    """The rules of an attributes file that `write` wrote.
+    """Read the rules of an attributes file written by `write`.
 
     Raises:
-        ValueError: not such a file, or its edges were made of values measured otherwise than ``how``.
+        ValueError: not such a file, or its edges were computed with settings other than ``how``.
     """
     try:
         tree = strict_yaml.read(path)
@@ -115,18 +116,20 @@ def read(path: Path, how: Mapping[str, Any]) -> list[Rule]:
             for name, entry in tree.items()
         ]
     except (OSError, *strict_yaml.YAML_ERRORS) as error:
-        raise ValueError(f"--attributes {path}: not an attributes file with `measured: {{by, edges, how}}` for each: {error}") from error
+        raise ValueError(
+            f"--attributes {path}: not an attributes file with `measured: {{by, edges, how}}` for each attribute: {error}"
+        ) from error
     for rule in rules:
         if other := [key for key in how if rule.how.get(key) != how[key]]:
             was, now = ({key: settings.get(key) for key in other} for settings in (rule.how, how))
-            raise ValueError(f"--attributes {path}: {rule.attribute} was measured with {was}, now with {now}; its edges would not fit")
+            raise ValueError(f"--attributes {path}: {rule.attribute} was measured with {was}, now with {now}; its edges are not comparable")
         if not rule.edges:
             raise ValueError(f"--attributes {path}: {rule.attribute} has no edges")
     return rules
 
 
 def write(rules: Sequence[Rule], path: Path) -> AttributeSchema:
-    """Write the attributes file, whole or not at all."""
+    """Write the attributes file, atomically."""
     schema = AttributeSchema(tuple(rule.schema for rule in rules))
     tree = schema.to_dict()
     for rule in rules:

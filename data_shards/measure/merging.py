@@ -1,7 +1,7 @@
-"""Joins the pieces of a nucleus that a watershed cut too finely.
+"""Merges over-segmented pieces of nuclei.
 
-Two touching pieces are one nucleus or two; a logistic score of five things that can be seen on them says which. Pairs are joined best
-first, and their neighbours are scored again, as in region-adjacency merging (Nunez-Iglesias et al. 2013), until no pair scores above 0.
+A logistic score of five features decides whether two touching pieces are the same nucleus. The best pair is merged first and its neighbours
+are scored again, as in region-adjacency merging (Nunez-Iglesias et al. 2013), until no pair scores above 0.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from data_shards.measure import regions
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the score: above 0, two pieces are one nucleus. Fitted on outlined nuclei of glioma; see docs/measure.md.
+    """Weights of the score; above 0, two pieces are one nucleus. Fitted on outlined nuclei of glioma; see docs/measure.md.
 
     Args:
-        neck: inner radius of the border between both over that of the smaller one; 1 has no neck.
-        ellipse_gain: fit of both together to an ellipse, less the mean fit of each.
-        valley: stain on the border less that of the paler piece, over the tile's contrast.
-        difference: of the stain of both, over the tile's contrast.
-        log_size: logarithm of the joint area over the area that is usual in the tile.
+        neck: inner radius at their border over that of the smaller piece; 1 means no neck.
+        ellipse_gain: ellipse fit of the union minus the mean ellipse fit of both.
+        valley: stain on the border minus that of the paler piece, over the tile's contrast.
+        difference: absolute difference of their stains, over the tile's contrast.
+        log_size: logarithm of their total area over the typical area in the tile.
     """
 
     neck: float = 1.2
@@ -40,32 +40,33 @@ class _Piece:
     moments: tuple[float, ...]  # area, and sums of y, x, yy, xx, xy
     radius: float  # largest distance to the background
     stain: float  # sum over the pixels
-    version: int = 0  # counts the merges; -1 when it is part of another
-    touching: dict[int, tuple[float, float, float]] | None = None  # by neighbour: border pixels, sum of stain, largest distance
+    version: int = 0  # number of merges; -1 if merged into another piece
+    touching: dict[int, tuple[float, float, float]] | None = None  # by neighbour: border pixels, sum of stain, maximum distance
 
     @property
     def area(self) -> float:
+        """Area in pixels."""
         return self.moments[0]
 
 
 def merge(
     labels_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray, contrast: float, weights: Weights | None = None
 ) -> np.ndarray:
-    """Labels (H, W) int32 with pieces of one nucleus joined; 0 stays background, numbers may have gaps.
+    """Merge pieces of the same nucleus; returns labels (H, W) int32, 0 for background, possibly with gaps.
 
     Args:
-        distance_HW: pixels to the background.
+        distance_HW: distance to the background in pixels.
         stain_HW: absorbance.
-        contrast: absorbance of nuclei less that of the background.
+        contrast: absorbance of nuclei minus that of the background.
     """
     pieces = _pieces(labels_HW, distance_HW, stain_HW)
     if len(pieces) < 3:
         return labels_HW
-    weights, usual = weights or Weights(), usual_area(pieces)
+    weights, typical = weights or Weights(), typical_area(pieces)
     queue: list[tuple[float, int, int, int, int]] = []
 
     def push(a: int, b: int) -> None:
-        value = _score(pieces[a], pieces[b], pieces[a].touching[b], contrast, usual, weights)  # type: ignore[index]
+        value = _score(pieces[a], pieces[b], pieces[a].touching[b], contrast, typical, weights)  # type: ignore[index]
         if value > 0:
             heapq.heappush(queue, (-value, a, b, pieces[a].version, pieces[b].version))
 
@@ -82,13 +83,13 @@ def merge(
         _join(pieces, a, b)
         for other in pieces[a].touching or ():
             push(min(a, other), max(a, other))
-    for number in range(len(part_of)):  # a piece joins one with a smaller number, which is settled already
+    for number in range(len(part_of)):  # pieces are merged into smaller labels, which are resolved already
         part_of[number] = part_of[part_of[number]]
     return np.array(part_of, np.int32)[labels_HW]
 
 
-def usual_area(pieces: list[_Piece]) -> float:
-    """Area of a typical nucleus: 1.3 discs of the radius that half of all nuclear pixels lie in pieces of at most."""
+def typical_area(pieces: list[_Piece]) -> float:
+    """Estimate the area of a typical nucleus: 1.3 discs with the pixel-weighted median of the pieces' radii."""
     by_radius = sorted((piece.radius, piece.area) for piece in pieces[1:])
     total = sum(area for _, area in by_radius)
     so_far = 0.0
@@ -99,7 +100,7 @@ def usual_area(pieces: list[_Piece]) -> float:
     return 1.0
 
 
-def _score(a: _Piece, b: _Piece, border: tuple[float, float, float], contrast: float, usual: float, weights: Weights) -> float:
+def _score(a: _Piece, b: _Piece, border: tuple[float, float, float], contrast: float, typical: float, weights: Weights) -> float:
     pixels, stain, radius = border
     together = tuple(x + y for x, y in zip(a.moments, b.moments, strict=True))
     area = a.area + b.area
@@ -111,12 +112,12 @@ def _score(a: _Piece, b: _Piece, border: tuple[float, float, float], contrast: f
         + weights.ellipse_gain * gain
         + weights.valley * (stain / pixels - min(stain_a, stain_b)) / contrast
         + weights.difference * abs(stain_a - stain_b) / contrast
-        + weights.log_size * math.log(area / usual)
+        + weights.log_size * math.log(area / typical)
     )
 
 
 def _fit(moments: tuple[float, ...]) -> float:
-    """`regions.ellipse_fit` of one region."""
+    """Compute `regions.ellipse_fit` of one region."""
     area, y, x, yy, xx, xy = moments
     y, x = y / area, x / area
     yy, xx = yy / area - y * y + regions.PIXEL_MOMENT, xx / area - x * x + regions.PIXEL_MOMENT
@@ -124,7 +125,7 @@ def _fit(moments: tuple[float, ...]) -> float:
 
 
 def _join(pieces: list[_Piece], a: int, b: int) -> None:
-    """Make b a part of a."""
+    """Merge b into a."""
     kept, gone = pieces[a], pieces[b]
     assert kept.touching is not None and gone.touching is not None
     kept.moments = tuple(x + y for x, y in zip(kept.moments, gone.moments, strict=True))
@@ -144,7 +145,7 @@ def _join(pieces: list[_Piece], a: int, b: int) -> None:
 
 
 def _pieces(labels_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray) -> list[_Piece]:
-    """By label; the first is the background's and never used."""
+    """Returns the pieces by label; the first entry is a placeholder for the background."""
     count = int(labels_HW.max(initial=0)) + 1
     radius_N = np.zeros(count)
     np.maximum.at(radius_N, labels_HW.ravel(), distance_HW.ravel())
@@ -157,7 +158,7 @@ def _pieces(labels_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray
 
 
 def _borders(labels_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray) -> list[tuple[int, int, float, float, float]]:
-    """For every two touching regions: their labels, pairs of pixels on the border, sum of stain and largest distance there."""
+    """Returns for every two touching regions their labels, and the number of border pixels, sum of stain and maximum distance there."""
     low, high, stain, distance = [], [], [], []
     for first, second in (((slice(1, None),), (slice(None, -1),)), ((slice(None), slice(1, None)), (slice(None), slice(None, -1)))):
         a, b = labels_HW[first], labels_HW[second]
@@ -167,11 +168,11 @@ def _borders(labels_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarra
         stain.append((stain_HW[first][touch] + stain_HW[second][touch]) / 2)
         distance.append(np.minimum(distance_HW[first][touch], distance_HW[second][touch]))
     count = int(labels_HW.max(initial=0)) + 1
-    pair, place, pixels = np.unique(
+    pair, index, pixels = np.unique(
         np.concatenate(low).astype(np.int64) * count + np.concatenate(high), return_inverse=True, return_counts=True
     )
     largest = np.zeros(len(pair))
-    np.maximum.at(largest, place, np.concatenate(distance))
-    sums = np.bincount(place, np.concatenate(stain), minlength=len(pair))
+    np.maximum.at(largest, index, np.concatenate(distance))
+    sums = np.bincount(index, np.concatenate(stain), minlength=len(pair))
     columns = (pair // count, pair % count, pixels, sums, largest)
     return list(zip(*(column.tolist() for column in columns), strict=True))

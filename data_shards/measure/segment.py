@@ -1,7 +1,7 @@
-"""Outlines of nuclei by image arithmetic: threshold, watershed that cuts too finely, and joining of what belongs together.
+"""Segments nuclei by classical image processing: threshold, over-segmenting watershed, and merging of the pieces.
 
-Works on the absorbance of red light, which hematoxylin absorbs and eosin hardly does. Lengths are in pixels and meant for nuclei of about
-12 to 40 pixels (0.2 to 0.5 um per pixel). `load` gives a user's own network the same place.
+Uses the absorbance of red light, which hematoxylin absorbs and eosin hardly does. Lengths are in pixels, for nuclei of about 12 to 40
+pixels (0.2 to 0.5 um per pixel). `load` substitutes a user's own network.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import numpy as np
 
 from data_shards.measure import merging, regions, stain
 
-VERSION = 1  # of what comes out; raise it when outlines change, since edges of levels made with others would not fit
+VERSION = 1  # of the outlines; increase it when they change, because edges of levels are then not comparable
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> instance map (H, W), 0 for background
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Args:
-    smoothing: standard deviation of the blur before the threshold, pixels.
-    threshold: where it lies between the background and Otsu's threshold; 1 is Otsu's.
-    opening: radius of the disc that opens the mask, pixels.
-    peak_smoothing, peak_distance: of the distance map's peaks, pixels.
-    stain_weight: of the stain beside the distance in the watershed, pixels by contrast.
-    least_contrast: against the background around it, as a share of the tile's; paler regions are no nuclei.
-    surroundings: side of the square that is around, pixels.
-    least_area, least_area_at_border: pixels; a nucleus that the tile's border cuts may be smaller.
-    largest_hole: pixels of holes in the mask that are filled, such as pale chromatin; larger ones lie between nuclei.
-    least_tile_contrast: absorbance of nuclei less that of the background; a tile with less has no nuclei.
+    """Settings of `segment`.
+
+    Args:
+        smoothing: standard deviation of the blur before thresholding, pixels.
+        threshold: position between the background (0) and Otsu's threshold (1).
+        opening: radius of the disc of the morphological opening, pixels.
+        peak_smoothing, peak_distance: smoothing and minimum distance of peaks of the distance map, pixels.
+        stain_weight: weight of the stain relative to the distance in the watershed, pixels per contrast.
+        min_contrast: minimum contrast to the surrounding background, as a share of the tile's; paler regions are not nuclei.
+        surroundings: side of the square used as surroundings, pixels.
+        min_area, min_area_at_border: minimum area of whole nuclei and of those cut by the tile's border, pixels.
+        max_hole: maximum area of holes in the mask to fill, such as pale chromatin, pixels; larger ones lie between nuclei.
+        min_tile_contrast: absorbance of nuclei minus that of the background; tiles below have no nuclei.
     """
 
     smoothing: float = 1.0
@@ -39,42 +41,42 @@ class Settings:
     peak_smoothing: float = 1.0
     peak_distance: int = 3
     stain_weight: float = 5.0
-    least_contrast: float = 0.5
+    min_contrast: float = 0.5
     surroundings: int = 31
-    least_area: int = 100
-    least_area_at_border: int = 40
-    largest_hole: int = 150
-    least_tile_contrast: float = 0.08
+    min_area: int = 100
+    min_area_at_border: int = 40
+    max_hole: int = 150
+    min_tile_contrast: float = 0.08
 
 
 def segment(image_HWC: np.ndarray, settings: Settings = Settings(), weights: merging.Weights | None = None) -> np.ndarray:
-    """Nuclei of a tile: (H, W) int32, 0 for background and k for the k-th nucleus.
+    """Segment the nuclei of a tile; returns (H, W) int32, 0 for background and k for the k-th nucleus.
 
     Args:
-        image_HWC: (H, W, 3) uint8, H&E on white.
+        image_HWC: (H, W, 3) uint8, H&E on white background.
     """
     from scipy import ndimage
 
     red_HW = ndimage.gaussian_filter(stain.absorbance(image_HWC[..., 0]), settings.smoothing)
     threshold, background = _otsu(red_HW)
     contrast = 2 * (threshold - background)
-    if contrast < settings.least_tile_contrast:
+    if contrast < settings.min_tile_contrast:
         return np.zeros(red_HW.shape, np.int32)
     mask_HW = red_HW > background + settings.threshold * (threshold - background)
-    mask_HW = _filled(ndimage.binary_opening(mask_HW, _disc(settings.opening)), settings.largest_hole)
+    mask_HW = _fill_holes(ndimage.binary_opening(mask_HW, _disc(settings.opening)), settings.max_hole)
     if not mask_HW.any():
         return np.zeros(red_HW.shape, np.int32)
     distance_HW = ndimage.distance_transform_edt(mask_HW)
     pieces_HW = _watershed(mask_HW, distance_HW, red_HW / contrast, settings)
-    labels_HW = regions.renumbered(merging.merge(pieces_HW, distance_HW, red_HW, contrast, weights))
-    return _without_pale(labels_HW, red_HW, mask_HW, contrast, settings)
+    labels_HW = regions.relabel(merging.merge(pieces_HW, distance_HW, red_HW, contrast, weights))
+    return _remove_pale(labels_HW, red_HW, mask_HW, contrast, settings)
 
 
 def load(text: str) -> Segment:
-    """``MODULE:FUNCTION``: a function of (H, W, 3) uint8 that returns an instance map (H, W) of whole numbers, 0 for background.
+    """Import ``MODULE:FUNCTION``, which maps (H, W, 3) uint8 to an integer instance map (H, W), 0 for background.
 
     Raises:
-        ValueError: there is no such function, or (when called) it returns something else.
+        ValueError: no such function, or (when called) an invalid return value.
     """
     module, colon, name = text.partition(":")
     try:
@@ -82,22 +84,22 @@ def load(text: str) -> Segment:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--segment {text}: {error}") from error
     if not callable(function):
-        raise ValueError(f"--segment {text}: write MODULE:FUNCTION, with a function that takes (H, W, 3) uint8 and returns labels (H, W)")
+        raise ValueError(f"--segment {text}: write MODULE:FUNCTION, a function from (H, W, 3) uint8 to labels (H, W)")
 
     def checked(image_HWC: np.ndarray) -> np.ndarray:
         labels_HW = np.asarray(function(image_HWC))
         if labels_HW.shape != image_HWC.shape[:2] or labels_HW.dtype.kind not in "iu" or labels_HW.min(initial=0) < 0:
             raise ValueError(
                 f"--segment {text}: returned {labels_HW.dtype} of shape {labels_HW.shape} for an image of {image_HWC.shape}; "
-                "return whole numbers of 0 or more, (H, W)"
+                "return non-negative integers of shape (H, W)"
             )
-        return regions.renumbered(labels_HW)
+        return regions.relabel(labels_HW)
 
     return checked
 
 
 def _otsu(values_HW: np.ndarray) -> tuple[float, float]:
-    """Otsu's threshold, and the median of what lies below it."""
+    """Returns Otsu's threshold and the median of the values below it."""
     from skimage.filters import threshold_otsu
 
     if values_HW.max() - values_HW.min() < 1e-6:
@@ -111,8 +113,8 @@ def _disc(radius: int) -> np.ndarray:
     return x * x + y * y <= radius * radius + 0.5
 
 
-def _filled(mask_HW: np.ndarray, largest: int) -> np.ndarray:
-    """The mask with holes of up to ``largest`` pixels filled."""
+def _fill_holes(mask_HW: np.ndarray, largest: int) -> np.ndarray:
+    """Fill holes of up to ``largest`` pixels."""
     from scipy import ndimage
 
     holes_HW, _ = ndimage.label(ndimage.binary_fill_holes(mask_HW) & ~mask_HW)
@@ -122,7 +124,7 @@ def _filled(mask_HW: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _watershed(mask_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarray, settings: Settings) -> np.ndarray:
-    """More pieces than nuclei: one for every peak of depth and stain."""
+    """Over-segment the mask: one piece for every peak of distance and stain."""
     from scipy import ndimage
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
@@ -135,8 +137,8 @@ def _watershed(mask_HW: np.ndarray, distance_HW: np.ndarray, stain_HW: np.ndarra
     return watershed(-height_HW, markers_HW, mask=mask_HW).astype(np.int32)
 
 
-def _without_pale(labels_HW: np.ndarray, red_HW: np.ndarray, mask_HW: np.ndarray, contrast: float, settings: Settings) -> np.ndarray:
-    """Without regions that are too small, or hardly darker than what is around them: nuclei out of focus, cytoplasm."""
+def _remove_pale(labels_HW: np.ndarray, red_HW: np.ndarray, mask_HW: np.ndarray, contrast: float, settings: Settings) -> np.ndarray:
+    """Remove regions that are too small, or hardly darker than their surroundings: out-of-focus nuclei, cytoplasm."""
     from scipy import ndimage
 
     outside_HW = (~mask_HW).astype(np.float32)
@@ -144,5 +146,5 @@ def _without_pale(labels_HW: np.ndarray, red_HW: np.ndarray, mask_HW: np.ndarray
     around_HW = ndimage.uniform_filter(red_HW * outside_HW, settings.surroundings) / np.maximum(share_HW, 0.02)
     darker_N = (regions.means(labels_HW, red_HW) - regions.means(labels_HW, around_HW)) / contrast
     area_N = np.bincount(labels_HW.ravel(), minlength=len(darker_N) + 1)[1:]
-    least_N = np.where(regions.at_border(labels_HW), settings.least_area_at_border, settings.least_area)
-    return regions.kept(labels_HW, (darker_N > settings.least_contrast) & (area_N >= least_N))
+    min_area_N = np.where(regions.at_border(labels_HW), settings.min_area_at_border, settings.min_area)
+    return regions.select(labels_HW, (darker_N > settings.min_contrast) & (area_N >= min_area_N))

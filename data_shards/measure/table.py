@@ -1,6 +1,6 @@
-"""Measures many tiles, of a folder or a shard set: in processes, resumable, every damaged tile named.
+"""Measures the tiles of a folder or a shard set in parallel; resumable, and every damaged tile is reported.
 
-Rows go to ``{out}.partial`` as they come, a line each, and to the CSV when all are there.
+Rows are appended to ``{out}.partial``, one JSON line each, and written to the CSV when complete.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from data_shards.storage.shard_files import ShardFiles, open_location
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 JOB_TILES = 8
-SIZE_MATTERS = ("nuclei_count", "mitosis_like")  # counts of a tile: comparable between tiles of one size only
+SIZE_DEPENDENT = ("nuclei_count", "mitosis_like")  # counts per tile, comparable only between tiles of one size
 
 
 @dataclass(frozen=True)
 class Tile:
-    """``identity`` changes when the file does."""
+    """A tile to measure; ``identity`` changes with its file."""
 
     file: str
     slide: str
@@ -41,25 +41,25 @@ class Tile:
 
 
 class Source(Protocol):
-    """Travels to worker processes."""
+    """A source of tiles; pickled to worker processes."""
 
     @property
     def tiles(self) -> Sequence[Tile]:
-        """In the order of the table."""
+        """The tiles, in the order of the table."""
 
     def read(self, number: int) -> np.ndarray:
-        """Pixels of a tile, (H, W, 3) uint8; ValueError names the tile and says what is wrong."""
+        """Read a tile, (H, W, 3) uint8; ValueError names the tile and the problem."""
 
 
 class FolderTiles:
-    """All images in a folder and below; the folder that a tile lies in is its slide."""
+    """All images in a folder and its subfolders; the subfolder is the slide."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise ValueError(f"--images: {root} is not a folder")
-        paths = sorted(Path(at, name) for at, _, found in os.walk(root) for name in found if name.lower().endswith(IMAGES))
+        paths = sorted(Path(parent, name) for parent, _, found in os.walk(root) for name in found if name.lower().endswith(IMAGES))
         if not paths:
-            raise ValueError(f"--images: {root} has no images ({', '.join(IMAGES)})")
+            raise ValueError(f"--images: no images in {root} ({', '.join(IMAGES)})")
         self.root = root
         self.tiles = [self._tile(path) for path in paths]
 
@@ -77,28 +77,28 @@ class FolderTiles:
 
 
 class ShardTiles:
-    """All tiles of a shard set, by key; the group is the slide."""
+    """All tiles of a shard set; the group is the slide."""
 
-    def __init__(self, place: str, cache: Any = None) -> None:
-        self.place, folder, header, self.tars = open_location(place, cache)
+    def __init__(self, location: str, cache: Any = None) -> None:
+        self.location, folder, header, self.tars = open_location(location, cache)
         table = index.read_table(folder / index.FILE, ["shard", "offset", "length", "key", "group", "checksum"])
-        number = {shard.name: place for place, shard in enumerate(header.shards)}
+        number_of = {shard.name: number for number, shard in enumerate(header.shards)}
         columns = (table[name].to_pylist() for name in ("shard", "offset", "length", "key", "group", "checksum"))
         rows = list(zip(*columns, strict=True))
-        self.at = [(number[shard], offset, length, checksum) for shard, offset, length, _, _, checksum in rows]
+        self.positions = [(number_of[shard], offset, length, checksum) for shard, offset, length, _, _, checksum in rows]
         self.tiles = [Tile(key, group or "", f"{checksum} {length}") for _, _, length, key, group, checksum in rows]
 
     tars: ShardFiles
 
     def read(self, number: int) -> np.ndarray:
-        shard, offset, length, checksum = self.at[number]
+        shard, offset, length, checksum = self.positions[number]
         try:
             data = self.tars.read(shard, length, offset)
             if len(data) != length or tile.checksum(data) != checksum:
-                raise ValueError("its bytes are not those that were packed")
+                raise ValueError("wrong checksum")
             return tile.decode(data)
         except tile.DECODING_ERRORS as error:
-            raise ValueError(f"{self.place}: {self.tiles[number].file}: damaged: {error}") from error
+            raise ValueError(f"{self.location}: {self.tiles[number].file}: damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Settings:
 
     Args:
         mpp: micrometres per pixel.
-        stains: vectors; None takes each tile's own (Macenko).
-        segment: ``MODULE:FUNCTION`` in the place of `segment.segment`.
+        stains: stain vectors; None estimates them for each tile (Macenko).
+        segment: ``MODULE:FUNCTION`` to use instead of `segment.segment`.
     """
 
     mpp: float | None = None
@@ -117,63 +117,66 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < 100:
-            raise ValueError(f"--mpp: {self.mpp} is not above 0, in micrometres per pixel")
+            raise ValueError(f"--mpp: {self.mpp} must be between 0 and 100 micrometres per pixel")
 
     @property
     def how(self) -> dict[str, Any]:
+        """The settings as recorded in files."""
         vectors = "macenko" if self.stains is None else ",".join(f"{x:g}" for x in (*self.stains.hematoxylin, *self.stains.eosin))
         return {"mpp": self.mpp, "stains": vectors, "segmentation": self.segment or f"built in, version {segment.VERSION}"}
 
 
 @dataclass
 class Measured:
-    """``rows``: of every readable tile, in the order of the source: ``file``, ``slide``, ``width``, ``height`` and the measurements."""
+    """Measured tiles; ``rows`` of the readable ones in the order of the source: ``file``, ``slide``, ``width``, ``height``, values."""
 
     names: tuple[str, ...]
     rows: list[dict[str, Any]]
     bad: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a measurement, NaN where a tile does not allow it."""
+        """Returns the values of a measurement, NaN where undefined."""
         return np.array([row[name] for row in self.rows], np.float64)
 
     def how(self, by: str, settings: Settings) -> dict[str, Any]:
-        """What decides the values of a measurement, the size of the tiles where that matters.
+        """Returns the settings that affect a measurement, including the tile size for counts.
 
         Raises:
-            ValueError: tiles of several sizes, whose counts can't be compared.
+            ValueError: tiles of several sizes, whose counts are not comparable.
         """
-        if by not in SIZE_MATTERS:
+        if by not in SIZE_DEPENDENT:
             return settings.how
         sizes = sorted({(row["width"], row["height"]) for row in self.rows})
         if len(sizes) > 1:
             raise ValueError(
-                f"--attributes: {by} can't be compared between tiles of {len(sizes)} sizes; use area_fraction, or nuclei_per_mm2 with --mpp"
+                f"--attributes: {by} is not comparable between tiles of {len(sizes)} sizes; use area_fraction, or nuclei_per_mm2 with --mpp"
             )
         return settings.how | {"size": f"{sizes[0][0]} x {sizes[0][1]}"}
 
 
 @dataclass(frozen=True)
 class _Work:
+    """Measures tiles in a worker process."""
+
     source: Source
     settings: Settings
 
     def __call__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        outlines = segment.load(self.settings.segment) if self.settings.segment else segment.segment
+        segmenter = segment.load(self.settings.segment) if self.settings.segment else segment.segment
         rows = []
         for number in numbers:
-            rows.append(self._row(number, outlines))
+            rows.append(self._row(number, segmenter))
             worker_pool.count_tiles(1)
         return rows
 
-    def _row(self, number: int, outlines: segment.Segment) -> dict[str, Any]:
+    def _row(self, number: int, segmenter: segment.Segment) -> dict[str, Any]:
         tile = self.source.tiles[number]
         row: dict[str, Any] = {"file": tile.file, "identity": tile.identity}
         try:
             image_HWC = self.source.read(number)
         except ValueError as error:
             return row | {"error": str(error)}
-        values = features.measure(image_HWC, outlines(image_HWC), self.settings.mpp, self.settings.stains)
+        values = features.measure(image_HWC, segmenter(image_HWC), self.settings.mpp, self.settings.stains)
         plain = {name: None if math.isnan(value) else value for name, value in values.items()}
         return row | {"width": image_HWC.shape[1], "height": image_HWC.shape[0], "values": plain}
 
@@ -181,16 +184,16 @@ class _Work:
 def measure(
     source: Source, settings: Settings, partial: Path, processes: int = 1, progress: worker_pool.Progress = lambda done: None
 ) -> Measured:
-    """Measure every tile of ``source``; rows that ``partial`` has already are taken from there, if they were measured the same way.
+    """Measure every tile of ``source``; rows that are in ``partial`` already are reused.
 
     Raises:
-        ValueError: ``partial`` is of other settings, or another process writes it.
+        ValueError: ``partial`` was written with other settings, or another process is writing it.
     """
-    with _appending(partial, settings) as (stream, done):
-        known = {number for number, tile in enumerate(source.tiles) if (tile.file, tile.identity) in done}
-        left = [number for number in range(len(source.tiles)) if number not in known]
-        jobs = [left[first : first + JOB_TILES] for first in range(0, len(left), JOB_TILES)]
-        for rows in worker_pool.run(_Work(source, settings), jobs, processes, lambda count: progress(count + len(known))):
+    with _open_partial(partial, settings) as (stream, done):
+        finished = {number for number, tile in enumerate(source.tiles) if (tile.file, tile.identity) in done}
+        remaining = [number for number in range(len(source.tiles)) if number not in finished]
+        jobs = [remaining[first : first + JOB_TILES] for first in range(0, len(remaining), JOB_TILES)]
+        for rows in worker_pool.run(_Work(source, settings), jobs, processes, lambda count: progress(count + len(finished))):
             for row in rows:
                 stream.write(json.dumps(row).encode() + b"\n")
                 done[row["file"], row["identity"]] = row
@@ -205,35 +208,35 @@ def measure(
 
 
 @contextlib.contextmanager
-def _appending(path: Path, settings: Settings) -> Iterator[tuple[BinaryIO, dict[tuple[str, str], dict[str, Any]]]]:
-    """The file of rows, to append to, and the whole rows without errors that it has."""
+def _open_partial(path: Path, settings: Settings) -> Iterator[tuple[BinaryIO, dict[tuple[str, str], dict[str, Any]]]]:
+    """Lock the partial file and yield it for appending, with its complete rows without errors."""
     with path.open("a+b") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"--out: another command is writing {path}") from error
+            raise ValueError(f"--out: another process is writing {path}; wait for it or stop it") from error
         stream.seek(0)
         text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        stream.truncate(len(whole))  # a row that a stopped command did not finish
-        head, *lines = whole.splitlines() or [b""]
-        mine = json.dumps(settings.how).encode()
+        complete = text[: text.rfind(b"\n") + 1]
+        stream.truncate(len(complete))  # drops a partial row of an interrupted run
+        head, *lines = complete.splitlines() or [b""]
+        current = json.dumps(settings.how).encode()
         if not head:
-            stream.write(mine + b"\n")
-        elif head != mine:
+            stream.write(current + b"\n")
+        elif head != current:
             raise ValueError(
-                f"--out: {path} was measured with {head.decode(errors='replace')}, now {mine.decode()}; remove it to start again"
+                f"--out: {path} was measured with {head.decode(errors='replace')}, now {current.decode()}; remove it to start again"
             )
         rows = [json.loads(line) for line in lines]
         yield stream, {(row["file"], row["identity"]): row for row in rows if "error" not in row}
 
 
 def write(measured: Measured, rules: Sequence[levels.Rule], path: Path) -> None:
-    """Write the CSV, whole or not at all: ``file``, ``slide`` if tiles have one, size, measurements, a level for each rule."""
+    """Write the CSV atomically: ``file``, ``slide`` if tiles have one, size, measurements, and a level for each rule."""
     columns = ["file", *(["slide"] if any(row["slide"] for row in measured.rows) else []), "width", "height", *measured.names]
     level_of = {rule.attribute: rule.levels(measured.column(rule.by)).tolist() for rule in rules}
-    if taken := set(level_of) & {*columns, "slide"}:
-        raise ValueError(f"--attributes {sorted(taken)[0]}=…: the table has a column of that name; choose another")
+    if clashing := set(level_of) & {*columns, "slide"}:
+        raise ValueError(f"--attributes {sorted(clashing)[0]}=…: the table has a column with this name; choose another name")
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*columns, *level_of])

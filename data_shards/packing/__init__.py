@@ -1,1 +1,1 @@
-"""Tiles and labels into shards."""
+"""Packs tiles and labels into shards."""

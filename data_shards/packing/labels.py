@@ -1,6 +1,6 @@
-"""The tables that people bring: which file has which levels and belongs to which group, and every row that is wrong.
+"""Reads label tables: the levels and group of each file, and every invalid row.
 
-Owns reading the CSVs. Tiles are held as columns, so that millions of them fit in memory.
+Owns reading the CSVs. Tiles are stored as columns, so that millions fit in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_shards.format import groups, tables
 from data_shards.format.tile import key_of
 
 CHUNK = 1 << 16
-HINT = "Say which columns to take with --column file=NAME and --column ATTRIBUTE=NAME"
+HINT = "Map columns with --column file=NAME and --column ATTRIBUTE=NAME"
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Labels:
     """The tiles to pack.
 
     Args:
-        table: columns ``file``, ``key``, ``group`` ("" for none), ``where`` (file:line), ``more`` (what else the CSV says of the tile, as
-            JSON, or "") and one int8 for each attribute.
-        bad: rows that are not in the table and why, a line each.
-        grouped: whether tiles of a group must stay together.
+        table: columns ``file``, ``key``, ``group`` ("" for none), ``where`` (file:line), ``more`` (other columns of the CSV as JSON, or
+            "") and one int8 for each attribute.
+        bad: rejected rows with the reason, one line each.
+        grouped: whether tiles of a group must stay in the same split.
     """
 
     schema: AttributeSchema
@@ -41,7 +41,7 @@ class Labels:
 
 
 def table_of(schema: AttributeSchema, columns: Mapping[str, Sequence[str] | pa.Array], levels_NA: np.ndarray) -> pa.Table:
-    """The table of `Labels` from its columns."""
+    """Build the table of `Labels` from its columns."""
     arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
     return pa.table(arrays | {name: pa.array(levels_N, pa.int8()) for name, levels_N in zip(schema.names, levels_NA.T, strict=True)})
 
@@ -49,22 +49,21 @@ def table_of(schema: AttributeSchema, columns: Mapping[str, Sequence[str] | pa.A
 def read_labels(
     paths: Sequence[Path], schema: AttributeSchema, columns: Mapping[str, str] | None = None, group: str | None = None
 ) -> Labels:
-    """Read one or several CSVs with a header line and the columns ``file`` and one for each attribute (level by number or name,
-    -1 where it is not known).
+    """Read CSVs with a header line and the columns ``file`` and one for each attribute (level by number or name, -1 if unknown).
 
     Args:
-        columns: name in the CSV for ``file`` or an attribute, where it is another one.
-        group: column whose equal entries must never fall on two sides of a split, such as the slide.
+        columns: column names of ``file`` and attributes, where they differ.
+        group: column whose equal entries must stay in the same split, such as the slide.
 
     Raises:
-        ValueError: a file that can't be read, or a column that is not there. Single bad rows are in the result instead.
+        ValueError: an unreadable file or a missing column. Invalid rows are collected in the result instead.
     """
     names = {name: name for name in ("file", *schema.names)} | dict(columns or {})
     if unknown := set(names) - {"file", *schema.names}:
-        raise ValueError(f"--column {sorted(unknown)[0]}=…: not `file` nor an attribute; those are {', '.join(schema.names)}")
+        raise ValueError(f"--column {sorted(unknown)[0]}=…: neither `file` nor an attribute; attributes are {', '.join(schema.names)}")
     for column in names.values():
-        if len(twice := [name for name, other in names.items() if other == column]) > 1:
-            raise ValueError(f"--column: {' and '.join(twice)} would both be column {column}; give each its own")
+        if len(clashing := [name for name, other in names.items() if other == column]) > 1:
+            raise ValueError(f"--column: {' and '.join(clashing)} both map to column {column}; map each to a different column")
     bad: list[str] = []
     chunks = list(_chunks(paths, schema, names, group, bad))
     empty = table_of(schema, {"file": [], "key": [], "group": [], "where": [], "more": []}, np.empty((0, len(schema.names)), np.int8))
@@ -72,31 +71,31 @@ def read_labels(
 
 
 def _first_of_each_key(table: pa.Table, bad: list[str]) -> pa.Table:
-    """The table without rows whose key came before; those go to ``bad``."""
+    """Returns the table without rows whose key occurred before; those are appended to ``bad``."""
     if not len(table):
         return table
-    code_N = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()  # keys are numbered as they come
+    code_N = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()  # keys are numbered in order of appearance
     is_first_N = np.zeros(len(table), bool)
     first_K = np.unique(code_N, return_index=True)[1]
     is_first_N[first_K] = True
-    for place in np.flatnonzero(~is_first_N).tolist():
-        row, before = table.slice(place, 1).to_pylist()[0], table["where"][int(first_K[code_N[place]])]
-        first = table["file"][int(first_K[code_N[place]])].as_py()
+    for number in np.flatnonzero(~is_first_N).tolist():
+        row, before = table.slice(number, 1).to_pylist()[0], table["where"][int(first_K[code_N[number]])]
+        first = table["file"][int(first_K[code_N[number]])].as_py()
         of = "" if first == row["file"] else f" ({first})"
-        bad.append(f"{row['where']}: {row['file']}: its key {row['key']} is that of {before}{of} already")
+        bad.append(f"{row['where']}: {row['file']}: its key {row['key']} is taken by {before}{of}")
     return table.filter(pa.array(is_first_N)).combine_chunks() if bad else table
 
 
 def _chunks(
     paths: Sequence[Path], schema: AttributeSchema, names: Mapping[str, str], group: str | None, bad: list[str]
 ) -> Iterator[pa.Table]:
-    """Good rows, in tables of bounded size; bad ones go to ``bad``."""
+    """Yields valid rows in tables of bounded size; invalid rows are appended to ``bad``."""
     levels_of = [_Levels(attribute) for attribute in schema.attributes]
-    wanted = [names["file"], *(names[name] for name in schema.names), *([group] if group else [])]
+    required = [names["file"], *(names[name] for name in schema.names), *([group] if group else [])]
     rows: list[tuple[str, str, str, str, str, list[int]]] = []
     for path in paths:
-        for row in tables.rows(path, wanted, HINT):
-            (name, *texts), where = row.wanted, row.where
+        for row in tables.rows(path, required, HINT):
+            (name, *texts), where = row.values, row.where
             try:
                 if row.problem:
                     raise ValueError(row.problem)
@@ -123,7 +122,7 @@ def _table(schema: AttributeSchema, rows: list[tuple[str, str, str, str, str, li
 
 
 def _value(text: str) -> int | float | str:
-    """A number where the text is one as JSON writes it, so that nothing is lost: "007" stays text."""
+    """Convert a text to a number only if JSON would write it the same way; "007" stays text."""
     if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text, re.ASCII):
         return int(text)
     if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+", text, re.ASCII) and repr(float(text)) == text:
@@ -134,12 +133,12 @@ def _value(text: str) -> int | float | str:
 def _file(text: str) -> str:
     file = posixpath.normpath(text)
     if not text or file.startswith(("/", "../")):
-        raise ValueError(f"file {text!r}: write the image's name relative to the folder of --images")
+        raise ValueError(f"file {text!r}: not a path relative to the folder of --images")
     return file
 
 
 class _Levels(dict[str, int]):
-    """The level that a text means, as `Attribute.read` has it; remembers those that it met."""
+    """Cache of `Attribute.read`: text to level."""
 
     def __init__(self, attribute: Attribute) -> None:
         super().__init__()

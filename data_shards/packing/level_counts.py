@@ -1,4 +1,4 @@
-"""Levels that no tile has, which may be a slip: a table that counts from 1, or a set that was left out."""
+"""Reports levels without tiles, which may be a mistake: a table that counts from 1, or a missing data set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from attributegan.attributes import UNKNOWN, Attribute, AttributeSchema
 
 
 def absent(schema: AttributeSchema, levels_NA: np.ndarray) -> list[str]:
-    """What to say of levels without a tile, a line for each attribute that has some."""
+    """Returns a line for each attribute with levels that no tile has."""
     lines = []
     for attribute, levels_N in zip(schema.attributes, levels_NA.T, strict=True):
         known_N = levels_N[levels_N != UNKNOWN]
         if not len(known_N):
-            lines.append(f"{attribute.name}: the level of no tile is known")
+            lines.append(f"{attribute.name}: all levels are unknown")
         elif missing := sorted(set(range(len(attribute.levels))) - set(known_N.tolist())):
             lines.append(f"{attribute.name}: no tile has {_listed(attribute, missing)}{_from_one(attribute, missing)}")
     return lines
@@ -25,7 +25,7 @@ def _listed(attribute: Attribute, levels: list[int]) -> str:
 
 
 def _from_one(attribute: Attribute, missing: list[int]) -> str:
-    """A question where the lowest level never occurs, unless it is one that only says "not assessable"."""
+    """Returns a hint if the lowest level never occurs, unless it means "not assessable"."""
     if 0 not in missing or attribute.numbered or attribute.not_assessable == 0:
         return ""
-    return "; the lowest never occurs: does the table count levels from 1? They count from 0 here"
+    return "; does the table count levels from 1? They must count from 0"

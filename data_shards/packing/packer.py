@@ -1,29 +1,25 @@
-"""Pack tiles into a shard set that is either whole or not there.
+"""Packs tiles into a shard set, atomically.
 
-Shards are written into a folder beside the set, each with a small index of its own, and the folder takes the set's name when it is
-complete. A stopped pack finds its whole shards there and goes on behind them. What goes into which shard is in plan.py, the writing of
-one shard in tar_writer.py.
+Shards are written to a temporary folder beside the set, each with its own index, and the folder is renamed when it is complete. An
+interrupted pack resumes after its complete shards. The assignment of tiles to shards is in plan.py, writing one shard in tar_writer.py.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from attributegan.attributes import AttributeSchema
 from attributegan.utils import files
+from attributegan.utils.file_lock import exclusive_lock
 from data_shards import worker_pool
 from data_shards.format import checksums, index
 from data_shards.packing.labels import Labels
 from data_shards.packing.plan import Options, make_plan
-from data_shards.packing.sources import Member, Source
+from data_shards.packing.sources import EncodedImage, Source
 from data_shards.packing.tar_writer import write_tar
 
 LOCK_WAIT_S = 10.0
@@ -40,80 +36,63 @@ def pack(
     overwrite: bool = False,
     progress: worker_pool.Progress = lambda done: None,
 ) -> index.Header:
-    """Write the set ``out``; nothing is done when it is there already, packed from the same tiles with the same options.
+    """Write the set ``out``; does nothing if it exists already, packed from the same tiles with the same options.
 
     Args:
-        processes: any number writes the same bytes.
-        skip_bad: leave out tiles that are wrong, instead of refusing all.
+        processes: number of workers; does not affect the bytes written.
+        skip_bad: leave out invalid tiles instead of raising.
         overwrite: replace another shard set in ``out``.
 
     Raises:
-        ValueError: bad rows or images (the message has them all), or ``out`` is in use; no set has been written then.
+        ValueError: invalid rows or images (all are listed), or ``out`` is in use; no set is written.
     """
     plan = make_plan(labels, source, options)
     if found := check_output(out, plan.fingerprint, overwrite):
         return found
     work = _Work(labels.schema, source, plan.fingerprint, out.with_name(f".{out.name}.packing"))
 
-    def on_every_shard(do: Callable[[_Shard], list[str]]) -> list[str]:
+    def run_on_shards(do: Callable[[_Shard], list[str]]) -> list[str]:
         shards = (_Shard(job.name, job.split, plan.rows(job)) for job in plan.jobs)
         return plan.bad + [line for bad in worker_pool.run(do, shards, processes, progress) for line in bad]
 
     if plan.bad and not skip_bad:
-        _refuse(on_every_shard(work.check))
+        _raise_bad(run_on_shards(work.check))
     if not plan.jobs:
-        raise ValueError("no tile is left" + "".join(f"\n  {line}" for line in plan.bad))
-    with _locked(work.folder):
+        raise ValueError("no usable tiles" + "".join(f"\n  {line}" for line in plan.bad))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    in_use = f"{work.folder}: another process is packing this set; wait for it or stop it"
+    with exclusive_lock(work.folder.with_name(f"{work.folder.name}.lock"), in_use, LOCK_WAIT_S):
         work.prepare()
-        left_out = on_every_shard(work.write)
+        left_out = run_on_shards(work.write)
         if left_out and not skip_bad:
             shutil.rmtree(work.folder)
-            _refuse(left_out)
+            _raise_bad(left_out)
         header = finish(work.folder, [job.name for job in plan.jobs], work.fingerprint, left_out)
-        publish(work.folder, out)
+        files.replace_folder(work.folder, out)
     return header
 
 
-def _refuse(bad: list[str]) -> None:
+def _raise_bad(bad: list[str]) -> None:
     lines = "".join(f"\n  {line}" for line in bad)
-    raise ValueError(f"{len(bad):,} tiles can't be packed; nothing was written. Correct them, or leave them out with --skip-bad:{lines}")
+    raise ValueError(f"{len(bad):,} invalid tiles; nothing was written. Correct them, or use --skip-bad to leave them out:{lines}")
 
 
 def check_output(out: Path, fingerprint: str, overwrite: bool) -> index.Header | None:
-    """The set in ``out`` when it is the one wanted; ValueError when what is there must not be replaced."""
+    """Returns the header of ``out`` if it has this fingerprint already, None if it may be written.
+
+    Raises:
+        ValueError: ``out`` has other contents that must not be replaced.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / index.FILE).is_file():
-        raise ValueError(f"--out: {out} is there and is not a shard set; choose another folder")
+        raise ValueError(f"--out: {out} exists and is not a shard set; choose another folder")
     if overwrite:
         return None
     header = checksums.check_index(out)
     if header.source != fingerprint:
-        raise ValueError(f"--out: {out} has a shard set of other tiles or options; choose another folder, or replace it with --overwrite")
+        raise ValueError(f"--out: {out} is a shard set of other tiles or options; choose another folder, or use --overwrite to replace it")
     return header
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder that shards are written into; ValueError when another process does.
-
-    Workers inherit the lock, so those of a killed pack hold it until they have seen that their parent is gone.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    until = time.monotonic() + LOCK_WAIT_S
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise ValueError(f"{folder}: another process is packing this set; wait for it or stop it") from None
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class _Shard(NamedTuple):
@@ -126,7 +105,7 @@ class _Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class _Work:
-    """What worker processes do with a shard; both return the tiles that are wrong, a line each."""
+    """Checks or writes a shard in a worker process; both return the invalid tiles, one line each."""
 
     schema: AttributeSchema
     source: Source
@@ -134,23 +113,24 @@ class _Work:
     folder: Path
 
     def part(self, name: str) -> Path:
-        """The index of one shard, there when the shard is whole."""
+        """Returns the path of the index of one shard, which exists if the shard is complete."""
         return self.folder / f"{name}.{index.FILE}"
 
     def prepare(self) -> None:
-        """Remove what an earlier pack of other tiles or options left in the folder."""
+        """Create the folder, and empty it if a pack of other tiles or options left it."""
+        self.folder.mkdir(exist_ok=True)
         if any(index.read_header(part).source != self.fingerprint for part in self.folder.glob(f"*.{index.FILE}")):
             _remove_files(self.folder, keep=())
 
     def check(self, shard: _Shard) -> list[str]:
-        """Read the images and write nothing."""
+        """Read the images without writing."""
         bad: list[str] = []
         for _ in self._tiles(shard.rows, bad):
             pass
         return bad
 
     def write(self, shard: _Shard) -> list[str]:
-        """Write the tar and then its index, unless an earlier pack did."""
+        """Write the tar and then its index, unless an interrupted pack did already."""
         part = self.part(shard.name)
         if part.exists():
             worker_pool.count_tiles(len(shard.rows))
@@ -161,7 +141,7 @@ class _Work:
         index.write(part, index.Header(self.schema, (entry,), size, self.fingerprint, tuple(bad)), [table])
         return bad
 
-    def _tiles(self, rows: list[dict[str, Any]], bad: list[str]) -> Iterator[tuple[dict[str, Any], Member]]:
+    def _tiles(self, rows: list[dict[str, Any]], bad: list[str]) -> Iterator[tuple[dict[str, Any], EncodedImage]]:
         for row in rows:
             worker_pool.count_tiles(1)
             try:
@@ -171,7 +151,7 @@ class _Work:
 
 
 def finish(folder: Path, names: Sequence[str], fingerprint: str, left_out: Sequence[str]) -> index.Header:
-    """Write the index of the set of all shards, and remove those of single shards."""
+    """Write the index of the whole set and remove the indexes of single shards."""
     header = index.merge(folder / index.FILE, [folder / f"{name}.{index.FILE}" for name in names], fingerprint, left_out)
     checksums.write(folder, header)
     _remove_files(folder, keep=[index.FILE, checksums.FILE, *(shard.name for shard in header.shards)])
@@ -183,17 +163,3 @@ def _remove_files(folder: Path, keep: Iterable[str]) -> None:
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-
-
-def publish(folder: Path, out: Path) -> None:
-    """Give the finished folder the name of the set; an older set there goes away after that."""
-    files.fsync_path(folder)
-    old = out.with_name(f".{out.name}.replaced")
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(folder, out)
-    files.fsync_path(out.parent)
-    if old.exists():
-        shutil.rmtree(old)

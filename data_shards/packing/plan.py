@@ -1,6 +1,6 @@
-"""What a pack will write, known before anything is written: the tiles in order, the split of each, the shards.
+"""Plans a pack before anything is written: the order of the tiles, their splits, the shards.
 
-Pure: depends on labels, image sizes and options alone, so that a stopped pack can go on and any number of workers writes the same bytes.
+A pure function of labels, image sizes and options, so that an interrupted pack can resume and any number of workers writes the same bytes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from data_shards.packing.splits import hold_out
 from data_shards.sampler import permutation
 
 log = logging.getLogger("attributegan.data")
-TAR_OVERHEAD = 2048  # bytes of a tile beside its image: two headers, the levels, padding
+TAR_OVERHEAD = 2048  # bytes of a tile in addition to its image: two headers, the levels, padding
 
 
 @dataclass(frozen=True)
 class Options:
-    """How tiles are divided over splits and shards.
+    """How tiles are assigned to splits and shards.
 
     Args:
-        val_fraction: share of the tiles held out, in [0, 1).
-        seed: of the split and of the order in the shards.
-        shard_bytes, shard_count: a shard ends before it would have more bytes (about) or tiles.
+        val_fraction: share of held-out tiles, in [0, 1).
+        seed: of the split and of the order of the tiles.
+        shard_bytes, shard_count: maximum size of a shard in bytes (approximate) and tiles.
     """
 
     val_fraction: float = 0.2
@@ -41,9 +41,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"--val-fraction: {self.val_fraction} is not from 0 to below 1")
+            raise ValueError(f"--val-fraction: {self.val_fraction} is not in [0, 1)")
         if self.shard_bytes < 1 or self.shard_count < 1:
-            raise ValueError("--shard-size and --shard-count: must be above 0")
+            raise ValueError("--shard-size and --shard-count: must be positive")
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
+    """All shards to write, and the tiles that were rejected."""
+
     table: pa.Table
     jobs: list[Job]
     bad: list[str]
     fingerprint: str
 
     def rows(self, job: Job) -> list[dict[str, Any]]:
+        """Returns the rows of one shard."""
         return self.table.take(pa.array(job.row_T)).to_pylist()
 
 
 def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
-    """Leave out missing images, split by group, shuffle, cut into shards.
+    """Drop missing images, split by group, shuffle, and divide into shards.
 
     Raises:
-        ValueError: no tile is left, or they can't be split.
+        ValueError: the tiles can't be split.
     """
     index.arrow_schema(labels.schema)
     size_N = source.sizes(labels.table)
@@ -78,8 +81,8 @@ def make_plan(labels: Labels, source: Source, options: Options) -> Plan:
     near = source.near_names(missing["file"].to_pylist())
     bad = list(labels.bad)
     for row in missing.select(["where", "file"]).to_pylist():
-        there = f"; there is {near[row['file']]!r}" if row["file"] in near else ""
-        bad.append(f"{row['where']}: {row['file']}: no such image{there}")
+        hint = f"; did you mean {near[row['file']]!r}?" if row["file"] in near else ""
+        bad.append(f"{row['where']}: {row['file']}: no such image{hint}")
     table, size_N = labels.table.filter(pa.array(size_N >= 0)), size_N[size_N >= 0]
     held_out_N = _held_out(table, labels, options) if len(table) else np.zeros(0, bool)
     shuffled_N = permutation.shuffle(len(table), permutation.stream(options.seed, permutation.Purpose.PACKED_TILES))
@@ -102,7 +105,7 @@ def _held_out(table: pa.Table, labels: Labels, options: Options) -> np.ndarray:
 
 
 def _cut(members_N: np.ndarray, size_N: np.ndarray, options: Options) -> list[np.ndarray]:
-    """Runs of tiles that are within the limits of a shard; every shard has at least one tile."""
+    """Divide tiles into shards within the limits of size; every shard has at least one tile."""
     end_N = np.cumsum(size_N[members_N] + TAR_OVERHEAD)
     shards, first = [], 0
     while first < len(members_N):

@@ -1,6 +1,6 @@
-"""A shard set of tiles that a program makes, by several processes: each writes whole shards, and the set takes its name at the end.
+"""Writes generated tiles as a shard set from several processes: each writes whole shards, and the folder is renamed at the end.
 
-Like `pack`, a stopped one goes on behind the shards that are whole. What the tiles are is the caller's.
+As with `pack`, an interrupted run resumes after its complete shards. The caller provides the tiles.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from typing import Any
 from attributegan.attributes import AttributeSchema
 from attributegan.utils import files
 from data_shards.format import index
-from data_shards.packing.packer import check_output, finish, publish
-from data_shards.packing.sources import Member
+from data_shards.packing.packer import check_output, finish
+from data_shards.packing.sources import EncodedImage
 from data_shards.packing.tar_writer import write_tar
 
-Tiles = Callable[[range], Iterator[tuple[Mapping[str, Any], Member]]]
+Tiles = Callable[[range], Iterator[tuple[Mapping[str, Any], EncodedImage]]]
 SPLIT = "train"
 
 
 def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
-    """Make room; for the main process alone, before the others start. False when the set is there already.
+    """Prepare the temporary folder; call on the main process only, before the others start.
+
+    Returns:
+        False if the set exists already.
 
     Raises:
-        ValueError: something else is in the way.
+        ValueError: ``out`` has other contents.
     """
     if check_output(out, fingerprint, overwrite):
         return False
@@ -37,28 +40,29 @@ def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
 
 
 def tmp_path(out: Path) -> Path:
-    """Where shards are written until all are there."""
+    """Returns the temporary folder for shards until all are written."""
     return out.with_name(f".{out.name}.making")
 
 
 def names(count: int, shard_count: int) -> list[str]:
+    """Returns the names of the shards of ``count`` tiles."""
     return [f"{SPLIT}-{number:06d}.tar" for number in range(-(-count // shard_count))]
 
 
 def write(out: Path, schema: AttributeSchema, fingerprint: str, count: int, shard_count: int, tiles: Tiles, number: int) -> None:
-    """Write shard ``number``, of ``shard_count`` tiles or, the last, of fewer; unless it is there."""
+    """Write shard ``number`` unless it exists; all shards but the last have ``shard_count`` tiles."""
     name = names(count, shard_count)[number]
     part = tmp_path(out) / f"{name}.{index.FILE}"
     if part.exists():
         return
-    wanted = range(number * shard_count, min(count, (number + 1) * shard_count))
+    numbers = range(number * shard_count, min(count, (number + 1) * shard_count))
     with files.atomic_write(tmp_path(out) / name) as stream:
-        entry, table, size = write_tar(stream, name, SPLIT, schema, tiles(wanted))
+        entry, table, size = write_tar(stream, name, SPLIT, schema, tiles(numbers))
     index.write(part, index.Header(schema, (entry,), size, fingerprint), [table])
 
 
 def end(out: Path, fingerprint: str, count: int, shard_count: int) -> index.Header:
-    """Join the shards of all processes to a set; for the main process, after all are done."""
+    """Publish the shards of all processes as a set; call on the main process only, after all have finished."""
     header = finish(tmp_path(out), names(count, shard_count), fingerprint, [])
-    publish(tmp_path(out), out)
+    files.replace_folder(tmp_path(out), out)
     return header

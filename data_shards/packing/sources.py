@@ -1,4 +1,4 @@
-"""Where the images of a set come from when it is packed: a folder of files, or drawn phantoms."""
+"""Sources of images to pack: a folder of files, or procedural phantoms."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from data_shards.packing.labels import Labels, table_of
 log = logging.getLogger("attributegan.data")
 
 
-class Member(NamedTuple):
-    """An image as it goes into a shard."""
+class EncodedImage(NamedTuple):
+    """An image file as stored in a shard."""
 
     data: bytes
     extension: str
@@ -29,29 +29,29 @@ class Member(NamedTuple):
 
 
 class Source(Protocol):
-    """Gives the image of each row of a `Labels` table; travels to worker processes."""
+    """Provides the image of each row of a `Labels` table; pickled to worker processes."""
 
     @property
     def recipe(self) -> str:
-        """What makes the images of one source differ from those of another, given the same rows."""
+        """Description of the images that enters the fingerprint of the set; never change these strings."""
 
     def sizes(self, table: pa.Table) -> np.ndarray:
-        """About how many bytes each image will have, int64; -1 for an image that is not there."""
+        """Returns the approximate size of each image in bytes, int64; -1 for a missing image."""
 
     def near_names(self, missing: Sequence[str]) -> dict[str, str]:
-        """For files that are not there, what they are called there, where that can be seen."""
+        """Returns the likely spelling of missing files, where there is one."""
 
-    def read(self, row: Mapping[str, Any]) -> Member:
-        """The image of one row; ValueError says what is wrong with it."""
+    def read(self, row: Mapping[str, Any]) -> EncodedImage:
+        """Read the image of one row; ValueError if it is invalid."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files, taken byte for byte when every reader sees the same in them (see rgb.py), else stored as PNG, which loses nothing.
+    """Image files, stored byte for byte if all decoders agree on their colours (see rgb.py), else as PNG (lossless).
 
     Args:
-        size: crop to centred squares of so many pixels, stored as PNG.
-        quick: look at the ends of JPEG, PNG and WebP files alone, and not whether they are whole in between.
+        size: crop to centred squares and resize to this many pixels, stored as PNG.
+        quick: check only the last bytes of JPEG, PNG and WebP files instead of decoding them.
     """
 
     root: str
@@ -69,13 +69,13 @@ class Folder:
     def _file_size(self, file: str) -> int:
         try:
             return os.stat(os.path.join(self.root, file)).st_size
-        except (OSError, ValueError):  # ValueError: a name with a null character
+        except (OSError, ValueError):  # ValueError: null character in the name
             return -1
 
     def near_names(self, missing: Sequence[str]) -> dict[str, str]:
         return near_names.suggestions(self.root, missing)
 
-    def read(self, row: Mapping[str, Any]) -> Member:
+    def read(self, row: Mapping[str, Any]) -> EncodedImage:
         try:
             with open(os.path.join(self.root, row["file"]), "rb", buffering=0) as stream:
                 data = stream.readall()
@@ -87,24 +87,24 @@ class Folder:
             log.warning("%s: %s", row["file"], warning.message)
         return member
 
-    def _member(self, data: bytes) -> Member:
+    def _member(self, data: bytes) -> EncodedImage:
         if self.size is None and (size := tile.jpeg_size(data)) and (not self.quick or _ends_well(data, "JPEG")):
             if not self.quick:
                 intact.check(data)
-            return Member(data, "jpg", *size)
+            return EncodedImage(data, "jpg", *size)
         with rgb.opened(data) as image:
             rgb.check_one_picture(image)
             if self.size is None and image.format in tile.EXTENSIONS and rgb.is_plain(image):
                 if not (self.quick and _ends_well(data, image.format)):
                     intact.check(data)
-                return Member(data, tile.EXTENSIONS[image.format], *image.size)
+                return EncodedImage(data, tile.EXTENSIONS[image.format], *image.size)
             intact.check(data)
             pixels = rgb.to_rgb(image) if self.size is None else tile.fit(rgb.to_rgb(image), self.size)
-            return Member(tile.encode_png(pixels), "png", *pixels.size)
+            return EncodedImage(tile.encode_png(pixels), "png", *pixels.size)
 
 
 def _ends_well(data: bytes, kind: str) -> bool:
-    """Whether an image file ends as its format wants: a cheap sign that it is not cut off."""
+    """Returns whether an image file has the end that its format requires; a cheap check against truncation."""
     if kind == "WEBP":
         return len(data) == int.from_bytes(data[4:8], "little") + 8
     return data.endswith(b"\xff\xd9" if kind == "JPEG" else b"IEND\xaeB`\x82")
@@ -112,7 +112,7 @@ def _ends_well(data: bytes, kind: str) -> bool:
 
 @dataclass(frozen=True)
 class Phantoms:
-    """Drawn tiles; the file name of each is its number (see `data_shards.phantoms.render`)."""
+    """Procedural tiles (see `data_shards.phantoms.render`); the file name of each is its index."""
 
     schema: AttributeSchema
     size: int
@@ -128,32 +128,32 @@ class Phantoms:
     def near_names(self, missing: Sequence[str]) -> dict[str, str]:
         return {}
 
-    def read(self, row: Mapping[str, Any]) -> Member:
+    def read(self, row: Mapping[str, Any]) -> EncodedImage:
         from data_shards.phantoms import render
 
         levels = [row[name] for name in self.schema.names]
         pixels_HWC = render.render(levels, self.size, self.seed, int(row["file"]))
-        return Member(tile.encode_png(pixels_HWC), "png", self.size, self.size)
+        return EncodedImage(tile.encode_png(pixels_HWC), "png", self.size, self.size)
 
 
 def phantom_labels(count: int, seed: int, like: Labels | None = None) -> Labels:
-    """The levels of ``count`` phantoms, in invented slides of up to 64 tiles.
+    """Draw the levels of ``count`` phantoms, in artificial slides of up to 64 tiles.
 
     Args:
-        like: of the published attributes; every phantom has the levels of one of these tiles, so that levels and their combinations are
-            as rare as there. By default all levels are equally frequent.
+        like: labels of the published attributes; phantoms sample the levels of these tiles, so that levels and combinations have the same
+            frequencies. By default all levels are equally frequent.
 
     Raises:
-        ValueError: no tile of ``like`` has levels that phantoms show.
+        ValueError: no tile of ``like`` has levels that phantoms can show.
     """
     from data_shards.phantoms import render
 
     levels_NA = render.draw_levels(count, seed) if like is None else _levels_like(like, count, seed)
-    of_a_slide = max(1, min(64, count // 10))
+    tiles_per_slide = max(1, min(64, count // 10))
     columns = {
         "file": [f"{number:07d}" for number in range(count)],
         "key": [f"phantom-{number:07d}" for number in range(count)],
-        "group": [f"phantoms-{number // of_a_slide:05d}" for number in range(count)],
+        "group": [f"phantoms-{number // tiles_per_slide:05d}" for number in range(count)],
         "where": [f"phantom {number}" for number in range(count)],
         "more": [""] * count,
     }
@@ -161,11 +161,13 @@ def phantom_labels(count: int, seed: int, like: Labels | None = None) -> Labels:
 
 
 def _levels_like(like: Labels, count: int, seed: int) -> np.ndarray:
-    """Rows of ``like`` drawn with replacement, of those whose attributes are all assessable; row k depends on ``seed`` and k only."""
+    """Sample rows of ``like`` whose attributes are all assessable, with replacement; row k depends only on ``seed`` and k."""
     levels_NA = np.stack([like.table[name].to_numpy() for name in like.schema.names], axis=1)
-    shown_NA = [np.isin(levels_N, attribute.assessable) for levels_N, attribute in zip(levels_NA.T, like.schema.attributes, strict=True)]
-    levels_NA = levels_NA[np.all(shown_NA, axis=0)]
+    assessable_AN = [
+        np.isin(levels_N, attribute.assessable) for levels_N, attribute in zip(levels_NA.T, like.schema.attributes, strict=True)
+    ]
+    levels_NA = levels_NA[np.all(assessable_AN, axis=0)]
     if not len(levels_NA):
-        raise ValueError("no tile has five assessable levels, which is what phantoms show")
+        raise ValueError("no tile has five assessable levels, as phantoms require")
     uniform_N = np.random.default_rng(seed).random(count)
     return levels_NA[(uniform_N * len(levels_NA)).astype(np.int64)]

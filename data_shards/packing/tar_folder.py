@@ -1,4 +1,4 @@
-"""What lies in a folder of tars: which are shards, what else is there, and what must not be overlooked."""
+"""Sorts the contents of a folder of tars into shards, other files, and tars that would be ignored by mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAR = re.compile(r"\.(tar([._-].*)?|tgz|tbz2?|txz|tzst|zip|7z)$", re.IGNORECASE
 
 
 class Found(NamedTuple):
-    """The tars, by name; the names of other files and folders; and of those that are nobody's data."""
+    """The tars, sorted by name; the names of other files and folders; and of files that are not data."""
 
     tars: list[Path]
     others: list[str]
@@ -23,48 +23,48 @@ class Found(NamedTuple):
 
 
 def look(folder: Path) -> Found:
-    """Sort what is in ``folder``.
+    """List the tars and other files in ``folder``.
 
     Raises:
-        ValueError: there are no tars; or some that would be left out, such as compressed ones and those in subfolders.
+        ValueError: no tars, or tars that would be ignored, such as compressed ones and those in subfolders.
     """
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise ValueError(f"{folder}: can't be read ({error.strerror})") from error
-    tars, overlooked, others, nothing = [], list[str](), list[str](), list[str]()
+    tars, ignored, others, skipped = [], list[str](), list[str](), list[str]()
     for path in entries:
         if litter.is_litter(path.name):
-            nothing.append(path.name)
+            skipped.append(path.name)
         elif path.is_dir():
             if path.name.startswith("."):
-                continue  # of a command that is running or was stopped
+                continue  # temporary folder of a running or interrupted command
             inside = [inner for inner in sorted(path.rglob("*")) if _TAR.search(inner.name) and not litter.is_litter(inner.name)]
-            overlooked += [f"{inner.relative_to(folder)}: in a subfolder" for inner in inside]
+            ignored += [f"{inner.relative_to(folder)}: in a subfolder" for inner in inside]
             others += [] if inside else [f"{path.name}/"]
         elif path.suffix == ".tar":
             tars.append(path)
         elif _TAR.search(path.name):
-            overlooked.append(f"{path.name}: {_remedy(path.name)}")
+            ignored.append(f"{path.name}: {_fix(path.name)}")
         elif path.name not in KNOWN:
             others.append(path.name)
-    if overlooked:
+    if ignored:
         raise ValueError(
-            f"{folder}: {len(overlooked):,} tars would be left out; put all tars of the set into one folder, uncompressed and "
-            f"named *.tar:{_lines(overlooked)}"
+            f"{folder}: {len(ignored):,} tars would be ignored; put all tars of the set into one folder, uncompressed and "
+            f"named *.tar:{_lines(ignored)}"
         )
     if not tars:
-        raise ValueError(f"{folder}: has no .tar files (compressed tars can't be read by offset; unpack them with gunzip)")
-    return Found(tars, others, nothing)
+        raise ValueError(f"{folder}: no .tar files (compressed tars can't be read by offset; decompress them with gunzip)")
+    return Found(tars, others, skipped)
 
 
-def _remedy(name: str) -> str:
+def _fix(name: str) -> str:
     end = name.lower().rpartition(".")[2]
     if end in UNPACK:
-        return f"compressed, so that single tiles can't be read; {UNPACK[end]} {name}"
-    return "rename it to .tar" if end == "tar" else "no tar by its name; unpack it, rename it or move it away"
+        return f"compressed, so single tiles can't be read; run {UNPACK[end]} {name}"
+    return "rename it to .tar" if end == "tar" else "not a .tar by its name; unpack it, rename it or move it away"
 
 
-def _lines(lines: Sequence[str], most: int = 20) -> str:
-    more = f"\n  and {len(lines) - most:,} more" if len(lines) > most else ""
-    return "".join(f"\n  {line}" for line in lines[:most]) + more
+def _lines(lines: Sequence[str], limit: int = 20) -> str:
+    more = f"\n  and {len(lines) - limit:,} more" if len(lines) > limit else ""
+    return "".join(f"\n  {line}" for line in lines[:limit]) + more

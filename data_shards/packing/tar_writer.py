@@ -1,7 +1,7 @@
-"""Write one shard: a WebDataset tar and the rows that the index has for it.
+"""Writes one shard: a WebDataset tar and its rows of the index.
 
-Member by member in whole pieces: `webdataset.TarWriter` cuts everything into 10 KiB and brings torch with it, and packing then takes
-several times as long as ``tar``.
+Each member is written in one piece: `webdataset.TarWriter` writes chunks of 10 KiB and imports torch, which makes packing several times
+slower than ``tar``.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import pyarrow as pa
 
 from attributegan.attributes import AttributeSchema
 from data_shards.format import index, tile
-from data_shards.packing.sources import Member
+from data_shards.packing.sources import EncodedImage
 
 ZEROS = bytes(tarfile.RECORDSIZE)
 _EMPTY = tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT)
-_EMPTY_SUM = int(_EMPTY[148:154], 8) - 11 * ord("0")  # without the size
+_EMPTY_SUM = int(_EMPTY[148:154], 8) - 11 * ord("0")  # checksum without the size field
 
 
 class _Tar:
-    """A tar that counts and hashes what is written."""
+    """A tar writer that counts and hashes its bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.sha256, self.size = stream, hashlib.sha256(), 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Write one file; where its data begin."""
+        """Write one file; returns the offset of its data."""
         self._write(header(name, len(data)))
         offset = self.size
         self._write(data)
@@ -37,7 +37,7 @@ class _Tar:
         return offset
 
     def close(self) -> None:
-        """Write the end of the tar: two empty blocks, and up to a whole record."""
+        """Write the end of the tar: two empty blocks, padded to a whole record."""
         self._write(ZEROS[: 2 * tarfile.BLOCKSIZE])
         self._write(ZEROS[: -self.size % tarfile.RECORDSIZE])
 
@@ -48,9 +48,9 @@ class _Tar:
 
 
 def header(name: str, size: int) -> bytes:
-    """The header of a file in a tar, the same for the same arguments: no owner, no time.
+    """Returns the tar header of a file; deterministic, without owner and time.
 
-    `tarfile` makes it, and for most names, short ones in ASCII, only once: name, size and sum are put into that one.
+    `tarfile` builds it. Short ASCII names reuse one block, into which name, size and checksum are written.
     """
     if len(name) > tarfile.LENGTH_NAME or not name.isascii():
         info = tarfile.TarInfo(name)
@@ -64,7 +64,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def write_tar(
-    stream: BinaryIO, name: str, split: str, schema: AttributeSchema, tiles: Iterable[tuple[Mapping[str, Any], Member]]
+    stream: BinaryIO, name: str, split: str, schema: AttributeSchema, tiles: Iterable[tuple[Mapping[str, Any], EncodedImage]]
 ) -> tuple[index.Shard, pa.Table, int | None]:
     """Write a shard; the same tiles give the same bytes.
 
@@ -72,7 +72,8 @@ def write_tar(
         tiles: rows of a `Labels` table, each with its image.
 
     Returns:
-        what the index says of the shard, its rows, and the size of its images in pixels (None when they are not squares of one size).
+        The entry of the shard for the header, its rows of the index, and the size of its images in pixels (None unless all are squares of
+        one size).
     """
     tar = _Tar(stream)
     columns: dict[str, list[Any]] = {column: [] for column in index.arrow_schema(schema).names}

@@ -1,10 +1,10 @@
-"""What a phantom tile shows: its nuclei, whose five attributes are set by construction, and its nuisance variation.
+"""Scene of a phantom tile: its nuclei, whose five attributes are set by construction, and nuisance variation.
 
-Owns the meaning of the levels and the truth that can be measured on a scene. Does not know about pixels: `phantom` paints it.
-Lengths are in units of the tile's width, x to the right and y down, so a scene is the same at every image size.
+Owns the meaning of the levels and the ground truth of a scene. Pixels are rendered in `render`. Lengths are in units of the tile's width, x
+to the right and y down, so a scene is independent of the image size.
 
-Every random number of a tile is drawn before a level is looked at, and each attribute transforms its own, so changing one
-attribute leaves all the others as they are: more crowding adds nuclei and moves none, mitoses have their places reserved.
+All random numbers of a tile are drawn before levels are used, and each attribute transforms its own, so changing one attribute does not
+affect the others: more crowding adds nuclei without moving any, and the positions of mitoses are reserved.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 
 from attributegan.attributes import PUBLISHED
 
-# One entry a level, from level 1; level 0, "not assessable", is never drawn.
-NUCLEI = (6, 10, 15, 22)  # cell_crowding: how many, give or take one
-TURN = (7.0, 45.0, 90.0)  # cell_polarity: largest angle to the tile's direction, degrees; standard deviation 4, 26, uniform
-FIGURES = (0, 1, 3)  # mitosis: how many mitotic figures, besides the nuclei
+# One entry per level, from level 1; level 0, "not assessable", is never rendered.
+NUCLEI = (6, 10, 15, 22)  # cell_crowding: number of nuclei, plus or minus 1
+MAX_ANGLE = (7.0, 45.0, 90.0)  # cell_polarity: maximum angle to the tile's direction, degrees; standard deviation 4, 26, uniform
+FIGURES = (0, 1, 3)  # mitosis: number of mitotic figures, in addition to the nuclei
 PROMINENCE = (0.0, 1.0)  # nucleoli: stain of the dot relative to its nucleus
 SIZE_SPREAD = (0.02, 0.16, 0.32, 0.50)  # pleomorphism: standard deviation of the logarithm of a nucleus's size ...
-OUTLINE = (0.0, 0.10, 0.19, 0.28)  # ... and how far its outline leaves the ellipse
+OUTLINE = (0.0, 0.10, 0.19, 0.28)  # ... and deviation of its outline from the ellipse
 
 AXES = (0.098, 0.051)  # semi-axes of a nucleus
 PALE = 0.72  # stain of a nucleus with a nucleolus
 FIGURE_STAIN = 2.6
-MARGIN = 0.08  # no centre nearer to the tile's border
+MARGIN = 0.08  # minimum distance of centres from the tile's border
 SLOTS = max(FIGURES) + max(NUCLEI) + 1
-_POOL = 96  # places that the slots are chosen from: many make the spacing even, few make it random
+_POOL = 96  # candidates for the positions: more make the spacing more even, fewer more random
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # step of the two-dimensional golden-ratio sequence
 _HEMATOXYLIN, _EOSIN = np.array([0.62, 0.72, 0.31]), np.array([0.12, 0.90, 0.42])  # absorbance of red, green, blue
 
@@ -45,7 +45,7 @@ class Nucleus:
     minor: float
     angle: float  # of the major axis, radians in [0, pi), from the x axis towards y
     outline: tuple[complex, ...]  # harmonics 3, 4, 5 of the outline's relative distance to the ellipse
-    stain: float  # hematoxylin, 1 is usual
+    stain: float  # hematoxylin, 1 is typical
     mitotic: bool
     nucleolus: float  # prominence; 0 for none
     nucleolus_at: tuple[float, float]  # x, y
@@ -59,7 +59,7 @@ class Nucleus:
 
 @dataclass(frozen=True)
 class Scene:
-    """The whole truth about one tile."""
+    """Ground truth of one tile."""
 
     levels: tuple[int, ...]
     nuclei: tuple[Nucleus, ...]
@@ -69,10 +69,10 @@ class Scene:
     light_GG: np.ndarray  # coarse grid of the illumination, about standard normal
 
     def measure(self) -> dict[str, float]:
-        """The five attributes as numbers that grow with their level, measured on the nuclei (not read off the levels).
+        """Measure the five attributes on the nuclei, not from the levels; each value increases with its level.
 
-        Nuclei in the tile; 1 - resultant length of the doubled angles (0 aligned, 1 without direction); mitotic figures;
-        mean prominence of the nucleoli; standard deviation of log size plus mean irregularity of the outlines.
+        The values are: number of nuclei; 1 - resultant length of the doubled angles (0 aligned, 1 without direction); number of mitotic
+        figures; mean prominence of the nucleoli; standard deviation of log size plus mean irregularity of the outlines.
         """
         angles = np.array([nucleus.angle for nucleus in self.nuclei])
         sizes = np.array([nucleus.major * nucleus.minor for nucleus in self.nuclei])
@@ -88,9 +88,9 @@ class Scene:
 
 
 def draw_levels(count: int, seed: int) -> np.ndarray:
-    """Levels of ``count`` tiles, (count, 5) int8: each attribute uniform over its assessable levels, independent of the others.
+    """Draw levels of ``count`` tiles, (count, 5) int8: uniform over the assessable levels, independent across attributes.
 
-    Row k depends on ``seed`` and k only.
+    Row k depends only on ``seed`` and k.
     """
     uniform_NA = np.random.default_rng(seed).random((count, len(PUBLISHED.attributes)))
     columns = [
@@ -101,7 +101,7 @@ def draw_levels(count: int, seed: int) -> np.ndarray:
 
 
 def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
-    """The scene of tile ``index``: a pure function of its arguments.
+    """Generate the scene of tile ``index``; a pure function of its arguments.
 
     Args:
         levels: five assessable levels in the order of `attributegan.attributes.PUBLISHED`.
@@ -109,26 +109,26 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
         index: of the tile, 0 or more.
 
     Raises:
-        ValueError: a level that can't be shown; names the attribute.
+        ValueError: an unsupported level; names the attribute.
     """
-    crowding, polarity, mitosis, nucleoli, pleomorphism = _positions(levels)
+    crowding, polarity, mitosis, nucleoli, pleomorphism = _level_indices(levels)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-    places = _spaced(rng.random((_POOL, 2)))
+    position_S2 = _spaced(rng.random((_POOL, 2)))
     extra = int(rng.integers(-1, 2))
     direction, *start = rng.random(3)
     each = rng.random((SLOTS, 5))
     harmonics = rng.standard_normal((SLOTS, 3, 2)) * np.array([1.0, 0.6, 0.4])[:, None]
-    # Evenly spread instead of independent: six nuclei too have the spread of their level, not of a small sample.
+    # Quasi-random instead of independent: even six nuclei have the spread of their level.
     even = (start + np.arange(SLOTS)[:, None] * _PLASTIC) % 1 * 2 - 1
     nuisance = _nuisance(rng)
 
     def nucleus(slot: int) -> Nucleus:
         size = _size(SIZE_SPREAD[pleomorphism], even[slot, 0])
-        angle = (math.pi * direction + math.radians(TURN[polarity]) * even[slot, 1]) % math.pi
+        angle = (math.pi * direction + math.radians(MAX_ANGLE[polarity]) * even[slot, 1]) % math.pi
         prominence = PROMINENCE[nucleoli]
         stain = (0.9 + 0.2 * each[slot, 0]) * (PALE if prominence else 1.0)
         return _nucleus(
-            places[slot],
+            position_S2[slot],
             AXES[0] * size,
             AXES[1] * size,
             angle,
@@ -136,12 +136,12 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
             harmonics[slot],
             stain,
             prominence=prominence,
-            at=tuple(each[slot, 3:]),
+            nucleolus=tuple(each[slot, 3:]),
         )
 
     def figure(slot: int) -> Nucleus:
         major, minor = 0.070 + 0.010 * each[slot, 0], 0.023 + 0.004 * each[slot, 1]
-        return _nucleus(places[slot], major, minor, math.pi * each[slot, 2], 0.1, harmonics[slot], FIGURE_STAIN, mitotic=True)
+        return _nucleus(position_S2[slot], major, minor, math.pi * each[slot, 2], 0.1, harmonics[slot], FIGURE_STAIN, mitotic=True)
 
     first = max(FIGURES)
     return Scene(
@@ -152,36 +152,36 @@ def scene(levels: Sequence[int], seed: int, index: int) -> Scene:
     )
 
 
-def _positions(levels: Sequence[int]) -> list[int]:
-    """Where each level stands among its attribute's assessable levels."""
+def _level_indices(levels: Sequence[int]) -> list[int]:
+    """Returns the index of each level among its attribute's assessable levels."""
     if len(levels) != len(PUBLISHED.attributes):
-        raise ValueError(f"levels: {len(levels)} given, a phantom has {len(PUBLISHED.attributes)}: {', '.join(PUBLISHED.names)}")
+        raise ValueError(f"levels: got {len(levels)}, expected {len(PUBLISHED.attributes)}: {', '.join(PUBLISHED.names)}")
     for attribute, level in zip(PUBLISHED.attributes, levels, strict=True):
         if level not in attribute.assessable:
-            raise ValueError(f"{attribute.name}: phantoms show the levels {', '.join(map(str, attribute.assessable))}, not {level}")
+            raise ValueError(f"{attribute.name}: phantoms support levels {', '.join(map(str, attribute.assessable))}, not {level}")
     return [attribute.assessable.index(level) for attribute, level in zip(PUBLISHED.attributes, levels, strict=True)]
 
 
 def _spaced(pool_M2: np.ndarray) -> np.ndarray:
-    """SLOTS points of ``pool_M2``, each the farthest from those before it (Gonzalez 1985), so any first few are well spaced."""
+    """Choose SLOTS points of ``pool_M2``, each the farthest from the previous ones (Gonzalez 1985), so that every prefix is well spaced."""
     chosen = np.zeros(SLOTS, np.int64)
     nearest_M = np.full(len(pool_M2), np.inf)
     for slot in range(SLOTS):
         chosen[slot] = nearest_M.argmax()
         away_M2 = np.abs(pool_M2 - pool_M2[chosen[slot]])
-        away_M2 = np.minimum(away_M2, 1 - away_M2)  # on a torus: no crowd at the borders
+        away_M2 = np.minimum(away_M2, 1 - away_M2)  # on a torus, to avoid crowding at the borders
         nearest_M = np.minimum(nearest_M, np.einsum("md,md->m", away_M2, away_M2))
     return MARGIN + (1 - 2 * MARGIN) * pool_M2[chosen]
 
 
 def _size(spread: float, even: float) -> float:
-    """A size factor: its logarithm uniform with standard deviation ``spread``, its square 1 on average, so stained area stays."""
+    """Returns a size factor: uniform logarithm with standard deviation ``spread``, mean square 1, which preserves the stained area."""
     reach = math.sqrt(3) * spread
     return math.exp(reach * even) / math.sqrt(math.sinh(2 * reach) / (2 * reach))
 
 
 def _nucleus(
-    place: np.ndarray,
+    centre: np.ndarray,
     major: float,
     minor: float,
     angle: float,
@@ -191,12 +191,12 @@ def _nucleus(
     *,
     mitotic: bool = False,
     prominence: float = 0.0,
-    at: Sequence[float] = (0.5, 0.5),
+    nucleolus: Sequence[float] = (0.5, 0.5),
 ) -> Nucleus:
-    x, y = map(float, place)
+    x, y = map(float, centre)
     waves = harmonics @ (1, 1j)
     waves *= outline / np.sqrt((abs(waves) ** 2).sum())
-    along, across = 0.5 * (2 * at[0] - 1) * major, 0.3 * (2 * at[1] - 1) * minor
+    along, across = 0.5 * (2 * nucleolus[0] - 1) * major, 0.3 * (2 * nucleolus[1] - 1) * minor
     cos, sin = math.cos(angle), math.sin(angle)
     return Nucleus(
         x,
@@ -214,7 +214,7 @@ def _nucleus(
 
 
 def _nuisance(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What says nothing about the attributes: stain, background, illumination."""
+    """Draw nuisance variation, which is independent of the attributes: stain, background, illumination."""
     amount = np.array([1.25 * rng.uniform(0.88, 1.12), 0.50 * rng.uniform(0.8, 1.2)])
     stains = np.stack([_HEMATOXYLIN, _EOSIN]) + 0.05 * rng.uniform(-1, 1, (2, 3))
     return {

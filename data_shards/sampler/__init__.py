@@ -1,1 +1,1 @@
-"""Which tile comes when."""
+"""The order of tiles."""

@@ -1,6 +1,6 @@
-"""How often each tile should come so that every attribute's levels come equally often, or part of the way there.
+"""Sampling weights of tiles that balance the levels of every attribute, fully or partially.
 
-Owns the weights. Which tile comes when is in global_order.py.
+Owns the weights. The order of tiles is in global_order.py.
 """
 
 from __future__ import annotations
@@ -8,51 +8,51 @@ from __future__ import annotations
 import numpy as np
 
 SWEEPS = 50
-# Unbounded, a level with few tiles would fill its whole share of a pass with them, and the tiles that share no rare level would vanish:
-# on the 4,061 published tiles, balance=1 is then a training set of 115. Every tile comes between once in ten passes and ten times a pass.
-LEAST, MOST = 0.1, 10.0
+# Without bounds, the few tiles of a rare level would fill its share of a pass and tiles without a rare level would vanish: balance=1 on
+# the 4,061 published tiles would train on 115 of them. With bounds, every tile is drawn between once in ten passes and ten times a pass.
+MIN_WEIGHT, MAX_WEIGHT = 0.1, 10.0
 
 
 def weights(levels_UA: np.ndarray, counts_U: np.ndarray, balance: float) -> np.ndarray:
-    """How many times a pass each tile of each combination of levels should come: LEAST to MOST, with a mean over the tiles of 1.
+    """Returns the expected draws per pass of a tile of each combination of levels: MIN_WEIGHT to MAX_WEIGHT, with mean 1 over the tiles.
 
-    Every attribute's distribution over the levels that occur is tempered towards uniform, target ~ frequency^(1 - balance), and the
-    combinations are raked to all targets in turn (iterative proportional fitting, Deming & Stephan 1940) within bounds (as in
-    calibration with bounded weights, Deville & Sarndal 1992). Combinations that don't occur stay out. So targets that contradict each
-    other, or would need weights beyond the bounds, are met as nearly as a fixed number of sweeps gets. Deterministic. Tiles of which an
-    attribute's level is not known (-1) keep their share of it: it is no level that would have to come as often as others.
+    Every attribute's distribution over its occurring levels is tempered towards uniform, target ~ frequency^(1 - balance), and the
+    combinations are raked to each target in turn (iterative proportional fitting, Deming & Stephan 1940) within bounds (as in
+    calibration with bounded weights, Deville & Sarndal 1992). Combinations that do not occur keep weight 0. Conflicting targets, and
+    targets that need weights beyond the bounds, are approximated in a fixed number of sweeps. Deterministic. Tiles with an unknown level
+    (-1) keep their share: unknown is not balanced as if it were a level.
 
     Args:
         levels_UA: the combinations of levels that occur.
-        counts_U: how many tiles each has.
-        balance: 0 leaves every tile its equal share, 1 asks for uniform levels.
+        counts_U: number of tiles of each combination.
+        balance: 0 weights all tiles equally, 1 targets uniform levels.
     """
     share_U = counts_U / counts_U.sum()
-    places_UA = levels_UA.astype(np.int64) + 1  # the first is "not known"
-    targets = [_target(places_U, share_U, balance) for places_U in places_UA.T]
+    bins_UA = levels_UA.astype(np.int64) + 1  # bin 0 is "unknown"
+    targets = [_target(bins_U, share_U, balance) for bins_U in bins_UA.T]
     weights_U = np.ones(len(share_U))
     for _ in range(SWEEPS if balance else 0):
-        for places_U, target_L in zip(places_UA.T, targets, strict=True):
-            marginal_L = np.bincount(places_U, weights_U * share_U)
-            weights_U = weights_U * np.divide(target_L, marginal_L, out=np.zeros_like(target_L), where=marginal_L > 0)[places_U]
+        for bins_U, target_L in zip(bins_UA.T, targets, strict=True):
+            marginal_L = np.bincount(bins_U, weights_U * share_U)
+            weights_U = weights_U * np.divide(target_L, marginal_L, out=np.zeros_like(target_L), where=marginal_L > 0)[bins_U]
         weights_U = _bounded(weights_U, share_U)
     return weights_U
 
 
-def _target(places_U: np.ndarray, share_U: np.ndarray, balance: float) -> np.ndarray:
-    """Shares of "not known" and of every level."""
-    target_L = np.bincount(places_U, share_U)
-    known_L = target_L[1:]
-    tempered_L = np.where(known_L > 0, known_L ** (1 - balance), 0.0)
-    target_L[1:] = tempered_L / max(tempered_L.sum(), 1e-300) * known_L.sum()
+def _target(bins_U: np.ndarray, share_U: np.ndarray, balance: float) -> np.ndarray:
+    """Returns the target shares of "unknown" and of every level."""
+    target_L = np.bincount(bins_U, share_U)
+    occurring_L = target_L[1:]
+    tempered_L = np.where(occurring_L > 0, occurring_L ** (1 - balance), 0.0)
+    target_L[1:] = tempered_L / max(tempered_L.sum(), 1e-300) * occurring_L.sum()
     return target_L
 
 
 def _bounded(weights_U: np.ndarray, share_U: np.ndarray) -> np.ndarray:
-    """Scale the weights by the one factor with which, clipped to LEAST and MOST, their mean is 1 (bisection on its logarithm)."""
+    """Scale the weights so that, clipped to MIN_WEIGHT and MAX_WEIGHT, their mean is 1 (bisection on the logarithm of the factor)."""
     low, high = -40.0, 40.0
     for _ in range(60):
         middle = (low + high) / 2
-        too_much = np.clip(weights_U * np.exp(middle), LEAST, MOST) @ share_U > 1
-        low, high = (low, middle) if too_much else (middle, high)
-    return np.clip(weights_U * np.exp(low), LEAST, MOST)
+        too_large = np.clip(weights_U * np.exp(middle), MIN_WEIGHT, MAX_WEIGHT) @ share_U > 1
+        low, high = (low, middle) if too_large else (middle, high)
+    return np.clip(weights_U * np.exp(low), MIN_WEIGHT, MAX_WEIGHT)

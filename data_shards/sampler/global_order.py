@@ -1,7 +1,7 @@
-"""Which tile comes when: a pure function of (seed, position), the same for any number of processes, workers and restarts.
+"""The order of tiles: a pure function of (seed, position), independent of the number of processes, workers and restarts.
 
-Positions count images over the whole run; pass ``p`` is positions ``p * N`` to ``(p + 1) * N - 1`` of a set of N tiles. Owns the
-shuffle; how often a tile comes in a pass is in balance.py, reading it in loader.py.
+Positions count images over the whole run; pass ``p`` covers positions ``p * N`` to ``(p + 1) * N - 1`` of a set of N tiles. Owns the
+shuffle; sampling weights are in balance.py, reading tiles in loader.py.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import numpy as np
 from data_shards.sampler import permutation
 from data_shards.sampler.balance import weights
 
-UNIT = 1 << 20  # a weight of 1 in the integers that make the order exact
+UNIT = 1 << 20  # a weight of 1, in integers that keep the order exact
 
 
 class GlobalShuffle:
-    """The order of a set of tiles. ``order[positions]`` gives the tile at each position, at a cost that does not depend on N.
+    """The order of a set of tiles. ``order[positions]`` returns the tile at each position, at a cost independent of N.
 
-    A pass is N draws at even distances along a line on which every tile has a stretch as long as its weight (systematic resampling,
-    Kitagawa 1996), met in pseudo-random order. So with ``balance=0`` every tile comes exactly once a pass, and otherwise a tile of
-    weight w comes floor(w) or ceil(w) times. Where on the line a pass begins turns by the golden ratio from pass to pass, so that
-    tiles with a weight below 1 take even turns.
+    A pass draws N points at equal distances on a line on which every tile has a segment as long as its weight (systematic resampling,
+    Kitagawa 1996), in pseudo-random order. With ``balance=0`` every tile is drawn exactly once per pass; otherwise a tile of weight w is
+    drawn floor(w) or ceil(w) times. The offset of the points advances by the golden ratio from pass to pass, so that tiles with weights
+    below 1 are drawn evenly.
 
     Args:
         levels_NA: int8, the levels of every tile.
-        seed: another seed gives another order.
-        balance: 0 takes the tiles as they come, 1 wants every attribute's levels equally often; see `balance.weights`.
+        seed: of the order.
+        balance: 0 draws all tiles equally often, 1 balances every attribute's levels; see `balance.weights`.
     """
 
     def __init__(self, levels_NA: np.ndarray, seed: int, balance: float) -> None:
         assert len(levels_NA) and 0 <= balance <= 1
         self.seed = seed
-        if balance == 0:  # one stretch for all
+        if balance == 0:  # a single combination
             self._tiles_N, counts_U, self._length_U = None, np.array([len(levels_NA)]), np.array([UNIT])
         else:
             levels_UA, combination_N, counts_U = combinations(levels_NA)
@@ -46,13 +46,13 @@ class GlobalShuffle:
         self._shuffle = permutation.stream(seed, permutation.Purpose.TILES)
 
     def __len__(self) -> int:
-        """Positions in a pass."""
+        """Returns the number of positions in a pass."""
         return self._draws.size
 
     def __getitem__(self, positions_B: np.ndarray) -> np.ndarray:
-        """Tile numbers in [0, N) at ``positions_B``, int64 from 0 on."""
-        pass_B, place_B = np.divmod(np.asarray(positions_B, np.int64), len(self))
-        draw_B = permutation.permute(place_B, len(self), permutation.hashes(self._shuffle, pass_B))
+        """Returns the tile indices in [0, N) at ``positions_B`` (int64, 0 or more)."""
+        pass_B, offset_B = np.divmod(np.asarray(positions_B, np.int64), len(self))
+        draw_B = permutation.permute(offset_B, len(self), permutation.hashes(self._shuffle, pass_B))
         return self._tile_at(self._draws.point(draw_B, pass_B))
 
     def _tile_at(self, point_B: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ class GlobalShuffle:
 
 
 class SystematicDraws:
-    """N draws at even distances along a line of integer length, begun elsewhere in each pass.
+    """N points at equal distances on a line of integer length, with a different offset in each pass.
 
     Draw r of a pass is at floor((r * length + offset) / N), with an offset in [0, length).
     """
@@ -73,21 +73,21 @@ class SystematicDraws:
         self._key = permutation.stream(seed, permutation.Purpose.EPOCH_OFFSET)
 
     def point(self, draw_B: np.ndarray, pass_B: np.ndarray) -> np.ndarray:
-        """Where each draw is on the line, without leaving 64 bits on the way."""
+        """Returns the point of each draw on the line, computed without overflow of 64 bits."""
         step, remainder = divmod(self.length, self.size)
         return draw_B * step + (draw_B * remainder + self._offset(pass_B)) // self.size
 
-    def first_from(self, place: int, number: int) -> int:
-        """The first draw of pass ``number`` that is at ``place`` or behind it."""
-        return max(0, -((int(self._offset(np.array([number]))[0]) - place * self.size) // self.length))
+    def first_at_or_after(self, point: int, number: int) -> int:
+        """Returns the first draw of pass ``number`` at ``point`` or after it."""
+        return max(0, -((int(self._offset(np.array([number]))[0]) - point * self.size) // self.length))
 
     def _offset(self, pass_B: np.ndarray) -> np.ndarray:
-        turned_B = self._key + pass_B.astype(np.uint64) * permutation.GOLDEN
-        return ((turned_B >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self.length).astype(np.int64)
+        hash_B = self._key + pass_B.astype(np.uint64) * permutation.GOLDEN
+        return ((hash_B >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self.length).astype(np.int64)
 
 
 def lengths(levels_NA: np.ndarray, balance: float) -> np.ndarray:
-    """The stretch of every tile, int64; `UNIT` for a weight of 1."""
+    """Returns the length of every tile's segment, int64; `UNIT` for a weight of 1."""
     if balance == 0:
         return np.full(len(levels_NA), UNIT)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
@@ -99,14 +99,14 @@ def _length(weights_U: np.ndarray) -> np.ndarray:
 
 
 def combinations(levels_NA: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The U combinations of levels that occur, sorted: (levels_UA, the combination of each row as combination_N, counts_U)."""
-    radices_A = levels_NA.max(axis=0).astype(np.int64) + 2  # a level that is not known is -1
+    """Returns the U combinations of levels that occur, sorted: levels_UA, the combination of each row combination_N, counts_U."""
+    radices_A = levels_NA.max(axis=0).astype(np.int64) + 2  # unknown levels are -1
     if math.prod(radices_A.tolist()) >= 2**63:
-        raise ValueError(f"data.balance: can't balance over {len(radices_A)} attributes with so many levels; use data.balance=0")
+        raise ValueError(f"data.balance: too many combinations of levels over {len(radices_A)} attributes; use data.balance=0")
     code_N = np.zeros(len(levels_NA), np.int64)
     for levels_N, radix in zip(levels_NA.T, radices_A, strict=True):
         code_N *= radix
         code_N += levels_N + 1
     _, example_U, combination_N, counts_U = np.unique(code_N, return_index=True, return_inverse=True, return_counts=True)
-    small = np.uint16 if len(counts_U) < 1 << 16 else np.uint32  # numpy sorts 16 bits in linear time
+    small = np.uint16 if len(counts_U) < 1 << 16 else np.uint32  # numpy sorts 16-bit integers in linear time
     return levels_NA[example_U], combination_N.astype(small), counts_U

@@ -1,6 +1,6 @@
-"""Counted pseudo-randomness in numpy: hashes of numbers and a permutation that can be asked for any place.
+"""Counter-based pseudo-random numbers in numpy: hashes of integers and a permutation with random access.
 
-Everything is a pure function of its arguments in 64-bit integers, so it is the same on every machine and with every version of numpy.
+All functions are pure and use 64-bit integers, so results are the same on every machine and with every version of numpy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ ROUNDS = 8
 
 
 class Purpose(StrEnum):
-    """What permutations are for. Every number hangs on these strings: a name may change, a string must not."""
+    """Purposes of random streams. All random numbers depend on these strings: names may change, strings must not."""
 
     TILES = "order of the tiles"
     EPOCH_OFFSET = "offset of a pass"
     SHARDS = "order of the shards"
     TILES_IN_WINDOW = "order of the tiles in a window"
-    TURNS = "turns of the tiles"
+    SYMMETRIES = "turns of the tiles"
     CROPS = "crops of the tiles"
     HELD_OUT_TILES = "held-out tiles"
     HELD_OUT_GROUPS = "held-out groups"
@@ -30,41 +30,41 @@ class Purpose(StrEnum):
 
 
 def stream(seed: int, purpose: Purpose) -> np.uint64:
-    """The 64-bit key of one stream of random numbers."""
+    """Returns the 64-bit key of a stream of random numbers."""
     return np.uint64(int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little"))
 
 
 def mix(numbers_N: np.ndarray) -> np.ndarray:
-    """Finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of uint64 that looks random."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea & Flood 2014), a pseudo-random bijection of uint64."""
     z = (numbers_N ^ (numbers_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def hashes(key: np.uint64, numbers_N: np.ndarray) -> np.ndarray:
-    """A uint64 for each number of a stream."""
+    """Returns a pseudo-random uint64 for each counter of a stream."""
     return mix(mix(np.asarray(numbers_N).astype(np.uint64) * GOLDEN + GOLDEN) ^ key)
 
 
 def shuffle(size: int, key: np.uint64) -> np.ndarray:
-    """``range(size)`` in the pseudo-random order of ``key``, int64."""
+    """Returns ``range(size)`` in the pseudo-random order of ``key``, int64."""
     return permute(np.arange(size), size, np.full(size, key))
 
 
-def permute(places_N: np.ndarray, size: int | np.ndarray, keys_N: np.ndarray) -> np.ndarray:
-    """Where a pseudo-random permutation of ``range(size)`` sends each place; one permutation for every key.
+def permute(index_N: np.ndarray, size: int | np.ndarray, keys_N: np.ndarray) -> np.ndarray:
+    """Returns the images of indices under pseudo-random permutations of ``range(size)``, one permutation per key.
 
-    A Feistel network on pairs (Luby & Rackoff 1988), over the smallest square that holds ``size`` and walked until inside
-    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). The cost of a place does not depend on ``size``.
+    A Feistel network on pairs (Luby & Rackoff 1988) over the smallest square that holds ``size``, with cycle walking
+    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). The cost per index is independent of ``size``.
 
     Args:
-        places_N: int64, in [0, size).
-        size: below 2^52; one for all places, or one for each.
-        keys_N: uint64, the key of each place's permutation.
+        index_N: int64, in [0, size).
+        size: below 2^52; one for all indices, or one for each.
+        keys_N: uint64, the key of each index's permutation.
     """
-    size_N = np.broadcast_to(np.asarray(size, np.uint64), np.shape(places_N))
+    size_N = np.broadcast_to(np.asarray(size, np.uint64), np.shape(index_N))
     side_N = np.ceil(np.sqrt(size_N.astype(np.float64))).astype(np.uint64)
-    result_N = np.array(places_N, dtype=np.uint64)
+    result_N = np.array(index_N, dtype=np.uint64)
     outside = np.arange(len(result_N))
     while len(outside):
         result_N[outside] = _network(result_N[outside], side_N[outside], keys_N[outside])
@@ -74,7 +74,7 @@ def permute(places_N: np.ndarray, size: int | np.ndarray, keys_N: np.ndarray) ->
 
 def _network(numbers_N: np.ndarray, side_N: np.ndarray, keys_N: np.ndarray) -> np.ndarray:
     left_N, right_N = np.divmod(numbers_N, side_N)
-    for turn in range(1, ROUNDS + 1):
-        round_keys_N = keys_N + np.full_like(keys_N, turn) * GOLDEN
+    for number in range(1, ROUNDS + 1):
+        round_keys_N = keys_N + np.full_like(keys_N, number) * GOLDEN
         left_N, right_N = right_N, (left_N + mix(right_N * GOLDEN ^ round_keys_N) % side_N) % side_N
     return left_N * side_N + right_N

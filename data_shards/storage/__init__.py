@@ -1,1 +1,1 @@
-"""Where shards are: local folders, stores, the cache between."""
+"""Access to shards: local folders, remote stores, and the cache between."""

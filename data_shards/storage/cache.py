@@ -1,8 +1,8 @@
-"""Files of remote sets on this machine: a folder of bounded size that all processes of a node share, filled when a file is wanted.
+"""Local cache for files of remote sets: a folder of bounded size, shared by all processes of a node and filled on demand.
 
-A shard is kept under its SHA-256, so runs and sets with the same shard share it, and a file has its name only when its bytes have been
-checked. One process fetches a shard while others wait for it (file locks); shards used least recently make room. Owns retries, checksums
-and the bound; what a store is, is in stores.py, fetching ahead in prefetch.py.
+A shard is stored under its SHA-256, so that runs and sets share it, and a file gets its name only after its bytes were verified. One
+process downloads a shard while others wait for it (file locks); the least recently used shards are evicted. Owns retries, checksums and
+the size limit; access to stores is in stores.py, prefetching in prefetch.py.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from data_shards.storage import stores
 log = logging.getLogger("attributegan.data")
 
 TRIES = 5
-BACKOFF_S = 1.0  # before the second try; twice as long before each further one
+BACKOFF_S = 1.0  # before the second try; doubles with every further one
 GIGABYTE = 10**9
 
 Result = TypeVar("Result")
 
 
 class StoreError(ValueError):
-    """A store that does not give what it should; names it, the file and what can be done."""
+    """A file of a store is unavailable or wrong; names the store, the file and the fix."""
 
 
 class Unreachable(StoreError, TransientError):
-    """A store that may answer another time."""
+    """The store failed repeatedly; retrying later may succeed."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The folder and its bound.
+    """The cache folder and its size limit.
 
     Args:
-        folder: shared by the processes of a node; made when it is not there.
-        limit: most bytes of shards in it. Indexes come on top.
+        folder: shared by the processes of a node; created if missing.
+        limit: maximum size of the shards in bytes; indexes are not counted.
     """
 
     folder: Path
@@ -57,58 +57,59 @@ class Cache:
 
     @classmethod
     def of(cls, folder: str = "", gigabytes: float = 50.0) -> Cache:
-        """The cache in ``folder``, or in the user's cache folder."""
+        """Returns the cache in ``folder``, or in the user's cache folder."""
         return cls(Path(folder).expanduser() if folder else user_cache(), int(gigabytes * GIGABYTE))
 
     def path(self, shard: index.Shard) -> Path:
+        """Returns the path of a shard in the cache."""
         return self.folder / "shards" / f"{shard.sha256}.tar"
 
-    def keep(self, shard: index.Shard) -> bool:
-        """Whether the shard is there; it then counts as used just now."""
+    def touch(self, shard: index.Shard) -> bool:
+        """Mark the shard as used just now; returns whether it is in the cache."""
         try:
             os.utime(self.path(shard))
         except FileNotFoundError:
             return False
-        except PermissionError:  # of another user, who put it there
+        except PermissionError:  # the file belongs to another user
             return True
         return True
 
     def open(self, location: str, shard: index.Shard) -> BinaryIO:
-        """The shard's file, fetched from ``place`` if need be. Bytes of an open file stay, whatever makes room.
+        """Open a shard, downloading it from ``location`` if necessary. An open file stays readable after eviction.
 
         Raises:
-            StoreError: it can't be had, or the cache can't hold it.
+            StoreError: the shard is unavailable or larger than the cache.
         """
         path = self.path(shard)
         while True:
             with suppress(FileNotFoundError):
                 stream = path.open("rb")
                 if os.fstat(stream.fileno()).st_size == shard.size:
-                    with contextlib.suppress(PermissionError):  # of another user, who put it there
+                    with contextlib.suppress(PermissionError):  # the file belongs to another user
                         os.utime(stream.fileno())
                     return stream
                 stream.close()
-                path.unlink()  # not what was checked when it came
+                path.unlink()  # changed since it was verified
             self.fetch(location, shard)
 
     def fetch(self, location: str, shard: index.Shard, wait: bool = True) -> bool:
-        """Have the shard in the cache; False without it when another process is fetching it and ``wait`` is false."""
+        """Download the shard unless it is cached; returns False if another process is downloading it and ``wait`` is False."""
         if shard.size > self.limit:
             raise StoreError(
-                f"data.cache_gb: {self.limit / GIGABYTE:g} GB can't hold {shard.name} of {stores.redact(location)}, which has "
-                f"{shard.size / GIGABYTE:g} GB; give more"
+                f"data.cache_gb: {self.limit / GIGABYTE:g} GB is smaller than {shard.name} of {stores.redact(location)} "
+                f"({shard.size / GIGABYTE:g} GB); increase it"
             )
-        with _space(self.folder), _part(self.path(shard), wait) as part:
+        with _disk_errors(self.folder), _locked_part(self.path(shard), wait) as part:
             if part is None:
                 return False
             if not self.path(shard).exists():
                 self._make_room(shard, part)
-                retried(location, shard.name, lambda: _download(location, shard.name, part, shard.sha256, shard.size))
+                retry(location, shard.name, lambda: _download(location, shard.name, part, shard.sha256, shard.size))
                 os.replace(part.name, self.path(shard))
             return True
 
     def _make_room(self, shard: index.Shard, part: BinaryIO) -> None:
-        """Take the bytes that the shard will need; shards used least recently go."""
+        """Reserve the bytes of the shard, evicting the least recently used shards."""
         lock = os.open(self.folder / "shards", os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,13 +122,13 @@ class Cache:
                 if _remove(path):
                     excess -= size
             if excess > 0:
-                log.warning("%s: more shards are being fetched at once than data.cache_gb=%g holds", self.folder, self.limit / GIGABYTE)
+                log.warning("%s: concurrent downloads exceed data.cache_gb=%g", self.folder, self.limit / GIGABYTE)
             os.ftruncate(part.fileno(), shard.size)
         finally:
             os.close(lock)
 
     def _shards(self) -> Iterator[tuple[int, int, Path]]:
-        """(last use, bytes, file) of what counts towards the bound."""
+        """Yields (last use in ns, bytes, path) of the files that count towards the limit."""
         with os.scandir(self.folder / "shards") as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -135,24 +136,24 @@ class Cache:
                     yield status.st_mtime_ns, status.st_size, Path(entry.path)
 
     def index_of(self, location: str) -> Path:
-        """The folder on this machine with the index and the checksums of the set at ``place``, as they are there now.
+        """Download the current index and checksums of the set at ``location``; returns their local folder.
 
         Raises:
-            StoreError: they can't be had, or don't fit together.
+            StoreError: they are unavailable or do not match.
         """
         stores.check(location)
-        with _space(self.folder):
+        with _disk_errors(self.folder):
             (self.folder / "sets").mkdir(parents=True, exist_ok=True)
-        return retried(location, index.FILE, lambda: self._index_of(location))
+        return retry(location, index.FILE, lambda: self._index_of(location))
 
     def _index_of(self, location: str) -> Path:
         text = b"".join(stores.chunks(stores.address(location, checksums.FILE)))
         found = re.search(rb"^([0-9a-f]{64})  " + re.escape(index.FILE.encode()) + rb"$", text, re.MULTILINE)
         if found is None:
-            raise OSError(f"{checksums.FILE} there has no line for {index.FILE}")
+            raise OSError(f"{checksums.FILE} has no line for {index.FILE}")
         folder = self.folder / "sets" / hashlib.sha256(text).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
-        with _part(folder / index.FILE, wait=True) as part:
+        with _locked_part(folder / index.FILE, wait=True) as part:
             assert part is not None
             if not (folder / index.FILE).exists():
                 _download(location, index.FILE, part, found[1].decode())
@@ -166,68 +167,67 @@ class Cache:
         return folder
 
 
-def retried(location: str, name: str, attempt: Callable[[], Result]) -> Result:
-    """The result of ``attempt``, after `TRIES` failures at most, with longer and longer pauses between.
+def retry(location: str, name: str, attempt: Callable[[], Result]) -> Result:
+    """Returns the result of ``attempt``, which is tried `TRIES` times with exponential backoff.
 
     Raises:
-        StoreError: names the store, the file, the last failure and what can be done.
+        StoreError: names the store, the file, the last failure and the fix.
     """
     where = f"{stores.redact(location)}: {name}"
     for number in range(1, TRIES + 1):
         try:
             return attempt()
         except stores.StoreRejected as error:
-            raise StoreError(f"{where}: can't be had: {error}. Correct data.shards, or what gives the right to read there") from error
+            raise StoreError(f"{where}: request rejected: {error}. Check data.shards and the credentials for this store") from error
         except OSError as error:
             last: OSError = error
         if number < TRIES:
-            pause = BACKOFF_S * 2 ** (number - 1) * random.SystemRandom().uniform(0.75, 1.25)  # ranks should not come all at once
-            log.warning("%s: %s; try %d of %d follows in %.1f s", where, last, number + 1, TRIES, pause)
+            pause = BACKOFF_S * 2 ** (number - 1) * random.SystemRandom().uniform(0.75, 1.25)  # jitter, so that ranks don't retry at once
+            log.warning("%s: %s; retrying in %.1f s (%d of %d)", where, last, pause, number + 1, TRIES)
             time.sleep(pause)
     raise Unreachable(
-        f"{where}: could not be fetched in {TRIES} tries, the last: {last}. When the store answers again, the same command "
-        "goes on; if it gives wrong bytes each time, copy the set there again"
+        f"{where}: download failed {TRIES} times, last error: {last}. Run the same command again to resume when the store "
+        "is available; if the bytes are wrong every time, copy the set to the store again"
     ) from last
 
 
 def _download(location: str, name: str, part: BinaryIO, sha256: str, size: int | None = None) -> None:
-    """Write a file from the store into ``part``; OSError when its bytes are not those that it should have."""
+    """Download a file from the store into ``part``; OSError if size or checksum is wrong."""
     digest, done = hashlib.sha256(), 0
     part.seek(0)
     for data in stores.chunks(stores.address(location, name)):
         digest.update(data)
         done += len(data)
         if size is not None and done > size:
-            raise OSError(f"has more than {size:,} bytes")
-        with _space(Path(part.name).parent):
+            raise OSError(f"larger than the expected {size:,} bytes")
+        with _disk_errors(Path(part.name).parent):
             part.write(data)
     if size is not None and done < size:
-        raise OSError(f"cut off after {done:,} of {size:,} bytes")
+        raise OSError(f"truncated after {done:,} of {size:,} bytes")
     if digest.hexdigest() != sha256:
-        raise OSError("its bytes are not those that were packed (SHA-256)")
-    with _space(Path(part.name).parent):
+        raise OSError("wrong checksum (SHA-256)")
+    with _disk_errors(Path(part.name).parent):
         part.truncate()
         part.flush()
         os.fsync(part.fileno())
 
 
 @contextmanager
-def _space(folder: Path) -> Iterator[None]:
-    """Tell what is wrong with the disk of the cache, which is no fault of the store."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn disk errors of the cache into StoreErrors, so that they are not retried like errors of the store."""
     try:
         yield
     except OSError as error:
         raise StoreError(
-            f"data.cache: {folder}: can't be written to ({error.strerror}); free some space, or choose another folder or a "
-            "smaller data.cache_gb"
+            f"data.cache: {folder}: can't be written ({error.strerror}); free disk space, choose another folder, or reduce data.cache_gb"
         ) from error
 
 
 @contextmanager
-def _part(path: Path, wait: bool) -> Iterator[BinaryIO | None]:
-    """The file beside ``path`` that it is written into, held by this process alone; None when it is held and ``wait`` is false.
+def _locked_part(path: Path, wait: bool) -> Iterator[BinaryIO | None]:
+    """Lock the temporary file for ``path`` and yield it; None if another process holds it and ``wait`` is False.
 
-    It takes the name of ``path``, or goes away; that of a process that was killed is used again.
+    The caller renames it to ``path``, otherwise it is removed; the file of a killed process is reused.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = path.with_name(path.name + ".part")
@@ -239,7 +239,7 @@ def _part(path: Path, wait: bool) -> Iterator[BinaryIO | None]:
             continue
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _same_file(stream, tmp_path):  # else the process before us is done with it
+            if _same_file(stream, tmp_path):  # else its previous owner has renamed or removed it
                 break
         except BlockingIOError:
             stream.close()
@@ -262,7 +262,7 @@ def _same_file(stream: BinaryIO, path: Path) -> bool:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a file that no process is writing."""
+    """Remove a file unless a process is writing it."""
     with suppress(FileNotFoundError), path.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -273,7 +273,7 @@ def _remove(path: Path) -> bool:
 
 
 def fits(shards: Iterable[index.Shard], limit: int) -> list[index.Shard]:
-    """The first of ``shards`` that have at most ``limit`` bytes together; each is taken once."""
+    """Returns the first of ``shards`` whose total size is at most ``limit`` bytes; duplicates count once."""
     taken: dict[str, index.Shard] = {}
     total = 0
     for shard in shards:

@@ -1,4 +1,4 @@
-"""Shards of a remote set fetched before they are wanted, by a thread of each rank; ranks of a node share the work by the cache's locks."""
+"""Downloads shards of a remote set before they are read, in a thread of each rank; the cache's locks divide the work among ranks."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from data_shards.storage.shard_files import RemoteShardFiles
 
 log = logging.getLogger("attributegan.data")
 
-LOOK_S = 0.5  # between looks at what other processes have fetched
+POLL_S = 0.5  # between checks of what other processes have downloaded
 
 
 class Prefetcher:
-    """Keeps in the cache the shards that come next, as many as it holds.
+    """Keeps the next shards in the cache, as many as fit.
 
     Args:
-        coming: the numbers of the shards that a position and those behind it need, in their order.
+        upcoming: yields the indices of the shards needed from a position on, in order.
     """
 
-    def __init__(self, tars: RemoteShardFiles, coming: Callable[[int], Iterable[int]], position: int) -> None:
-        self.tars, self.coming, self.position = tars, coming, position
+    def __init__(self, tars: RemoteShardFiles, upcoming: Callable[[int], Iterable[int]], position: int) -> None:
+        self.tars, self.upcoming, self.position = tars, upcoming, position
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shards ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="shard prefetcher", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End, after the shard at hand at the latest; nobody waits for that."""
+        """Stop after the current shard at the latest; does not wait."""
         self._stop.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_S if self._fetch_next() else 0):
+        while not self._stop.wait(POLL_S if self._fetch_next() else 0):
             pass
 
     def _fetch_next(self) -> bool:
-        """Fetch the first shard that is missing and that no other process fetches; whether there is none."""
+        """Download the first missing shard that no other process is downloading; returns True if there is no such shard."""
         cache = self.tars.cache
-        plan = fits((self.tars.shards[number] for number in self.coming(self.position)), cache.limit)
-        for shard in [shard for shard in plan if not cache.keep(shard)]:  # all that is there stays, being used just now
+        plan = fits((self.tars.shards[number] for number in self.upcoming(self.position)), cache.limit)
+        for shard in [shard for shard in plan if not cache.touch(shard)]:  # marks cached ones as used
             try:
                 if cache.fetch(self.tars.location, shard, wait=False):
                     return False
-            except StoreError as error:  # who reads the shard will meet it too, and stop the run
-                log.warning("fetching ahead: %s", error)
+            except StoreError as error:  # the reader of the shard gets it too, and stops the run
+                log.warning("prefetching: %s", error)
                 return True
         return True

@@ -1,4 +1,4 @@
-"""The tars of a set, wherever they are: in its folder, or in a cache that is filled from a store."""
+"""Access to the tars of a set, in a local folder or in the cache of a remote store."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ OPEN_FILES = 128
 
 
 class ShardFiles(Protocol):
-    """Travels to worker processes, before anything is read."""
+    """Access to the shards of a set; pickled to worker processes before anything is read."""
 
     def read(self, number: int, length: int, offset: int) -> bytes:
-        """Up to ``length`` bytes from ``offset`` on, of the shard with this number."""
+        """Returns up to ``length`` bytes at ``offset`` of shard ``number``."""
 
     def open(self, number: int) -> BinaryIO:
-        """A shard, from its beginning."""
+        """Open a shard for reading from its start."""
 
 
 class LocalShardFiles:
-    """Tars in a folder, kept open for reading at any place."""
+    """Tars in a folder, kept open for random access."""
 
     def __init__(self, folder: Path, shards: tuple[index.Shard, ...]) -> None:
         self.paths = [folder / shard.name for shard in shards]
@@ -51,7 +51,7 @@ class LocalShardFiles:
 
 
 class RemoteShardFiles:
-    """Tars of a store. None is kept open, so that those that make room in the cache do so at once."""
+    """Tars of a remote store. Files are not kept open, so that eviction frees their space immediately."""
 
     def __init__(self, location: str, shards: tuple[index.Shard, ...], cache: Cache) -> None:
         self.location, self.shards, self.cache = location, shards, cache
@@ -65,7 +65,10 @@ class RemoteShardFiles:
 
 
 def open_location(path: str | Path, cache: Cache | None = None) -> tuple[str, Path, index.Header, ShardFiles]:
-    """A set in a folder or at a URL: its place in words, the folder of its index, that index's header, and its tars.
+    """Open the set in a folder or at a URL.
+
+    Returns:
+        Its location for messages (redacted), the local folder of its index, the header of the index, and its tars.
 
     Raises:
         ValueError: no such set.

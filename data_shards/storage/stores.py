@@ -1,8 +1,8 @@
-"""Files of shard sets that lie elsewhere: which places are remote, the address of a file there, and its bytes.
+"""Reads files of remote shard sets: which locations are remote, the URL of a file, and its bytes.
 
-Everything goes through `webdataset.gopen`. Its own openers for ``http(s)``, ``gs`` and ``hf`` start programs without a time limit, put
-tokens on their command lines and hide half transfers, and ``s3`` it doesn't know, so its table of openers gets ours. Owns no retries and no
-checksums; those are in cache.py.
+All access goes through `webdataset.gopen`. Its openers for ``http(s)``, ``gs`` and ``hf`` start programs without a timeout, put tokens on
+their command lines and hide partial transfers, and it has none for ``s3``, so they are replaced here. Retries and checksums are in
+cache.py.
 """
 
 from __future__ import annotations
@@ -22,35 +22,40 @@ from contextlib import closing
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-if TYPE_CHECKING:  # brings torch with it
+if TYPE_CHECKING:  # imports torch
     from webdataset.gopen import Pipe
 
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "pipe")
 CHUNK = 1 << 20
-STALL_S = 60.0  # without a byte, after which a transfer is given up
-LATER = (408, 425, 429)  # the answers below 500 that ask to come again
+STALL_S = 60.0  # timeout without any byte received
+RETRYABLE = (408, 425, 429)  # HTTP status codes below 500 that are worth a retry
 
 
 class StoreRejected(Exception):
-    """The store answered, and will answer the same when it is asked again: no such file, no right to it, a program that is missing."""
+    """The store rejected the request and a retry won't help: no such file, no permission, or a missing program."""
 
 
 def is_remote(location: str) -> bool:
+    """Returns whether a location is a URL or command instead of a folder."""
     return location.partition(":")[0] in SCHEMES and ":" in location
 
 
 def check(location: str) -> None:
-    """ValueError when ``place`` can't be a remote set."""
+    """Check the form of a remote location.
+
+    Raises:
+        ValueError: a ``pipe:`` command without ``{}``.
+    """
     if location.startswith("pipe:") and "{}" not in location:
         raise ValueError(
-            f"data.shards: {location}: has no {{}}, which stands for the name of the file to write to the standard output, "
+            f"data.shards: {location}: no {{}}, the placeholder for the name of the file to write to standard output, "
             "as in 'pipe:ssh host cat /data/shards/{}'"
         )
 
 
 def address(location: str, name: str) -> str:
-    """The URL of file ``name`` of the set at ``place``."""
+    """Returns the URL of file ``name`` of the set at ``location``."""
     if location.startswith("pipe:"):
         return location.replace("{}", shlex.quote(name))
     base, question, query = location.partition("?") if location.startswith("http") else (location, "", "")
@@ -58,7 +63,7 @@ def address(location: str, name: str) -> str:
 
 
 def redact(location: str) -> str:
-    """``place`` for people and logs: without what may be a secret, such as the signature in a query."""
+    """Returns ``location`` for logs and messages, without possible secrets such as the signature in a query."""
     if not location.startswith(("http:", "https:")):
         return location
     parts = urllib.parse.urlsplit(location)
@@ -66,11 +71,11 @@ def redact(location: str) -> str:
 
 
 def chunks(url: str) -> Iterator[bytes]:
-    """The bytes of a file, piece by piece.
+    """Yields the bytes of a file in chunks.
 
     Raises:
-        Refused: it can't be had.
-        OSError: the transfer failed, stalled or was cut off, as far as that can be told without knowing the file.
+        StoreRejected: the file is unavailable.
+        OSError: the transfer failed, stalled or was truncated, as far as detectable without the checksum.
     """
     from webdataset.gopen import Pipe, gopen, gopen_schemes
 
@@ -84,7 +89,7 @@ def chunks(url: str) -> Iterator[bytes]:
             while data := stream.read(CHUNK):
                 yield data
             if getattr(stream, "length", None):
-                raise OSError(f"cut off {stream.length:,} bytes before the end")
+                raise OSError(f"truncated {stream.length:,} bytes before the end")
     except http.client.InvalidURL as error:
         raise StoreRejected(str(error).partition(".")[0]) from error
     except http.client.HTTPException as error:
@@ -92,21 +97,21 @@ def chunks(url: str) -> Iterator[bytes]:
 
 
 def _output(pipe: Pipe) -> Iterator[bytes]:
-    """What a program writes, up to its end in good order."""
+    """Yields the output of a program and checks its exit status."""
     ready = select.poll()
     ready.register(pipe.stream, select.POLLIN)
     try:
         while True:
             if not ready.poll(1000 * STALL_S):
-                raise TimeoutError(f"no byte for {STALL_S:g} s")
+                raise TimeoutError(f"stalled: no data for {STALL_S:g} s")
             if not (data := os.read(pipe.stream.fileno(), CHUNK)):
                 break
             yield data
         if status := pipe.proc.wait(STALL_S):
-            said = {126: " (no permission)", 127: " (no such program)"}.get(status, "")
-            raise (StoreRejected if said else OSError)(f"the command ended with status {status}{said}")
+            reason = {126: " (no permission)", 127: " (no such program)"}.get(status, "")
+            raise (StoreRejected if reason else OSError)(f"the command failed with exit status {status}{reason}")
     except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"the command has not ended {STALL_S:g} s after its last byte") from error
+        raise TimeoutError(f"the command did not exit within {STALL_S:g} s of closing its output") from error
     finally:
         if pipe.proc.poll() is None:
             os.killpg(pipe.proc.pid, signal.SIGKILL)
@@ -118,55 +123,55 @@ def _output(pipe: Pipe) -> Iterator[bytes]:
 
 
 def _http(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
-    return _request(urllib.request.Request(url))  # noqa: S310  # `gopen` gives it http and https alone
+    return _request(urllib.request.Request(url))  # noqa: S310  # `gopen` calls it for http and https only
 
 
 def _request(request: urllib.request.Request) -> BinaryIO:
     try:
         return cast(BinaryIO, urllib.request.urlopen(request, timeout=STALL_S))  # noqa: S310  # as above
     except urllib.error.HTTPError as error:
-        if error.code >= 500 or error.code in LATER:
+        if error.code >= 500 or error.code in RETRYABLE:
             raise
         raise StoreRejected(f"HTTP {error.code} {error.reason}") from error
 
 
 def _hf(url: str, mode: str = "rb", bufsize: int = -1) -> BinaryIO:
-    """A file of a repository on the Hugging Face hub, ``hf://datasets/OWNER/NAME[@REVISION]/PATH``."""
+    """Open a file of a repository on the Hugging Face Hub, ``hf://datasets/OWNER/NAME[@REVISION]/PATH``."""
     from huggingface_hub import get_token, hf_hub_url
 
     parts = re.fullmatch(r"hf://(?:(dataset|model|space)s/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", url)
     if parts is None:
-        raise StoreRejected("write hf://datasets/OWNER/NAME/FOLDER, with @REVISION after the name if wanted")
+        raise StoreRejected("invalid URL; use hf://datasets/OWNER/NAME[@REVISION]/FOLDER")
     kind, repository, revision, path = parts.groups()
     file = hf_hub_url(repository, urllib.parse.unquote(path), repo_type=kind, revision=revision)
-    request = urllib.request.Request(file)  # noqa: S310  # the hub's, https
-    if token := get_token():  # for the hub, not for the store that it sends us to
+    request = urllib.request.Request(file)  # noqa: S310  # https URL of the Hub
+    if token := get_token():  # for the Hub only, not for the store that it redirects to
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     return _request(request)
 
 
 class _S3Stream:
-    """The body of an S3 object, whose errors are OSErrors."""
+    """The body of an S3 object; errors are raised as OSError or StoreRejected."""
 
     def __init__(self, url: str) -> None:
         bucket, _, key = url.removeprefix("s3://").partition("/")
-        self.body = self._told(lambda: _s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"])
+        self.body = self._translated(lambda: _s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"])
 
     def read(self, size: int) -> bytes:
-        return self._told(lambda: self.body.read(size))
+        return self._translated(lambda: self.body.read(size))
 
     def close(self) -> None:
         self.body.close()
 
     @staticmethod
-    def _told(do: Any) -> Any:
+    def _translated(call: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, HTTPClientError, IncompleteReadError
 
         try:
-            return do()
+            return call()
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            raise (OSError if status >= 500 or status in LATER else StoreRejected)(str(error)) from error
+            raise (OSError if status >= 500 or status in RETRYABLE else StoreRejected)(str(error)) from error
         except (EndpointConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise OSError(str(error)) from error
         except BotoCoreError as error:
@@ -175,7 +180,7 @@ class _S3Stream:
 
 @lru_cache(maxsize=1)
 def _s3_client(process: int) -> Any:
-    """The client of one process: its connections must not be shared with a fork."""
+    """Returns the client of this process; connections must not be shared across forks."""
     try:
         import boto3
         from botocore import UNSIGNED
@@ -183,7 +188,7 @@ def _s3_client(process: int) -> Any:
     except ImportError as error:
         raise StoreRejected("s3:// needs boto3: pip install 'attributegan[s3]'") from error
     session = boto3.session.Session()
-    signature = {} if session.get_credentials() else {"signature_version": UNSIGNED}  # a public bucket
+    signature = {} if session.get_credentials() else {"signature_version": UNSIGNED}  # for public buckets
     limits = Config(connect_timeout=STALL_S, read_timeout=STALL_S, retries={"total_max_attempts": 1}, **signature)
     return session.client("s3", config=limits)
 
@@ -197,8 +202,8 @@ def _gs(url: str, mode: str = "rb", bufsize: int = -1) -> Pipe:
 
 
 def _pipe(url: str, mode: str = "rb", bufsize: int = -1) -> Pipe:
-    """The user's own command; `address` has quoted the file name in it."""
-    return _program(url.removeprefix("pipe:"), shell=True)  # noqa: S604  # it is a command line that the user gave to be run
+    """Run the user's command; `address` has quoted the file name."""
+    return _program(url.removeprefix("pipe:"), shell=True)  # noqa: S604  # the user's own command line
 
 
 def _program(command: str | list[str], shell: bool) -> Pipe:

@@ -441,7 +441,7 @@ FAULTS = (
     Fault(
         "shards cut off while training",
         LOCAL,
-        ("damaged tiles met",),
+        ("too many damaged tiles",),
         _truncate_shards,
         prepare=_own_shards,
         heal=_whole_shards,
@@ -449,7 +449,7 @@ FAULTS = (
         ends=None,
     ),
     Fault("store fails for a while", LOCAL, ("try 2 of 5",), prepare=_served(_now_and_then), window=8, ends=False),
-    Fault("store fails", LOCAL, ("could not be fetched in 5 tries",), prepare=_served(_for_good), heal=_store_mended, window=8),
+    Fault("store fails", LOCAL, ("download failed 5 times",), prepare=_served(_for_good), heal=_store_mended, window=8),
     Fault("clock jumps", EVERYWHERE, (), inside=_clock_jump, ends=False),
     Fault("network cut for a moment", ("2 machines",), (), _cut(2.0), ends=None),
     Fault("network cut", ("2 machines",), (*ANOTHER, *UNMET), _cut(0.0), heal=_cable_back, options=("train.timeout_s=90",)),

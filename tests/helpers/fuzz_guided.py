@@ -23,10 +23,9 @@ with atheris.instrument_imports(include=["data_shards", "attributegan", "slurm",
 
     from attributegan import config
     from attributegan.attributes import AttributeSchema
-    from data_shards.format import index
+    from data_shards.format import index, samples, tar_members
     from data_shards.ingest import importers
     from data_shards.ingest.captions import read_tile
-    from data_shards.packing import index_tars
     from data_shards.packing.labels import read_labels
     from slurm import cluster_config, sweep
 
@@ -38,9 +37,9 @@ FOLDER.mkdir(parents=True, exist_ok=True)
 
 def tars(data: bytes) -> None:
     with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in index_tars.members(tar):
+        for member in tar_members.members(tar):
             with contextlib.suppress(ValueError):
-                index_tars.read_levels({member.kind: member}, TWO, "group")
+                samples.read_levels({member.kind: member}, TWO, "group")
 
 
 def texts(data: bytes) -> None:

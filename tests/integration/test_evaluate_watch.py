@@ -132,7 +132,7 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
 def test_held_out_split_that_is_not_there_is_refused_before_training(tmp_path: Path, shards: Path) -> None:
     process = runs.start(shards, tmp_path / "run", "evaluate.every=16", "evaluate.split=test")
     assert process.wait(timeout=seconds(60)) == 2
-    assert "evaluate.split: " in runs.output(tmp_path / "run") and "no tiles in split 'test'" in runs.output(tmp_path / "run")
+    assert "evaluate.split: " in runs.output(tmp_path / "run") and "no split 'test'" in runs.output(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

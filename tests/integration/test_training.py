@@ -194,7 +194,7 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
         (["data.shards=nowhere"], "nowhere"),
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
-        (["data.attributes=[necrosis]"], "data.attributes: necrosis: the shards have the attributes cell_crowding"),
+        (["data.attributes=[necrosis]"], "data.attributes: necrosis: not in the shards, which have cell_crowding"),
         (["loss.diversity=1", "train.batch=6", "train.grad_accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
         (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_shards.format import tile as tile_format
-from data_shards.loader.tile_reader import turned
+from data_shards.loader.tile_reader import apply_symmetry
 
 
 def webdataset_batches(tars: Sequence[Path], batch: int, workers: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -26,7 +26,7 @@ def webdataset_batches(tars: Sequence[Path], batch: int, workers: int, seed: int
     def tile(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         data = next(sample[kind] for kind in ("jpg", "png", "webp") if kind in sample)
         levels = list(json.loads(sample["json"])["levels"].values())
-        return np.ascontiguousarray(turned(tile_format.decode(data), int(rng.integers(8)))), np.array(levels)
+        return np.ascontiguousarray(apply_symmetry(tile_format.decode(data), int(rng.integers(8)))), np.array(levels)
 
     pipeline = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, resampled=True, seed=seed)
     stacked = pipeline.shuffle(1000).map(tile).batched(batch, collation_fn=_stacked)

@@ -124,12 +124,12 @@ def _measure() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _measured_by(settings: EvaluationSettings, schema: AttributeSchema) -> dict[str, str]:
-    from data_shards.measure import judge
+    from data_shards.measure import evaluation
 
-    return judge.by_attribute(settings.measure, schema) if settings.measure else {}
+    return evaluation.by_attribute(settings.measure, schema) if settings.measure else {}
 
 
 def _measurer(measured_by: dict[str, str], schema: AttributeSchema) -> Callable[[np.ndarray], np.ndarray]:
-    from data_shards.measure import judge
+    from data_shards.measure import evaluation
 
-    return judge.measurer(measured_by, schema)
+    return evaluation.measurer(measured_by, schema)

@@ -67,8 +67,10 @@ class Evaluation:
 
     def __init__(self, settings: EvaluationSettings, models: dict[str, Loaded], processes: Processes) -> None:
         from attributegan.metrics import features
+        from attributegan.utils.html_page import require_jinja2
         from tools.evaluation import data
 
+        require_jinja2()  # for the report, written at the end
         self.settings, self.models, self.processes = settings, models, processes
         first = next(iter(models.values()))
         self.data = data.open_data(settings, first)

@@ -23,7 +23,7 @@ from attributegan.sampling import latents as latents_module
 from attributegan.utils.files import WRITING, atomic_write
 
 if TYPE_CHECKING:
-    from data_shards.packing.sources import Member
+    from data_shards.packing.sources import EncodedImage
 
 FORMATS = {"png": {"compress_level": 4}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95, "method": 4}}
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -126,7 +126,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
     if not processes.broadcast_object(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
         return
 
-    def tiles(wanted: range) -> Iterator[tuple[Mapping[str, Any], Member]]:
+    def tiles(wanted: range) -> Iterator[tuple[Mapping[str, Any], EncodedImage]]:
         for first in range(wanted.start, wanted.stop, recipe.batch):
             chunk = range(first, min(first + recipe.batch, wanted.stop))
             for index, tile_HWC, level_A in zip(chunk, *recipe.tiles(chunk), strict=True):
@@ -145,11 +145,11 @@ def _row(recipe: Recipe, index: int, level_A: np.ndarray) -> dict[str, Any]:
     return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", "more": "", **levels}
 
 
-def _member(tile_HWC: np.ndarray) -> Member:
+def _member(tile_HWC: np.ndarray) -> EncodedImage:
     from data_shards.format.tile import encode_png
-    from data_shards.packing.sources import Member
+    from data_shards.packing.sources import EncodedImage
 
-    return Member(encode_png(tile_HWC), "png", tile_HWC.shape[1], tile_HWC.shape[0])
+    return EncodedImage(encode_png(tile_HWC), "png", tile_HWC.shape[1], tile_HWC.shape[0])
 
 
 def _bar(items: Any, processes: Processes, unit: str) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tools import options
 
 EXAMPLES = """\
-The page has the counts of levels and combinations, which levels come together, groups, stain, example tiles and checksums. It needs no
-other file and no network. It shows real tiles: share it as you would share them.
+The page has the counts of levels and combinations, which levels come together, groups, stain, example tiles and checksums. It is
+self-contained. It shows real tiles: share it as you would share them. HTML requires: pip install 'attributegan[explore]'
 
 examples:
   attributegan-shard card shards

@@ -123,8 +123,8 @@ def _rules(arguments: argparse.Namespace, settings: table.Settings) -> list[leve
     """Rules as far as they are known before anything is measured; every mistake in the options is found here."""
     from data_shards.measure import features, levels
 
-    if arguments.levels is not None and not 2 <= arguments.levels <= levels.MOST_LEVELS:
-        raise ValueError(f"--levels: {arguments.levels} is not from 2 to {levels.MOST_LEVELS}")
+    if arguments.levels is not None and not 2 <= arguments.levels <= levels.MAX_LEVELS:
+        raise ValueError(f"--levels: {arguments.levels} is not from 2 to {levels.MAX_LEVELS}")
     if not arguments.attributes:
         if arguments.edges or arguments.levels or arguments.attributes_out:
             raise ValueError("--levels, --edges and --attributes-out need --attributes")

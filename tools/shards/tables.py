@@ -103,7 +103,7 @@ def _columns(texts: Sequence[str], schema: AttributeSchema) -> dict[str, str]:
 
 
 def _qupath(arguments: argparse.Namespace) -> int:
-    from data_shards.ingest import qupath, qupath_levels, qupath_places, qupath_rules
+    from data_shards.ingest import qupath, qupath_levels, qupath_locations, qupath_rules
 
     try:
         import shapely  # noqa: F401
@@ -116,9 +116,9 @@ def _qupath(arguments: argparse.Namespace) -> int:
     schema = _schema(arguments)
     rules = qupath_rules.read_rules(arguments.rules, schema) if arguments.rules else qupath_rules.by_name(schema)
     if arguments.tiles:
-        places = qupath_places.tiles_of_slides(arguments.tiles, arguments.slide_mpp)
+        places = qupath_locations.tiles_of_slides(arguments.tiles, arguments.slide_mpp)
     else:
-        places = qupath_places.images_as_tiles(arguments.images)
+        places = qupath_locations.images_as_tiles(arguments.images)
     wanted = qupath_rules.measurements_of(rules)
     exports = (qupath.read_export(path, wanted, arguments.decimal_comma) for path in arguments.exports)
     table, notes = qupath_levels.levels_from(exports, places, schema, rules, arguments.cover)

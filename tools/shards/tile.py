@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             bad = work.survey(processes)
             if bad and not arguments.skip_bad:
                 raise ValueError(_report(bad, "nothing was cut"))
-            with TileProgress(work.places) as progress:
+            with TileProgress(work.positions) as progress:
                 records, damaged = work.cut(processes, progress)
             if damaged and not arguments.skip_bad:
                 raise ValueError(_report(damaged, f"the {len(records):,} others are whole"))

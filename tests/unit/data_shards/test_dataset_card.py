@@ -1,10 +1,11 @@
-"""The page about a shard set: its numbers are those of the set, and nothing from a file name gets into its markup."""
+"""The dataset card: its numbers match the set, and file names are escaped."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,7 +28,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Tables as lists of rows of texts, by section; refuses tags that are not closed in order."""
+    """Parser of tables by section, as lists of rows of texts; requires correctly nested tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ def html_of(folder: Path, **options: int) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 tiles in 8 slides, 2 of them held out."""
+    """40 tiles in 8 slides, 2 of which are held out."""
     return make_set(tmp_path_factory.mktemp("card"), 40, val_fraction=0.25)
 
 
@@ -91,7 +92,7 @@ def test_levels_are_counted_for_each_split(folder: Path) -> None:
             assert [line[2], line[4]] == [str(count) for count in counts]
 
 
-def test_combinations_and_co_occurrence_are_those_of_the_tiles(folder: Path) -> None:
+def test_combinations_and_co_occurrence_match_the_tiles(folder: Path) -> None:
     page = Page(html_of(folder))
     wanted = Counter(levels_of(number) for number in range(40))
     told = {(line[0], line[1]): int(line[2]) + int(line[3]) for table in page.tables["Combinations"] for line in table[1:]}
@@ -103,7 +104,7 @@ def test_combinations_and_co_occurrence_are_those_of_the_tiles(folder: Path) -> 
     assert [int(lines[3 + b][2 + a]) for b in range(2) for a in range(3)] == [wanted[a, b] for b in range(2) for a in range(3)]
 
 
-def test_groups_and_files_are_listed_with_their_sums(folder: Path) -> None:
+def test_groups_and_files_are_listed_with_checksums(folder: Path) -> None:
     page = Page(html_of(folder))
     groups = page.tables["Groups"][0][1:]
     assert {line[0] for line in groups} == {f"s{k}" for k in range(8)}
@@ -112,7 +113,7 @@ def test_groups_and_files_are_listed_with_their_sums(folder: Path) -> None:
     assert listed == dict(line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines())
 
 
-def test_the_page_stands_alone_with_one_tile_for_each_level(folder: Path) -> None:
+def test_the_page_is_self_contained_with_one_tile_per_level(folder: Path) -> None:
     text = html_of(folder)
     assert Page(text).tags["img"] == 5
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)', text) == [] and "<script" not in text
@@ -120,7 +121,7 @@ def test_the_page_stands_alone_with_one_tile_for_each_level(folder: Path) -> Non
 
 
 def colours(folder: Path, colours: list[tuple[int, int, int]], group: str = "s") -> Path:
-    """A set of tiles of one colour each."""
+    """A set of tiles of uniform colours."""
     images = folder / "images"
     images.mkdir()
     for number, colour in enumerate(colours):
@@ -150,11 +151,11 @@ def test_a_damaged_tile_is_counted_and_not_shown(tmp_path: Path) -> None:
         stream.seek(-1, 1)
         stream.write(bytes([byte[0] ^ 255]))
     text = html_of(folder)
-    assert "1 tiles drawn are damaged" in text and "train, 1 tiles" in text
+    assert "1 of them are damaged" in text and "train, 1 tiles" in text
     assert Page(text).tags["img"] == 2
 
 
-def test_names_of_groups_stay_text(tmp_path: Path) -> None:
+def test_names_of_groups_are_escaped(tmp_path: Path) -> None:
     folder = colours(tmp_path, [(9, 9, 9)], group='<script>alert("x")</script>&|')
     page = Page(html_of(folder))
     assert page.tags["script"] == 0
@@ -163,7 +164,7 @@ def test_names_of_groups_stay_text(tmp_path: Path) -> None:
     assert '&lt;script&gt;alert("x")&lt;/script&gt;&amp;\\|0' in (tmp_path / "card.md").read_text()
 
 
-def test_both_forms_of_a_page_say_the_same() -> None:
+def test_html_and_markdown_have_the_same_content() -> None:
     rows: list[list[Cell]] = [
         ["a|b", 1, 1.5, Tinted(2000, 0.5), Code("ff"), Picture(b"jpeg", "<p>")],
         ["c", 2, 2.0, Tinted(0, 0), Code("_"), "none"],
@@ -177,10 +178,20 @@ def test_both_forms_of_a_page_say_the_same() -> None:
     assert "| a\\|b | 1 | 1.500 | 2,000 | ff | ![&lt;p&gt;](data:image/jpeg;base64,anBlZw==) |" in lines
 
 
+def test_without_jinja2_the_extra_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert run("card", folder, "--out", tmp_path / "card.html") == 2
+    assert "HTML pages require jinja2: pip install 'attributegan[explore]'" in capsys.readouterr().err
+    assert not (tmp_path / "card.html").exists()
+    assert run("card", folder, "--out", tmp_path / "card.md", "--sample", 3) == 0
+
+
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("card", folder, "--sample", 3) == 0
     assert "train, 3 tiles" in (folder / "card.html").read_text() and str(folder / "card.html") in capsys.readouterr().out
-    assert list(verify(folder)) == []  # the set has no file too many now
+    assert list(verify(folder)) == []  # the card is an expected file of the set
     assert run("card", folder, "--out", tmp_path / "card.pdf") == 2 and "--out" in capsys.readouterr().err
     assert run("card", tmp_path, "--out", tmp_path / "card.md") == 2 and "shard set" in capsys.readouterr().err
     assert run("card", folder, "--out", tmp_path / "no" / "card.md") == 2 and "--out" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Verify finds every damage and nothing else; indexes of tars that others made."""
+"""Verify finds all damage and nothing else; indexing of existing tars."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def folder(tmp_path: Path) -> Path:
     return make_set(tmp_path, 40, val_fraction=0.2)
 
 
-def test_a_set_as_packed_is_clean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_packed_set_is_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder)]) == 0
     assert "clean, 40 tiles" in capsys.readouterr().out
 
 
-def test_a_set_with_tiles_left_out_is_clean(tmp_path: Path) -> None:
+def test_a_set_with_left_out_tiles_is_valid(tmp_path: Path) -> None:
     write_tiles(tmp_path, range(8))
     (tmp_path / "images" / "t0003.png").write_bytes(b"no image")
     labels = read_labels([tmp_path / "labels.csv"], TWO)
@@ -57,13 +57,13 @@ def test_a_damaged_image_is_named(folder: Path, capsys: pytest.CaptureFixture[st
     flip(folder / row["shard"], row["offset"] + row["length"] // 2)
     assert main(["verify", str(folder), "--workers", "1"]) == 1
     report = capsys.readouterr().out
-    assert f"{row['shard']}: {row['key']}: the image is damaged (checksum)" in report
-    assert f"{row['shard']}: its bytes are not those that were packed" in report
+    assert f"{row['shard']}: {row['key']}: the image is damaged (wrong checksum)" in report
+    assert f"{row['shard']}: wrong checksum" in report
     assert "not clean" in report
 
 
 def rewrite(path: Path, change) -> None:  # type: ignore[no-untyped-def]
-    """Write a tar again with ``change(list of (name, data))``, which gives the new list."""
+    """Rewrite a tar with ``change(list of (name, data))``, which returns the new list."""
     with tarfile.open(path) as tar:
         members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
     with tarfile.open(path, "w") as tar:
@@ -74,7 +74,7 @@ def rewrite(path: Path, change) -> None:  # type: ignore[no-untyped-def]
 
 
 def bless(folder: Path) -> None:
-    """Make sizes and SHA-256 of a changed set fit again, so that only the contents can give the change away."""
+    """Update sizes and SHA-256 of a modified set, so that only its contents reveal the change."""
     header = index.read_header(folder / index.FILE)
     shards = tuple(
         index.Shard(shard.name, shard.split, (folder / shard.name).stat().st_size, shard.tiles, checksums.sha256_of(folder / shard.name))
@@ -95,16 +95,16 @@ def swap_levels(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (swap_levels, "size is . in the tar and . in the index"),
-        (lambda members: [(members[2][0], members[0][1]), members[1], (members[0][0], members[2][1]), *members[3:]], "the index has t"),
-        (lambda members: members[2:] + members[:2], "t....: the index has t"),
+        (swap_levels, "size is . in the tar but . in the index"),
+        (lambda members: [(members[2][0], members[0][1]), members[1], (members[0][0], members[2][1]), *members[3:]], "the index has key t"),
+        (lambda members: members[2:] + members[:2], "t....: the index has key t"),
         (lambda members: members[2:], "not found in the tar"),
         (lambda members: [*members, ("new.png", members[0][1])], "new: not in the index"),
         (lambda members: [members[0], (members[1][0], b"{}"), *members[2:]], "no level of grade, size"),
         (lambda members: [members[0], (members[1][0], b"{"), *members[2:]], ".json: "),
     ],
 )
-def test_tars_that_contradict_the_index_are_found_by_their_contents(folder: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_tars_that_contradict_the_index_are_found_by_contents(folder: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     rewrite(folder / "train-000000.tar", change)
     bless(folder)
     problems = "\n".join(verify(folder))
@@ -122,7 +122,7 @@ def test_a_group_or_an_image_in_two_splits_is_found(tmp_path: Path) -> None:
         if len({row["split"] for row in rows_of(tmp_path / "set") if row["key"] in ("t0000", "t0001")}) == 2:
             break
     [problem] = verify(tmp_path / "set")
-    assert "one image is in several splits" in problem and "train t000" in problem and "val t000" in problem
+    assert "the same image is in several splits" in problem and "train t000" in problem and "val t000" in problem
 
     folder = make_set(tmp_path / "groups", 20, val_fraction=0.5)
     header, table = index.read_header(folder / index.FILE), index.read_table(folder / index.FILE)
@@ -140,16 +140,16 @@ def test_files_that_do_not_belong_and_missing_ones_are_found(folder: Path) -> No
     assert "notes.txt: does not belong to the set" in problems[0] and "val-000000.tar: can't be read" in problems[1]
 
 
-def test_no_set_at_all_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_set_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 1
-    assert "is no whole shard set" in capsys.readouterr().out
+    assert "is not a complete shard set" in capsys.readouterr().out
 
 
 # Random damage
 
 
 def random_damage(folder: Path, rng: random.Random) -> None:
-    """One of the things that disks, copies and hands do to files."""
+    """Apply a random damage of a kind caused by disks, copies and people."""
     path = rng.choice(sorted(folder.iterdir()))
     data = bytearray(path.read_bytes())
     location = rng.randrange(len(data))
@@ -170,7 +170,7 @@ def random_damage(folder: Path, rng: random.Random) -> None:
     tar = rng.choice(sorted(folder.glob("*.tar")))
     if kind == "delete":
         path.unlink()
-    elif kind == "swap":  # the images of two tiles change places, all the checksums of the set are made anew
+    elif kind == "swap":  # swap the images of two tiles and recompute all checksums of the set
         rewrite(tar, lambda members: [(members[0][0], members[2][1]), members[1], (members[2][0], members[0][1]), *members[3:]])
         bless(folder)
     elif kind == "levels":
@@ -178,7 +178,7 @@ def random_damage(folder: Path, rng: random.Random) -> None:
         bless(folder)
 
 
-def test_a_thousand_random_damages_are_found_and_none_crashes_a_reader(tmp_path: Path) -> None:
+def test_random_damage_is_found_and_never_crashes_the_loader(tmp_path: Path) -> None:
     original = make_set(tmp_path, 20, shard_count=6, val_fraction=0.2, size=8)
     files = {path.name: path.read_bytes() for path in original.iterdir()}
     folder, rng = tmp_path / "damaged", random.Random(0)
@@ -199,7 +199,7 @@ def test_a_thousand_random_damages_are_found_and_none_crashes_a_reader(tmp_path:
                 read_a_pass(shards())
             except ValueError:
                 refused += 1
-    assert 200 < refused < 1000  # damage inside of a tar is met by replacing tiles, the rest by refusing the set
+    assert 200 < refused < 1000  # damage inside a tar is handled by replacing tiles, other damage by rejecting the set
 
 
 def read_a_pass(shards: ShardSet) -> None:
@@ -209,11 +209,11 @@ def read_a_pass(shards: ShardSet) -> None:
         assert batch.images_BCHW.shape == (8, 3, 8, 8)
 
 
-# Tars that others made
+# Existing tars
 
 
 def foreign(path: Path, numbers: range, levels) -> Path:  # type: ignore[no-untyped-def]
-    """A tar written with plain webdataset; ``levels(number)`` gives the members beside the image."""
+    """Write a tar with plain webdataset; ``levels(number)`` returns the members besides the image."""
     path.parent.mkdir(exist_ok=True)
     with webdataset.TarWriter(str(path)) as tar:
         for number in numbers:
@@ -228,7 +228,7 @@ def in_json(number: int) -> dict[str, object]:
 TWO_YAML = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\nsize:\n  levels: [small, large]\n"
 
 
-def test_tars_of_others_get_an_index(tmp_path: Path) -> None:
+def test_existing_tars_are_indexed(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TWO_YAML)
     foreign(tmp_path / "tars" / "a-0.tar", range(10), in_json)
     foreign(tmp_path / "tars" / "a-1.tar", range(10, 20), in_json)
@@ -254,7 +254,7 @@ def test_cls_is_the_level_of_a_single_attribute(tmp_path: Path) -> None:
     assert {number_of(row["key"]): row["grade"] for row in rows_of(tmp_path / "tars")} == {number: number % 2 for number in range(6)}
 
 
-def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_invalid_samples_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "two.yaml").write_text(TWO_YAML)
     wrong: list[dict[str, object]] = [
         {},
@@ -270,13 +270,13 @@ def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pyte
     assert main(arguments) == 2
     report = capsys.readouterr().err
     for line in (
-        "7 samples can't be used",
+        "7 invalid samples",
         "x/t0000: no .json with levels",
         "x/t0001: no level of size",
         "x/t0002: grade is 7, levels are 0 to 2",
         "x/t0003: grade is 'much', neither a number nor one of none, low, high",
         "x/t0004: .json: ",
-        "x/t0005: .json: not a mapping",
+        "x/t0005: .json: not a JSON object",
         "x/t0006: not a readable image",
     ):
         assert line in report
@@ -285,16 +285,16 @@ def test_bad_samples_of_others_are_reported_at_once(tmp_path: Path, capsys: pyte
     assert len(rows_of(tmp_path / "tars")) == 2 and list(verify(tmp_path / "tars")) == []
 
 
-def test_a_tar_with_a_name_for_shells_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tar_names_with_shell_characters_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a b.tar").touch()
     assert main(["index", str(tmp_path), "--workers", "1"]) == 2
     told = capsys.readouterr().err
-    assert f"{tmp_path}: 'a b.tar' is no name of a shard" in told and "rename the tar" in told
+    assert f"{tmp_path}: 'a b.tar' is not a valid shard name" in told and "Rename the tar" in told
 
 
-def test_a_folder_without_tars_and_files_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_tars_and_files_that_are_not_tars_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(tmp_path)]) == 2
-    assert "has no .tar files" in capsys.readouterr().err
+    assert "no .tar files" in capsys.readouterr().err
     (tmp_path / "a.tar").write_bytes(b"x" * 2000)
     assert main(["index", str(tmp_path)]) == 2
     assert "a.tar: not a readable tar" in capsys.readouterr().err

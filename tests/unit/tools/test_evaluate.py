@@ -368,7 +368,7 @@ def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys:
     [
         (["--count", "3"], "--count: 3 must be at least 16"),
         (["--held-out", "train"], "--held-out: train is the training split too"),
-        (["--held-out", "test"], "has no tiles in split 'test'; it has train, val"),
+        (["--held-out", "test"], "has no split 'test'; found train, val"),
         (["--train", "test"], "--train: "),
         (["--features", "nothing-here"], "--features 'nothing-here': no such file"),
         (["--baseline", "RUN"], "--baseline: the same model twice"),

@@ -1,4 +1,4 @@
-"""The index of a shard set: what is read back, row groups, and every contradiction that is refused."""
+"""The index of a shard set: round trips, row groups, and rejection of every contradiction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER = Header(TWO, SHARDS, 16, "print", ("x.png: bad",))
 
 
 def table_of(shards: list[str], header: Header = HEADER, **columns: list[Any]) -> pa.Table:
-    """Rows of 100 bytes each behind 10, 20, ...; the number says the levels."""
+    """Rows of 100 bytes each at 10, 20, ...; the number determines the levels."""
     count, split = len(shards), {shard.name: shard.split for shard in header.shards}
     values = {
         "shard": shards,
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / index.FILE
 
 
-def test_what_is_written_is_read(path: Path) -> None:
+def test_round_trip(path: Path) -> None:
     header = index.read_header(path)
     assert header == HEADER and header.splits == ("train", "val")
     rows = index.read_rows(path, header, "train")
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert sorted(path.parent.iterdir()) == [path]
 
 
-def test_rows_of_one_split_alone(tmp_path: Path) -> None:
+def test_rows_of_one_split(tmp_path: Path) -> None:
     header = dataclasses.replace(HEADER, shards=(SHARDS[0], dataclasses.replace(SHARDS[2], split="val")))
     index.write(tmp_path / "i", header, [table_of(["a.tar", "c.tar", "a.tar"], header)])
     assert index.read_rows(tmp_path / "i", header, "val").offset_N.tolist() == [10]
@@ -90,7 +90,7 @@ def test_rows_of_a_shard_are_read_without_the_others(tmp_path: Path, monkeypatch
     assert len(index.read_shard(tmp_path / "i", "c.tar")) == 3 and read == [0, 1, 1, 2]
 
 
-def test_sets_are_put_together(tmp_path: Path) -> None:
+def test_merge(tmp_path: Path) -> None:
     parts = []
     for shard, tiles, size in ((SHARDS[0], 3, 16), (SHARDS[1], 0, None), (SHARDS[2], 2, 16)):
         parts.append(tmp_path / shard.name)
@@ -100,29 +100,29 @@ def test_sets_are_put_together(tmp_path: Path) -> None:
     assert index.read_table(tmp_path / "i")["shard"].to_pylist() == ["a.tar"] * 3 + ["c.tar"] * 2
     index.write(parts[2], Header(TWO, (SHARDS[2],), 8, "part"), [table_of(["c.tar"] * 2)])
     assert index.merge(tmp_path / "i", parts, "whole", []).image_size is None
-    with pytest.raises(ValueError, match="no tile is left\n  y.png: bad"):
+    with pytest.raises(ValueError, match="no usable tiles\n  y.png: bad"):
         index.merge(tmp_path / "j", parts[1:2], "whole", ["y.png: bad"])
     assert not (tmp_path / "j").exists()
 
 
 @pytest.mark.parametrize("name", ["a.tar", "A_b-0+=,@.tar", "_", "9"])
 def test_names_of_shards(name: str) -> None:
-    assert index.wrong_name(name) == ""
+    assert index.invalid_name(name) == ""
 
 
 @pytest.mark.parametrize("name", ["", "a/b.tar", "-a", ".a", "a b", "a;b", "é", "a\n"])
-def test_names_that_no_shard_has(name: str) -> None:
-    assert index.wrong_name(name).startswith(f"{name!r} is no name of a shard")
+def test_invalid_names_of_shards(name: str) -> None:
+    assert index.invalid_name(name).startswith(f"{name!r} is not a valid shard name")
 
 
 @pytest.mark.parametrize("name", index.RESERVED)
-def test_attributes_with_the_name_of_a_column_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"attributes: {name} can't name"):
+def test_attributes_named_like_a_column_are_rejected(name: str) -> None:
+    with pytest.raises(ValueError, match=f"attributes: {name}: reserved for columns"):
         index.arrow_schema(AttributeSchema((Attribute(name, ("a", "b")),)))
 
 
 def rewritten(path: Path, **tree: Any) -> Path:
-    """The index with other metadata."""
+    """Rewrite the index with other metadata."""
     table = pq.read_table(path)
     old = json.loads(table.schema.metadata[index.METADATA])
     pq.write_table(table.replace_schema_metadata({index.METADATA: json.dumps(old | tree)}), path)
@@ -132,17 +132,17 @@ def rewritten(path: Path, **tree: Any) -> Path:
 @pytest.mark.parametrize(
     ("tree", "named"),
     [
-        ({"version": 2}, "another version"),
-        ({"schema": {"grade": ["a", "b"]}}, "don't fit together"),
-        ({"image_size": 16.0}, "don't fit together"),
-        ({"image_size": "16"}, "don't fit together"),
-        ({"shards": [{**vars(SHARDS[0]), "size": -1}]}, "don't fit together"),
-        ({"shards": [{**vars(SHARDS[0]), "size": "9"}]}, "don't fit together"),
-        ({"shards": [{**vars(SHARDS[0]), "split": 3}]}, "don't fit together"),
+        ({"version": 2}, "an incompatible version"),
+        ({"schema": {"grade": ["a", "b"]}}, "do not match"),
+        ({"image_size": 16.0}, "do not match"),
+        ({"image_size": "16"}, "do not match"),
+        ({"shards": [{**vars(SHARDS[0]), "size": -1}]}, "do not match"),
+        ({"shards": [{**vars(SHARDS[0]), "size": "9"}]}, "do not match"),
+        ({"shards": [{**vars(SHARDS[0]), "split": 3}]}, "do not match"),
         ({"shards": [{**vars(SHARDS[0]), "more": 3}]}, "damaged"),
-        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "name": "../a"}]}, "shard 2 of its metadata: '../a' is no name"),
-        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "sha256": "0" * 63}]}, "shard 2 of its metadata: '0+' is no SHA-256"),
-        ({"shards": [{**vars(SHARDS[0]), "sha256": "G" * 64}]}, "is no SHA-256"),
+        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "name": "../a"}]}, "shard 2 in the metadata: '../a' is not a valid"),
+        ({"shards": [vars(SHARDS[0]), {**vars(SHARDS[0]), "sha256": "0" * 63}]}, "shard 2 in the metadata: '0+' is not a SHA-256"),
+        ({"shards": [{**vars(SHARDS[0]), "sha256": "G" * 64}]}, "is not a SHA-256"),
         ({"left_out": 3}, "damaged"),
         ({"shards": None}, "damaged"),
     ],
@@ -152,7 +152,7 @@ def test_metadata_that_contradict_the_file_or_themselves(path: Path, tree: dict[
         index.read_header(rewritten(path, **tree))
 
 
-def test_metadata_of_no_size_and_an_empty_shard_are_fine(path: Path) -> None:
+def test_missing_size_and_empty_shard_are_valid(path: Path) -> None:
     header = index.read_header(rewritten(path, image_size=None, shards=[{**vars(SHARDS[0]), "size": 0}]))
     assert header.image_size is None and header.shards[0].size == 0
 
@@ -160,15 +160,15 @@ def test_metadata_of_no_size_and_an_empty_shard_are_fine(path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        ({"offset": [0, -1]}, "outside of their shard"),
-        ({"length": [100, -1]}, "outside of their shard"),
-        ({"offset": [900, 901]}, "outside of their shard"),
-        ({"grade": [0, 3]}, "grade has levels from 0 to 3, its schema from 0 to 2"),
-        ({"grade": [-2, 0]}, "grade has levels from -2 to 0"),
-        ({"size": [0, 2]}, "size has levels"),
-        ({"offset": [0, None]}, "lack something"),
-        ({"size": [None, 0]}, "lack something"),
-        ({"shard": ["a.tar", "x.tar"]}, "rows name the shards x.tar, which"),
+        ({"offset": [0, -1]}, "outside their shard"),
+        ({"length": [100, -1]}, "outside their shard"),
+        ({"offset": [900, 901]}, "outside their shard"),
+        ({"grade": [0, 3]}, "levels of grade range from 0 to 3, but its schema has 0 to 2"),
+        ({"grade": [-2, 0]}, "levels of grade range from -2 to 0"),
+        ({"size": [0, 2]}, "levels of size range"),
+        ({"offset": [0, None]}, "missing values"),
+        ({"size": [None, 0]}, "missing values"),
+        ({"shard": ["a.tar", "x.tar"]}, "rows refer to shards missing from the metadata: x.tar"),
     ],
 )
 def test_rows_that_contradict_the_metadata(tmp_path: Path, columns: dict[str, list[Any]], named: str) -> None:
@@ -185,8 +185,8 @@ def test_rows_at_the_edge(tmp_path: Path) -> None:
         index.read_rows(tmp_path / "i", HEADER, "train")
 
 
-def test_files_that_are_no_index_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not there; .* is not a shard set"):
+def test_files_that_are_not_an_index_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not found; .* is not a shard set"):
         index.read_header(tmp_path / "i")
     (tmp_path / "i").write_bytes(b"PAR1 no")
     for read in (
@@ -198,7 +198,7 @@ def test_files_that_are_no_index_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not a readable index"):
             read(tmp_path / "i")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "i")
-    with pytest.raises(ValueError, match="a Parquet file, but no index"):
+    with pytest.raises(ValueError, match="a Parquet file, but not the index"):
         index.read_header(tmp_path / "i")
 
 

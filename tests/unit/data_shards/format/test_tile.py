@@ -49,7 +49,7 @@ def jpeg(
     components: int = 3,
     after: bytes = b"\0",
 ) -> bytes:
-    """The beginning of a JPEG: segments, then a start of frame up to its number of components, and a byte."""
+    """The start of a JPEG: segments, a start of frame up to its number of components, and one more byte."""
     frame = struct.pack(">BHHB", precision, height, width, components)
     return b"\xff\xd8" + before + bytes([0xFF, start]) + struct.pack(">H", 2 + len(frame)) + frame + after
 
@@ -67,7 +67,7 @@ def segment(marker: int, content: bytes) -> bytes:
         (jpeg(before=segment(0xE0, b"JFIF") + segment(0xDB, bytes(65)) + segment(0xC4, b"x") + segment(0xDD, b"")), (7, 5)),
         (jpeg(before=segment(0xFE, b"a comment")), (7, 5)),
         (jpeg(before=segment(0xEF, b"a" * 1000)), (7, 5)),
-        (jpeg(after=b""), (7, 5)),  # all that is read is there
+        (jpeg(after=b""), (7, 5)),  # everything that is read is present
         (jpeg(after=b"")[:-1], None),
         (jpeg(start=0xC3), None),
         (jpeg(before=segment(0xF0, b"")), None),
@@ -94,7 +94,7 @@ def test_size_of_a_jpeg_has_the_limit_of_pillow(monkeypatch: pytest.MonkeyPatch)
 
 
 def numbered(width: int, height: int) -> Image.Image:
-    """Red says the column and green the row."""
+    """Red encodes the column and green the row."""
     rows, columns = np.indices((height, width))
     return Image.fromarray(np.stack([columns, rows, np.zeros_like(rows)], axis=2).astype(np.uint8))
 
@@ -102,7 +102,7 @@ def numbered(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize(
     ("crop", "left", "top", "side"),
     [
-        (None, 3, 0, 10),  # of the 7 columns to spare, 3 are on the left
+        (None, 3, 0, 10),  # 3 of the 7 spare columns are on the left
         (Crop(1.0, 0.0, 0.0), 0, 0, 10),
         (Crop(1.0, 0.999, 0.999), 7, 0, 10),
         (Crop(0.5, 0.5, 0.999), 6, 5, 5),
@@ -151,7 +151,7 @@ def test_fast_decoding_is_for_whole_ordinary_jpegs(monkeypatch: pytest.MonkeyPat
     data = encoded(numbered(16, 16), "JPEG")
     assert tile._fast_jpeg(data) is not None
     assert tile._fast_jpeg(encoded(Image.new("CMYK", (8, 8)), "JPEG")) is None
-    assert tile._fast_jpeg(jpeg()) is None  # no image follows: Pillow is to say so
+    assert tile._fast_jpeg(jpeg()) is None  # no image data: Pillow must raise the error
     assert tile._fast_jpeg(encoded(numbered(4, 4), "PNG")) is None
 
 

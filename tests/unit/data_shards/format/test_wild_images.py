@@ -1,4 +1,4 @@
-"""Images of all kinds: what training reads is what a plain reading of the file says, on white where it is transparent, or a refusal."""
+"""Images of all kinds are read as their format defines, composited on white where transparent, or rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEEP_HW = np.random.default_rng(2).integers(0, 65536, (SIZE, SIZE)).astype(np.ui
 
 
 def trained_on(folder: Path, name: str, *more: str) -> np.ndarray:
-    """Pack one image of ``folder`` by the command, verify the set, and read its tile as training does."""
+    """Pack one image of ``folder`` with the command, verify the set, and read its tile as training does."""
     write_csv(folder / "labels.csv", ["file", "grade"], [[name, 1]])
     (folder / "grade.yaml").write_text(GRADE)
     paths = ["--images", str(folder), "--labels", str(folder / "labels.csv"), "--out", str(folder / "set")]
@@ -110,7 +110,7 @@ def test_one_transparent_colour(tmp_path: Path, mode: str) -> None:
 
 
 def test_size_crops_after_compositing(tmp_path: Path) -> None:
-    hidden = Image.new("RGBA", (64, 64), (255, 0, 0, 0))  # red where nothing is to be seen
+    hidden = Image.new("RGBA", (64, 64), (255, 0, 0, 0))  # red under transparent pixels
     hidden.save(tmp_path / "t.png")
     assert (trained_on(tmp_path, "t.png", "--size", "16") == 255).all()
 
@@ -127,7 +127,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_16(values_HWC: np.ndarray, colour_type: int, more: bytes = b"") -> bytes:
-    """A PNG of 16 bits with any number of channels, which Pillow does not write."""
+    """A 16-bit PNG with any number of channels, which Pillow can't write."""
     height, width, channels = values_HWC.shape
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values_HWC.reshape(height, width * channels))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
@@ -143,12 +143,12 @@ def test_16_bit_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert np.abs(trained_on(tmp_path, "rgba.png") - wanted_HWC).max() <= 2
     (tmp_path / "key.png").write_bytes(png_16(deep_HWC[..., :3], 2, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))
     (tmp_path / "set").rename(tmp_path / "other")
-    assert "16-bit colour of which one value is transparent" in refusal(tmp_path, "key.png", capsys)
+    assert "16-bit colour with a transparent value" in refusal(tmp_path, "key.png", capsys)
 
 
 @pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0), (16, 1)])
 def test_tiffs_say_their_range(tmp_path: Path, bits: int, photometric: int) -> None:
-    """12 bits packed, and 16 bits of which 0 is white."""
+    """12 bits packed, and 16 bits with 0 as white."""
     values_HW = DEEP_HW >> (16 - bits)
     if bits == 12:
         flat = values_HW.reshape(-1, 2).astype(np.uint32)
@@ -165,7 +165,7 @@ def test_tiffs_say_their_range(tmp_path: Path, bits: int, photometric: int) -> N
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
-def test_pixels_without_a_range_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, dtype: type) -> None:
+def test_pixels_without_a_range_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, dtype: type) -> None:
     Image.fromarray((RGB_HWC[..., 2] / 255 if mode == "F" else RGB_HWC[..., 2]).astype(dtype)).save(tmp_path / "t.tif")
     assert "convert it to 8-bit RGB first" in refusal(tmp_path, "t.tif", capsys)
 
@@ -180,7 +180,7 @@ def test_other_colour_spaces(tmp_path: Path) -> None:
         assert np.abs(trained_on(tmp_path, name).astype(int) - np.asarray(smooth)).max() <= most, name
 
 
-def test_files_that_every_reader_sees_alike_stay_byte_for_byte(tmp_path: Path) -> None:
+def test_unambiguous_files_are_stored_byte_for_byte(tmp_path: Path) -> None:
     images = {
         "rgb.png": Image.fromarray(RGB_HWC),
         "grey.png": Image.fromarray(RGB_HWC[..., 0]),
@@ -198,10 +198,10 @@ def test_files_that_every_reader_sees_alike_stay_byte_for_byte(tmp_path: Path) -
     trained_on(tmp_path, "t.png")
     [row] = rows_of(tmp_path / "set")
     with Image.open(io.BytesIO((tmp_path / "set" / row["shard"]).read_bytes()[row["offset"] :][: row["length"]])) as stored:
-        assert stored.mode == "RGB"  # so that readers of other projects see it on white too
+        assert stored.mode == "RGB"  # so that other programs show it on white too
 
 
-def test_old_sets_with_such_files_are_read_right() -> None:
+def test_old_sets_with_such_files_are_read_correctly() -> None:
     for image, wanted_HWC in ((rgba(), on_white(RGB_HWC, ALPHA_HW)), (Image.fromarray(DEEP_HW), (DEEP_HW / 257)[..., None])):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -209,13 +209,13 @@ def test_old_sets_with_such_files_are_read_right() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
-def test_files_of_several_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+def test_files_with_several_pages_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     frames = [Image.fromarray(pixels_of(number, SIZE)) for number in range(3)]
     frames[0].save(tmp_path / f"t.{suffix}", save_all=True, append_images=frames[1:])
     assert "has 3 pages or frames" in refusal(tmp_path, f"t.{suffix}", capsys)
 
 
-def test_a_pyramid_is_one_picture(tmp_path: Path) -> None:
+def test_a_pyramid_is_one_image(tmp_path: Path) -> None:
     first = Image.fromarray(RGB_HWC)
     first.save(tmp_path / "t.tif", save_all=True, append_images=[first.resize((8, 8)), first.resize((4, 4))])
     assert np.array_equal(trained_on(tmp_path, "t.tif"), RGB_HWC)
@@ -229,7 +229,7 @@ def saved(suffix: str, **options: object) -> bytes:
 
 
 def recut(png: bytes) -> bytes:
-    """Half of the pixels of a PNG, in chunks that are right as such."""
+    """Keep half of the pixels of a PNG, in valid chunks."""
     at = png.index(b"IDAT")
     length = int.from_bytes(png[at - 4 : at], "big")
     return png[: at - 4] + chunk(b"IDAT", png[at + 4 : at + 4 + length // 2]) + chunk(b"IEND", b"")
@@ -245,7 +245,7 @@ HALVES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("how", HALVES)
 @pytest.mark.parametrize("name", ["t.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "t.png", "t.webp"])
-def test_half_an_image_is_named_by_pack_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
+def test_truncated_images_are_named_by_pack_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
     data = saved(name.rpartition(".")[2], **({"progressive": True} if "progressive" in name else {}))
     if name in ("grey.jpg", "cmyk.jpg"):
         with Image.open(io.BytesIO(saved("png"))) as image:
@@ -277,23 +277,23 @@ def test_half_an_image_is_named_by_pack_and_verify(tmp_path: Path, capsys: pytes
         )
 
 
-def test_half_of_the_pixels_in_good_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_pixels_in_valid_chunks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.png").write_bytes(recut(saved("png")))
-    assert "the PNG is cut off" in refusal(tmp_path, "t.png", capsys)
+    assert "the PNG is truncated" in refusal(tmp_path, "t.png", capsys)
 
 
-def test_verify_names_a_half_image_of_an_old_set(
+def test_verify_names_a_truncated_image_of_an_old_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "t.jpg").write_bytes(HALVES["cut and ended"](saved("jpg")))
     with monkeypatch.context() as patched:
-        patched.setattr(intact, "check", lambda data: None)  # as it was packed before
+        patched.setattr(intact, "check", lambda data: None)  # as earlier versions packed it
         trained_on(tmp_path, "t.jpg")
     assert main(["verify", str(tmp_path / "set"), "--workers", "1"]) == 1
-    assert "the JPEG is cut off or damaged" in capsys.readouterr().out
+    assert "the JPEG is truncated or damaged" in capsys.readouterr().out
 
 
-def test_bytes_behind_the_end_do_no_harm(tmp_path: Path) -> None:
+def test_bytes_after_the_end_are_ignored(tmp_path: Path) -> None:
     for suffix in ("jpg", "png"):
         (tmp_path / f"t.{suffix}").write_bytes(saved(suffix) + b"a camera's own data")
         trained_on(tmp_path, f"t.{suffix}")
@@ -318,13 +318,13 @@ class monkeypatched_limit:
         Image.MAX_IMAGE_PIXELS = self.before
 
 
-def test_empty_files_and_texts_are_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_files_and_texts_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.png").write_bytes(b"")
     assert "the file is empty" in refusal(tmp_path, "t.png", capsys)
     (tmp_path / "t.png").write_bytes(b"<html>no such page</html>")
-    assert "are not an image that Pillow reads" in refusal(tmp_path, "t.png", capsys)
+    assert "in no supported image format (Pillow)" in refusal(tmp_path, "t.png", capsys)
 
 
-def test_what_is_plain() -> None:
+def test_is_plain() -> None:
     assert rgb.is_plain(Image.fromarray(RGB_HWC)) and rgb.is_plain(Image.fromarray(RGB_HWC).convert("RGBA"))
     assert not rgb.is_plain(rgba()) and not rgb.is_plain(Image.fromarray(DEEP_HW)) and index.FILE

@@ -1,4 +1,4 @@
-"""Levels from captions and from the published table, and the CSV that pack takes."""
+"""Import of captions and of the published table into the CSV of pack."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_sentence_is_read_by_its_content(sentence: str, attribute: str, level:
     "sentence",
     [
         "Mitosis is not rare",
-        "Mitosis is nfrequent",  # one slip from frequent and from infrequent
+        "Mitosis is nfrequent",  # one error away from frequent and from infrequent
         "Nucleoli are hardly prominent",
         "Nucleoli are improminent",
         "Polarity is almost completely lost",
@@ -98,24 +98,24 @@ def test_a_sentence_is_read_by_its_content(sentence: str, attribute: str, level:
         "The tissue is folded",
     ],
 )
-def test_a_sentence_that_no_rule_knows_is_not_guessed(sentence: str) -> None:
+def test_an_unknown_sentence_is_not_guessed(sentence: str) -> None:
     with pytest.raises(captions.Unclear):
         captions.read_sentence(sentence)
 
 
-def test_sentences_may_stand_in_any_order() -> None:
+def test_sentences_may_come_in_any_order() -> None:
     backwards = ". ".join(reversed(captions.sentences_of(CAPTION)))
     assert captions.read_caption(CAPTION) == (LEVELS, []) == captions.read_caption(backwards)
 
 
-def test_a_bare_insufficient_information_stands_for_what_nobody_speaks_of() -> None:
+def test_bare_insufficient_information_is_assigned_to_remaining_attributes() -> None:
     text = CAPTION.replace("Polarity is partially lost", "insufficient information").replace("Mitosis is rare", "insufficient information")
     assert captions.read_caption(text) == (LEVELS | {"cell_polarity": 0, "mitosis": 0}, [])
     nothing = ". ".join(["Insufficient information"] * 6)
     assert captions.read_caption(nothing) == ({name: 0 for name in PUBLISHED.names} | {"diagnosis": 3}, [])
 
 
-def test_too_many_and_too_few_sentences_are_told() -> None:
+def test_too_many_and_too_few_sentences_are_reported() -> None:
     without = CAPTION.replace("Mitosis is rare. ", "")
     assert [problem[0] for problem in captions.read_caption(without)[1]] == ["mitosis"]
     assert "already" in captions.read_caption(CAPTION + " Insufficient information.")[1][0][2]
@@ -131,25 +131,25 @@ def test_disagreement_is_listed_and_gives_no_levels() -> None:
     assert "1, 1, 1, 1, 3" in str(problems[0])
 
 
-def test_an_unknown_sentence_is_listed_with_its_place() -> None:
+def test_an_unknown_sentence_is_listed_with_its_location() -> None:
     odd = CAPTION.replace("Mitosis is rare", "Mitosis is weird")
     _, problems = captions.read_tiles({"t": [CAPTION, odd]})
-    assert [str(problem) for problem in problems] == ['t, caption 2, mitosis: "Mitosis is weird": no rule knows this sentence']
+    assert [str(problem) for problem in problems] == ['t, caption 2, mitosis: "Mitosis is weird": no rule matches this sentence']
 
 
-def test_spelling_forgives_one_slip_and_never_a_negation() -> None:
+def test_spelling_corrects_one_error_and_never_a_negation() -> None:
     assert edit_distance("abcd", "acbd") == 1 and edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
     assert correct("pleomorphsim") == "pleomorphism" and correct("moderatley") == "moderately"
     for word in ("frequent", "infrequent", "conspicuous", "abnormal", "unfrequent", "nfrequent", "weird"):
         assert correct(word) == word
 
 
-def test_import_captions_lists_what_is_wrong_and_writes_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_captions_lists_problems_and_writes_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = CAPTION.replace("Nucleoli is prominent", "Nucleoli are weird")
     path = write_captions(tmp_path / "captions.json", {"H7_1_2": [CAPTION] * 5, "1_00061_sub0_009": [CAPTION], "N5_1_1": [odd], "x_1": []})
     assert run("import-captions", path, "--out", tmp_path / "levels.csv") == 2
     errors = capsys.readouterr().err
-    assert "N5_1_1, caption 1, nucleoli" in errors and "'x_1': has no list of captions" in errors and len(errors.splitlines()) == 2
+    assert "N5_1_1, caption 1, nucleoli" in errors and "'x_1': no list of captions" in errors and len(errors.splitlines()) == 2
     rows = rows_of(tmp_path / "levels.csv")
     assert {file: row["slide"] for file, row in rows.items()} == {"H7_1_2.png": "H7", "1_00061_sub0_009.png": "1_00061"}
     assert rows["H7_1_2.png"]["diagnosis"] == "low grade" and not list(tmp_path.glob("*.part"))
@@ -157,7 +157,7 @@ def test_import_captions_lists_what_is_wrong_and_writes_the_rest(tmp_path: Path,
     assert labels.bad == [] and [labels.table[name][0].as_py() for name in PUBLISHED.names] == [LEVELS[name] for name in PUBLISHED.names]
 
 
-def test_images_give_the_files_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_determine_file_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_captions(tmp_path / "captions.json", {tile: [CAPTION] for tile in ("H7_1_2", "H7_1_3", "H7_1_4")})
     for name in ("a/H7_1_2.jpg", "a/H7_1_4.jpg", "b/H7_1_4.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,31 +165,31 @@ def test_images_give_the_files_their_names(tmp_path: Path, capsys: pytest.Captur
     assert run("import-captions", path, "--out", tmp_path / "levels.csv", "--images", tmp_path / "images") == 2
     assert list(rows_of(tmp_path / "levels.csv")) == ["a/H7_1_2.jpg"]
     told = capsys.readouterr()
-    assert "2 images of that name: a/H7_1_4.jpg, b/H7_1_4.png" in told.err and "1 left out" in told.out
+    assert f"2 images with this name in {tmp_path / 'images'}: a/H7_1_4.jpg, b/H7_1_4.png" in told.err and "1 left out" in told.out
     assert run("import-captions", path, "--out", tmp_path / "none.csv", "--images", tmp_path / "absent") == 2
     assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "{", '"x"'])
-def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "captions.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="captions.json"):
         importers.read_captions(path)
 
 
-def test_a_tile_that_stands_there_twice_is_listed(tmp_path: Path) -> None:
+def test_duplicate_tiles_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     entry = json.dumps({"caption": [CAPTION]})
     path.write_text(f'{{"a_1": {entry}, "b_1": {entry}, "a_1": {entry}}}')
     table = importers.read_captions(path)
-    assert [row["file"] for row in table.rows] == ["b_1"] and table.bad == ["captions.json: a_1: stands there 2 times"]
+    assert [row["file"] for row in table.rows] == ["b_1"] and table.bad == ["captions.json: a_1: given 2 times"]
 
 
 HEADER = "path,cell_crowding_level,cell_polarity_level,mitosis_level,nucleoli_level,pleomorphism_level,freq_id,cl_labels\n"
 
 
-def test_import_published_keeps_every_level_and_lists_bad_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_published_keeps_levels_and_lists_invalid_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.csv"
     table.write_text(
         HEADER + "/p/H7_1_2.png,4,3,3,2,4,0,12\n/p/N5_1_1.png,0,0,1,2,2,1,100\n/q/N5_1_2.png,0,0,0,0,0,0,1\n"
@@ -212,7 +212,7 @@ def test_import_published_keeps_every_level_and_lists_bad_rows(tmp_path: Path, c
     assert run("import-published", table, "--out", tmp_path / "no.csv") == 2 and not (tmp_path / "no.csv").exists()
 
 
-def test_another_table_is_refused(tmp_path: Path) -> None:
+def test_other_tables_are_rejected(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("file,mitosis\na.png,1\n")
     with pytest.raises(ValueError, match="no column path"):
@@ -237,7 +237,7 @@ def test_captions_give_the_diagnosis_of_the_data_set() -> None:
 
 
 @needs_shared
-def test_the_published_table_comes_whole() -> None:
+def test_the_published_table_is_complete() -> None:
     every, frequent = importers.read_published(TABLE), importers.read_published(TABLE, without_rare=True)
     assert (len(every.rows), len(frequent.rows), frequent.left_out) == (4062, 3530, 532)
     for name, count in zip(PUBLISHED.names, PUBLISHED.num_levels, strict=True):

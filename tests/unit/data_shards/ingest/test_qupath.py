@@ -1,6 +1,6 @@
-"""QuPath's exports, in the forms that 0.2 to 0.6 write: objects, places, rules, levels, and the command.
+"""QuPath's exports as written by 0.2 to 0.6: objects, locations, rules, levels, and the command.
 
-The files are made here from the documented format: GeoJSON features with objectType, classification and measurements (docs "Exporting
+The files are created from the documented format: GeoJSON features with objectType, classification and measurements (docs "Exporting
 annotations"), and tables of measurements (docs "Exporting measurements").
 """
 
@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from attributegan.attributes import Attribute, AttributeSchema
-from data_shards.ingest import qupath, qupath_levels, qupath_places, qupath_rules
+from data_shards.ingest import qupath, qupath_levels, qupath_locations, qupath_rules
 from data_shards.ingest.qupath import ANNOTATION, DETECTION, POINT, UNKNOWN_KIND, read_export
 from tools import shard
 
@@ -42,7 +42,7 @@ def square(left: float, top: float, side: float) -> dict[str, Any]:
 
 
 def feature(geometry: Any, kind: str = "annotation", classification: Any = None, measurements: Any = None, **more: Any) -> dict[str, Any]:
-    """A feature as 0.4 to 0.6 write it."""
+    """A feature as written by 0.4 to 0.6."""
     properties: dict[str, Any] = {"objectType": kind}
     if classification is not None:
         properties["classification"] = classification
@@ -52,7 +52,7 @@ def feature(geometry: Any, kind: str = "annotation", classification: Any = None,
 
 
 def named(*names: str) -> dict[str, Any]:
-    """A classification as 0.4 and later write it."""
+    """A classification as written by 0.4 and later."""
     return ({"name": names[0]} if len(names) == 1 else {"names": list(names)}) | {"color": [200, 0, 0]}
 
 
@@ -102,7 +102,7 @@ def test_classes_of_every_version(classification: Any, names: tuple[str, ...]) -
 def test_measurements_of_both_forms(tmp_path: Path) -> None:
     new = feature(square(0, 0, 4), "cell", named("Tumor"), {"Nucleus: Area µm^2": 30.5, "other": 1, "none": None})
     old = feature(square(0, 0, 4), "cell", None, [{"name": "Nucleus: Area µm^2", "value": 31.5}, {"name": "other", "value": 1}])
-    not_a_number = feature(square(0, 0, 4), "cell", None, {"Nucleus: Area µm^2": float("nan")})  # Gson writes NaN as such
+    not_a_number = feature(square(0, 0, 4), "cell", None, {"Nucleus: Area µm^2": float("nan")})  # Gson writes a bare NaN
     found = read(write(tmp_path / "H7.geojson", [new, old, not_a_number]), "Nucleus: Area µm^2", "none")
     assert [one.values for one in found.objects["H7"]] == [{"Nucleus: Area µm^2": 30.5}, {"Nucleus: Area µm^2": 31.5}, {}] and not found.bad
 
@@ -121,10 +121,10 @@ def test_kinds_of_every_version(tmp_path: Path) -> None:
     assert [(one.x, one.y) for one in found[-2:]] == [(1, 2), (3, 4)] and found[0].x == 2
 
 
-def test_files_as_lists_single_packed_and_with_children(tmp_path: Path) -> None:
+def test_files_with_lists_single_features_compression_and_children(tmp_path: Path) -> None:
     child = feature(square(1, 1, 1), "detection")
     parent = feature(square(0, 0, 4), childObjects=[child])
-    (tmp_path / "H7.json").write_text(json.dumps([parent]))  # as scripts wrote it
+    (tmp_path / "H7.json").write_text(json.dumps([parent]))  # as written by scripts
     (tmp_path / "H8.geojson").write_text(json.dumps(child))
     text = write(tmp_path / "H9.geojson", [parent]).read_bytes()
     with zipfile.ZipFile(tmp_path / "H9.geojson.zip", "w") as archive:
@@ -146,7 +146,7 @@ def test_holes_ellipses_and_crossed_outlines(tmp_path: Path) -> None:
     assert [round(one.shape.area) for one in found] == [75, 50, 16]
 
 
-def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_invalid_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
     bad = [
         3, {"type": "Feature", "properties": {"objectType": "annotation"}}, feature(None), feature({"type": "Polygon", "coordinates": []}),
         feature({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}), feature(square(0, 0, 1), classification=7),
@@ -158,9 +158,9 @@ def test_bad_objects_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"type": "FeatureCollection"}', "3", '"x"'])
-def test_files_that_are_no_geojson(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_geojson(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.geojson").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.geojson: (not a readable GeoJSON file|has no features)"):
+    with pytest.raises(ValueError, match=r"a\.geojson: (not a readable GeoJSON file|no features)"):
         read(tmp_path / "a.geojson")
     for name in ("a.geojson.gz", "a.geojson.zip"):
         (tmp_path / name).write_text("x")
@@ -216,7 +216,7 @@ def test_separators_and_encodings(tmp_path: Path, separator: str, encoding: str)
     assert [(one.x, one.in_um, dict(one.values)) for one in found.objects["Zürich.svs"]] == [(1.5, True, {"Nucleus: Area µm^2": 3})]
 
 
-def test_greek_mu_and_the_micro_sign_are_one(tmp_path: Path) -> None:
+def test_greek_mu_and_the_micro_sign_are_equal(tmp_path: Path) -> None:
     columns = [name.replace("µ", "μ") for name in NEW]
     found = read(
         write_table(tmp_path / "a.tsv", columns, [["a", "", "Cell", "", "", "", "", 1, 2, 3]]), "Nucleus: Area μm^2", "Nucleus: Area µm^2"
@@ -224,29 +224,29 @@ def test_greek_mu_and_the_micro_sign_are_one(tmp_path: Path) -> None:
     assert found.objects["a"][0].values == {"Nucleus: Area μm^2": 3, "Nucleus: Area µm^2": 3} and found.objects["a"][0].in_um
 
 
-def test_decimal_commas_are_asked_about(tmp_path: Path) -> None:
+def test_decimal_commas_require_the_option(tmp_path: Path) -> None:
     path = write_table(
         tmp_path / "a.tsv", NEW, [["a", "", "Cell", "", "", "", "", "1,5", "2", "1.234,5"], ["a", "", "Cell", "", "", "", "", 1, 2, "3"]]
     )
     found = read(path)
-    assert "Centroid X µm is '1,5', not a number; add --decimal-comma" in found.bad[0] and len(found.objects["a"]) == 1
+    assert "Centroid X µm is '1,5', not a number; use --decimal-comma" in found.bad[0] and len(found.objects["a"]) == 1
     assert read(path, comma=True).objects["a"][0].x == 1.5
     assert "not a number" in read(path, "Nucleus: Area µm^2", comma=True).bad[0]  # 1.234,5 is not guessed
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="this is not a table of QuPath"):
+def test_files_that_are_not_tables(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a measurement table of QuPath"):
         read(write_table(tmp_path / "a.tsv", ["file", "x"], [["a", 1]]))
     with pytest.raises(ValueError, match="not a readable table"):
         read(tmp_path / "none.tsv")
-    assert read(write_table(tmp_path / "b.tsv", NEW, []), "Nucleus: Perimeter").bad == ["b.tsv: has no column Nucleus: Perimeter"]
+    assert read(write_table(tmp_path / "b.tsv", NEW, []), "Nucleus: Perimeter").bad == ["b.tsv: no column Nucleus: Perimeter"]
 
 
 # Tiles of slides
 
 
 def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: tuple[int, int] = (0, 0), slide: str = "H7") -> Path:
-    """A 3 x 2 grid of tiles of 100 px at 0.5 um, as `attributegan-shard tile` writes them: 200 px of the slide."""
+    """A 3 x 2 grid of tiles of 100 px at 0.5 um, as written by `attributegan-shard tile`; each covers 200 px of the slide."""
     folder = tmp_path / "tiles"
     (folder / slide).mkdir(parents=True)
     rows = []
@@ -259,7 +259,11 @@ def cut_tiles(tmp_path: Path, mpp: tuple[float, float] = (0.25, 0.25), origin: t
 
 
 def levels(
-    tmp_path: Path, exports: Sequence[Path], places: qupath_places.Places, rules: Mapping[str, Any] | None = None, comma: bool = False
+    tmp_path: Path,
+    exports: Sequence[Path],
+    places: qupath_locations.TileLocations,
+    rules: Mapping[str, Any] | None = None,
+    comma: bool = False,
 ) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:  # fmt: skip
     known = qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA) if rules else qupath_rules.by_name(SCHEMA)
     wanted = qupath_rules.measurements_of(known)
@@ -281,19 +285,19 @@ def levels(
     ],
 )
 def test_classes_by_name(tmp_path: Path, classes: Any, expected: tuple[int, ...] | None) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     found, bad, notes = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(0, 0, 200), classification=classes)])], places)
     assert found == ({"H7/0_0.png": expected} if expected else {}) and not bad
-    assert (expected is None) == any("not a level of any attribute" in note for note in notes)
+    assert (expected is None) == any("not mapped to a level of any attribute" in note for note in notes)
 
 
-def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+def test_the_class_with_the_largest_share_of_a_tile(tmp_path: Path) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
-        feature(square(0, 0, 150), classification=named("rare")),  # .56 of the first tile
+        feature(square(0, 0, 150), classification=named("rare")),  # 0.56 of the first tile
         feature(square(0, 0, 90), classification=named("some")),
-        feature(square(10, 0, 90), classification=named("some")),  # overlapping: .225 together
-        feature(square(200, 0, 139), classification=named("frequent")),  # .48: too little
+        feature(square(10, 0, 90), classification=named("some")),  # overlapping: 0.225 in total
+        feature(square(200, 0, 139), classification=named("frequent")),  # 0.48: too little
         feature(square(400, 0, 200), classification=named("rare")),
         feature(square(400, 0, 200), classification=named("frequent")),
         feature(
@@ -310,7 +314,7 @@ def test_the_class_that_covers_most_of_a_tile(tmp_path: Path) -> None:
     ]
     found, bad, _ = levels(tmp_path, [write(tmp_path / "H7.svs.geojson", features)], places)
     assert found == {"H7/0_0.png": (-1, 0, -1, -1), "H7/0_200.png": (-1, 1, -1, -1)}
-    assert bad == ["H7/400_0.png: mitosis is rare and frequent by annotations of the same size; not known"]
+    assert bad == ["H7/400_0.png: annotations cover equal shares for mitosis rare and frequent; set to unknown"]
 
 
 def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: float) -> list[dict[str, Any]]:
@@ -320,8 +324,8 @@ def cells(places: Sequence[tuple[float, float]], classes: Any = None, **values: 
     ]
 
 
-def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+def test_counts_shares_and_measurements_of_objects_in_a_tile(tmp_path: Path) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     features = [
         *cells([(50, 50), (199.9, 199.9)], named("Tumor", "Positive"), Area=10),
         *cells([(60, 60)], named("Tumor", "Negative"), Area=40),
@@ -347,10 +351,10 @@ def test_counts_shares_and_measurements_of_what_lies_in_a_tile(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("unit", ["µm", "px"])
-def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # as of a slide with bounds
+def test_tables_locate_objects_in_micrometres_or_pixels(tmp_path: Path, unit: str) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, mpp=(0.25, 0.5), origin=(1000, 3000)), None)  # like a slide with bounds
     columns = [name.replace("X µm", f"X {unit}").replace("Y µm", f"Y {unit}") for name in NEW]
-    x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of what was scanned: the second tile of the first row
+    x, y = (55, 49) if unit == "µm" else (220, 98)  # 220 x 98 px from the corner of the scanned area: the second tile of the first row
     rows = [["H7.svs", UUID, "Cell", "", "Tumor", "", "", x, y, 30]] * 3
     found, bad, _ = levels(
         tmp_path, [write_table(tmp_path / "cells.tsv", columns, rows)], places, {"mitosis": {"count": "*", "edges": [1, 3]}}
@@ -358,48 +362,48 @@ def test_tables_place_objects_by_micrometres_or_pixels(tmp_path: Path, unit: str
     assert found == {"H7/1200_3000.png": (-1, 2, -1, -1)} and not bad
 
 
-def test_outlines_are_placed_from_the_corner_of_what_was_scanned(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
+def test_outlines_are_relative_to_the_scanned_area(tmp_path: Path) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path, origin=(1000, 3000)), None)
     found, _, _ = levels(tmp_path, [write(tmp_path / "H7.geojson", [feature(square(200, 0, 200), classification=named("some"))])], places)
     assert list(found) == ["H7/1200_3000.png"]
 
 
-def test_a_resolution_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+def test_unknown_resolution_requires_the_option(tmp_path: Path) -> None:
     table = cut_tiles(tmp_path)
-    (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # of an earlier version
-    with pytest.raises(ValueError, match=r"slide\.json: does not say the slide's resolution"):
-        qupath_places.tiles_of_slides(table, None)
+    (table.parent / "H7" / "slide.json").write_text('{"file": "H7.svs"}')  # written by an earlier version
+    with pytest.raises(ValueError, match=r"slide\.json: does not contain the slide's resolution"):
+        qupath_locations.tiles_of_slides(table, None)
     assert (
-        qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][1].left
+        qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][1].left
         == 200
-        == qupath_places.tiles_of_slides(table, 0.25).boxes["H7"][0].width
+        == qupath_locations.tiles_of_slides(table, 0.25).boxes["H7"][0].width
     )
     table.write_text("file,slide\n")
-    with pytest.raises(ValueError, match="has no column x, y, mpp, size"):
-        qupath_places.tiles_of_slides(table, 0.25)
+    with pytest.raises(ValueError, match="no column x, y, mpp, size"):
+        qupath_locations.tiles_of_slides(table, 0.25)
 
 
-def test_what_a_table_can_not_say_is_listed(tmp_path: Path) -> None:
-    places = qupath_places.tiles_of_slides(cut_tiles(tmp_path), None)
+def test_missing_information_in_tables_is_listed(tmp_path: Path) -> None:
+    places = qupath_locations.tiles_of_slides(cut_tiles(tmp_path), None)
     rows = [
         ["H7.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
         ["H9.svs", UUID, "Annotation", "", "frequent", "", "", 1, 2, ""],
     ]
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", NEW, rows)], places)
     assert not found and bad == [
-        "H9.svs: no slide or tile of that name; an export must be called after its image, such as H7.geojson",
-        "H7: 1 annotations of a table have no outline, so no class; export them as GeoJSON too",
+        "H9.svs: no slide or tile with this name; name the export after its image, such as H7.geojson",
+        "H7: 1 annotations of a table have no outline and can't cover tiles; export them as GeoJSON too",
     ]
 
 
-# Tiles that are images of their own
+# Images that are tiles
 
 
-def images(tmp_path: Path, names: Sequence[str]) -> qupath_places.Places:
+def images(tmp_path: Path, names: Sequence[str]) -> qupath_locations.TileLocations:
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 100)).save(tmp_path / "images" / name)
-    return qupath_places.images_as_tiles(tmp_path / "images")
+    return qupath_locations.images_as_tiles(tmp_path / "images")
 
 
 def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
@@ -412,12 +416,12 @@ def test_images_are_found_by_any_of_their_names(tmp_path: Path) -> None:
     ]
     found, bad, _ = levels(tmp_path, [*exports, write_table(tmp_path / "b.tsv", NEW, rows)], places)
     assert found == {"a.png": (2, 1, -1, -1), "ü.b.png": (-1, 1, -1, -1)}
-    assert bad == ["0_0: 2 tiles have that name (H7/0_0.png, H8/0_0.png); rename them", bad[1]] and bad[1].startswith(
+    assert bad == ["0_0: 2 tiles have this name (H7/0_0.png, H8/0_0.png); rename them", bad[1]] and bad[1].startswith(
         "zz.png: no slide or tile"
     )
 
 
-def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
+def test_a_table_without_pixel_size_or_centroids(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     columns = ["Image", "Class", "Num Detections"]
     rows = [["a.png", "frequent", 3], ["b.png", "rare", 40], ["b.png", "frequent", 40]]
@@ -427,31 +431,31 @@ def test_a_table_without_a_pixel_size_or_places(tmp_path: Path) -> None:
     }
     found, bad, _ = levels(tmp_path, [write_table(tmp_path / "a.tsv", columns, rows)], places, rules)
     assert found == {"a.png": (-1, 2, 0, -1), "b.png": (-1, -1, 1, -1)}
-    assert bad == ["b.png: mitosis is rare and frequent by annotations of the same size; not known"]
+    assert bad == ["b.png: annotations cover equal shares for mitosis rare and frequent; set to unknown"]
 
 
 def test_objects_are_not_counted_twice(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png"])
     table = write_table(tmp_path / "cells.tsv", NEW, [["a.png", UUID, "Cell", "", "", "", "", 1, 1, ""]])
     rules = {"mitosis": {"count": "*", "edges": [1, 2]}}
-    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would count twice"):
+    with pytest.raises(ValueError, match=r"a\.png: a\.geojson and cells\.tsv both have its objects, which would be counted twice"):
         levels(tmp_path, [write(tmp_path / "a.geojson", cells([(50, 50)])), table], places, rules)
     outlines = write(tmp_path / "a.geojson", [feature(square(0, 0, 100), classification=named("Fold"))])
     assert levels(tmp_path, [outlines, table], places, rules)[0] == {"a.png": (-1, 1, -1, -1)}
 
 
-def test_a_name_at_the_top_is_not_taken_for_one_in_a_folder(tmp_path: Path) -> None:
+def test_a_name_at_the_top_differs_from_one_in_a_folder(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "x/a.png"])
     found, bad, _ = levels(
         tmp_path, [write(tmp_path / "a.png.geojson", [feature(square(0, 0, 100), classification=named("some"))])], places
     )
-    assert not found and "a.png: 2 tiles have that name" in bad[0]
+    assert not found and "a.png: 2 tiles have this name" in bad[0]
 
 
 # Rules
 
 
-def test_the_rule_with_most_names_decides(tmp_path: Path) -> None:
+def test_the_rule_with_most_names_wins(tmp_path: Path) -> None:
     places = images(tmp_path, ["a.png", "b.png"])
     rules = {"tumour": {"classes": {"Tumor": "absent", "Tumor: Positive": "present"}}}
     exports = [
@@ -462,14 +466,14 @@ def test_the_rule_with_most_names_decides(tmp_path: Path) -> None:
     assert {file: level[2] for file, level in found.items()} == {"a.png": 1, "b.png": 0} and not bad
 
 
-def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
+def test_quantiles_are_computed_and_reported(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(9)]
     places = images(tmp_path, names)
     exports = [write(tmp_path / f"{number}.geojson", cells([(50, 50)] * (number + 1))) for number in range(9)]
     found, _, notes = levels(tmp_path, exports, places, {"mitosis": {"count": "*", "edges": "quantiles"}})
     assert [found[name][1] for name in names] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert notes == ["mitosis: edges [3.66667, 6.33333]; write them into the rules for the next slides"]
-    with pytest.raises(ValueError, match="mitosis: too few different values in 3 tiles for 3 quantiles"):
+    assert notes == ["mitosis: edges [3.66667, 6.33333]; add them to the rules to reuse them for other slides"]
+    with pytest.raises(ValueError, match="mitosis: too few distinct values in 3 tiles for 3 quantiles"):
         levels(
             tmp_path,
             [exports[0]] + [write(tmp_path / f"{n}.geojson", cells([(50, 50)])) for n in (1, 2)],
@@ -481,13 +485,13 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rules", "what"),
     [
-        ({}, "has no rules"),
-        ({"grade": {"count": "*"}}, "grade: not an attribute"),
-        ({"mitosis": {}}, "give exactly one of"),
-        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "give exactly one of"),
-        ({"mitosis": {"count": "a"}}, "edges: give 2"),
-        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: give 2 ascending"),
-        ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: give 1"),
+        ({}, "no rules"),
+        ({"grade": {"count": "*"}}, "grade: unknown attribute"),
+        ({"mitosis": {}}, "set exactly one of"),
+        ({"mitosis": {"count": "a", "share": "b", "edges": [1, 2]}}, "set exactly one of"),
+        ({"mitosis": {"count": "a"}}, "edges: set 2"),
+        ({"mitosis": {"count": "a", "edges": [2, 1]}}, "edges: set 2 ascending"),
+        ({"crowding": {"count": "a", "edges": [1, 2]}}, "edges: set 1"),
         ({"mitosis": {"count": "a", "edges": [True, 2]}}, "edges"),
         ({"mitosis": {"count": "a", "edges": [1, 2], "when": 3}}, "unknown keys when"),
         ({"mitosis": {"measurement": "a", "edges": [1, 2], "statistic": "mode"}}, "statistic: 'mode'"),
@@ -495,11 +499,11 @@ def test_quantiles_are_computed_and_said(tmp_path: Path) -> None:
         ({"mitosis": {"share": "a", "edges": [1, 2], "min_objects": 0}}, "min_objects: 0"),
         ({"mitosis": {"classes": {"a": "much"}}}, "'much' is not a level"),
         ({"mitosis": {"classes": {"a": 3}}}, "3 is not a level"),
-        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "nothing else beside it"),
+        ({"mitosis": {"classes": {"a": 0}, "edges": [1, 2]}}, "without other keys"),
         ({"mitosis": {"classes": ["a"]}}, "classes: write"),
     ],
 )
-def test_bad_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
+def test_invalid_rules(tmp_path: Path, rules: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=r"rules\.yaml: ") as error:
         qupath_rules.read_rules(tree_of(tmp_path, rules), SCHEMA)
     assert what in str(error.value)
@@ -560,7 +564,7 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--cover: 0.0 is not above 0" in capsys.readouterr().err
 
 
-def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
+def test_cut_slides_can_be_imported(tmp_path: Path) -> None:
     pytest.importorskip("openslide", reason="needs the extra `slides`")
     from test_tiling import pyramid, scene, write_slide
 
@@ -568,5 +572,5 @@ def test_slides_are_cut_with_what_the_import_needs(tmp_path: Path) -> None:
     assert run("tile", slide, "--out", tmp_path / "tiles", "--mpp", "0.5", "--size", "128", "--workers", "1") == 0
     record = json.loads((tmp_path / "tiles" / "scan" / "slide.json").read_text())
     assert record["mpp"] == pytest.approx([0.25, 0.25], rel=1e-3) and record["origin"] == [0, 0]
-    places = qupath_places.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
+    places = qupath_locations.tiles_of_slides(tmp_path / "tiles" / "tiles.csv", None)
     assert places.boxes["scan"][0].width == pytest.approx(256, rel=1e-3)

@@ -1,4 +1,4 @@
-"""ImageFolder metadata both ways, and Parquet tables."""
+"""Import and export of ImageFolder metadata, and Parquet tables."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_level_by_number_or_name(value: Any, level: int) -> None:
 
 
 @pytest.mark.parametrize("value", [3, 1.5, "medium", True, "nan", float("inf"), [1], -2])
-def test_what_is_no_level(value: Any) -> None:
+def test_invalid_levels(value: Any) -> None:
     with pytest.raises(ValueError, match="grade is .*; levels are 0"):
         tables.level_of(GRADE, value)
 
@@ -95,7 +95,7 @@ def test_an_imagefolder_with_splits_and_every_kind_of_metadata(
     assert not read_labels([out], TWO).bad
 
 
-def test_class_labels_go_by_their_names_and_not_by_their_numbers(tmp_path: Path) -> None:
+def test_class_labels_are_mapped_by_name_and_not_by_number(tmp_path: Path) -> None:
     features = {"grade": {"names": ["high", "low", "none"], "_type": "ClassLabel"}, "size": {"dtype": "int64", "_type": "Value"}}
     about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     table = pa.table({"file": ["a", "b", "c", "d"], "grade": [0, 1, 2, -1], "size": [0, 1, 1, 0]}).replace_schema_metadata(about)
@@ -104,7 +104,7 @@ def test_class_labels_go_by_their_names_and_not_by_their_numbers(tmp_path: Path)
     assert [row["grade"] for row in found.rows] == [2, 1, 0, -1] and not found.bad
 
 
-def test_a_parquet_table_with_other_names(tmp_path: Path, attributes: Path) -> None:
+def test_a_parquet_table_with_other_column_names(tmp_path: Path, attributes: Path) -> None:
     pq.write_table(
         pa.table({"path": ["a/b.png", "a/../b.png"], "isup": [1.0, 2.0], "size": [0, 1], "mpp": [0.25, None]}), tmp_path / "t.parquet"
     )
@@ -123,7 +123,7 @@ def test_a_parquet_table_with_other_names(tmp_path: Path, attributes: Path) -> N
     ("name", "data", "what"),
     [
         ("t.parquet", b"no", "not a readable table"),
-        ("t.jsonl", b'{"file": 1\n', "t.jsonl:1: not a line of JSON"),
+        ("t.jsonl", b'{"file": 1\n', "t.jsonl:1: not valid JSON"),
         ("t.jsonl", b"[1]\n", "not a JSON object"),
         ("t.csv", b"\xff\xfe", "not a readable table"),
         ("t.xlsx", b"", "not a .parquet"),
@@ -131,20 +131,20 @@ def test_a_parquet_table_with_other_names(tmp_path: Path, attributes: Path) -> N
         ("t.jsonl", b"", "no column file"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, name: str, data: bytes, what: str) -> None:
+def test_files_that_are_not_tables(tmp_path: Path, name: str, data: bytes, what: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=what):
         tables.read_table(tmp_path / name, TWO, {})
 
 
-def test_rows_that_are_wrong_are_listed(tmp_path: Path) -> None:
+def test_invalid_rows_are_listed(tmp_path: Path) -> None:
     rows = [["../a.png", 1, 0], ["", 1, 0], ["/etc/x.png", 1, 0], ["a.png", 1, 0], ["./a.png", 2, 0]]
     found = tables.read_table(write_csv(tmp_path / "t.csv", ["file", "grade", "size"], rows), TWO, {})
-    assert [row["grade"] for row in found.rows] == [1] and len(found.bad) == 4 and "a.png: stands there twice" in found.bad[-1]
+    assert [row["grade"] for row in found.rows] == [1] and len(found.bad) == 4 and "a.png: duplicate" in found.bad[-1]
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "csv"], ["--names"], ["--format", "csv", "--names"]])
-def test_there_and_back(tmp_path: Path, attributes: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_round_trip(tmp_path: Path, attributes: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     files = ["a.png", "b/ü.png", "c.png"]
     for name in (*files, "more.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def test_there_and_back(tmp_path: Path, attributes: Path, options: list[str], ca
     assert run("import-imagefolder", tmp_path / "images", "--attributes", attributes, "--out", out) == 0
     before = {row["file"]: row for row in rows_of(labels)}
     assert {row["file"]: row for row in rows_of(out)} == before
-    assert run(*command) == 2 and "is there already; replace it with --overwrite" in capsys.readouterr().err
+    assert run(*command) == 2 and "exists already; use --overwrite to replace it" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0
     (tmp_path / "images" / "a.png").unlink()
-    assert run(*command, "--overwrite") == 2 and "lacks 1 images of the table, such as a.png" in capsys.readouterr().err
+    assert run(*command, "--overwrite") == 2 and "1 images of the table are not in" in capsys.readouterr().err

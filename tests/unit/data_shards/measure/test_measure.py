@@ -1,4 +1,4 @@
-"""Measurements of tiles: stains, shapes, nuclei of phantoms and of outlined tissue, levels, and the command."""
+"""Measurements of tiles: stains, shapes, nuclei of phantoms and of annotated tissue, levels, and the command."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tools import shard
 
 pytest.importorskip("skimage", reason="needs attributegan[measure]")
 
-from data_shards.measure import agreement, features, judge, levels, merging, regions, segment, stain, table
+from data_shards.measure import agreement, evaluation, features, levels, merging, regions, segment, stain, table
 
 SIZE = 160
 GLIOMA = Path(__file__).parents[4] / ".." / "shared" / "real" / "glioma"
 
 
 def stained(hematoxylin_HW: np.ndarray, eosin_HW: np.ndarray, stains: stain.Stains = stain.RUIFROK) -> np.ndarray:
-    """An image of these densities."""
+    """Render an image with these densities."""
     vectors = [np.array(vector) / np.linalg.norm(vector) for vector in (stains.hematoxylin, stains.eosin)]
     absorbance = hematoxylin_HW[..., None] * vectors[0] + eosin_HW[..., None] * vectors[1]
     return np.round(255 * 10**-absorbance).clip(0, 255).astype(np.uint8)
@@ -41,7 +41,7 @@ def ellipse(size: int, y: float, x: float, long: float, short: float, angle: flo
     return (along / long) ** 2 + (across / short) ** 2 <= 1
 
 
-def test_densities_are_those_that_were_put_in() -> None:
+def test_densities_are_recovered() -> None:
     hematoxylin_HW, eosin_HW = np.random.default_rng(0).uniform(0.1, 0.9, (2, 40, 50))
     found = stain.densities(stain.absorbance(stained(hematoxylin_HW, eosin_HW)), stain.RUIFROK)
     assert np.abs(found[0] - hematoxylin_HW).max() < 0.05 and np.abs(found[1] - eosin_HW).max() < 0.05
@@ -73,7 +73,7 @@ def test_shapes_of_ellipses() -> None:
     assert found.at_border.tolist() == [False, False, True]
 
 
-def test_pieces_of_one_ellipse_are_joined_and_two_discs_are_not() -> None:
+def test_pieces_of_one_ellipse_are_merged_and_two_discs_are_not() -> None:
     from scipy import ndimage
 
     whole, left, right = (np.zeros((80, 120), bool) for _ in range(3))
@@ -91,7 +91,7 @@ def test_pieces_of_one_ellipse_are_joined_and_two_discs_are_not() -> None:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[phantom.Scene, dict[str, float], np.ndarray]]:
-    """Phantoms of all levels that are not the most crowded (theirs overlap), and what is measured on them."""
+    """Phantoms of all levels except the most crowded ones (their nuclei overlap), and their measurements."""
     found = []
     for number, levels_A in enumerate(phantom.draw_levels(40, 3)):
         scene = phantom.scene([min(int(levels_A[0]), 3), *levels_A[1:].tolist()], 5, number)
@@ -110,13 +110,13 @@ def scenes() -> list[tuple[phantom.Scene, dict[str, float], np.ndarray]]:
         ("mitosis", "mitosis_like", 0.5),
     ],
 )
-def test_measurements_of_phantoms_follow_their_truth(scenes: list, attribute: str, measurement: str, least: float) -> None:
+def test_measurements_of_phantoms_correlate_with_ground_truth(scenes: list, attribute: str, measurement: str, least: float) -> None:
     true = [scene.measure()[attribute] for scene, _, _ in scenes]
     assert agreement.spearman(true, [found[measurement] for _, found, _ in scenes]) > least
 
 
 def test_nuclei_lie_where_they_were_drawn(scenes: list) -> None:
-    """Most centres of nuclei are inside an outline, and hardly an outline is without one."""
+    """Most centres of nuclei are inside an outline, and few outlines contain none."""
     inside = drawn = empty = outlined = 0
     for scene, _, labels_HW in scenes:
         at = [(int(nucleus.y * SIZE), int(nucleus.x * SIZE)) for nucleus in (*scene.nuclei, *scene.figures)]
@@ -164,18 +164,18 @@ def test_levels_by_quantiles_and_their_file(tmp_path: Path) -> None:
     assert schema.attributes[0].not_assessable == 0 and schema.attributes[0].levels[1:] == ("lowest", "low", "high", "highest")
     again = levels.read(tmp_path / "a.yaml", {"mpp": None})
     assert again[0].levels(values_N).tolist() == level_N.tolist()
-    with pytest.raises(ValueError, match="would not fit"):
+    with pytest.raises(ValueError, match="are not comparable"):
         levels.read(tmp_path / "a.yaml", {"mpp": 0.5})
 
 
-def test_levels_that_can_not_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="too few different values"):
+def test_invalid_levels_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too few distinct values"):
         levels.Rule("spots", "mitosis_like").with_quantiles(np.array([0.0] * 9 + [1.0]), 4)
-    with pytest.raises(ValueError, match="too few different values"):
+    with pytest.raises(ValueError, match="too few distinct values"):
         levels.Rule("spots", "mitosis_like").with_quantiles(np.full(5, np.nan), 2)
-    with pytest.raises(ValueError, match="do not rise"):
+    with pytest.raises(ValueError, match="are not ascending"):
         levels.Rule("spots", "mitosis_like", (2.0, 1.0))
-    with pytest.raises(ValueError, match="no such measurement; there are nuclei_count"):
+    with pytest.raises(ValueError, match="unknown measurement; choose from nuclei_count"):
         levels.parse("crowding=cells")
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(PUBLISHED.to_dict()))
     with pytest.raises(ValueError, match="not an attributes file with `measured"):
@@ -202,7 +202,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_folder_without_a_table_becomes_a_shard_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Measured, packed with the files as they are; other tiles by the same edges; and the set's own tiles measure the same."""
+    """Measure, pack the original files; other tiles use the same edges; the set's own tiles give the same measurements."""
     out = tmp_path / "m.csv"
     assert (
         measured("--images", folder, "--out", out, "--attributes", "crowding=area_fraction,stain=hematoxylin_density", "--levels", 3) == 0
@@ -227,7 +227,7 @@ def test_a_folder_without_a_table_becomes_a_shard_set(folder: Path, tmp_path: Pa
 
 
 def test_a_folder_without_a_table_becomes_a_model_on_a_page(folder: Path, tmp_path: Path) -> None:
-    """As docs/measure.md leads: measure, pack, train, explore, and nobody writes a CSV."""
+    """The steps of docs/measure.md: measure, pack, train, explore, without writing a CSV."""
     pytest.importorskip("starlette", reason="needs attributegan[explore]")
     out, shards, run = tmp_path / "m.csv", tmp_path / "shards", tmp_path / "run"
     assert measured("--images", folder, "--out", out, "--attributes", "crowding=area_fraction,stain=hematoxylin_density") == 0
@@ -239,7 +239,7 @@ def test_a_folder_without_a_table_becomes_a_model_on_a_page(folder: Path, tmp_pa
     assert "crowding" in page and "stain" in page and "highest" in page
 
 
-def test_a_stopped_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out = tmp_path / "whole.csv", tmp_path / "m.csv"
     assert measured("--images", folder, "--out", whole) == 0
     settings, partial = table.Settings(), tmp_path / "m.csv.partial"
@@ -256,7 +256,7 @@ def test_a_stopped_command_resumes(folder: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         table.measure(first, settings, partial)
     with partial.open("ab") as stream:
-        stream.write(b'{"file": "slide1/23.png", "ident')  # as a kill leaves it
+        stream.write(b'{"file": "slide1/23.png", "ident')  # as left by a killed process
     monkeypatch.setattr(table.FolderTiles, "read", lambda self, number: read.append(number) or original(self, number))
     read.clear()
     assert not out.exists() and measured("--images", folder, "--out", out) == 0
@@ -281,11 +281,11 @@ def test_damaged_tiles_are_named(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "2 damaged tiles" in streams.out and len(rows(out)) == 23
 
 
-def test_a_network_of_ones_own_outlines_the_nuclei(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_network_segments_the_nuclei(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.csv"
     assert measured("--images", folder, "--out", out, "--segment", "fake_segmenter:halves") == 0
     assert {(row["nuclei_count"], row["area_fraction"], row["area_spread"]) for row in rows(out)} == {("2", "1", ""), ("", "", "")}
-    for name, message in (("wrong", "return whole numbers"), ("nothing", "has no attribute")):
+    for name, message in (("wrong", "return non-negative integers"), ("nothing", "has no attribute")):
         assert measured("--images", folder, "--out", tmp_path / "n.csv", "--segment", f"fake_segmenter:{name}") == 2
         assert message in capsys.readouterr().err
 
@@ -293,19 +293,19 @@ def test_a_network_of_ones_own_outlines_the_nuclei(folder: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mpp", "0"], "--mpp: 0.0 is not above 0"),
+        (["--mpp", "0"], "--mpp: 0.0 must be between 0 and 100"),
         (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
-        (["--attributes", "area_spread=area_spread"], "has a column of that name"),
+        (["--attributes", "area_spread=area_spread"], "has a column with this name"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),
         (["--attributes", "a=area_spread", "--edges", "a=x"], "write ATTRIBUTE=NUMBER"),
         (["--levels", "3"], "need --attributes"),
         (["--attributes", "a=area_spread", "--levels", "1"], "is not from 2"),
-        (["--stains", "1,2,3"], "write six numbers"),
-        (["--stains", "1,0,0,1,0,0"], "the same direction"),
+        (["--stains", "1,2,3"], "write six non-negative numbers"),
+        (["--stains", "1,0,0,1,0,0"], "parallel or opposite"),
         (["--images", "nowhere"], "not a folder"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(
+def test_invalid_options_are_rejected_before_any_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.setattr(table, "measure", None)
@@ -313,7 +313,7 @@ def test_bad_options_are_refused_before_any_work(
     assert message in capsys.readouterr().err and not list(tmp_path.glob("m.*"))
 
 
-def test_a_table_is_not_replaced_unasked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_not_replaced_without_the_option(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.csv").write_text("mine")
     assert measured("--images", folder, "--out", tmp_path / "m.csv") == 2
     assert "is there already" in capsys.readouterr().err and (tmp_path / "m.csv").read_text() == "mine"
@@ -327,15 +327,15 @@ def test_without_the_extra_the_fix_is_named(
     assert "pip install 'attributegan[measure]'" in capsys.readouterr().err
 
 
-def test_evaluations_measure_what_they_are_asked_to() -> None:
-    wanted = judge.by_attribute("cell_crowding=area_fraction", PUBLISHED)
+def test_evaluations_measure_the_requested_attributes() -> None:
+    wanted = evaluation.by_attribute("cell_crowding=area_fraction", PUBLISHED)
     tiles = np.stack([phantom.render([level, 1, 1, 1, 1], SIZE, 0, 3) for level in (1, 4)])
-    found_NA = judge.measurer(wanted, PUBLISHED)(tiles)
+    found_NA = evaluation.measurer(wanted, PUBLISHED)(tiles)
     assert found_NA.shape == (2, 5) and found_NA[0, 0] < found_NA[1, 0] and np.isnan(found_NA[:, 1:]).all()
     with pytest.raises(ValueError, match="is not an attribute of the tiles"):
-        judge.by_attribute("crowd=area_fraction", PUBLISHED)
-    with pytest.raises(ValueError, match="needs the size of a pixel"):
-        judge.by_attribute("cell_crowding=nuclei_per_mm2", PUBLISHED)
+        evaluation.by_attribute("crowd=area_fraction", PUBLISHED)
+    with pytest.raises(ValueError, match="requires the pixel size"):
+        evaluation.by_attribute("cell_crowding=nuclei_per_mm2", PUBLISHED)
 
 
 def test_matched_counts_nuclei_by_overlap() -> None:
@@ -347,8 +347,8 @@ def test_matched_counts_nuclei_by_overlap() -> None:
 
 
 @pytest.mark.skipif(not (GLIOMA / "nuclei").is_dir(), reason="../shared/real/glioma with the outlined nuclei is missing")
-def test_outlined_nuclei_are_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Of a few held-out images; the whole table is in docs/measure.md."""
+def test_annotated_nuclei_are_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """On a few held-out images; the full table is in docs/measure.md."""
     from tools import bench
 
     for name in ("images", "nuclei"):

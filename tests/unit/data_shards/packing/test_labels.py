@@ -1,4 +1,4 @@
-"""Tables of levels: what each kind of entry becomes, and which rows are refused."""
+"""Label tables: parsing of every kind of entry, and rejected rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_column_of_the_table(tmp_path: Path) -> None:
     assert [str(found.table.schema.field(name).type) for name in ("file", "grade")] == ["string", "int8"]
 
 
-def test_without_a_group_it_is_one_of_the_other_columns(tmp_path: Path) -> None:
+def test_without_group_option_the_column_is_kept_as_other(tmp_path: Path) -> None:
     found = read(tmp_path, "file,slide,grade,size\na.png,s1,0,0\n")
     (row,) = found.table.to_pylist()
     assert row["group"] == "" and row["more"] == '{"slide": "s1"}' and not found.grouped
@@ -38,7 +38,7 @@ def test_columns_by_another_name(tmp_path: Path) -> None:
     found = read(tmp_path, "name,grade,size,g\na.png,x,1,low\n", columns={"file": "name", "grade": "g"})
     (row,) = found.table.to_pylist()
     assert (row["file"], row["grade"], row["size"], row["more"]) == ("a.png", 1, 1, '{"grade": "x"}')
-    with pytest.raises(ValueError, match=r"--column weight=…: not `file` nor an attribute; those are grade, size"):
+    with pytest.raises(ValueError, match=r"--column weight=…: neither `file` nor an attribute; attributes are grade, size"):
         read(tmp_path, "file,grade,size\n", columns={"weight": "w"})
 
 
@@ -51,20 +51,20 @@ def test_levels_by_number_and_name(tmp_path: Path, text: str, level: int) -> Non
 
 
 @pytest.mark.parametrize("text", ["3", "-2", "0.5", "", "High", "nan", "inf", "1e9"])
-def test_levels_that_are_none_are_refused_by_line(tmp_path: Path, text: str) -> None:
+def test_invalid_levels_are_rejected_by_line(tmp_path: Path, text: str) -> None:
     found = read(tmp_path, f"file,grade,size\na.png,{text},0\nb.png,1,1\nc.png,{text},0\n")
     assert found.table["file"].to_pylist() == ["b.png"]
     assert [line.split(": ")[0] for line in found.bad] == ["a.csv:2", "a.csv:4"] and all("grade is" in line for line in found.bad)
 
 
 @pytest.mark.parametrize("name", ["", "/a.png", "../a.png", "b/../../a.png"])
-def test_files_outside_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+def test_files_outside_the_folder_are_rejected(tmp_path: Path, name: str) -> None:
     found = read(tmp_path, f"file,grade,size\n{name},1,0\n..a.png,1,0\nb/../c.png,1,0\n")
     assert found.table["file"].to_pylist() == ["..a.png", "c.png"]
-    assert len(found.bad) == 1 and found.bad[0].startswith(f"a.csv:2: file {name!r}: write")
+    assert len(found.bad) == 1 and found.bad[0].startswith(f"a.csv:2: file {name!r}: not a path")
 
 
-def test_rows_that_are_short_or_lack_their_group_are_refused(tmp_path: Path) -> None:
+def test_short_rows_and_rows_without_group_are_rejected(tmp_path: Path) -> None:
     found = read(tmp_path, "file,grade,size,slide\na.png,1,0,s\n\nb.png,1\nc.png,1,0,\nd.png,1,0\n", group="slide")
     assert found.table["file"].to_pylist() == ["a.png"]
     assert [line.split(": ", 1)[1] for line in found.bad][1:] == ["c.png: column slide is empty", "d.png: column slide is empty"]
@@ -98,14 +98,14 @@ def test_other_columns_become_numbers_where_nothing_is_lost(tmp_path: Path, text
     assert found == value and type(found) is type(value)
 
 
-def test_second_row_of_a_key_is_refused_over_all_files(tmp_path: Path) -> None:
+def test_duplicate_keys_are_rejected_across_files(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "a.csv", ["file", "grade", "size"], [["a.png", 1, 0], ["b.png", 1, 0]])
     second = write_csv(tmp_path / "b.csv", ["file", "grade", "size"], [["b.jpg", 2, 1], ["c.png", 0, 0], ["a.png", 1, 1]])
     found = read_labels([first, second], TWO)
     assert found.table["file"].to_pylist() == ["a.png", "b.png", "c.png"]
     assert found.bad == [
-        "b.csv:2: b.jpg: its key b is that of a.csv:3 (b.png) already",
-        "b.csv:4: a.png: its key a is that of a.csv:2 already",
+        "b.csv:2: b.jpg: its key b is taken by a.csv:3 (b.png)",
+        "b.csv:4: a.png: its key a is taken by a.csv:2",
     ]
 
 
@@ -121,7 +121,7 @@ def test_tables_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_empty_tables(tmp_path: Path) -> None:
     found = read(tmp_path, "file,grade,size\n")
     assert len(found.table) == 0 and found.table.column_names == ["file", "key", "group", "where", "more", "grade", "size"]
-    for text, named in (("", "it has nothing"), ("file,size\n", "no column grade; it has file, size")):
+    for text, named in (("", "found none"), ("file,size\n", "no column grade; found file, size")):
         with pytest.raises(ValueError, match=named):
             read(tmp_path, text)
 
@@ -134,13 +134,13 @@ def test_texts_of_other_columns_are_kept_as_they_are_and_long_rows_have_no_more_
     assert len(found.bad) == 1 and ":5:" in found.bad[0]
     (tmp_path / "b.csv").write_bytes(b'file,grade,size,note\r\na.png,1,0,"x\r\ny"\r\n')
     (row,) = read_labels([tmp_path / "b.csv"], TWO).table.to_pylist()
-    assert row["more"] == '{"note": "x\\r\\ny"}'  # line ends within quotes are the file's
+    assert row["more"] == '{"note": "x\\r\\ny"}'  # line breaks inside quotes are preserved
 
 
-def test_files_that_are_no_csv_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_csv_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"file,grade,size\n\xff.png,1,0\n")
     for path in (tmp_path / "b.csv", tmp_path / "absent.csv"):
         with pytest.raises(ValueError, match=f"{path}: not a readable CSV in UTF-8"):
             read_labels([path], TWO)
-    (tmp_path / "c.csv").write_text("\ufefffile,grade,size\na.png,1,0\n", encoding="utf-8")  # as Excel writes it
+    (tmp_path / "c.csv").write_text("\ufefffile,grade,size\na.png,1,0\n", encoding="utf-8")  # as written by Excel
     assert len(read_labels([tmp_path / "c.csv"], TWO).table) == 1

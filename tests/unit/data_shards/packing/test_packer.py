@@ -1,8 +1,7 @@
-"""Packing: what is in the tars and the index, bad rows, splits, restarts."""
+"""Packing: contents of tars and index, invalid rows, splits, restarts."""
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from lock_holder import lock_holder
 from PIL import Image
 from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
 
@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_files_go_in_byte_for_byte_and_the_index_finds_them(tiles: Path) -> None:
+def test_files_are_stored_byte_for_byte_and_indexed(tiles: Path) -> None:
     assert main(command(tiles, "--shard-count", "16", "--val-fraction", "0")) == 0
     rows = rows_of(tiles / "set")
     assert sorted(number_of(row["key"]) for row in rows) == list(range(40))
@@ -63,7 +63,7 @@ def test_files_go_in_byte_for_byte_and_the_index_finds_them(tiles: Path) -> None
     assert header.schema == TWO and header.image_size == 16
 
 
-def test_progress_and_a_summary_are_told(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_and_summary_are_printed(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tiles, "--val-fraction", "0.25")) == 0
     told = capsys.readouterr()
     assert "40 tiles, " in told.err and "tiles/s" in told.err
@@ -82,7 +82,7 @@ def test_plain_webdataset_reads_what_is_written(tiles: Path) -> None:
         assert sample["json"] == {"levels": {"grade": grade, "size": size}, "group": f"s{number // 5}", "file": f"t{number:04d}.png"}
 
 
-def test_members_carry_no_time_and_no_owner(tmp_path: Path) -> None:
+def test_members_have_no_time_and_no_owner(tmp_path: Path) -> None:
     with tarfile.open(make_set(tmp_path, 3) / "train-000000.tar") as tar:
         assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o644)}
 
@@ -107,7 +107,7 @@ def test_size_crops_the_centre_and_resizes_without_aliasing(tmp_path: Path) -> N
     assert abs(sample["png"].astype(float) - 100).max() < 8
 
 
-def test_other_formats_become_png_and_names_follow_the_content(tmp_path: Path) -> None:
+def test_other_formats_become_png_and_extensions_match_the_content(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels_of(1)).save(tmp_path / "images" / "one.tiff")
     Image.fromarray(pixels_of(2)).save(tmp_path / "images" / "two.x.jpg", format="PNG")
@@ -119,7 +119,7 @@ def test_other_formats_become_png_and_names_follow_the_content(tmp_path: Path) -
         assert {name for name in tar.getnames() if not name.endswith("json")} == {"one.png", "two_x.png", "three.webp"}
 
 
-def test_every_bad_row_is_reported_at_once_and_nothing_is_written(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_invalid_rows_are_reported_and_nothing_is_written(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiles / "images" / "t0001.png").unlink()
     (tiles / "images" / "t0002.png").write_bytes(b"no image")
     cut = (tiles / "images" / "t0003.png").read_bytes()
@@ -129,12 +129,12 @@ def test_every_bad_row_is_reported_at_once_and_nothing_is_written(tiles: Path, c
     before = sorted(tiles.iterdir())
     assert main(command(tiles)) == 2
     report = capsys.readouterr().err
-    assert "8 tiles can't be packed" in report
+    assert "8 invalid tiles" in report
     for line in (
         "labels.csv:3: t0001.png: no such image",
         "labels.csv:4: t0002.png: not a readable image",
         "labels.csv:5: t0003.png: not a readable image",
-        "labels.csv:42: t0004.png: its key t0004 is that of labels.csv:6",
+        "labels.csv:42: t0004.png: its key t0004 is taken by labels.csv:6",
         "labels.csv:43: grade is 9, levels are 0 to 2",
         "labels.csv:44: grade is 'much', neither a number nor one of none, low, high",
         "labels.csv:45: file '../t0007.png'",
@@ -148,19 +148,19 @@ def test_every_bad_row_is_reported_at_once_and_nothing_is_written(tiles: Path, c
     assert sorted(number_of(row["key"]) for row in rows_of(tiles / "set")) == [0, *range(4, 40)]
 
 
-def test_an_image_found_bad_while_writing_leaves_nothing_behind(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_image_found_while_writing_leaves_nothing_behind(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiles / "images" / "t0002.png").write_bytes(b"no image")
     before = sorted(tiles.iterdir())
     assert main(command(tiles)) == 2
-    assert "1 tiles can't be packed" in capsys.readouterr().err
+    assert "1 invalid tiles" in capsys.readouterr().err
     assert sorted(tiles.iterdir()) == before
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--column", "grade=stage"], "no column stage; it has file, slide, grade, size"),
-        (["--column", "weight=size"], "not `file` nor an attribute; those are grade, size"),
+        (["--column", "grade=stage"], "no column stage; found file, slide, grade, size"),
+        (["--column", "weight=size"], "neither `file` nor an attribute; attributes are grade, size"),
         (["--column", "grade"], "write NAME=COLUMN"),
         (["--group", "patient"], "no column patient"),
         (["--val-fraction", "1"], "--val-fraction"),
@@ -172,13 +172,13 @@ def test_an_image_found_bad_while_writing_leaves_nothing_behind(tiles: Path, cap
         (["--workers", "0"], "--workers"),
     ],
 )
-def test_bad_options_are_named(tiles: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+def test_invalid_options_are_named(tiles: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
     assert main(command(tiles, *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tiles / "set").exists()
 
 
-def test_columns_can_have_other_names_and_levels_can_be_words(tmp_path: Path) -> None:
+def test_columns_can_have_other_names_and_levels_can_be_names(tmp_path: Path) -> None:
     write_tiles(tmp_path, range(2))
     write_csv(tmp_path / "labels.csv", ["name", "g", "size"], [["t0000.png", "high", "large"], ["t0001.png", "1.0", "0"]])
     (tmp_path / "two.yaml").write_text(TWO_YAML)
@@ -186,17 +186,17 @@ def test_columns_can_have_other_names_and_levels_can_be_words(tmp_path: Path) ->
     assert {row["key"]: (row["grade"], row["size"]) for row in rows_of(tmp_path / "set")} == {"t0000": (2, 1), "t0001": (1, 0)}
 
 
-def test_an_attribute_can_not_take_the_name_of_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attributes_can_not_be_named_like_index_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiles(tmp_path, range(2))
     (tmp_path / "two.yaml").write_text("length:\n  levels: [short, long]\n")
     assert main(command(tmp_path, "--column", "length=size")) == 2
-    assert "length can't name an attribute" in capsys.readouterr().err
+    assert "length: reserved for columns" in capsys.readouterr().err
 
 
-def test_a_set_is_replaced_on_demand_only(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_is_replaced_only_with_overwrite(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tiles)) == 0
     before = contents(tiles / "set")
-    assert main(command(tiles)) == 0  # the same set is there
+    assert main(command(tiles)) == 0  # the same set exists
     assert main(command(tiles, "--seed", "1")) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert contents(tiles / "set") == before
@@ -205,7 +205,7 @@ def test_a_set_is_replaced_on_demand_only(tiles: Path, capsys: pytest.CaptureFix
     assert not [path for path in tiles.iterdir() if path.name.startswith(".set")]
 
 
-def test_a_folder_of_something_else_is_never_replaced(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_folders_are_never_replaced(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiles / "set").mkdir()
     (tiles / "set" / "thesis.txt").write_text("years of work")
     assert main(command(tiles, "--overwrite")) == 2
@@ -213,7 +213,7 @@ def test_a_folder_of_something_else_is_never_replaced(tiles: Path, capsys: pytes
     assert (tiles / "set" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_shard_ends_before_it_has_too_many_bytes(tmp_path: Path) -> None:
+def test_shards_respect_the_size_limit(tmp_path: Path) -> None:
     write_tiles(tmp_path, range(40), size=64)  # about 8 KB each
     labels = read_labels([tmp_path / "labels.csv"], TWO)
     header = pack(labels, Folder(str(tmp_path / "images")), tmp_path / "set", Options(0, 0, 100_000, 1000))
@@ -247,33 +247,34 @@ def test_one_group_can_not_be_split(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_a_killed_pack_goes_on_behind_its_whole_shards(tmp_path: Path) -> None:
-    """SIGKILL while shards are written; the second run keeps the whole ones and the bytes are those of an undisturbed pack."""
+def test_a_killed_pack_resumes_after_its_complete_shards(tmp_path: Path) -> None:
+    """SIGKILL while shards are written; the second run keeps complete shards and writes the same bytes as an uninterrupted pack."""
     arguments = ["phantom", "--count", "120", "--size", "64", "--shard-count", "10", "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "tools.shard", *arguments, "--out", str(tmp_path / "killed")], cwd=ROOT)
-    aside = tmp_path / ".killed.packing"
-    while len(list(aside.glob("*.parquet"))) < 2:
+    tmp_folder = tmp_path / ".killed.packing"
+    while len(list(tmp_folder.glob("*.parquet"))) < 2:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    whole = {path.name.removesuffix(f".{index.FILE}") for path in aside.glob("*.parquet")}
+    whole = {path.name.removesuffix(f".{index.FILE}") for path in tmp_folder.glob("*.parquet")}
     assert not (tmp_path / "killed").exists() and 2 <= len(whole) < 12
-    times = {name: os.stat(aside / name).st_mtime_ns for name in whole}
+    times = {name: os.stat(tmp_folder / name).st_mtime_ns for name in whole}
     assert main([*arguments, "--out", str(tmp_path / "killed")]) == 0
     assert main([*arguments, "--out", str(tmp_path / "undisturbed")]) == 0
     assert {name: os.stat(tmp_path / "killed" / name).st_mtime_ns for name in whole} == times
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_two_packs_of_one_set_do_not_meet(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_packs_a_set_at_a_time(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_shards.packing.packer.LOCK_WAIT_S", 0.0)
-    (tiles / ".set.packing").mkdir()
-    descriptor = os.open(tiles / ".set.packing", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert main(command(tiles)) == 2
-    os.close(descriptor)
-    assert "another process is packing" in capsys.readouterr().err
+    with lock_holder(tiles / ".set.packing.lock") as other:
+        assert main(command(tiles)) == 2
+        assert f"{tiles / '.set.packing'}: another process is packing this set" in capsys.readouterr().err
+        other.kill()
+        other.wait()
+        assert main(command(tiles)) == 0
+    assert not list(tiles.glob(".set*"))
 
 
 def test_example_schemas_are_read() -> None:
@@ -296,7 +297,7 @@ def test_real_tiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "slide 1/t_0.png", "x" * 100, "x" * 101, "f" * 90 + "/" + "g" * 90, "grün/zelle.jpg", "é" * 60])
-def test_headers_are_those_of_tarfile(name: str) -> None:
+def test_headers_equal_those_of_tarfile(name: str) -> None:
     for size in (0, 1, 511, 130_000, 2**31 - 1):
         info = tarfile.TarInfo(name)
         info.size = size
@@ -304,8 +305,8 @@ def test_headers_are_those_of_tarfile(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_tar_is_whole_for_every_reader(tmp_path: Path) -> None:
-    """GNU tar, Python's tarfile and webdataset read the same members, long and foreign names among them."""
+def test_tars_are_readable_by_other_tools(tmp_path: Path) -> None:
+    """GNU tar, Python's tarfile and webdataset read the same members, including long and non-ASCII names."""
     names = ["plain.png", "deep/" * 30 + "tile.png", "Zürich/Gewebe ß.png"]
     for name in names:
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +324,7 @@ def test_a_tar_is_whole_for_every_reader(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"progressive": True}, {"comment": b"x" * 40_000}, {"subsampling": 0}, {"exif": b"Exif\0\0" + bytes(99)}]
 )
-def test_the_size_of_a_jpeg_is_that_which_pillow_tells(more: dict) -> None:
+def test_jpeg_size_equals_that_of_pillow(more: dict) -> None:
     for mode, size in (("RGB", (37, 20)), ("L", (512, 512)), ("CMYK", (9, 9))):
         buffer = io.BytesIO()
         Image.new(mode, size).save(buffer, "JPEG", **more)
@@ -332,7 +333,7 @@ def test_the_size_of_a_jpeg_is_that_which_pillow_tells(more: dict) -> None:
     assert tile.jpeg_size(b"\xff\xd8\xff\xc0") is None and tile.jpeg_size(b"\x89PNG") is None
 
 
-def test_other_columns_of_the_table_stay_with_the_tile(tiles: Path) -> None:
+def test_other_columns_are_stored_with_the_tile(tiles: Path) -> None:
     write_csv(
         tiles / "labels.csv",
         ["file", "grade", "size", "slide", "x", "mpp", "stain", "batch", ""],
@@ -351,8 +352,8 @@ def test_other_columns_of_the_table_stay_with_the_tile(tiles: Path) -> None:
     assert main(["verify", str(tiles / "set")]) == 0
 
 
-def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It must change nothing but the time; damage is an error of either."""
+def test_simplejpeg_decodes_the_same_pixels_as_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels are equal, and damaged data are an error of both."""
     smooth = Image.fromarray(pixels_of(0, 24)).resize((97, 64))
     saved = []
     for mode, options in itertools.product(("RGB", "L", "CMYK"), ({}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True})):
@@ -381,7 +382,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
-    """One shard of 20 MB and one of 250 MB: the images of the second would show."""
+    """One shard of 20 MB and one of 250 MB: buffering the images of the second would be visible."""
     (tmp_path / "two.yaml").write_text(TWO_YAML)
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels_of(0, 600)).save(tmp_path / "images" / "t.png", compress_level=0)
@@ -398,7 +399,7 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 30
 
 
-def test_levels_that_are_not_known_are_kept_as_such(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_levels_are_preserved(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [[f"t{number:04d}.png", -1 if number % 2 else 1, levels_of(number)[1] if number % 3 else -1] for number in range(40)]
     write_csv(tiles / "labels.csv", ["file", "grade", "size"], rows)
     assert main(command(tiles, "--val-fraction", "0.2")) == 0

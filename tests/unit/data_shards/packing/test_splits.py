@@ -1,4 +1,4 @@
-"""Held-out tiles and groups, against the definition worked out slowly."""
+"""Held-out tiles and groups, compared with a slow reference implementation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_nothing_to_hold_out(count: int, fraction: float) -> None:
 
 
 @pytest.mark.parametrize("group_N", [None, np.zeros(1, int)])
-def test_one_tile_can_not_be_divided(group_N: np.ndarray | None) -> None:
+def test_one_tile_can_not_be_split(group_N: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="only one group"):
         hold_out(levels_of(1), group_N, 0.5, 0)
 
 
-def test_one_group_can_not_be_divided() -> None:
+def test_one_group_can_not_be_split() -> None:
     with pytest.raises(ValueError, match="only one group"):
         hold_out(levels_of(5), np.zeros(5, int), 0.5, 0)
     assert hold_out(levels_of(2), np.arange(2), 0.5, 0).sum() == 1
@@ -37,11 +37,11 @@ def test_one_group_can_not_be_divided() -> None:
 @pytest.mark.parametrize(
     ("count", "fraction", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (9, 0.01, 1), (9, 0.99, 8), (10, 0.34, 3), (10, 0.36, 4)]
 )
-def test_at_least_one_tile_is_held_out_and_one_is_left(count: int, fraction: float, held_out: int) -> None:
+def test_at_least_one_tile_is_in_each_split(count: int, fraction: float, held_out: int) -> None:
     assert hold_out(levels_of(count), None, fraction, 0).sum() == held_out
 
 
-def test_tiles_are_taken_at_even_distances_from_the_middle_of_the_first() -> None:
+def test_tiles_are_taken_at_equal_distances() -> None:
     levels_NA = levels_of(50)
     place_N = permutation.shuffle(50, permutation.stream(4, "held-out tiles"))
     by_label = sorted(range(50), key=lambda n: (*levels_NA[n, ::-1].tolist(), place_N[n]))
@@ -50,7 +50,7 @@ def test_tiles_are_taken_at_even_distances_from_the_middle_of_the_first() -> Non
 
 
 def greedy(levels_NA: np.ndarray, group_N: np.ndarray, fraction: float, seed: int, candidates: int) -> set[int]:
-    """Groups one after the other; each time the one that brings all counts nearest to what is wanted, weighted by their size."""
+    """Reference: repeatedly add the group that brings all counts closest to their targets, weighted by frequency."""
     columns = [np.ones(len(levels_NA), bool)]
     columns += [levels_N == level for levels_N in levels_NA.T for level in np.unique(levels_N) if level >= 0]
     totals = [column.sum() for column in columns]
@@ -72,7 +72,7 @@ def greedy(levels_NA: np.ndarray, group_N: np.ndarray, fraction: float, seed: in
 
 @pytest.mark.parametrize("fraction", [0.02, 0.2, 0.5, 0.95])
 @pytest.mark.parametrize("candidates", [4, 1000])
-def test_groups_are_those_of_the_definition(fraction: float, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_equal_the_reference(fraction: float, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert splits.CANDIDATES == 1000
     monkeypatch.setattr(splits, "CANDIDATES", candidates)
     for seed in range(3):
@@ -82,19 +82,19 @@ def test_groups_are_those_of_the_definition(fraction: float, candidates: int, mo
         assert found.tolist() == np.isin(group_N, list(expected)).tolist()
 
 
-def test_a_group_of_the_wanted_size_is_enough() -> None:
+def test_a_group_of_the_target_size_is_sufficient() -> None:
     group_N = np.repeat(np.arange(3), [2, 3, 5])
     assert hold_out(np.zeros((10, 1), np.int8), group_N, 0.5, 0).tolist() == [False] * 5 + [True] * 5
-    assert hold_out(np.zeros((10, 1), np.int8), group_N, 0.99, 0).sum() in (7, 8, 5)  # one group is left
+    assert hold_out(np.zeros((10, 1), np.int8), group_N, 0.99, 0).sum() in (7, 8, 5)  # one group remains
 
 
-def test_a_group_that_brings_nothing_nearer_is_left() -> None:
-    """Three tiles of six are wanted; two are as near as four."""
+def test_groups_that_do_not_improve_the_distance_are_not_held_out() -> None:
+    """The target is three of six tiles; two are as close as four."""
     assert hold_out(np.zeros((6, 1), np.int8), np.repeat(np.arange(3), 2), 0.5, 0).sum() == 2
 
 
 def test_the_split_of_a_seed_never_changes() -> None:
-    """Sets that were packed by an older version are packed again with the same split: this test must not be edited."""
+    """Sets packed by older versions must get the same split again: do not edit this test."""
     levels_NA = np.stack([np.arange(20) % 3, np.arange(20) % 7 % 2], axis=1).astype(np.int8)
     assert np.flatnonzero(hold_out(levels_NA, None, 0.2, 3)).tolist() == [6, 7, 8, 15]
     assert np.flatnonzero(hold_out(levels_NA, np.arange(20) // 3, 0.2, 3)).tolist() == [9, 10, 11]

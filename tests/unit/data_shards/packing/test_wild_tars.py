@@ -1,4 +1,4 @@
-"""Tars of other tools and computers: each kind is read right, or named with its remedy; index refuses what verify would."""
+"""Tars of other tools: each kind is read correctly, or rejected with the fix; index rejects whatever verify would report."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str
 
 
 def clean(folder: Path) -> dict[str, int]:
-    """The levels of a set that verify finds clean."""
+    """Verify the set and return its levels."""
     assert main(["verify", str(folder), "--workers", "1"]) == 0
     return {row["key"]: row["grade"] for row in rows_of(folder)}
 
@@ -66,7 +66,7 @@ def clean(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("level", "wanted"), [(1, 1), (2.0, 2), ("2", 2), ("2.0", 2), ("mid", 1), (None, -1), (-1, -1), ("-1", -1), (" high ", 2)]
 )
-def test_json_and_cls_have_levels_as_tables_do(tmp_path: Path, level: object, wanted: int) -> None:
+def test_json_and_cls_are_parsed_like_tables(tmp_path: Path, level: object, wanted: int) -> None:
     folder = tmp_path / "tars"
     members = sample(0, level) + sample(1, 0)
     if level is not None:
@@ -78,12 +78,12 @@ def test_json_and_cls_have_levels_as_tables_do(tmp_path: Path, level: object, wa
 
 
 @pytest.mark.parametrize("level", [3, "3", 1.5, True, "", "much", [1], {"a": 1}, 1e300, "nan"])
-def test_levels_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str], level: object) -> None:
+def test_invalid_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str], level: object) -> None:
     write_tar(tmp_path / "tars" / "a.tar", sample(0, level))
     assert "a.tar: s0: grade is " in refused(tmp_path / "tars", capsys)
 
 
-def test_numbers_are_names_where_names_are_numbers(tmp_path: Path) -> None:
+def test_numeric_level_names(tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0, 1) + sample(1, "2.0") + sample(2, 3.0) + [("s3.png", png(3)), ("s3.cls", b"3\n")])
     assert index_of(folder, schema="grade: [1, 2, 3]\n") == 0
@@ -93,37 +93,37 @@ def test_numbers_are_names_where_names_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "grade": 2}')], "'grade' stands there more than once"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "grade": 2}')], "'grade' is given more than once"),
         ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "Grade": 2}')], "has 'grade' and 'Grade'"),
-        ([("s0.png", png(0)), ("s0.json", b'{"levels": {"grade": 0}, "grade": 2}')], "grade is 0 under levels and 2 at the top"),
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0}'), ("s0.cls", b"1")], "grade is 0 in .json and 1 in .cls"),
+        ([("s0.png", png(0)), ("s0.json", b'{"levels": {"grade": 0}, "grade": 2}')], "grade is 0 under levels but 2 at the top level"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0}'), ("s0.cls", b"1")], "grade is 0 in .json but 1 in .cls"),
         ([("s0.png", png(0)), ("s0.jpg", png(1)), ("s0.json", b'{"grade": 0}')], "has 2 images (jpg, png)"),
         ([("s0.png", png(0)), ("s0.png", png(1)), ("s0.json", b'{"grade": 0}')], "has png more than once"),
-        ([("s0.png", png(0)[:-30]), ("s0.json", b'{"grade": 0}')], "the PNG is cut off or damaged"),
-        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "group": true}')], "group: 'True' is no name"),
-        ([("s0.png", png(0)), ("s0.json", b'{"Grade": 0}')], "no level of grade; there are Grade"),
-        ([("s0.tif", png(0)), ("s0.json", b'{"grade": 0}')], "no image (jpg, jpeg, png, webp); it has tif, json"),
-        ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "write names with one dot alone"),
+        ([("s0.png", png(0)[:-30]), ("s0.json", b'{"grade": 0}')], "the PNG is truncated or damaged"),
+        ([("s0.png", png(0)), ("s0.json", b'{"grade": 0, "group": true}')], "group: 'True' is not a group name"),
+        ([("s0.png", png(0)), ("s0.json", b'{"Grade": 0}')], "no level of grade; found Grade"),
+        ([("s0.tif", png(0)), ("s0.json", b'{"grade": 0}')], "no image (jpg, jpeg, png, webp); found tif, json"),
+        ([("a.b.png", png(0)), ("a.b.json", b'{"grade": 0}')], "use names with a single dot"),
     ],
 )
-def test_samples_that_contradict_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list, message: str) -> None:
+def test_contradictory_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list, message: str) -> None:
     write_tar(tmp_path / "tars" / "a.tar", [*members, *sample(9)])
     assert message in refused(tmp_path / "tars", capsys)
 
 
-def test_members_apart_and_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_that_are_not_consecutive_or_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_kind = sorted(sample(0) + sample(1), key=lambda member: member[0].rpartition(".")[2])
     write_tar(tmp_path / "apart" / "a.tar", by_kind)
     for more in ((), ("--skip-bad",)):
         assert "tar --sort=name" in refused(tmp_path / "apart", capsys, *more)
     two = [(f"{'images' if name.endswith('png') else 'labels'}/{name}", data) for name, data in by_kind[::-1]]
     write_tar(tmp_path / "two" / "a.tar", two)
-    assert "put images and levels side by side" in refused(tmp_path / "two", capsys, "--skip-bad")
+    assert "put images and levels in the same folder" in refused(tmp_path / "two", capsys, "--skip-bad")
     write_tar(tmp_path / "twice" / "a.tar", sample(0) + sample(1) + sample(0))
     assert "is in the tar twice" in refused(tmp_path / "twice", capsys)
 
 
-def test_what_systems_leave_behind_is_passed_over_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_system_files_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     litter = [
         ("._s0.png", b"Mac OS X"),
         (".DS_Store", b"\0\0"),
@@ -138,12 +138,12 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(tmp_path: Path, ca
     for name in (".DS_Store", "README", "LICENSE.txt", "Thumbs.db"):
         (folder / name).write_text("")
     assert index_of(folder) == 0
-    assert "passed over: 10 files that are no data" in caplog.text
+    assert "skipped 10 files that are not data" in caplog.text
     assert set(clean(folder)) == {"./s0", "./s1"}
 
 
 @pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "b.tar.zst", "b.TAR", "b.tar.part", "b.zip", "more/b.tar", "more/deep/b.tar.bz2"])
-def test_no_tar_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_no_tar_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     write_tar(folder / "b", sample(1))
@@ -151,35 +151,35 @@ def test_no_tar_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     (folder / name).write_bytes(gzip.compress((folder / "b").read_bytes()) if "z" in name else (folder / "b").read_bytes())
     (folder / "b").unlink()
     for more in ((), ("--skip-bad",)):
-        assert f"1 tars would be left out; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(
+        assert f"1 tars would be ignored; put all tars of the set into one folder, uncompressed and named *.tar:\n  {name}: " in refused(
             folder, capsys, *more
         )
 
 
-def test_other_files_are_named_and_the_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_listed_and_the_set_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     (folder / "a_stats.json").write_text("{}")
     (folder / "empty").mkdir()
     assert index_of(folder) == 0
     told = capsys.readouterr()
-    assert "a_stats.json: passed over: not a tar" in told.err and "empty/: passed over" in told.err and "2 files passed over" in told.out
+    assert "a_stats.json: skipped: not a tar" in told.err and "empty/: skipped" in told.err and "2 files skipped" in told.out
     clean(folder)
     (folder / "new.txt").write_text("")
     assert main(["verify", str(folder), "--workers", "1"]) == 1
 
 
-def test_tars_that_are_cut_off_joined_or_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_concatenated_and_empty_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = write_tar(tmp_path / "whole.tar", [*sample(0), *sample(1), *sample(2)]).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
         second = tar.getmembers()[2].offset
     cases = {
-        "between two samples": (whole[:second], "has no end: it was cut off"),
-        "in a header": (whole[: second + 100], "has no end: it was cut off"),
+        "between two samples": (whole[:second], "truncated after"),
+        "in a header": (whole[: second + 100], "truncated after"),
         "a damaged header": (whole[:second] + b"\xff" * 512 + whole[second + 512 :], "damaged header"),
         "in data": (whole[: second + 700], "not a readable tar"),
-        "joined": (whole + write_tar(tmp_path / "other.tar", sample(3)).read_bytes(), "several tars were joined"),
-        "no samples": (bytes(10240), "has no samples"),
+        "joined": (whole + write_tar(tmp_path / "other.tar", sample(3)).read_bytes(), "several tars were concatenated"),
+        "no samples": (bytes(10240), "no samples"),
         "no bytes": (b"", "not a readable tar"),
     }
     for name, (data, message) in cases.items():
@@ -191,17 +191,17 @@ def test_tars_that_are_cut_off_joined_or_empty(tmp_path: Path, capsys: pytest.Ca
             assert message in told and "b.tar" in told, name
 
 
-def test_verify_finds_a_tar_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_data_after_the_end_of_a_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tars"
     tar = write_tar(folder / "a.tar", sample(0))
     assert index_of(folder) == 0
     tar.write_bytes(tar.read_bytes() + tar.read_bytes())
     assert main(["verify", str(folder), "--workers", "1"]) == 1
-    assert "several tars were joined" in capsys.readouterr().out
+    assert "several tars were concatenated" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
-def test_links_are_named_with_their_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_links_are_rejected_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     files = tmp_path / "files"
     files.mkdir()
     for name, data in sample(0):
@@ -217,7 +217,7 @@ def test_links_are_named_with_their_remedy(tmp_path: Path, capsys: pytest.Captur
     assert len(clean(tmp_path / "tars")) == 2
 
 
-def test_what_verify_would_refuse_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_rejects_what_verify_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "keys"
     write_tar(folder / "a.tar", sample(0))
     write_tar(folder / "b.tar", sample(1, key="s0"))
@@ -231,18 +231,18 @@ def test_what_verify_would_refuse_is_refused(tmp_path: Path, capsys: pytest.Capt
     folder = tmp_path / "images"
     write_tar(folder / "train.tar", sample(0))
     write_tar(folder / "val.tar", sample(0, key="other"))
-    assert "one image is in several splits: val other, train s0" in refused(folder, capsys)
+    assert "the same image is in several splits: val other, train s0" in refused(folder, capsys)
 
 
 def test_a_group_that_no_sample_has(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0, slide="S1") + sample(1, slide="s1") + sample(2))
-    assert "--group: no sample has an entry 'patient'" in refused(folder, capsys, "--group", "patient")
+    assert "--group: no sample has the key 'patient'" in refused(folder, capsys, "--group", "patient")
     assert index_of(folder, "--group", "slide") == 0
     assert "1 of 3 tiles have no group" in caplog.text and "S1, s1" in caplog.text
 
 
-def test_an_index_elsewhere_for_tars_that_must_stay_as_they_are(tmp_path: Path) -> None:
+def test_index_in_another_folder_leaves_the_tars_unchanged(tmp_path: Path) -> None:
     folder, out = tmp_path / "tars", tmp_path / "index"
     write_tar(folder / "a.tar", sample(0) + sample(1, 2))
     before = sorted(folder.iterdir())
@@ -258,12 +258,12 @@ AS_SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root, which gives its rights away")
-def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     write_tar(folder / "a.tar", sample(0))
     (tmp_path / "grade.yaml").write_text(GRADE)
     for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # where pytest makes them
+        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):  # where pytest creates its folders
             path.chmod(0o755)
     command = [
         *AS_SOMEBODY,
@@ -281,18 +281,18 @@ def test_a_folder_that_can_not_be_written_to(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if "No module" in done.stderr or "Permission denied" in done.stderr:
         pytest.skip("this Python can't be run by others")
-    assert done.returncode == 2 and "can't be written to (Permission denied); give a folder for the index with --out" in done.stdout, done
+    assert done.returncode == 2 and "not writable (Permission denied); use --out to write the index to another folder" in done.stdout, done
 
 
-def test_a_folder_that_is_no_folder_for_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_folders_for_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "tars" / "a.tar", sample(0))
     (tmp_path / "file").write_text("")
-    assert "can't be written to" in refused(tmp_path / "tars", capsys, "--out", str(tmp_path / "file" / "index"))
+    assert "not writable" in refused(tmp_path / "tars", capsys, "--out", str(tmp_path / "file" / "index"))
     assert "can't be read" in refused(tmp_path / "nowhere", capsys)
 
 
-def test_pixels_of_an_index_are_those_of_pack(tmp_path: Path) -> None:
-    """A tar of others with a transparent PNG trains on white, as one that pack stored."""
+def test_pixels_of_an_indexed_set_equal_those_of_a_packed_one(tmp_path: Path) -> None:
+    """A transparent PNG in an existing tar is composited on white, like a packed one."""
     from data_shards.loader.tile_reader import TileReader, TileRequest
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Phantom tiles: levels are obeyed by construction and visible in pixels, attributes are independent, rendering is pure."""
+"""Phantom tiles: levels are exact by construction and visible in pixels, attributes are independent, rendering is pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_level(attribute: int, level: int, base: tuple[int, ...] = BASE) -> tupl
 
 
 def tiles(attribute: int, level: int, count: int, size: int = 64, fixed: dict[int, int] | None = None) -> list[np.ndarray]:
-    """Tiles with one attribute at ``level`` and the others drawn, except those ``fixed``."""
+    """Render tiles with one attribute at ``level``, and the others random or ``fixed``."""
     rows = draw_levels(count, seed=5)
     for column, value in {**(fixed or {}), attribute: level}.items():
         rows[:, column] = value
@@ -36,7 +36,7 @@ def tiles(attribute: int, level: int, count: int, size: int = 64, fixed: dict[in
 
 
 def darkness(image_HWC: np.ndarray) -> np.ndarray:
-    """Absorbance of red light, which is almost all hematoxylin."""
+    """Absorbance of red light, mostly by hematoxylin."""
     return -np.log(np.maximum(image_HWC[..., 0], 1) / 255.0)
 
 
@@ -54,7 +54,7 @@ def test_any_size_renders(size: int) -> None:
     assert render(BASE, size, seed=0, index=0).shape == (size, size, 3)
 
 
-def test_tile_shows_the_same_at_every_size() -> None:
+def test_tiles_show_the_same_content_at_every_size() -> None:
     truths = [scene(levels, 3, index) for index, levels in enumerate(draw_levels(10, 3))]
     for truth in truths:
         small = paint(truth, 64).astype(float)
@@ -63,7 +63,7 @@ def test_tile_shows_the_same_at_every_size() -> None:
         assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.99
 
 
-def test_measured_truth_obeys_every_combination_of_levels() -> None:
+def test_ground_truth_matches_every_combination_of_levels() -> None:
     for index, levels in enumerate(itertools.product(*(attribute.assessable for attribute in PUBLISHED.attributes))):
         crowding, polarity, mitosis, nucleoli, pleomorphism = levels
         truth = scene(levels, seed=0, index=index)
@@ -86,7 +86,7 @@ def test_stained_area_does_not_grow_with_pleomorphism() -> None:
     assert area(4) == pytest.approx(area(1), rel=0.03)
 
 
-# What of a nucleus may change with an attribute; mitosis changes no nucleus at all.
+# Properties of a nucleus that each attribute may change; mitosis changes none.
 MAY_CHANGE = {
     "cell_crowding": set(),
     "cell_polarity": {"angle", "nucleolus_at"},
@@ -103,7 +103,7 @@ def test_changing_one_attribute_leaves_the_others(attribute: int) -> None:
     for index in range(20):
         low, high = (scene(with_level(attribute, level), 7, index) for level in (levels[0], levels[-1]))
         assert len(low.nuclei) == len(high.nuclei) or name == "cell_crowding"
-        for mine, theirs in zip(low.nuclei, high.nuclei, strict=False):  # crowding adds nuclei after those that were there
+        for mine, theirs in zip(low.nuclei, high.nuclei, strict=False):  # crowding appends nuclei
             changed = {f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(theirs, f.name)}
             assert changed <= MAY_CHANGE[name]
         assert (low.nuclei != high.nuclei) == (name != "mitosis")
@@ -144,7 +144,7 @@ def test_mitosis_from_pixels() -> None:
 
 def test_nucleoli_from_pixels() -> None:
     def peak(truth: Scene) -> float:
-        """The darkest pixel over the usual one, within a nucleus's short axis of its centre."""
+        """Ratio of the darkest to the median pixel within a nucleus's short axis of its centre."""
         dark = darkness(paint(truth, 128))
         y, x = (np.mgrid[:128, :128] + 0.5) / 128
         inner = [dark[np.hypot(x - nucleus.x, y - nucleus.y) < nucleus.minor] for nucleus in truth.nuclei]
@@ -160,13 +160,13 @@ def test_pleomorphism_from_pixels() -> None:
         areas = blob_areas(darkness(image_HWC) > 0.5)
         return float(np.std(np.log(areas)))
 
-    fixed = {0: 1, 1: 1, 2: 1, 3: 1}  # few nuclei, which seldom touch
+    fixed = {0: 1, 1: 1, 2: 1, 3: 1}  # few nuclei, which rarely touch
     values = [np.mean([spread(tile) for tile in tiles(4, level, 30, fixed=fixed)]) for level in (1, 2, 3, 4)]
     assert all(b > a + 0.05 for a, b in itertools.pairwise(values))
 
 
 def blob_areas(mask_HW: np.ndarray) -> np.ndarray:
-    """Pixels of each 4-connected blob: the largest pixel number spreads through a blob until nothing changes."""
+    """Areas of 4-connected blobs, by propagating the largest pixel index through each blob until convergence."""
     labels = np.where(mask_HW, np.arange(1, mask_HW.size + 1).reshape(mask_HW.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -197,28 +197,28 @@ def test_drawn_levels_are_uniform_independent_and_assessable() -> None:
     assert abs(correlation).max() < 0.03
 
 
-def test_drawn_levels_of_a_tile_depend_on_seed_and_position_only() -> None:
+def test_drawn_levels_depend_only_on_seed_and_index() -> None:
     np.testing.assert_array_equal(draw_levels(10, 1), draw_levels(1000, 1)[:10])
     assert (draw_levels(1000, 1) != draw_levels(1000, 2)).any(axis=1).mean() > 0.9
 
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [((0, 1, 1, 1, 1), "cell_crowding: phantoms show the levels 1, 2, 3, 4, not 0"), ((1, 1, 1, 3, 1), "nucleoli"), ((1, 1), "2 given")],
+    [((0, 1, 1, 1, 1), "cell_crowding: phantoms support levels 1, 2, 3, 4, not 0"), ((1, 1, 1, 3, 1), "nucleoli"), ((1, 1), "got 2")],
 )
-def test_levels_that_cannot_be_shown_are_refused(levels: tuple[int, ...], message: str) -> None:
+def test_unsupported_levels_are_rejected(levels: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(levels, 64, 0, 0)
 
 
 @pytest.mark.parametrize("size", [31, 1025])
-def test_sizes_that_cannot_be_shown_are_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"32 to 1024 pixels a side, not {size}"):
+def test_unsupported_sizes_are_rejected(size: int) -> None:
+    with pytest.raises(ValueError, match=f"32 to 1024 pixels, not {size}"):
         render(BASE, size, 0, 0)
 
 
 def test_attributes_can_be_measured_on_pixels() -> None:
-    """Without looking at the scene: the order of the levels comes back from every attribute."""
+    """The order of the levels of every attribute is recovered from pixels alone."""
     levels = draw_levels(200, seed=2)
     values = measure(np.stack([render(row, 64, seed=2, index=index) for index, row in enumerate(levels)]))
     assert values.shape == (200, 5)
@@ -232,7 +232,7 @@ def test_measuring_blank_tiles_gives_numbers() -> None:
     assert np.isfinite(measure(np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 128, 255)]))).all()
 
 
-def test_levels_can_be_as_rare_as_in_a_table(tmp_path: Path) -> None:
+def test_levels_can_follow_the_frequencies_of_a_table(tmp_path: Path) -> None:
     table = tmp_path / "levels.csv"
     common, rare, unshown = "2,2,1,1,2", "4,3,3,2,4", "0,2,1,1,2"
     rows = [f"{number},{levels}" for number, levels in enumerate([common] * 9 + [rare] + [unshown] * 10)]
@@ -243,7 +243,7 @@ def test_levels_can_be_as_rare_as_in_a_table(tmp_path: Path) -> None:
     assert phantom_labels(10, seed=3, like=read_labels([table], PUBLISHED)).table.select(list(PUBLISHED.names)).to_pylist() == drawn[:10]
 
 
-def test_a_table_that_phantoms_can_not_show_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_without_supported_levels_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "levels.csv"
     table.write_text("file,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\na,0,1,1,1,1\n")
     assert shard_main(["phantom", "--count", "8", "--size", "32", "--out", str(tmp_path / "out"), "--like", str(table)]) == 2

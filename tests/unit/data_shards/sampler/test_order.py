@@ -1,18 +1,18 @@
-"""The order of tiles: exact, balanced, the same everywhere."""
+"""The order of tiles: exact, balanced, reproducible."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from data_shards.sampler.balance import LEAST, MOST, SWEEPS, weights
+from data_shards.sampler.balance import MAX_WEIGHT, MIN_WEIGHT, SWEEPS, weights
 from data_shards.sampler.global_order import UNIT, GlobalShuffle, SystematicDraws, combinations, lengths
 from data_shards.sampler.permutation import GOLDEN, hashes, mix, permute, shuffle, stream
 from data_shards.sampler.windowed_order import WindowedShuffle
 
 
 def skewed_levels(count: int = 2000) -> np.ndarray:
-    """Three attributes whose levels differ in frequency by 1 to 20."""
+    """Three attributes whose levels differ in frequency by factors of 1 to 20."""
     rng = np.random.default_rng(0)
     chances = ((0.05, 0.65, 0.3), (0.9, 0.1), (0.1, 0.2, 0.3, 0.4))
     return np.stack([rng.choice(len(chance), count, p=chance) for chance in chances], axis=1).astype(np.int8)
@@ -24,7 +24,7 @@ def test_permute_is_a_permutation_for_every_key(size: int) -> None:
         assert np.array_equal(np.sort(permute(np.arange(size), size, np.full(size, key, np.uint64))), np.arange(size))
 
 
-def test_permute_sends_every_place_everywhere_equally_often() -> None:
+def test_permute_is_uniform() -> None:
     size, keys = 7, 21_000
     counts = np.zeros((size, size))
     key_K = hashes(stream(0, "test"), np.arange(keys))
@@ -34,7 +34,7 @@ def test_permute_sends_every_place_everywhere_equally_often() -> None:
     assert chi_squared < 80  # 36 degrees of freedom: exceeded with probability 4e-5
 
 
-def test_without_balance_every_pass_has_every_tile_once() -> None:
+def test_without_balance_every_pass_contains_every_tile_once() -> None:
     levels_NA = skewed_levels(333)
     order = GlobalShuffle(levels_NA, seed=3, balance=0)
     passes = order[np.arange(5 * 333)].reshape(5, 333)
@@ -43,12 +43,12 @@ def test_without_balance_every_pass_has_every_tile_once() -> None:
     for tiles_N in [*passes, *by_shards]:
         assert np.array_equal(np.sort(tiles_N), np.arange(333))
     assert len({tuple(tiles_N) for tiles_N in passes}) == 5
-    # Neighbours in a pass are not neighbours in the set: |difference| has a mean of N / 3.
+    # Consecutive tiles of a pass are uncorrelated in the set: |difference| has a mean of N / 3.
     assert abs(np.abs(np.diff(passes, axis=1)).mean() - 111) < 12
 
 
 def skewed_shards(count: int = 2000) -> np.ndarray:
-    """13 shards of different sizes, their tiles not next to each other."""
+    """13 shards of different sizes, with interleaved tiles."""
     return np.random.default_rng(1).choice(13, count, p=np.arange(1, 14) / 91)
 
 
@@ -57,7 +57,7 @@ def both_orders(levels_NA: np.ndarray, seed: int, balance: float) -> list[Global
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.4, 1.0])
-def test_any_position_can_be_asked_for_alone(balance: float) -> None:
+def test_positions_are_independent_of_each_other(balance: float) -> None:
     levels_NA = skewed_levels()
     position_B = np.arange(10**9, 10**9 + 3000)
     for kind in (0, 1):
@@ -68,7 +68,7 @@ def test_any_position_can_be_asked_for_alone(balance: float) -> None:
 
 
 @pytest.mark.parametrize("balance", [0.3, 1.0])
-def test_a_tile_comes_floor_or_ceil_of_its_weight_and_takes_even_turns(balance: float) -> None:
+def test_tiles_are_drawn_floor_or_ceil_of_their_weight_evenly(balance: float) -> None:
     levels_NA = skewed_levels()
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, balance)[combination_N]
@@ -109,40 +109,40 @@ def test_half_balance_is_between() -> None:
     assert after_L[0] / after_L[1] == pytest.approx((before_L[0] / before_L[1]) ** 0.5, rel=1e-3)
 
 
-def test_one_tile_of_a_level_is_not_the_half_of_a_pass() -> None:
+def test_a_level_with_one_tile_is_not_half_of_a_pass() -> None:
     levels_NA = np.zeros((4000, 2), np.int8)
     levels_NA[17, 0] = 1
     levels_NA[:100, 1] = 1
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
-    assert weight_N.max() <= MOST and weight_N.min() >= LEAST and weight_N.mean() == pytest.approx(1)
-    assert weight_N[17] == pytest.approx(MOST)
+    assert weight_N.max() <= MAX_WEIGHT and weight_N.min() >= MIN_WEIGHT and weight_N.mean() == pytest.approx(1)
+    assert weight_N[17] == pytest.approx(MAX_WEIGHT)
 
 
-def test_contradictory_targets_leave_every_tile_in_the_order() -> None:
-    """Levels that only come together can't be balanced against each other."""
+def test_conflicting_targets_keep_every_tile_in_the_order() -> None:
+    """Levels that only occur together can't be balanced against each other."""
     levels_NA = np.array([[0, 0, 0]] * 900 + [[1, 1, 0]] * 90 + [[1, 1, 1]] * 10, np.int8)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
     weight_N = weights(levels_UA, counts_U, 1.0)[combination_N]
-    assert weight_N.min() >= LEAST and weight_N.max() <= MOST and weight_N.mean() == pytest.approx(1)
+    assert weight_N.min() >= MIN_WEIGHT and weight_N.max() <= MAX_WEIGHT and weight_N.mean() == pytest.approx(1)
     order = GlobalShuffle(levels_NA, 0, 1.0)
     assert set(order[np.arange(10 * len(order))].tolist()) == set(range(1000))
 
 
-def test_more_combinations_than_64_bits_are_refused() -> None:
+def test_more_combinations_than_64_bits_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"data\.balance"):
         GlobalShuffle(np.full((2, 64), 2, np.int8), 0, 1.0)
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """A run that was started with an older version goes on with the same tiles: this test must not be edited."""
+    """Runs started with older versions must resume with the same tiles: do not edit this test."""
     number_N = np.arange(100)
     levels_NA = np.stack([number_N % 7 == 0, number_N % 5], axis=1).astype(np.int8)
     assert GlobalShuffle(levels_NA, 7, 0.0)[np.arange(98, 104)].tolist() == [1, 6, 38, 74, 96, 35]
     assert GlobalShuffle(levels_NA, 7, 1.0)[np.arange(98, 104)].tolist() == [20, 65, 83, 42, 49, 53]
     assert WindowedShuffle(levels_NA, number_N // 9, 7, 0.0, window=3)[np.arange(98, 104)].tolist() == [38, 82, 81, 52, 50, 82]
     assert WindowedShuffle(levels_NA, number_N // 9, 7, 1.0, window=3)[np.arange(98, 104)].tolist() == [81, 36, 83, 53, 49, 84]
-    assert (UNIT, SWEEPS, LEAST, MOST) == (1 << 20, 50, 0.1, 10.0)
+    assert (UNIT, SWEEPS, MIN_WEIGHT, MAX_WEIGHT) == (1 << 20, 50, 0.1, 10.0)
     assert shuffle(10, stream(7, "test")).tolist() == [0, 2, 8, 3, 5, 7, 1, 6, 9, 4]
     assert hashes(stream(7, "test"), np.arange(2)).tolist() == [3815718566342527626, 16609560037831940967]
 
@@ -150,14 +150,14 @@ def test_the_order_of_a_seed_never_changes() -> None:
 def test_combinations_and_their_bounds() -> None:
     levels_UA, combination_N, counts_U = combinations(np.array([[2, 0], [0, -1], [2, 0], [0, 1]], np.int8))
     assert levels_UA.tolist() == [[0, -1], [0, 1], [2, 0]] and combination_N.tolist() == [2, 0, 2, 1] and counts_U.tolist() == [1, 1, 2]
-    many_NA = np.stack(np.divmod(np.arange(70_000), 300), axis=1).astype(np.int16)  # more than 16 bits can number
+    many_NA = np.stack(np.divmod(np.arange(70_000), 300), axis=1).astype(np.int16)  # more than fit in 16 bits
     assert np.array_equal(combinations(many_NA)[1], np.arange(70_000))
-    assert len(combinations(np.zeros((2, 62), np.int8))[2]) == 1  # 2^62 possible ones
+    assert len(combinations(np.zeros((2, 62), np.int8))[2]) == 1  # 2^62 possible combinations
     with pytest.raises(ValueError, match=r"data\.balance"):
         combinations(np.zeros((2, 63), np.int8))
 
 
-def test_stretches_of_the_line_begin_with_the_first_tile_of_a_combination() -> None:
+def test_segments_begin_with_the_first_tile_of_a_combination() -> None:
     order = GlobalShuffle(skewed_levels(), 0, 1.0)
     assert order._tile_at(order._start_U).tolist() == order._tiles_N[order._first_U].tolist()
     assert order._tile_at(order._start_U[1:] - 1).tolist() == order._tiles_N[order._first_U[1:] - 1].tolist()
@@ -166,7 +166,7 @@ def test_stretches_of_the_line_begin_with_the_first_tile_of_a_combination() -> N
 @pytest.mark.parametrize("balance", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("unknown", [0, 700])
 def test_weights_of_one_attribute_by_hand(balance: float, unknown: int) -> None:
-    """Its levels 0, 2 and 3 come 20, 100 and 180 times; tiles without a level keep their share."""
+    """Its levels 0, 2 and 3 have 20, 100 and 180 tiles; unknown levels keep their share."""
     counts_U = np.array([unknown, 20, 100, 180][not unknown :])
     levels_UA = np.array([[-1], [0], [2], [3]][not unknown :], np.int8)
     share_K = np.array([20, 100, 180]) / counts_U.sum()
@@ -194,8 +194,8 @@ def test_windows_with_one_draw_or_none(window: int) -> None:
 
 
 @pytest.mark.parametrize("balance", [0.0, 1.0])
-def test_passes_that_begin_at_the_beginning_of_the_line(balance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that draws are at the very place where a shard or a combination begins."""
+def test_passes_with_offset_zero(balance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws fall exactly on the start of a shard or a combination."""
     monkeypatch.setattr(SystematicDraws, "_offset", lambda self, pass_B: np.zeros(len(pass_B), np.int64))
     levels_NA = skewed_levels(300)
     levels_UA, combination_N, counts_U = combinations(levels_NA)
@@ -212,8 +212,8 @@ def test_shards_have_the_length_of_their_tiles() -> None:
     assert order._shard_length_S.tolist() == expected[expected > 0].tolist()
 
 
-def test_shards_to_come_begin_with_the_window_of_the_position() -> None:
-    shard_N = np.repeat(np.arange(8), 10) * 3  # numbers with gaps
+def test_upcoming_shards_begin_with_the_window_of_the_position() -> None:
+    shard_N = np.repeat(np.arange(8), 10) * 3  # shard indices with gaps
     order = WindowedShuffle(np.zeros((80, 1), np.int8), shard_N, 1, 0.0, window=2)
     met_P = shard_N[order[np.arange(160)]]
     for position in (0, 1, 19, 20, 21, 60, 79, 80, 100):
@@ -232,14 +232,14 @@ def test_positions_of_any_kind_give_tiles_of_64_bits() -> None:
             assert found.tolist() == expected.tolist() and found.dtype == np.int64
 
 
-def test_splitmix_is_that_of_the_paper() -> None:
+def test_splitmix_matches_published_values() -> None:
     """The first numbers of SplitMix64 with seed 0, as published with its C code."""
     state_K = GOLDEN * np.arange(1, 4, dtype=np.uint64)
     assert [hex(number) for number in mix(state_K).tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
-def test_levels_that_are_not_known_do_not_count_in_the_balance() -> None:
-    """Tiles without a level keep their share; the others' levels come equally often."""
+def test_unknown_levels_are_not_balanced() -> None:
+    """Tiles with an unknown level keep their share; known levels are balanced."""
     levels_NA = skewed_levels()
     unknown_N = np.random.default_rng(0).random(len(levels_NA)) < 0.25
     levels_NA[unknown_N, 1] = -1
