@@ -163,7 +163,7 @@ def test_other_files_are_named_and_the_set_is_clean(tmp_path: Path, capsys: pyte
     (folder / "empty").mkdir()
     assert index_of(folder) == 0
     told = capsys.readouterr()
-    assert "a_stats.json: passed over: not a tar" in told.err and "empty/: passed over" in told.err and "2 files passed over" in told.out
+    assert "a_stats.json: passed over: not a tar" in told.err and "empty/: passed over" in told.err and "2 files skipped" in told.out
     clean(folder)
     (folder / "new.txt").write_text("")
     assert main(["verify", str(folder), "--workers", "1"]) == 1
