@@ -91,6 +91,21 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_evaluation_cache(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cache``, the folder of features and predictors of real tiles."""
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="cache folder for features and predictors of real tiles (default: ~/.cache/attributegan/evaluation)",
+    )
+
+
+def add_no_ema(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-ema``."""
+    parser.add_argument("--no-ema", action="store_true", help="use the raw generator weights instead of their moving average (EMA)")
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add ``--workers``."""
     parser.add_argument("--workers", type=int, metavar="N", help="number of worker processes (default: one per CPU core)")

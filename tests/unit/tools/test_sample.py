@@ -201,8 +201,8 @@ def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], ru
     folder = sampled("used", "--count", "4", "--sweep")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for more, message in (
-        (["--count", "2"], "has an earlier sampling; choose another folder, or replace it with --overwrite"),
-        (["--project", str(folder / "000000.png"), "--steps", "1"], "has an earlier sampling"),
+        (["--count", "2"], "already has samples; choose another folder, or use --overwrite"),
+        (["--project", str(folder / "000000.png"), "--steps", "1"], "already has samples"),
     ):
         assert main([str(run), "--out", str(folder), *more]) == 2
         assert message in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], ru
     assert sorted(path.name for path in folder.iterdir()) == ["000000.webp", "000001.webp", "samples.csv"]
     (folder / "notes.txt").write_text("mine")
     assert main([str(run), "--out", str(folder), "--overwrite"]) == 2
-    assert "has files that are of no sampling, such as notes.txt" in capsys.readouterr().err
+    assert "has other files, such as notes.txt" in capsys.readouterr().err
     assert len(list(folder.iterdir())) == 4
 
 
@@ -228,7 +228,7 @@ def test_a_stopped_sampling_is_replaced_and_a_table_of_others_is_not_taken_for_o
     (real / "000000.png").write_bytes(b"a real tile")
     (real / "samples.csv").write_text("file,mitosis\n000000.png,1\n")
     assert main([str(run), "--out", str(real), "--overwrite"]) == 2
-    assert "has files that are of no sampling, such as 000000.png" in capsys.readouterr().err
+    assert "has other files, such as 000000.png" in capsys.readouterr().err
     assert (real / "000000.png").read_bytes() == b"a real tile"
 
 

@@ -256,9 +256,9 @@ def test_command_projects(sampled: Callable[..., Path], run: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         (("--truncation", "0"), "--truncation: 0.0 must be above 0"),
-        (("--movie", "gif"), "--movie: give --interpolate too"),
-        (("--format", "shards", "--sweep"), "--sweep: a shard set has no place for pictures"),
-        (("--format", "shards", "--levels", "mitosis=1.5"), "--levels mitosis=1.5: shards hold whole levels"),
+        (("--movie", "gif"), "--movie: requires --interpolate"),
+        (("--format", "shards", "--sweep"), "--sweep: not supported with --format shards"),
+        (("--format", "shards", "--levels", "mitosis=1.5"), "--levels mitosis=1.5: shards hold integer levels"),
         (("--levels", "mitosis=0.5"), "mitosis has the levels 0 (insufficient information)"),
         (("--workers", "0"), "--workers: 0 must be at least 1"),
         (("--pair", "mitosis", "colour"), "colour: no such attribute"),

@@ -1,4 +1,4 @@
-"""The explorer without a browser: states and links, refusals, who may see what, the command line."""
+"""The explorer without a browser: states and links, errors, access control, the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tools.explorer.drawing import Painter
 from tools.explorer.state import State, query_of, read, sizes
 
 TOKEN = "a-token-of-a-test"
-NO_READER = predictions.Reader(None, predictions.NO_PREDICTOR, None, None)
+NO_ANALYZER = predictions.TileAnalyzer(None, predictions.NO_PREDICTOR, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,12 @@ def test_a_link_means_its_state_and_a_state_its_link() -> None:
         ("a.mitosis", "0.5", "mitosis has the levels"),
         ("a.mitosis", "nan", "mitosis has the levels"),
         ("a.mitosis", "9" * 5000, "mitosis has the levels"),
-        ("na.mitosis", "0", "“0” is neither 1 nor left out"),
-        ("seed", "-1", "is no seed"),
-        ("seed", "9" * 5000, "“99999999999999999999…” is no seed"),
+        ("na.mitosis", "0", "“0” is invalid; the only value is 1"),
+        ("seed", "-1", "is not a valid seed"),
+        ("seed", "9" * 5000, "“99999999999999999999…” is not a valid seed"),
         ("mix", "nan", "is not a number from 0 to 1"),
         ("truncation", "0", "is not a number from 0.5 to 3"),
-        ("size", "100000", "px can't be had; there are 64, 128, 256, 512"),
+        ("size", "100000", "px is not available; choose one of 64, 128, 256, 512"),
     ],
 )
 def test_what_a_link_must_not_say(key: str, value: str, what: str) -> None:
@@ -95,12 +95,12 @@ def test_what_a_link_must_not_say(key: str, value: str, what: str) -> None:
 def test_a_link_to_an_attribute_that_there_is_not(key: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: "1", "seed": "4", "size": "64"})
     assert state == read(PUBLISHED, 64, {"seed": "4"})[0]
-    assert problems == [f"“{key.partition('.')[2]}” is no attribute of this model; it has {', '.join(PUBLISHED.names)}"]
+    assert problems == [f"“{key.partition('.')[2]}” is not an attribute of this model; it has {', '.join(PUBLISHED.names)}"]
 
 
 def test_not_assessable_needs_such_a_level() -> None:
     schema = AttributeSchema((Attribute("size", ("small", "large")),))
-    assert "no level for" in read(schema, 64, {"na.size": "1"})[1][0]
+    assert "has no level “not assessable”" in read(schema, 64, {"na.size": "1"})[1][0]
     assert sizes(64) == [64, 128, 256, 512] and sizes(512) == [512, 1024] and sizes(2048) == [2048]
 
 
@@ -169,19 +169,19 @@ def test_runs_checkpoints_and_exports_are_shown(run: Path, tmp_path: Path) -> No
         model.load(tmp_path / "exported", raw=True)
 
 
-def test_refusals_have_words(explorer: Served) -> None:
+def test_errors_have_a_message(explorer: Served) -> None:
     for path, status, word in (
-        ("/tile.png?size=4096", 400, "px can't be had"),
+        ("/tile.png?size=4096", 400, "px is not available"),
         ("/tile.png?a.mitosis=x", 400, "mitosis has the levels"),
-        ("/reading?seed=x", 400, "is no seed"),
-        ("/tile.png?model=123456789abc", 400, "Another model is on show by now"),
+        ("/levels?seed=x", 400, "is not a valid seed"),
+        ("/tile.png?model=123456789abc", 400, "The server now shows another model"),
         ("/quiz/question?round=1&attribute=age", 400, "attribute: the model has cell_crowding"),
         ("/quiz/answer?round=1&attribute=mitosis&level=0", 400, "level: choose one of rare, infrequent, frequent"),
-        ("/quiz/tile.png?round=1e9", 400, "round: give a whole number"),
-        ("/real/0.png", 400, "there is no real tile 0"),
-        ("/static/../explore.py", 404, "no such page"),
-        ("/static/%2e%2e/%2e%2e/setup.cfg", 404, "no such page"),
-        ("/etc/passwd", 404, "no such page"),
+        ("/quiz/tile.png?round=1e9", 400, "round: give an integer"),
+        ("/real/0.png", 400, "real tile 0 does not exist"),
+        ("/static/../explore.py", 404, "Page not found"),
+        ("/static/%2e%2e/%2e%2e/setup.cfg", 404, "Page not found"),
+        ("/etc/passwd", 404, "Page not found"),
     ):
         answer, body = asked(explorer, path)
         assert answer.status == status and word in json.loads(body)["error"], path
@@ -189,14 +189,14 @@ def test_refusals_have_words(explorer: Served) -> None:
     assert asked(explorer, "/", method="POST", body="x")[0].status == 405
 
 
-def test_without_judge_or_shards_the_page_says_so(explorer: Served) -> None:
+def test_without_predictor_or_shards_the_page_says_so(explorer: Served) -> None:
     text = asked(explorer, "/")[1].decode()
     assert predictions.NO_PREDICTOR in text and "start attributegan-explore with --shards" in text
-    assert json.loads(asked(explorer, "/reading")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
-    assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["read"] is None
+    assert json.loads(asked(explorer, "/levels")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
+    assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["predicted"] is None
 
 
-def test_a_quiz_tile_does_not_tell_its_levels(explorer: Served) -> None:
+def test_a_quiz_tile_has_no_metadata_about_its_levels(explorer: Served) -> None:
     answer, body = asked(explorer, "/quiz/tile.png?round=11")
     image = Image.open(io.BytesIO(body))
     assert answer.status == 200 and image.size == (256, 256) and set(image.text) == {"Software", "Disclaimer"}  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ def test_every_address_of_this_machine_takes_its_own_name(run: Path) -> None:
         assert asked(found, "/", Host="evil.example")[0].status == 400
 
 
-def test_browsers_are_told_to_run_nothing_else(explorer: Served) -> None:
+def test_browsers_run_no_other_scripts(explorer: Served) -> None:
     answer, body = asked(explorer, f"/?seed={quote('<script>alert(1)</script>')}")
     assert b"<script>alert" not in body and b"&lt;script&gt;alert(1)" in body
     assert "default-src 'self'" in (answer.getheader("Content-Security-Policy") or "") and "unsafe" not in str(answer.headers)
@@ -229,7 +229,7 @@ def test_texts_of_files_are_escaped(tmp_path: Path) -> None:
         [{"name": name, **entry} for name, entry in schema.to_dict().items()],
     )
     shown = model.Model(generator, "<script>name", "id", None, "# Card\n<script>card</script> [x](javascript:alert(1))")
-    pages = page.Pages(shown, NO_READER)
+    pages = page.Pages(shown, NO_ANALYZER)
     text = pages.explore(read(schema, 32, {})[0], ["<script>problem"]) + pages.quiz()
     assert not any(bad in text for bad in ("<script>n", "<script>c", "<script>p", "<i>", "<b>", "<u>", 'href="javascript'))
 
@@ -241,7 +241,7 @@ def test_a_token_is_asked_for(guarded: Served) -> None:
     assert asked(guarded, "/", Cookie=f"explorer-{urlsplit(guarded.address).port}=wrong")[0].status == 401
     assert asked(guarded, "/", method="POST", body=f"token={TOKEN}{'x' * 5000}")[0].status == 401
     wrong = asked(guarded, "/", method="POST", body="token=wrong")
-    assert wrong[0].status == 401 and b"This is not the token" in wrong[1]
+    assert wrong[0].status == 401 and b"Wrong token" in wrong[1]
 
 
 def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
@@ -276,12 +276,12 @@ def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
     ] * 3
 
 
-def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_requests_get_status_503(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the one thread held up, what waits is bounded."""
     import uvicorn
 
-    monkeypatch.setattr(server, "MOST_WAITING", 2)
-    shown = server.Explorer(model.load(run), NO_READER)
+    monkeypatch.setattr(server, "MAX_WAITING", 2)
+    shown = server.Explorer(model.load(run), NO_ANALYZER)
     held = threading.Event()
     shown.thread.submit(held.wait)
     listening = server.listen("127.0.0.1", 0)
@@ -309,33 +309,33 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
     listening.close()
 
 
-def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
+def test_the_predictor_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
     _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
     network, cache = features.load(), reference.FeatureCache.at(tmp_path / "cache")
 
-    def opened(attribute_predictor: Path | None = None) -> predictions.Reader:
-        return predictions.open_reader(PUBLISHED, split, attribute_predictor, tmp_path / "cache", lambda *told: None)
+    def opened(predictor_folder: Path | None = None) -> predictions.TileAnalyzer:
+        return predictions.open_analyzer(PUBLISHED, split, predictor_folder, tmp_path / "cache", lambda *progress: None)
 
     without = opened()
     assert without.attribute_predictor is None and without.predictor_note == predictions.NO_PREDICTOR and without.tiles is not None
     tile = split.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
-    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *told: None)
+    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *progress: None)
     assert features_ND is not None
     attribute_predictor = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
     note = {"training_tiles": 96, "choice": {"features": 0.625}}
     reference.predictor_cache(PUBLISHED, split, network, cache).save(attribute_predictor, note)
     found = opened()
-    assert "learnt on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
+    assert "trained on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
     assert found.levels(tile) == pytest.approx(attribute_predictor.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
     given = tmp_path / "given"
     predictor.PredictorCache(given).save(attribute_predictor, note)
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
-    with pytest.raises(ValueError, match="no judge for the model's attributes"):
-        predictions.open_reader(other, None, given, None, lambda *told: None)
+    with pytest.raises(ValueError, match="no predictor for the model's attributes"):
+        predictions.open_analyzer(other, None, given, None, lambda *progress: None)
     predictor.PredictorCache(given).save(predictor.Head(PUBLISHED, 12), {})
-    with pytest.raises(ValueError, match="features of another network"):
+    with pytest.raises(ValueError, match="features of a network other than"):
         opened(given)
 
 
@@ -343,15 +343,15 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     ("options", "what"),
     [
         (["--port", "65536"], "--port: 65536 is not from 0 to 65535"),
-        (["--host", ""], "--host: names no address"),
+        (["--host", ""], "--host: is empty"),
         (["--max-real", "0"], "--max-real: 0 must be at least 1"),
         (["--token-file", "nowhere"], "--token-file nowhere: can't be read"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen there"),
-        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no judge for the model's attributes"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen"),
+        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no predictor for the model's attributes"),
         (["--shards", "nowhere", "--port", "0"], "nowhere"),
     ],
 )
-def test_nonsense_is_refused(run: Path, options: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(run: Path, options: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main([str(run), *options]) == 2 and what in capsys.readouterr().err
 
 
@@ -366,7 +366,7 @@ def test_a_model_that_is_not_there_and_a_port_that_is_taken(
 ) -> None:
     assert explore.main([str(tmp_path), "--port", "0"]) == 2 and "neither a checkpoint nor a run folder" in capsys.readouterr().err
     port = str(urlsplit(explorer.address).port)
-    assert explore.main([str(run), "--port", port]) == 2 and "can't listen there" in capsys.readouterr().err
+    assert explore.main([str(run), "--port", port]) == 2 and "can't listen" in capsys.readouterr().err
     (tmp_path / "token").write_text("short")
     assert explore.main([str(run), "--token-file", str(tmp_path / "token")]) == 2 and "at least 16" in capsys.readouterr().err
 
