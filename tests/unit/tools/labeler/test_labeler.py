@@ -1,4 +1,4 @@
-"""The label page without a browser: answers on disk, the queue, agreement, consensus, the CSV, who may post, the command line."""
+"""The labeler without a browser: answers on disk, queue, agreement, consensus, CSV files, cross-site requests, the command line."""
 
 from __future__ import annotations
 
@@ -146,17 +146,17 @@ def test_a_damaged_line_is_named(ratings: Ratings, line: str) -> None:
 
 def test_other_attributes_are_refused(ratings: Ratings) -> None:
     other = AttributeSchema((Attribute("grade", ("none", "low", "mid", "high"), 0), TWO.attributes[1]))
-    with pytest.raises(ValueError, match="was begun with other attributes: grade had the levels none, low, high"):
+    with pytest.raises(ValueError, match="was created with other attributes: grade has the levels none, low, high"):
         reopened(ratings, other)
-    with pytest.raises(ValueError, match="those are grade, size; these are cell_crowding"):
+    with pytest.raises(ValueError, match="the file has grade, size; --attributes has cell_crowding"):
         Ratings(ratings.path, PUBLISHED)
     ratings.path.write_text("file,grade\n")
-    with pytest.raises(ValueError, match="line 1 is not that of ratings"):
+    with pytest.raises(ValueError, match="line 1 is not the header of a ratings file"):
         Ratings(ratings.path, TWO)
 
 
 def test_one_process_holds_the_answers(ratings: Ratings) -> None:
-    with pytest.raises(ValueError, match="another attributegan-label has it open"):
+    with pytest.raises(ValueError, match="is in use by another attributegan-label"):
         Ratings(ratings.path, TWO)
 
 
@@ -172,7 +172,7 @@ def test_what_can_not_be_saved_leaves_no_half_line(ratings: Ratings, monkeypatch
 
 @pytest.mark.parametrize("name", ["", " ", "=cmd", "-x", "a" * 61, "a\x00b", "a\u202eb"])
 def test_names_that_are_none(ratings: Ratings, name: str) -> None:
-    with pytest.raises(ValueError, match="rater: give a name"):
+    with pytest.raises(ValueError, match="rater: a name needs"):
         ratings.rater(name)
 
 
@@ -413,7 +413,9 @@ def test_names_that_can_not_be_packed_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         tiles.find_tiles(tmp_path)
     text = str(error.value)
-    assert "5 files can't be packed" in text and "a_b.png: has the same key a_b as a.b.png" in text and r"'e\nf.png'" in text
+    assert (
+        "5 files have names that can't be packed" in text and "a_b.png: has the same key a_b as a.b.png" in text and r"'e\nf.png'" in text
+    )
     with pytest.raises(ValueError, match="has no images"):
         tiles.find_tiles((tmp_path / "empty").mkdir() or tmp_path / "empty")
 
@@ -452,7 +454,7 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     attribute_predictor = predictor.fit_cnn(pixels, levels, TWO, steps=2)
     predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5})
     found, cache, calls = tiles.find_tiles(folder), reference.FeatureCache.at(tmp_path / "cache"), []
-    with pytest.raises(ValueError, match="doesn't say the size of its tiles"):
+    with pytest.raises(ValueError, match="the tile size is not saved"):
         predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: None)
     predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5, "tile_size": 16})
     first = predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: calls.append(done))
@@ -460,7 +462,7 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     assert first == again and calls == [6] and set(first.levels) == set(found.files) - {"t9.png"}
     assert first.levels["t0.png"] == pytest.approx(attribute_predictor.predict(pixels[:1])[0].tolist(), abs=1e-6)
     assert all(0 <= value <= 1 for value in first.uncertainty.values())
-    with pytest.raises(ValueError, match="no predictor of these attributes"):
+    with pytest.raises(ValueError, match="no predictor for these attributes"):
         predict(tmp_path / "judge", PUBLISHED, found, None, cache, lambda done, total: None)
 
 
@@ -518,13 +520,13 @@ def test_an_answer_is_on_disk_before_it_is_confirmed(server: tuple[Served, Path]
         ({"file": None}, "file: not one of the tiles"),
         ({"revision": "0"}, "revision"),
         ({"revision": True}, "revision"),
-        ({"rater": "=x"}, "rater: give a name"),
+        ({"rater": "=x"}, "rater: a name needs"),
         ({"levels": {"grade": 1}}, "levels: give one for each"),
         ({"levels": {"grade": 1, "size": 2}}, "levels: size is 2"),
-        ({"levels": {"grade": 1.0, "size": 0}}, "not all are whole"),
-        ({"levels": {"grade": True, "size": 0}}, "not all are whole"),
+        ({"levels": {"grade": 1.0, "size": 0}}, "not all are integers"),
+        ({"levels": {"grade": True, "size": 0}}, "not all are integers"),
         ({"levels": [1, 0]}, "levels: give one"),
-        ({"comment": 3}, "comment: not a text"),
+        ({"comment": 3}, "comment: not a string"),
     ],
 )
 def test_bad_answers_are_refused(server: tuple[Served, Path], change: dict[str, Any], what: str) -> None:
@@ -566,7 +568,7 @@ def test_names_are_escaped(server: tuple[Served, Path]) -> None:
     _, text = asked(server[0], f"/?{urlencode({'rater': name})}")
     assert b"<script>alert" not in text and b"A&lt;script&gt;" in text
     answer, text = asked(server[0], f"/?{urlencode({'rater': '=A<b>'})}")
-    assert answer.status == 200 and b"rater: give a name" in text
+    assert answer.status == 200 and b"rater: a name needs" in text
 
 
 @pytest.mark.slow
@@ -591,14 +593,14 @@ def run(*words: object) -> int:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--out", "x.txt"], "--out: x.txt is not named as a CSV"),
+        (["--out", "x.txt"], "--out: x.txt must end in .csv"),
         (["--out", "no/where.csv"], "--out: no is not a folder"),
         (["--shared", "1.5"], "--shared: 1.5 is not from 0 to 1"),
         (["--disagreement", "-1"], "--disagreement: -1 is below 0"),
-        (["--host", ""], "--host: names no address"),
+        (["--host", ""], "--host: is empty"),
         (["--port", "70000"], "--port: 70000"),
         (["--predictor-size", "2"], "--predictor-size: 2"),
-        (["--table", "none.csv"], "none.csv: not a readable CSV"),
+        (["--table", "none.csv"], "none.csv: not a readable UTF-8 CSV"),
         (["--predictor", "none"], "--predictor none: no predictor"),
     ],
 )
