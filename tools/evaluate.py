@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     result = cli.parser(
-        "Evaluate image quality and attribute control of trained models against real tiles. `report` is the default command; write it out "
-        "if the model's folder has the name of a command.",
+        "Evaluate image quality and attribute control of trained models against real tiles.\n"
+        "`report` is the default command; write it out if the model's folder has the name of a command.",
         EXAMPLES,
     )
     commands = result.add_subparsers(metavar="COMMAND", required=True)

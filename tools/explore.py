@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     default = ExploreSettings
     result = parser(
-        "Serve a web page to explore a model's attributes with sliders, and a quiz. Listens on localhost unless --host is given; other "
-        "machines then need a token. The tiles are synthetic and not for diagnosis.",
+        "Serve a web page to explore a model's attributes with sliders, and a quiz. The tiles are synthetic and not for diagnosis.\n"
+        "Listens on localhost unless --host is given; other machines then need a token.",
         EXAMPLES,
     )
     result.add_argument(

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.description = (
-        "Convert a checkpoint of the published code, of any image size and width, to a run folder for sampling and further training."
+        "Convert a checkpoint of the published code, of any image size and width, to a run folder for sampling and training."
     )
     command.add_argument(
         "file", metavar="FILE", type=Path, help="published checkpoint, such as pretrained_model.pt; loaded without executing code"
@@ -95,6 +95,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
         help="weights to use as the EMA for sampling: the published moving average, or the raw generator, which the published sampler "
         "uses (default: %(default)s)",
     )
+    _add_examples(command, "import-published pretrained_model.pt --out runs/published")
     command.set_defaults(work=with_settings(_import_published, ImportSettings))
 
 
@@ -106,17 +107,29 @@ def _add_generator(command: argparse.ArgumentParser) -> None:
         "--data", metavar="TEXT", default="", help="description of the training data for the model card (default: name of the shard set)"
     )
     command.add_argument("--metrics", metavar="FILE.json", type=Path, help='metrics for the model card: {"name": value, ...}')
+    _add_examples(
+        command,
+        "generator runs/first --out first-generator",
+        "generator runs/first --out first-generator --licence cc-by-4.0 --data 'TCGA-BLCA, 0.5 um per pixel' --metrics metrics.json",
+    )
     command.set_defaults(work=with_settings(_export_generator, GeneratorSettings))
 
 
 def _add_graph(command: argparse.ArgumentParser, suffix: str, kind: str, work: Callable[[GraphSettings], None]) -> None:
     command.description = (
-        f"Write the generator as {kind} with inputs latents (batch, L) and levels (batch, attributes), and output images "
-        "(batch, 3, size, size) in about [-1, 1], for any batch size."
+        f"Write the generator as {kind} with inputs latents (batch, L) and levels (batch, attributes),\n"
+        "and output images (batch, 3, size, size) in about [-1, 1], for any batch size."
     )
     _add_model(command, f"FILE{suffix}", "file to write; an existing file is replaced")
     command.add_argument("--fractional", action="store_true", help="accept fractional levels, such as 2.5: float32 input (default: int64)")
+    name = command.prog.split()[-1]
+    _add_examples(command, f"{name} runs/first --out first{suffix}", f"{name} runs/first --out first{suffix} --fractional")
     command.set_defaults(work=with_settings(work, GraphSettings))
+
+
+def _add_examples(command: argparse.ArgumentParser, *examples: str) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "examples:\n" + "\n".join(f"  attributegan-export {example}" for example in examples)
 
 
 def _add_model(command: argparse.ArgumentParser, out: str, help: str) -> None:

@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     result = parser(
-        "Serve a web page for labelling tiles with attribute levels. Every answer is saved at once to NAME.ratings.jsonl next to FILE; "
-        "rerun the same command to resume. Listens on localhost unless --host is given; other machines then need a token.",
+        "Serve a web page for labelling tiles with attribute levels. Every answer is saved at once to NAME.ratings.jsonl next to FILE.\n"
+        "Rerun the same command to resume. Listens on localhost unless --host is given; other machines then need a token.",
         EXAMPLES,
     )
     result.add_argument("tiles", metavar="TILES", type=Path, help="folder with the tiles")

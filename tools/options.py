@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -50,6 +50,17 @@ def require_at_least(settings: DataclassInstance, **minimums: float) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= minimum:
             raise ValueError(f"--{name.replace('_', '-')}: {value} must be at least {minimum}")
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str, examples: Sequence[str], **options: Any
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose help ends with ``examples``; its description is ``help`` as a sentence, unless ``options`` has one."""
+    description = options.pop("description", f"{help[0].upper()}{help[1:]}.")
+    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples)
+    return commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+    )
 
 
 class CacheSettings(Protocol):

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     result = parser(
-        "Generate tiles with a trained model. Writes image files and samples.csv with their levels, or a shard set. Tile k of a seed is "
-        "the same for any count, batch size and number of processes. Also runs under `accelerate launch`.",
+        "Generate tiles with a trained model. Writes image files and samples.csv with their levels, or a shard set.\n"
+        "Tile k of a seed is the same for any count, batch size and number of processes. Also runs under `accelerate launch`.",
         EXAMPLES,
     )
     sampling_options.add(result)

@@ -194,7 +194,7 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=int,
         metavar="PIXELS",
-        help="center-crop to a square, resize to this size and store as PNG (default: store the files unchanged)",
+        help="crop to a centred square, resize to this size and store as PNG (default: store the files unchanged)",
     )
     parser.add_argument(
         "--group", metavar="COLUMN", help="column with the slide or patient; tiles of a group stay in the same split (default: none)"

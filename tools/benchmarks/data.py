@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.options import add_workers, with_settings
+from tools.options import add_command, add_workers, with_settings
 
 if TYPE_CHECKING:  # these import slowly
     from tools.benchmarks.harness import Result
@@ -55,18 +55,34 @@ class StartSettings:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmarks to those of ``attributegan-bench``."""
-    read = commands.add_parser("read", parents=[common], help="speed of reading 512 px tiles, against plain WebDataset and single PNGs")
+    read = add_command(
+        commands,
+        "read",
+        "measure reading 512 px tiles in images/s, against plain WebDataset and single PNGs",
+        ["attributegan-bench read --workers 2", "attributegan-bench read --images tiles --json read.json"],
+        parents=[common],
+    )
     read.add_argument("--workers", type=int, default=2, metavar="N", help="reader processes of each contender (default: %(default)s)")
     read.add_argument("--count", type=int, default=1000, metavar="N", help="images per turn (default: %(default)s)")
     _images_option(read)
     read.set_defaults(measure=with_settings(_read, ReadSettings))
-    pack = commands.add_parser("pack", parents=[common], help="speed of packing JPEGs without re-encoding, against tar")
+    pack = add_command(
+        commands,
+        "pack",
+        "measure packing JPEGs without re-encoding in MB/s, against tar",
+        ["attributegan-bench pack", "attributegan-bench pack --count 10000 --repeats 7 --json pack.json"],
+        parents=[common],
+    )
     pack.add_argument("--count", type=int, default=3000, metavar="N", help="number of files (default: %(default)s)")
     add_workers(pack)
     _images_option(pack)
     pack.set_defaults(measure=with_settings(_pack, PackSettings))
-    start = commands.add_parser(
-        "start", parents=[common], help="time to open a large index and read the first batch, from the start and resumed"
+    start = add_command(
+        commands,
+        "start",
+        "measure seconds to open a large index and read the first batch, from the start and resumed",
+        ["attributegan-bench start", "attributegan-bench start --rows 10000000"],
+        parents=[common],
     )
     start.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="tiles in the index (default: %(default)s)")
     start.set_defaults(measure=with_settings(_start, StartSettings))

@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tools.options import require_at_least, with_settings
+from tools.options import add_command, require_at_least, with_settings
 
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
@@ -44,7 +44,13 @@ class ExploreSettings:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmark to those of ``attributegan-bench``."""
-    explore = commands.add_parser("explore", parents=[common], help="latency of a tile in the explorer after a slider has moved")
+    explore = add_command(
+        commands,
+        "explore",
+        "measure the latency of a tile in the explorer after a slider has moved, in ms",
+        ["attributegan-bench explore", "attributegan-bench explore --config configs/train/small.yaml --count 30"],
+        parents=[common],
+    )
     explore.add_argument(
         "--config", action="append", metavar="FILE", help=f"training config of a network; repeatable (default: {', '.join(NETWORKS)})"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tools.options import with_settings
+from tools.options import add_command, with_settings
 
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
@@ -46,11 +46,15 @@ class MeasureSettings:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmark to those of ``attributegan-bench``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "measure",
+        "compare measurements of nuclei with manual outlines, and measure their speed",
+        [
+            "attributegan-bench measure --images glioma/images --masks glioma/nuclei",
+            "attributegan-bench measure --images glioma/images --masks glioma/nuclei --split all --segment my_stardist:outlines",
+        ],
         parents=[common],
-        help="measurements of nuclei against manual outlines",
-        description="Compare measurements of nuclei with manual outlines and measure their speed.",
     )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images with outlined nuclei")
     parser.add_argument(

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tools.options import with_settings
+from tools.options import add_command, with_settings
 
 GPUS_IN_A_NODE = 8
 NODE_LINKS = 300e9  # bytes/s between two GPUs of a node: two thirds of NVLink's 450 GB/s
@@ -83,11 +83,12 @@ class ScalingSettings:
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the estimate to the benchmarks of ``attributegan-bench``."""
-    scaling = commands.add_parser(
+    scaling = add_command(
+        commands,
         "scaling",
-        help="estimate the speed of training on 1 to 1,024 GPUs, without a measurement",
-        description=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "estimate the speed of training on 1 to 1,024 GPUs, without a measurement",
+        ["attributegan-bench scaling", "attributegan-bench scaling --gflop 30 --tflops 60 --batch 64 --bits 16"],
+        description="Estimate the speed of training on 1 to 1,024 GPUs from a few numbers.\n\n" + __doc__.partition("\n\n")[2],
     )
     scaling.add_argument(
         "--gflop",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.benchmarks.contender import Contender, NetworkSettings
-from tools.options import with_settings
+from tools.options import add_command, with_settings
 
 if TYPE_CHECKING:
     from attributegan.training.trainer import Trainer
@@ -68,7 +68,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     shared.add_argument("--config", default="configs/train/published.yaml", metavar="FILE", help="training config (default: %(default)s)")
     shared.add_argument("--batch", type=int, default=4, metavar="N", help="images per step and process (default: %(default)s)")
     shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="config options that replace those of the file")
-    train = commands.add_parser("train", parents=[shared], help="training speed in fp32 and bf16, against the reference model")
+    train = add_command(
+        commands,
+        "train",
+        "measure training in images/s, in fp32 and bf16, against the reference model",
+        [
+            "attributegan-bench train --batch 8",
+            "attributegan-bench train --side contiguous train.precision=fp32 train.channels_last=false",
+        ],
+        parents=[shared],
+    )
     train.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each contender; 0: all cores (default: %(default)s)")
     train.add_argument(
         "--side",
@@ -79,13 +88,31 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
         help="add a contender with these config options; repeatable",
     )
     train.set_defaults(measure=with_settings(_train, TrainSettings))
-    sample = commands.add_parser("sample", parents=[shared], help="sampling speed in fp32 and bf16, against the reference model")
+    sample = add_command(
+        commands,
+        "sample",
+        "measure sampling in images/s, in fp32 and bf16, against the reference model",
+        ["attributegan-bench sample --batch 16", "attributegan-bench sample --config configs/train/small.yaml"],
+        parents=[shared],
+    )
     sample.set_defaults(measure=with_settings(_sample, StepSettings))
-    processes = commands.add_parser("processes", parents=[shared], help="training speed of one process and of several, one thread each")
+    processes = add_command(
+        commands,
+        "processes",
+        "measure training in images/s on one process and on several, with one thread each",
+        ["attributegan-bench processes --processes 4 --apart"],
+        parents=[shared],
+    )
     processes.add_argument("--processes", type=int, default=2, metavar="N", help="number of processes (default: %(default)s)")
     processes.add_argument("--apart", action="store_true", help="add a contender of as many independent processes")
     processes.set_defaults(measure=with_settings(_processes, ProcessesSettings))
-    checkpoint = commands.add_parser("checkpoint", parents=[shared], help="training speed while a checkpoint is written")
+    checkpoint = add_command(
+        commands,
+        "checkpoint",
+        "measure seconds per training step while a checkpoint is written",
+        ["attributegan-bench checkpoint model.image_size=256 --batch 2"],
+        parents=[shared],
+    )
     checkpoint.set_defaults(measure=with_settings(_checkpoint, StepSettings))
 
 

@@ -83,7 +83,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="CSV to write")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="CSV file to write")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="write only tiles that have an image in this folder, under its file name (jpg, png, …)"
     )
