@@ -45,17 +45,7 @@ def machine() -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    parser = cli.parser("Measure the speed of reading, packing, training, sampling and serving against baselines.", EXAMPLES)
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--repeats", type=int, default=5, metavar="N", help="measured turns of each contender (default: %(default)s)")
-    common.add_argument("--json", type=Path, metavar="FILE", help="write all measured values to this file")
-    data.add(commands, common)
-    train.add(commands, common)
-    scaling.add(commands)
-    explore.add(commands, common)
-    measure.add(commands, common)
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
 
     def work() -> None:
         if "estimate" in options:
@@ -69,6 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(tree, indent=2) + "\n")
 
     return cli.exit_status(work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("Measure the speed of reading, packing, training, sampling and serving against baselines.", EXAMPLES)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--repeats", type=int, default=5, metavar="N", help="measured turns of each contender (default: %(default)s)")
+    common.add_argument("--json", type=Path, metavar="FILE", help="write all measured values to this file")
+    data.add(commands, common)
+    train.add(commands, common)
+    scaling.add(commands)
+    explore.add(commands, common)
+    measure.add(commands, common)
+    return parser
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -29,13 +30,17 @@ MAX_SILENCE_S = 2 * LEASE_S  # allows for clock skew between machines
 
 def main(argv: Sequence[str] | None = None) -> int:
     """List or follow runs with ``argv`` (default: ``sys.argv``) and return the exit status."""
+    options = _parser().parse_args(argv)
+    return cli.exit_status(lambda: follow(options.follow) if options.follow else show(options.folders))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("List training runs with their state and progress, or follow the log of one.", EXAMPLES)
     parser.add_argument(
         "folders", nargs="*", metavar="DIR", type=Path, help="run folders, or folders that contain them at any depth (default: runs)"
     )
     parser.add_argument("--follow", metavar="RUN", type=Path, help="follow the log of this run until the run ends")
-    options = parser.parse_args(argv)
-    return cli.exit_status(lambda: follow(options.follow) if options.follow else show(options.folders))
+    return parser
 
 
 def show(folders: Sequence[Path] = ()) -> None:

@@ -261,7 +261,7 @@ def _checkpoint(settings: StepSettings) -> Result:
         facts = {
             "checkpoint, MB": round(size / 1e6, 1),
             "seconds until `save` returns": [round(value, 3) for value in returned[1:]],
-            "seconds until it stands": [round(value, 3) for value in committed[1:]],
+            "seconds until it is committed": [round(value, 3) for value in committed[1:]],
         }
         return Result("checkpoint", "s", contenders, against=[("step while writing", "step")], facts=facts)
 

@@ -95,7 +95,7 @@ class _Token:
 
 
 async def _form(request: Request) -> bytes:
-    """Read the body of a form; b"" if it exceeds `LARGEST_FORM`, whatever its Content-Length, or the client disconnects."""
+    """Read the body of a form; b"" if it exceeds `LARGEST_FORM` (regardless of its Content-Length) or the client disconnects."""
     body = b""
     try:
         async for part in request.stream():

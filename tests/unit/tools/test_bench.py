@@ -71,7 +71,9 @@ def test_checkpoint(tmp_path: Path) -> None:
     tree = json.loads((tmp_path / "out.json").read_text())
     assert all(seconds > 0 for contender in tree["contenders"].values() for seconds in contender)
     assert tree["facts"]["checkpoint, MB"] > 0.1
-    assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
+    assert all(
+        a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it is committed")), strict=True)
+    )
 
 
 @pytest.mark.slow

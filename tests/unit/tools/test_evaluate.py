@@ -44,16 +44,16 @@ SIZE, TRAIN, HELD_OUT, SWEEPS = 64, 800, 240, 12
 class Renderer(nn.Module):
     """Phantoms as a generator: the latent determines the scene; levels are followed by construction."""
 
-    def __init__(self, obeys: bool) -> None:
+    def __init__(self, follows_labels: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.obeys = obeys
+        self.follows_labels = follows_labels
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         tiles = []
         for latent_L, level_A in zip(latents_BL, levels_BA, strict=True):
             index = int.from_bytes(hashlib.sha256(latent_L.numpy().tobytes()).digest()[:4], "little")
-            levels = level_A.round().int().tolist() if self.obeys else render.draw_levels(1, index)[0]
+            levels = level_A.round().int().tolist() if self.follows_labels else render.draw_levels(1, index)[0]
             tiles.append(torch.from_numpy(render.render(levels, SIZE, 99, index)))
         return torch.stack(tiles).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -68,7 +68,7 @@ def split(count: int, seed: int) -> reference.Split:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
+def reference_set(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
     """Phantoms, with a predictor trained for seconds."""
     cache = reference.FeatureCache(tmp_path_factory.mktemp("cache"))
     network = features.Features("pooled", "1", SIZE, Pooled())
@@ -77,13 +77,13 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
     return found
 
 
-def rows_of(known: reference.ReferenceSet, obeys: bool) -> dict[str, dict]:
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
+def rows_of(reference_set: reference.ReferenceSet, follows_labels: bool) -> dict[str, dict]:
+    plan = samples.make_plan(reference_set, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     network = features.Features("pooled", "1", SIZE, Pooled())
-    made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
-    assert made is not None
-    rows = [scores_module.real_data_row(known, 160, measure.measure)]
-    rows += scores_module.generator(known, plan, made, "model", 160, measure.measure)
+    generated = samples.make(Renderer(follows_labels), 8, plan, network, Processes(), batch=16)
+    assert generated is not None
+    rows = [scores_module.real_data_row(reference_set, 160, measure.measure)]
+    rows += scores_module.generator(reference_set, plan, generated, "model", 160, measure.measure)
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
 
@@ -99,10 +99,10 @@ def floor_error() -> float:
     return math.hypot(*of_counts) / len(counts)
 
 
-def test_generator_that_follows_its_labels_scores_like_real_data(known: reference.ReferenceSet) -> None:
-    rows = rows_of(known, obeys=True)
+def test_generator_that_follows_its_labels_scores_like_real_data(reference_set: reference.ReferenceSet) -> None:
+    rows = rows_of(reference_set, follows_labels=True)
     ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
-    assert known.assessed_columns == [0, 1, 2, 3, 4]
+    assert reference_set.assessed_columns == [0, 1, 2, 3, 4]
     assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
     assert abs(floor["obeys"]) < 3 * floor_error()
     for attribute in PUBLISHED.attributes:
@@ -121,11 +121,11 @@ def test_generator_that_follows_its_labels_scores_like_real_data(known: referenc
     assert crowding[0] < crowding[1]
 
 
-def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.ReferenceSet) -> None:
-    model = rows_of(known, obeys=True)["generator"]
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
+def test_pixel_change_is_from_the_lowest_to_the_highest_level(reference_set: reference.ReferenceSet) -> None:
+    model = rows_of(reference_set, follows_labels=True)["generator"]
+    plan = samples.make_plan(reference_set, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
-    apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
+    apart = np.abs(np.diff(reference_set.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
     latents_SL = latents.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
@@ -141,8 +141,8 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
 
 
-def test_generator_that_ignores_its_labels_scores_like_shuffled_labels(known: reference.ReferenceSet) -> None:
-    model = rows_of(known, obeys=False)["generator"]
+def test_generator_that_ignores_its_labels_scores_like_shuffled_labels(reference_set: reference.ReferenceSet) -> None:
+    model = rows_of(reference_set, follows_labels=False)["generator"]
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
     assert all(value == 0.5 for value in model["monotone"].values())
@@ -151,7 +151,7 @@ def test_generator_that_ignores_its_labels_scores_like_shuffled_labels(known: re
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 
 
-def test_levels_with_few_tiles_are_not_assessed_and_enter_no_score(known: reference.ReferenceSet) -> None:
+def test_levels_with_few_tiles_are_not_assessed_and_enter_no_score(reference_set: reference.ReferenceSet) -> None:
     """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
     rng = np.random.default_rng(0)
     schema = AttributeSchema(

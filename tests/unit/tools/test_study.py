@@ -64,16 +64,16 @@ def test_only_missing_runs_are_started(out: Path, capfd: pytest.CaptureFixture[s
     assert set(row["spearman"]) and row["kid"] is not None
     before = (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns
     assert study.main(command(out, "--images", "16")) == 0
-    told = capfd.readouterr().out
-    assert told.count("$ python -m launch.train") == told.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in told
+    output = capfd.readouterr().out
+    assert output.count("$ python -m launch.train") == output.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in output
     assert (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns == before
     assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
 
 
 def test_the_table_alone_runs_nothing(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert study.main(command(out, "--images", "16", "--table")) == 0
-    told = capfd.readouterr().out
-    assert "$ python" not in told and "| second | 1 |" in told
+    output = capfd.readouterr().out
+    assert "$ python" not in output and "| second | 1 |" in output
 
 
 def test_rows_of_other_studies_stay_in_the_table(out: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_folder_keeps_the_options_of_its_runs(out: Path, capsys: pytest.Captur
 
 def test_fewer_images_than_a_run_has_are_refused(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert study.main(command(out, "--images", "8", "--only", "second")) == 2
-    told = capfd.readouterr()
-    assert "is already at 16 images" in told.err and "$ python" not in told.out
+    output = capfd.readouterr()
+    assert "is already at 16 images" in output.err and "$ python" not in output.out
 
 
 @pytest.mark.slow
@@ -115,8 +115,8 @@ def test_runs_with_other_options_are_skipped_in_the_table(out: Path, capsys: pyt
         assert study.main(command(out, "--images", "16", "--table")) == 0
     finally:
         suite.write_text(yaml.safe_dump(SUITE))
-    told = capsys.readouterr()
-    assert "| second |" not in told.out and "seed-0, its options differ: loss.contrastive was 0.0, is 0.5" in told.err
+    output = capsys.readouterr()
+    assert "| second |" not in output.out and "seed-0, its options differ: loss.contrastive was 0.0, is 0.5" in output.err
 
 
 def test_the_same_shards_by_another_path_are_the_same(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_leakage_is_reported_only_with_control() -> None:
         "paths": {"a": {"changed": 0.1}, "b": {"changed": 0.5}},
     }
     real = {"kind": "ceiling", "measured": {"a": 0.8}}
-    rows = [study._row(study.Run("x", 0, Path(), {}), 8, {"rows": [real, numbers | {"obeys": obeys}]}) for obeys in (0.1, 0.9)]
+    rows = [study._row(study.Run("x", 0, Path(), {}), 8, {"rows": [real, numbers | {"obeys": score}]}) for score in (0.1, 0.9)]
     assert [row["leak"] for row in rows] == [None, 0.05]
     assert "| x | 2 | 0.10 | 0.50 | 0.25 | 0.05 | 0.30 | – | 300 |" in list(study._markdown(rows, 8))
 
