@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attributegan.cli import exit_status, parser
 from tools.options import add_no_ema, with_settings
@@ -32,11 +32,11 @@ EXAMPLES = """\
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """Options of ``import-published``; ``generator`` is "raw" or "ema"."""
+    """Options of ``import-published``."""
 
     file: Path
     out: Path
-    generator: str
+    generator: Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)

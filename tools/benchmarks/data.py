@@ -178,7 +178,7 @@ def _read(settings: ReadSettings) -> Result:
         tars = sorted((here / "set").glob("*.tar"))
 
         def ours() -> float:
-            options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": workers, "flips": True, "image_size": 512}
+            options: dict[str, Any] = {"micro_batches": 1, "rank": 0, "world": 1, "workers": workers, "flips": True, "image_size": 512}
             order = GlobalShuffle(shards.levels_NA, 0, 1.0)
             with closing(batches(shards, order, start=0, batch=batch, **options)) as data:
                 return _rate(data, batch, settings.count)
@@ -283,7 +283,7 @@ def _start(settings: StartSettings) -> Result:
         contenders = {"first batch": lambda: first_batch(0), "first batch at image 10^8": lambda: first_batch(10**8)}
         values = interleaved(contenders, settings.repeats)
     worst = {name: max(answer[name] for answers in timings.values() for answer in answers[1:]) for name in ("open", "all", "MiB")}
-    facts = {
+    facts: dict[str, Any] = {
         "rows": settings.rows,
         "opening, maximum, s": round(worst["open"], 2),
         "including imports, maximum, s": round(worst["all"], 2),

@@ -104,7 +104,7 @@ def run(settings: MeasureSettings) -> Result:
     facts |= {f"Spearman, {name}": round(agreed[name], 2) for name in SHOWN}
     facts |= {"precision at IoU 0.5": round(counts[0] / counts[2], 3), "recall": round(counts[0] / counts[1], 3),
               "F1": round(2 * counts[0] / (counts[1] + counts[2]), 3)}  # fmt: skip
-    if settings.tiles:
+    if settings.tiles and settings.labels:
         facts |= _crowding(settings.tiles, settings.labels, outlines)
     return Result(f"measure, {settings.split}", "tiles/s of one core", {"segment and measure": speeds}, facts=facts)
 
