@@ -88,7 +88,7 @@ def rows_of(reference_set: reference.ReferenceSet, follows_labels: bool) -> dict
 
 
 def shuffled_error(levels: int) -> float:
-    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for the tiles of its sweeps, over its ceiling."""
+    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for the tiles of its sweeps, relative to its maximum."""
     return 1 / math.sqrt(SWEEPS * levels - 1) / control.spearman_ceiling(levels)
 
 
@@ -152,7 +152,7 @@ def test_generator_that_ignores_its_labels_scores_like_shuffled_labels(reference
 
 
 def test_levels_with_few_tiles_are_not_assessed_and_enter_no_score(reference_set: reference.ReferenceSet) -> None:
-    """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
+    """One attribute with a rare level, one with a single level, one with random labels."""
     rng = np.random.default_rng(0)
     schema = AttributeSchema(
         (Attribute("many", ("unclear", "a", "b", "c"), 0), Attribute("one", ("a", "b")), Attribute("noise", ("a", "b")))
@@ -171,7 +171,7 @@ def test_levels_with_few_tiles_are_not_assessed_and_enter_no_score(reference_set
     assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.why
 
 
-def test_intervals_are_over_slides_where_there_are_some() -> None:
+def test_intervals_are_over_slides() -> None:
     """Ten slides on which the predictor has the same error on all tiles: a wide interval, which would be narrow over tiles."""
     levels = np.random.default_rng(0).integers(1, 5, (400, 1))
     slides = np.arange(400) // 40
@@ -184,7 +184,7 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
+def test_small_sets_are_cross_validated_by_slide(tmp_path: Path) -> None:
     """Training tiles are cross-validated; a predictor trained on their slide would score better."""
     network = features.Features("pooled", "1", SIZE, Pooled())
     found = reference.analyze_reference(
@@ -280,7 +280,7 @@ def report(run: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
+def test_command_writes_a_self_contained_page(report: Path) -> None:
     text = (report / "report.html").read_text()
     assert "<script" not in text and 'src="http' not in text and "default-src 'none'" in text
     assert "<shards>" not in text and "&lt;shards&gt;" in text
@@ -385,7 +385,7 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
+def test_tiles_that_are_not_assessable_can_be_skipped(tmp_path: Path) -> None:
     """Pixels and groups stay with the levels of their tiles, and the cache does not mix selections."""
     from tools.evaluation import data as data_module
 
@@ -417,18 +417,18 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_help_is_there_at_once() -> None:
+def test_help_imports_neither_torch_nor_numpy() -> None:
     code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60)).returncode == 0
 
 
-def test_options_are_those_of_the_parser() -> None:
+def test_settings_come_from_the_parser() -> None:
     options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
     assert settings_of(EvaluationSettings, options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
     assert EvaluationSettings.features == features.DEFAULT
 
 
-def test_models_are_called_by_their_run(tmp_path: Path) -> None:
+def test_models_are_named_after_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
     assert run_module.names_of(paths) == ["run", "b", "b at 12,000"]
     assert run_module.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [

@@ -32,7 +32,7 @@ def test_suites_that_ship_are_valid_and_no_two_studies_are_the_same(path: Path) 
     assert len(set(texts)) == len(texts)
 
 
-def test_later_options_win_and_the_others_stay() -> None:
+def test_later_options_override_earlier_ones() -> None:
     assert study.merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}}, {"d": []}) == {"a": {"b": 1, "c": 3}, "d": []}
 
 
@@ -70,7 +70,7 @@ def test_only_missing_runs_are_started(out: Path, capfd: pytest.CaptureFixture[s
     assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
 
 
-def test_the_table_alone_runs_nothing(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_table_only_runs_nothing(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert study.main(command(out, "--images", "16", "--table")) == 0
     output = capfd.readouterr().out
     assert "$ python" not in output and "| second | 1 |" in output
@@ -93,7 +93,7 @@ def test_a_folder_keeps_the_options_of_its_runs(out: Path, capsys: pytest.Captur
     assert "data.shards was" in capsys.readouterr().err
 
 
-def test_fewer_images_than_a_run_has_are_refused(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fewer_images_than_the_run_has_are_an_error(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert study.main(command(out, "--images", "8", "--only", "second")) == 2
     output = capfd.readouterr()
     assert "is already at 16 images" in output.err and "$ python" not in output.out
@@ -176,7 +176,7 @@ def test_leakage_is_reported_only_with_control() -> None:
         (SUITE, "--only third: unknown"),
     ],
 )
-def test_bad_suites_are_named(tree: dict, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_suites_are_errors(tree: dict, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(tree))
     assert study.main(command(tmp_path, "--only", "third")) == 2
     assert named in capsys.readouterr().err

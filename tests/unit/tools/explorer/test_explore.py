@@ -60,7 +60,7 @@ def asked(at: Served, path: str, method: str = "GET", body: str | None = None, *
     return answer, answer.read()
 
 
-def test_a_link_means_its_state_and_a_state_its_link() -> None:
+def test_states_and_links_convert_both_ways() -> None:
     state = State((0, 2.5, 3, 1, 4), seed=7, mix_seed=9, mix=0.25, truncation=1.3, size=256)
     query = query_of(PUBLISHED, state, "abc")
     assert read(PUBLISHED, 64, dict(parse_qsl(query))) == (state, [])
@@ -85,14 +85,14 @@ def test_a_link_means_its_state_and_a_state_its_link() -> None:
         ("size", "100000", "px is not available; choose one of 64, 128, 256, 512"),
     ],
 )
-def test_what_a_link_must_not_say(key: str, value: str, what: str) -> None:
+def test_invalid_values_in_a_link_are_reported(key: str, value: str, what: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: value})
     assert state == read(PUBLISHED, 64, {})[0]
     assert len(problems) == 1 and problems[0].startswith(f"{key}: ") and what in problems[0]
 
 
 @pytest.mark.parametrize("key", ["a.mitoses", "na.mitoses", "a."])
-def test_a_link_to_an_attribute_that_there_is_not(key: str) -> None:
+def test_unknown_attributes_in_a_link_are_reported(key: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: "1", "seed": "4", "size": "64"})
     assert state == read(PUBLISHED, 64, {"seed": "4"})[0]
     assert problems == [f"“{key.partition('.')[2]}” is not an attribute of this model; it has {', '.join(PUBLISHED.names)}"]
@@ -115,7 +115,7 @@ def test_not_assessable_needs_such_a_level() -> None:
         ([[1, 1, 1, 1]], r"has the shape \(1, 4\); give \(batch, 5\), for cell_crowding"),
     ],
 )
-def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[list[float]], wrong: str) -> None:
+def test_generator_rejects_invalid_levels(run: Path, levels: list[list[float]], wrong: str) -> None:
     generator = model.load(run).generator
     with pytest.raises(ValueError, match=wrong):
         generator(torch.zeros(len(levels), 16), torch.tensor(levels))
@@ -123,8 +123,8 @@ def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[l
     assert generator(torch.zeros(2, 16), good).shape == (2, 3, 32, 32)
 
 
-def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
-    """Such a network needs a loss in training, and none here."""
+def test_models_with_auxiliary_heads_are_loaded(tmp_path: Path) -> None:
+    """These networks require a loss in training, but not here."""
     options = {
         **{name: getattr(SMALLEST, name) for name in ("image_size", "latent_dim", "fmap_max", "fmap_inverse_coef")},
         "generator_attention": [],
@@ -144,7 +144,7 @@ def test_mixed_latents_keep_their_length() -> None:
     assert torch.allclose(latents.slerp(start, start, 0.3), start) and torch.equal(latents.slerp(start, -start, 0.5), torch.zeros(4, 96))
 
 
-def test_the_tile_is_that_of_sampling(run: Path) -> None:
+def test_tile_equals_that_of_sampling(run: Path) -> None:
     shown = model.load(run)
     painter, state = Painter(shown), read(PUBLISHED, 32, {"seed": "3"})[0]
     latent, levels = latents.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
@@ -202,14 +202,14 @@ def test_a_quiz_tile_has_no_metadata_about_its_levels(explorer: Served) -> None:
     assert answer.status == 200 and image.size == (256, 256) and set(image.text) == {"Software", "Disclaimer"}  # type: ignore[attr-defined]
 
 
-def test_other_names_for_this_machine_are_refused(explorer: Served) -> None:
+def test_other_host_names_are_rejected(explorer: Served) -> None:
     assert asked(explorer, "/", Host="evil.example")[0].status == 400
     port = urlsplit(explorer.address).port
     assert all(asked(explorer, "/", Host=f"{name}:{port}")[0].status == 200 for name in ("localhost", "127.0.0.1", "[::1]"))
 
 
 @pytest.mark.slow
-def test_every_address_of_this_machine_takes_its_own_name(run: Path) -> None:
+def test_every_loopback_address_accepts_its_own_name(run: Path) -> None:
     with served(run, "--host", "127.0.0.2") as found:
         assert found.address.startswith("http://127.0.0.2:") and asked(found, "/")[0].status == 200
         assert asked(found, "/", Host="evil.example")[0].status == 400
@@ -234,7 +234,7 @@ def test_texts_of_files_are_escaped(tmp_path: Path) -> None:
     assert not any(bad in text for bad in ("<script>n", "<script>c", "<script>p", "<i>", "<b>", "<u>", 'href="javascript'))
 
 
-def test_a_token_is_asked_for(guarded: Served) -> None:
+def test_a_token_is_required(guarded: Served) -> None:
     for path in ("/", "/quiz", "/tile.png", "/static/explore.js", "/?token=wrong", "/nothing"):
         answer, body = asked(guarded, path)
         assert answer.status == 401 and b"1,234 images" not in body and answer.getheader("Set-Cookie") is None
@@ -244,8 +244,8 @@ def test_a_token_is_asked_for(guarded: Served) -> None:
     assert wrong[0].status == 401 and b"Wrong token" in wrong[1]
 
 
-def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
-    """One that announces few bytes and sends many in chunks, as long as it is let; the server answers before their end."""
+def test_form_size_is_limited(guarded: Served) -> None:
+    """A request with a small Content-Length and a large chunked body; the server responds before its end."""
     with socket.create_connection(("127.0.0.1", urlsplit(guarded.address).port or 0), timeout=seconds(60)) as visitor:
         visitor.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n")
         visitor.sendall(b"%x\r\n%b\r\n" % (auth.LARGEST_FORM + 1, b"a" * (auth.LARGEST_FORM + 1)))
@@ -253,7 +253,7 @@ def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), [(f"/quiz?token={TOKEN}&seed=4", None), ("/quiz?seed=4", f"token={TOKEN}")])
-def test_a_token_opens_the_page_that_was_asked_for(guarded: Served, path: str, body: str | None) -> None:
+def test_a_token_redirects_to_the_requested_page(guarded: Served, path: str, body: str | None) -> None:
     answer, _ = asked(guarded, path, method="POST" if body else "GET", body=body)
     assert answer.status == 303 and answer.getheader("Location") == "/quiz?seed=4"
     cookie = answer.getheader("Set-Cookie") or ""
@@ -261,13 +261,13 @@ def test_a_token_opens_the_page_that_was_asked_for(guarded: Served, path: str, b
     assert asked(guarded, "/quiz", Cookie=cookie.partition(";")[0])[0].status == 200
 
 
-def test_a_token_leads_to_no_other_site(guarded: Served) -> None:
+def test_a_token_does_not_redirect_to_other_sites(guarded: Served) -> None:
     answer, _ = asked(guarded, f"//evil.example/?token={TOKEN}")
     assert answer.status == 303 and answer.getheader("Location") == "/"
 
 
 @pytest.mark.slow
-def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
+def test_other_addresses_than_loopback_require_a_token(run: Path) -> None:
     with served(run, "--host", "0.0.0.0") as found:
         assert len(found.token) >= 32 and asked(found, "/")[0].status == 401
         assert asked(found, f"/?token={found.token}", Host="host.example")[0].status == 303
@@ -277,7 +277,7 @@ def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
 
 
 def test_too_many_requests_get_status_503(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the one thread held up, what waits is bounded."""
+    """The queue is bounded while the drawing thread is blocked."""
     import uvicorn
 
     monkeypatch.setattr(server, "MAX_WAITING", 2)
@@ -361,9 +361,7 @@ def test_shards_of_other_attributes_are_refused(run: Path, tmp_path: Path, capsy
     assert "does not fit the model: the model has the attributes cell_crowding" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there_and_a_port_that_is_taken(
-    tmp_path: Path, explorer: Served, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_model_and_port_in_use(tmp_path: Path, explorer: Served, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main([str(tmp_path), "--port", "0"]) == 2 and "neither a checkpoint nor a run folder" in capsys.readouterr().err
     port = str(urlsplit(explorer.address).port)
     assert explore.main([str(run), "--port", port]) == 2 and "can't listen" in capsys.readouterr().err
