@@ -88,7 +88,7 @@ def rows_of(reference_set: reference.ReferenceSet, follows_labels: bool) -> dict
 
 
 def shuffled_error(levels: int) -> float:
-    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for the tiles of its sweeps, relative to its maximum."""
+    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for n tiles, relative to its maximum."""
     return 1 / math.sqrt(SWEEPS * levels - 1) / control.spearman_ceiling(levels)
 
 
