@@ -147,8 +147,6 @@ def explore(settings: ExploreSettings) -> None:
         shown = model.load(settings.model, settings.no_ema)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(settings, settings.shards, schema, size) if settings.shards else None
-        if tiles is not None:
-            print(f"Extracting features of the real tiles of {settings.shards}; takes minutes the first time", file=sys.stderr, flush=True)
         progress = StageProgress(sys.stderr.isatty())
         analyzer = predictions.open_analyzer(schema, tiles, settings.predictor, settings.cache, progress)
         progress.close()
@@ -168,6 +166,7 @@ def _real_tiles(settings: ExploreSettings, location: str, schema: AttributeSchem
     shards, _, split = open_split(location, settings.train, size, settings.max_real, settings.assessable_only, cache, "--train")
     if differences := schema.difference(shards.schema):
         raise ValueError(f"--shards {shards.location}: does not fit the model: {'; '.join(differences)}")
+    print(f"Extracting features of the real tiles of {shards.location}; takes minutes the first time", file=sys.stderr, flush=True)
     return split
 
 

@@ -149,7 +149,7 @@ def _recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
 
         shards = ShardSet.open(settings.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
-            raise ValueError(f"--levels-from: {settings.levels_from} does not fit the model: {'; '.join(differences)}")
+            raise ValueError(f"--levels-from: {shards.location} does not fit the model: {'; '.join(differences)}")
         real_NA = shards.levels_NA
     given = loaded.schema.parse(settings.levels)
     if settings.to_shards and (fractional := [name for name, level in given.items() if level != int(level)]):

@@ -118,16 +118,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
 
 def _train(settings: TrainSettings) -> Result:
     """Measure training in images/s, and the share of the machine's peak compute rate."""
-    words = settings.arguments
+    arguments = settings.arguments
     precisions = _precisions()
     ours = {name: [f"train.precision={name}"] for name in precisions} | {contender[0]: contender[1:] for contender in settings.side}
-    contenders = {name: Contender(["train", *words, *more], threads=settings.threads) for name, more in ours.items()}
+    contenders = {name: Contender(["train", *arguments, *more], threads=settings.threads) for name, more in ours.items()}
     against = []
     if _is_published(settings):
-        contenders["plain"] = Contender(["plain", *words], threads=settings.threads)
+        contenders["plain"] = Contender(["plain", *arguments], threads=settings.threads)
         against = [(name, "plain") for name in ours]
     rates = {
-        f"reference {precision}": Contender(["convolve", *words, f"train.precision={precision}"], threads=settings.threads)
+        f"reference {precision}": Contender(["convolve", *arguments, f"train.precision={precision}"], threads=settings.threads)
         for precision in precisions
     }
     result, last = _interleaved("train", contenders, settings, against, beside=rates)
@@ -147,12 +147,12 @@ def _train(settings: TrainSettings) -> Result:
 
 def _sample(settings: StepSettings) -> Result:
     """Measure sampling in images/s."""
-    words = settings.arguments
+    arguments = settings.arguments
     precisions = _precisions()
-    contenders = {precision: Contender(["sample", *words, f"train.precision={precision}"]) for precision in precisions}
+    contenders = {precision: Contender(["sample", *arguments, f"train.precision={precision}"]) for precision in precisions}
     against = []
     if _is_published(settings):
-        contenders["plain"] = Contender(["sample-plain", *words])
+        contenders["plain"] = Contender(["sample-plain", *arguments])
         against = [(name, "plain") for name in precisions]
     return _interleaved("sample", contenders, settings, against)[0]
 
@@ -173,12 +173,12 @@ def _processes(settings: ProcessesSettings) -> Result:
     """Measure training in images/s on one process and on several."""
     if settings.processes < 2:
         raise ValueError(f"--processes: {settings.processes} must be above 1")
-    words, many, count = settings.arguments, f"{settings.processes} processes", settings.processes
-    contenders = {"1 process": Contender(["train", *words], threads=1), many: Contender(["train", *words], count, threads=1)}
+    arguments, many, count = settings.arguments, f"{settings.processes} processes", settings.processes
+    contenders = {"1 process": Contender(["train", *arguments], threads=1), many: Contender(["train", *arguments], count, threads=1)}
     against = [(many, "1 process")]
     apart = f"{many} apart"  # upper bound: the processes share nothing but the memory bandwidth
     if settings.apart:
-        contenders[apart] = Contender(["train", *words], count, threads=1, independent=True)
+        contenders[apart] = Contender(["train", *arguments], count, threads=1, independent=True)
         against += [(apart, "1 process"), (many, apart)]
     result, last = _interleaved("processes", contenders, settings, against, processes={many: count, apart: count})
     gradients = last[many]["gradient_bytes"]
