@@ -1,7 +1,7 @@
-"""``attributegan-bench``: how fast things are, against the plain way to do them.
+"""``attributegan-bench``: measures speed against baselines.
 
-Owns the harness: sides run in turns, so that whatever else the machine does meets all of them, and results are ratios with their spread.
-What is measured is in the modules that `add` their benchmarks here.
+Contenders run in turns, so that other load on the machine affects all of them alike; results are ratios with their spread. The benchmarks
+are in `tools.benchmarks`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EXAMPLES = """\
   attributegan-bench checkpoint model.image_size=256 --batch 2
   attributegan-bench explore
   attributegan-bench measure --images glioma/images --masks glioma/nuclei
-Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
-same time, look at those."""
+Prints the median of each contender with the range over its turns, and ratios between contenders, taken turn by turn. On a machine with
+other load, rely on the ratios."""
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the facts about this machine that the results depend on."""
     from attributegan.utils import precision
     from data_shards import worker_pool
 
@@ -44,30 +44,35 @@ def machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.parser("Measure how fast things are, against the plain way to do them.", EXAMPLES)
+    """Run one benchmark with ``argv`` (default: ``sys.argv``) and return the exit status."""
+    options = _parser().parse_args(argv)
+
+    def work() -> None:
+        if "estimate" in options:
+            return print("\n".join(options.estimate(options)))
+        if options.repeats < 1:
+            raise ValueError(f"--repeats: {options.repeats} must be above 0")
+        result: Result = options.measure(options)
+        print("\n".join(result.lines()))
+        if options.json:
+            tree = asdict(result) | {"ratios": result.ratios(), "machine": machine()}
+            options.json.write_text(json.dumps(tree, indent=2) + "\n")
+
+    return cli.exit_status(work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("Measure the speed of reading, packing, training, sampling and serving against baselines.", EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of every side (%(default)s)")
-    common.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
+    common.add_argument("--repeats", type=int, default=5, metavar="N", help="measured turns of each contender (default: %(default)s)")
+    common.add_argument("--json", type=Path, metavar="FILE", help="write all measured values to this file")
     data.add(commands, common)
     train.add(commands, common)
     scaling.add(commands)
     explore.add(commands, common)
     measure.add(commands, common)
-    arguments = parser.parse_args(argv)
-
-    def work() -> None:
-        if "estimate" in arguments:
-            return print("\n".join(arguments.estimate(arguments)))
-        if arguments.repeats < 1:
-            raise ValueError(f"--repeats: {arguments.repeats} must be above 0")
-        result: Result = arguments.measure(arguments)
-        print("\n".join(result.lines()))
-        if arguments.json:
-            tree = asdict(result) | {"ratios": result.ratios(), "machine": machine()}
-            arguments.json.write_text(json.dumps(tree, indent=2) + "\n")
-
-    return cli.exit_status(work)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""``attributegan-export``: generators for other programs and for the Hugging Face hub, and the published checkpoint as a run.
+"""``attributegan-export``: exports generators (safetensors for the Hugging Face Hub, ONNX, torch.export), imports published checkpoints.
 
-Owns the command line; what is written is `attributegan.export`'s.
+Owns the command line; the files are written by `attributegan.export`.
 """
 
 from __future__ import annotations
@@ -8,112 +8,170 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attributegan.cli import exit_status, parser
+from tools.options import add_no_ema, with_settings
 
 if TYPE_CHECKING:
     from attributegan.export.model_card import CardFacts
 
 EXAMPLES = """\
   attributegan-export import-published pretrained_model.pt --out runs/published
-      attributegan-sample runs/published --out tiles --count 16                      tiles of the published model
-      attributegan-train --config runs/published/config.yaml data.shards=shards      train it on
+      attributegan-sample runs/published --out tiles --count 16                      sample from the published model
+      attributegan-train --config runs/published/config.yaml data.shards=shards      continue its training
   attributegan-export generator runs/first --out first-generator --licence cc-by-4.0
-      hf upload NAME/first-generator first-generator                                 share it, once its README.md is complete
+      hf upload NAME/first-generator first-generator                                 share it; complete its README.md first
   attributegan-export onnx runs/first --out first.onnx
   attributegan-export program runs/first/checkpoints/images-000000020000 --out first.pt2 --no-ema"""
 
 
+@dataclass(frozen=True)
+class ImportSettings:
+    """Options of ``import-published``."""
+
+    file: Path
+    out: Path
+    generator: Literal["raw", "ema"]
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """Options of ``generator``; ``licence``, ``data`` and ``metrics`` are for the model card."""
+
+    model: str
+    out: Path
+    no_ema: bool
+    licence: str
+    data: str
+    metrics: Path | None
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """Options of ``onnx`` and ``program``."""
+
+    model: str
+    out: Path
+    no_ema: bool
+    fractional: bool
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv`` (the process's arguments by default), export, and return the exit status."""
+    """Run a subcommand with ``argv`` (default: ``sys.argv``) and return the exit status."""
     options = _parser().parse_args(argv)
     return exit_status(lambda: options.work(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    result = parser("Take a trained generator elsewhere, or bring the published AttributeGAN in.", EXAMPLES)
+    result = parser("Export a trained generator, or import a checkpoint of the published AttributeGAN.", EXAMPLES)
     commands = result.add_subparsers(metavar="COMMAND", required=True)
-    _add_import(commands.add_parser("import-published", allow_abbrev=False, help="a published checkpoint -> a run of ours"))
-    _add_generator(commands.add_parser("generator", allow_abbrev=False, help="a folder for the Hugging Face hub and from_pretrained"))
-    for name, suffix, what in (("onnx", ".onnx", "an ONNX file"), ("program", ".pt2", "a torch.export program")):
-        _add_graph(commands.add_parser(name, allow_abbrev=False, help=f"{what}, checked against the network"), name, suffix, what)
+    _add_import(commands.add_parser("import-published", allow_abbrev=False, help="convert a published checkpoint to a run folder"))
+    _add_generator(commands.add_parser("generator", allow_abbrev=False, help="export for the Hugging Face Hub and from_pretrained"))
+    for name, suffix, kind, work in (
+        ("onnx", ".onnx", "an ONNX model", _export_onnx),
+        ("program", ".pt2", "a torch.export program", _export_program),
+    ):
+        _add_graph(commands.add_parser(name, allow_abbrev=False, help=f"export {kind}, verified against the network"), suffix, kind, work)
     return result
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
-    command.description = "Turn a checkpoint of the published code, of any size and width, into a run to sample from and to train on."
-    command.add_argument("file", metavar="FILE", type=Path, help="such as pretrained_model.pt; code in it is not run")
-    command.add_argument("--out", metavar="DIR", required=True, type=Path, help="the run's folder; new, or empty")
+    command.description = (
+        "Convert a checkpoint of the published code, of any image size and width, to a run folder for sampling and training."
+    )
+    command.add_argument(
+        "file", metavar="FILE", type=Path, help="published checkpoint, such as pretrained_model.pt; loaded without executing code"
+    )
+    command.add_argument("--out", metavar="DIR", required=True, type=Path, help="new or empty run folder")
     command.add_argument(
         "--generator",
         choices=("raw", "ema"),
         default="ema",
-        help="which one is sampled from, unless --no-ema is given: "
-        "the published average (default), or the raw generator, as the published sampler does",
+        help="weights to use as the EMA for sampling: the published moving average, or the raw generator, which the published sampler "
+        "uses (default: %(default)s)",
     )
-    command.set_defaults(work=_import_published)
+    _add_examples(command, "import-published pretrained_model.pt --out runs/published")
+    command.set_defaults(work=with_settings(_import_published, ImportSettings))
 
 
 def _add_generator(command: argparse.ArgumentParser) -> None:
-    command.description = "Write the generator alone: model.safetensors, config.json and a model card (README.md)."
-    _add_model(command, "DIR", "folder for the three files; new, or empty")
-    command.add_argument("--licence", metavar="ID", default="", help="for the model card, such as cc-by-4.0; yours to choose")
+    command.description = "Write the generator to DIR: model.safetensors, config.json and a model card (README.md)."
+    _add_model(command, "DIR", "new or empty folder")
+    command.add_argument("--licence", metavar="ID", default="", help="license of the model for the model card, such as cc-by-4.0")
     command.add_argument(
-        "--data", metavar="TEXT", default="", help="for the model card, what it was trained on (default: the shard set's name)"
+        "--data", metavar="TEXT", default="", help="description of the training data for the model card (default: name of the shard set)"
     )
-    command.add_argument("--metrics", metavar="FILE.json", type=Path, help='for the model card, what was measured: {"name": value, ...}')
-    command.set_defaults(work=_export_generator)
+    command.add_argument("--metrics", metavar="FILE.json", type=Path, help='metrics for the model card: {"name": value, ...}')
+    _add_examples(
+        command,
+        "generator runs/first --out first-generator",
+        "generator runs/first --out first-generator --licence cc-by-4.0 --data 'TCGA-BLCA, 0.5 um per pixel' --metrics metrics.json",
+    )
+    command.set_defaults(work=with_settings(_export_generator, GeneratorSettings))
 
 
-def _add_graph(command: argparse.ArgumentParser, name: str, suffix: str, what: str) -> None:
+def _add_graph(command: argparse.ArgumentParser, suffix: str, kind: str, work: Callable[[GraphSettings], None]) -> None:
     command.description = (
-        f"Write the generator as {what}: latents (batch, L) and levels (batch, attributes) give images (batch, 3, size, size) in about "
-        "[-1, 1], for any batch."
+        f"Write the generator as {kind} with inputs latents (batch, L) and levels (batch, attributes),\n"
+        "and output images (batch, 3, size, size) in about [-1, 1], for any batch size."
     )
-    _add_model(command, f"FILE{suffix}", "file to write; replaced if it is there")
-    command.add_argument("--fractional", action="store_true", help="levels are float32, so that 2.5 can be asked for, instead of int64")
-    command.set_defaults(work=_export_graph, command=name)
+    _add_model(command, f"FILE{suffix}", "file to write; an existing file is replaced")
+    command.add_argument("--fractional", action="store_true", help="accept fractional levels, such as 2.5: float32 input (default: int64)")
+    name = command.prog.split()[-1]
+    _add_examples(command, f"{name} runs/first --out first{suffix}", f"{name} runs/first --out first{suffix} --fractional")
+    command.set_defaults(work=with_settings(work, GraphSettings))
+
+
+def _add_examples(command: argparse.ArgumentParser, *examples: str) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "examples:\n" + "\n".join(f"  attributegan-export {example}" for example in examples)
 
 
 def _add_model(command: argparse.ArgumentParser, out: str, help: str) -> None:
-    command.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
+    command.add_argument("model", metavar="RUN|CHECKPOINT", help="run folder (uses its latest checkpoint) or a checkpoint")
     command.add_argument("--out", metavar=out, required=True, type=Path, help=help)
-    command.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    add_no_ema(command)
 
 
-def _import_published(options: argparse.Namespace) -> None:
+def _import_published(settings: ImportSettings) -> None:
     from attributegan.export import import_published
 
-    config = import_published(options.file, options.out, options.generator)
+    config = import_published(settings.file, settings.out, settings.generator)
     print(
-        f"{options.out}: the published AttributeGAN, {config.model.image_size} px\n"
-        f"sample:    attributegan-sample {quote(str(options.out))} --out tiles --count 16\n"
-        f"train on:  attributegan-train --config {quote(str(options.out / 'config.yaml'))} data.shards=SHARDS"
+        f"{settings.out}: imported the published AttributeGAN, {config.model.image_size} px\n"
+        f"sample:  attributegan-sample {quote(str(settings.out))} --out tiles --count 16\n"
+        f"train:   attributegan-train --config {quote(str(settings.out / 'config.yaml'))} data.shards=SHARDS"
     )
 
 
-def _export_generator(options: argparse.Namespace) -> None:
+def _export_generator(settings: GeneratorSettings) -> None:
     from attributegan.export import export_generator
     from attributegan.export.model_card import CardFacts
 
-    facts = CardFacts(options.data, _metrics(options.metrics) if options.metrics else {}, options.licence)
-    export_generator(options.model, options.out, facts, raw=options.no_ema)
-    print(f"{options.out}: load it with AttributeGenerator.from_pretrained({str(options.out)!r}){_to_complete(facts)}")
+    facts = CardFacts(settings.data, _metrics(settings.metrics) if settings.metrics else {}, settings.licence)
+    export_generator(settings.model, settings.out, facts, raw=settings.no_ema)
+    print(f"{settings.out}: load it with AttributeGenerator.from_pretrained({str(settings.out)!r}){_missing_facts(facts)}")
 
 
-def _to_complete(facts: CardFacts) -> str:
-    """What the model card still lacks, for the one who will share it."""
-    lacking = [
+def _missing_facts(facts: CardFacts) -> str:
+    """Return a message with the options that the model card still needs; "" if none."""
+    missing = [
         option for option, value in (("--licence", facts.licence), ("--data", facts.data), ("--metrics", facts.metrics)) if not value
     ]
-    return f"\nits README.md has no {', '.join(lacking)} of yours: complete it before sharing" if lacking else ""
+    return f"\nits README.md lacks {', '.join(missing)}: complete it before sharing" if missing else ""
 
 
 def _metrics(path: Path) -> dict[str, float | str]:
+    """Read the metrics for the model card.
+
+    Raises:
+        ValueError: not a JSON file, or not {"name": number or text, ...}.
+    """
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -123,12 +181,22 @@ def _metrics(path: Path) -> dict[str, float | str]:
     return metrics
 
 
-def _export_graph(options: argparse.Namespace) -> None:
-    from attributegan.export import export_onnx, export_program
+def _export_onnx(settings: GraphSettings) -> None:
+    from attributegan.export import export_onnx
 
-    export = export_onnx if options.command == "onnx" else export_program
-    export(options.model, options.out, raw=options.no_ema, fractional=options.fractional)
-    print(f"{options.out}: written, read back, and gives the network's images")
+    export_onnx(settings.model, settings.out, raw=settings.no_ema, fractional=settings.fractional)
+    _print_verified(settings.out)
+
+
+def _export_program(settings: GraphSettings) -> None:
+    from attributegan.export import export_program
+
+    export_program(settings.model, settings.out, raw=settings.no_ema, fractional=settings.fractional)
+    _print_verified(settings.out)
+
+
+def _print_verified(out: Path) -> None:
+    print(f"{out}: written and verified: its images match the network's")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, now and then a line in a log."""
+"""Progress of a command: a bar on a terminal, a line every 30 s in a log."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ LINE_EVERY_S = 30.0
 
 
 class TileProgress:
-    """Called with the number of tiles done so far; shows tiles/s and the time left on stderr."""
+    """Shows tiles/s and the time left on stderr; called with the number of tiles done so far.
+
+    Args:
+        total: number of tiles, or None if it is not known.
+    """
 
     def __init__(self, total: int | None = None) -> None:
         from tqdm import tqdm
 
         self.total, self.done = total, 0
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
         self.bar = tqdm(total=total, unit=" tiles", unit_scale=True, leave=False) if sys.stderr.isatty() else None
 
     def __enter__(self) -> TileProgress:
@@ -27,22 +31,22 @@ class TileProgress:
         if self.bar:
             self.bar.close()
         if self.done and kind is None:
-            self._tell()
+            self._print_rate()
 
     def __call__(self, done: int) -> None:
         if self.bar:
             self.bar.update(done - self.done)
         self.done = done
-        if not self.bar and time.monotonic() - self.told > LINE_EVERY_S:
-            self._tell()
+        if not self.bar and time.monotonic() - self.printed > LINE_EVERY_S:
+            self._print_rate()
 
     def print(self, line: str) -> None:
-        """A line of the report, without breaking the bar."""
+        """Print a line to stdout without breaking the bar."""
         self.bar.write(line) if self.bar else print(line, flush=True)
 
-    def _tell(self) -> None:
-        self.told = time.monotonic()
-        seconds = max(self.told - self.started, 1e-9)
+    def _print_rate(self) -> None:
+        self.printed = time.monotonic()
+        seconds = max(self.printed - self.started, 1e-9)
         of, left = "", ""
         if self.total and self.done < self.total:
             of, left = f" of {self.total:,}", f", {(self.total - self.done) * seconds / self.done:,.0f} s left"
@@ -50,7 +54,7 @@ class TileProgress:
 
 
 class StageProgress:
-    """Called with what is being done, how much of it is done, and of how much; a bar for each stage on stderr."""
+    """Shows one bar per stage on stderr; called with the stage, the number of items done, and their total."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled, self.stage = enabled, ""
@@ -67,6 +71,7 @@ class StageProgress:
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
+        """Close the bar of the current stage."""
         if self.bar is not None:
             self.bar.close()
         self.stage, self.bar = "", None

@@ -1,6 +1,6 @@
-"""``make quickstart``: from nothing to a trained model, its pictures and its report, in minutes on a CPU.
+"""``make quickstart``: make phantom tiles, train on them, sample and evaluate, in minutes on a CPU.
 
-Runs the commands that a user types and prints each. Trains as many images as this machine can in the time for them, within limits.
+Prints and runs the commands that a user would type. The number of training images is chosen from the measured speed of the machine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from attributegan.cli import exit_status, parser
 from attributegan.run_dir import status
 
-EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # enough for phantoms
-IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer the attributes are not followed well
-MEASURED = 960  # images after which the speed of the machine is known
+EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # sufficient for phantoms
+IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer images the generator does not follow the attributes well
+MEASURED = 960  # images trained to measure the speed
 COMMANDS = {
     "attributegan-shard": "tools.shard",
     "attributegan-train": "launch.train",
@@ -27,21 +27,24 @@ EXAMPLES = "  python -m tools.quickstart --out quickstart"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parser("Make phantom tiles, train on them, sample, and evaluate.", EXAMPLES)
-    options.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="folder for all of it (%(default)s)")
-    options.add_argument("--config", default="configs/train/small.yaml", metavar="FILE", help="of the training (%(default)s)")
+    options = parser("Make phantom tiles, train on them, sample and evaluate. Rerun the command to resume after an interruption.", EXAMPLES)
+    options.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="output folder (default: %(default)s)")
+    options.add_argument("--config", default="configs/train/small.yaml", metavar="FILE", help="training config (default: %(default)s)")
     options.add_argument(
-        "--minutes", type=float, default=6.0, help=f"for the training, which has {MIN_IMAGES:,} to {IMAGES:,} images (%(default)s)"
+        "--minutes",
+        type=float,
+        default=6.0,
+        help=f"training time in minutes, within {MIN_IMAGES:,} to {IMAGES:,} images (default: %(default)s)",
     )
     found = options.parse_args(argv)
     return exit_status(lambda: quickstart(found.out, found.config, found.minutes))
 
 
 def quickstart(out: Path, config: str, minutes: float) -> None:
-    """All steps, one after the other; each can be repeated after an interruption.
+    """Run all steps in order; completed work is not repeated.
 
     Raises:
-        ValueError: a step failed; its own message is above.
+        ValueError: a step failed; its own message was printed.
     """
     shards, run = out / "shards", out / "run"
     train = ["--config", config, f"data.shards={shards}", f"run.dir={run}"]
@@ -55,18 +58,18 @@ def quickstart(out: Path, config: str, minutes: float) -> None:
     _run("attributegan-evaluate", str(run), "--shards", str(shards), "--out", str(out / "report"), *EVALUATION)
     print(f"""
 Done. Look at:
-  {out}/tiles/       generated tiles; sweep.png has a row of tiles per attribute, lowest level to highest
-  {run}/grids/   the same rows during training
-  {out}/report/      how real the tiles are and how well the attributes are followed: report.html; its numbers are above
+  {out}/tiles/       generated tiles; each row of sweep.png moves one attribute from its lowest level to its highest
+  {run}/grids/   the same sweeps during training
+  {out}/report/      report.html: image quality and attribute control; its main numbers are printed above
 Next:
   tensorboard --logdir {run}    the curves
   attributegan-sample {run} --out more --count 16 --levels cell_crowding=4,mitosis=frequent
   attributegan-train {" ".join(train)} train.images=100000
-                          resumes from where it stopped; README.md describes how to use your own tiles""")
+                          resumes the training; README.md describes how to use your own tiles""")
 
 
 def _affordable(run: Path, minutes: float) -> int:
-    """Images of the training at the speed of its first ones, and a line that says how long they take."""
+    """Return the number of training images that fit into ``minutes`` at the measured speed; prints the estimated time."""
     found = status.read(run)
     if found is None or not found.images_per_second:
         return IMAGES
@@ -74,8 +77,8 @@ def _affordable(run: Path, minutes: float) -> int:
     images = max(MIN_IMAGES, min(IMAGES, int(speed * minutes * 60) // 1000 * 1000))
     left = max(0, images - found.images) / speed / 60
     print(
-        f"\nThis machine trains {speed:.0f} images/s: {images:,} images take about {left:.0f} minutes from now, and the evaluation after "
-        f"them some minutes more.",
+        f"\nThis machine trains {speed:.0f} images/s: {images:,} images take about {left:.0f} more minutes, and the evaluation "
+        f"a few minutes after that.",
         flush=True,
     )
     return max(images, found.images)
@@ -85,7 +88,7 @@ def _run(command: str, *arguments: str) -> None:
     print(f"\n$ {command} {' '.join(arguments)}", flush=True)
     began = time.monotonic()
     if code := subprocess.run([sys.executable, "-m", COMMANDS[command], *arguments], check=False).returncode:
-        raise ValueError(f"{command} ended with status {code}; its message is above")
+        raise ValueError(f"{command} failed with exit status {code}; see its message above")
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""``attributegan-runs``: what runs do and how far they are, read from their folders; and the log of one as it grows."""
+"""``attributegan-runs``: lists training runs with their state and progress, or follows the log of one. Reads only the run folders."""
 
 from __future__ import annotations
 
@@ -17,31 +17,45 @@ from attributegan.run_dir.status import Status
 from launch import squeue
 
 EXAMPLES = """\
-  attributegan-runs                          all runs below runs/
-  attributegan-runs runs/sweep /data/runs    below these folders
-  attributegan-runs --follow runs/paper      the log of one, until it ends
-States: queued, running, preempted (saved, waits for its next turn), stopped (by a person), failed, finished, and dead: it said that it
-runs, but nobody has heard of it for long and Slurm, where there is one, doesn't have its job."""
+  attributegan-runs                          all runs in runs/
+  attributegan-runs runs/sweep /data/runs    all runs in these folders
+  attributegan-runs --follow runs/paper      the log of a run, until it ends
+States: queued, running, preempted (saved, waiting to be restarted), stopped (by the user), failed, finished, and dead: its last status is
+running, but its heartbeat has stopped and Slurm, if used, does not have its job."""
 
 LIVE = ("queued", "running", "preempted")
-COLUMNS = ("run", "state", "images", "img/s", "loss G/D", "nodes", "job", "requeues", "last word", "newest checkpoint")
-SILENT_S = 2 * LEASE_S  # clocks of machines differ a little
+COLUMNS = ("run", "state", "images", "img/s", "loss G/D", "nodes", "job", "requeues", "updated", "latest checkpoint")
+MAX_SILENCE_S = 2 * LEASE_S  # allows for clock skew between machines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.parser("List training runs, or follow one.", EXAMPLES)
-    parser.add_argument("folders", nargs="*", metavar="DIR", type=Path, help="run folders, or folders with some in them (default: runs)")
-    parser.add_argument("--follow", metavar="RUN", type=Path, help="print the log of this run as it grows, until the run ends")
-    options = parser.parse_args(argv)
-    return cli.exit_status(lambda: follow(options.follow) if options.follow else show(options))
+    """List or follow runs with ``argv`` (default: ``sys.argv``) and return the exit status."""
+    options = _parser().parse_args(argv)
+    return cli.exit_status(lambda: follow(options.follow) if options.follow else show(options.folders))
 
 
-def show(options: argparse.Namespace) -> None:
-    """Print a table of the runs; ValueError when a folder is not there."""
-    folders = options.folders or [Path("runs")]
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("List training runs with their state and progress, or follow the log of one.", EXAMPLES)
+    parser.add_argument(
+        "folders", nargs="*", metavar="DIR", type=Path, help="run folders, or folders that contain them at any depth (default: runs)"
+    )
+    parser.add_argument("--follow", metavar="RUN", type=Path, help="follow the log of this run until the run ends")
+    return parser
+
+
+def show(folders: Sequence[Path] = ()) -> None:
+    """Print a table of the runs.
+
+    Args:
+        folders: run folders, or folders that contain them; by default ``runs``.
+
+    Raises:
+        ValueError: a folder does not exist.
+    """
+    folders = folders or [Path("runs")]
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; give the folder of a run, or one with runs in it")
+            raise ValueError(f"{folder}: no such folder; give a run folder, or a folder that contains runs")
     found = {folder: now for folder in sorted(_run_folders(folders)) if (now := status.read(folder))}
     if not found:
         print(f"no runs in {', '.join(map(str, folders))}")
@@ -54,7 +68,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
-    """Those with a status in them, at any depth; what lies in a run folder is the run's own."""
+    """Yield the run folders in ``folders`` at any depth; does not descend into run folders."""
     for folder in folders:
         for path, names, files in os.walk(folder):
             if status.FILE in files:
@@ -64,21 +78,22 @@ def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def state_of(folder: Path, now: Status, jobs: Mapping[str, str]) -> str:
-    """The state that is true: what the run said last, unless nothing is there any more that could have gone on.
+    """Return the actual state of a run: its last status, unless its process or job no longer exists.
 
     Args:
-        jobs: states of the jobs that Slurm still has, as `launch.squeue.states` gives them.
+        now: last status of the run.
+        jobs: states of the jobs in the Slurm queue, from `launch.squeue.states`.
     """
     if jobs.get(now.job) == "PENDING" and now.state != "finished":
-        return "queued"  # whatever ended it, Slurm starts it again
+        return "queued"  # Slurm will restart it
     if now.state not in LIVE or now.job in jobs:
         return now.state
-    silent_s = min(time.time() - now.updated_at, seconds_since_heartbeat(folder))
-    return "dead" if silent_s > SILENT_S or _ended_here(folder) else now.state
+    silence_s = min(time.time() - now.updated_at, seconds_since_heartbeat(folder))
+    return "dead" if silence_s > MAX_SILENCE_S or _ended_here(folder) else now.state
 
 
 def _ended_here(folder: Path) -> bool:
-    """Whether the run's process was one of this machine and is gone."""
+    """Return whether the run's process ran on this machine and has exited."""
     from attributegan.run_dir.lock import RunLock, owner_of
 
     held = owner_of(folder)
@@ -86,17 +101,18 @@ def _ended_here(folder: Path) -> bool:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint of a run, or None."""
     return max(list_checkpoints(folder), default=None)
 
 
 def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
     images = f"{now.images:,} of {now.total:,}" + (f" ({min(1, now.images / now.total):.0%})" if now.total else "")
     losses = "/".join(f"{now.losses[name]:.3f}" for name in ("generator", "discriminator") if name in now.losses)
-    running = state_of(folder, now, jobs)
+    state = state_of(folder, now, jobs)
     rate = f"{now.images_per_second:.1f}" if now.images_per_second else ""
     return (
         str(folder),
-        running,
+        state,
         images,
         rate,
         losses,
@@ -125,15 +141,19 @@ def _last_line(text: str) -> str:
 
 
 def follow(folder: Path) -> None:
-    """Print train.log of a run as it grows and its state as it changes, until the run has ended."""
+    """Print new lines of train.log and changes of the state until the run ends.
+
+    Raises:
+        ValueError: not a run folder.
+    """
     if status.read(folder) is None:
-        raise ValueError(f"{folder}: no run in it; attributegan-runs DIR lists those in a folder")
-    shown, place = "", 0
+        raise ValueError(f"{folder}: not a run folder; `attributegan-runs DIR` lists the runs in a folder")
+    shown, offset = "", 0
     while True:
         now = status.read(folder)
         assert now is not None
         state = state_of(folder, now, squeue.states([now.job] if now.job and now.state != "finished" else []) or {})
-        place = _print_from(folder / "train.log", place)
+        offset = _print_from(folder / "train.log", offset)
         if state != shown:
             print(f"-- {state}{f': {now.error}' if now.error else ''}", flush=True)
             shown = state
@@ -142,17 +162,17 @@ def follow(folder: Path) -> None:
         time.sleep(1)
 
 
-def _print_from(path: Path, place: int) -> int:
-    """Print what the file has after ``place`` bytes; where it ends now."""
+def _print_from(path: Path, offset: int) -> int:
+    """Print the contents of a file from ``offset`` in bytes on, and return the new offset."""
     try:
         with path.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             text = file.read()
     except FileNotFoundError:
-        return place
+        return offset
     sys.stdout.write(text.decode(errors="replace"))
     sys.stdout.flush()
-    return place + len(text)
+    return offset + len(text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""``attributegan-sample``: tiles, attribute sweeps, grids, films and projections from a trained model.
+"""``attributegan-sample``: tiles, attribute sweeps, grids, movies and projections from a trained model.
 
-Owns the command line. What is drawn is `attributegan.sampling.grids`'s, files are `tools.sampling.writer`'s.
+Owns the order of the work. Options are in `tools.sampling.options`, pictures in `attributegan.sampling.grids`, files in
+`tools.sampling.writer`.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -13,220 +14,190 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.cli import exit_status, parser
-from tools import options as options_module
+from tools.options import resolve_precision, settings_of
+from tools.sampling import options as sampling_options
+from tools.sampling.options import SamplingSettings
 
-if TYPE_CHECKING:  # these import slowly, and help texts should not
+if TYPE_CHECKING:  # slow to import; --help must be fast
+    import argparse
+
     import numpy as np
 
     from attributegan.checkpoint.loading import Loaded
     from tools.sampling.writer import Recipe
 
 EXAMPLES = """\
-  attributegan-sample runs/first --out tiles --count 64                                    levels drawn evenly
+  attributegan-sample runs/first --out tiles --count 64                                    uniform levels
   attributegan-sample runs/first --out tiles --count 64 --levels cell_crowding=4,mitosis=frequent
-  attributegan-sample runs/first --out tiles --count 5000 --levels-from shards             levels as real tiles have them
+  attributegan-sample runs/first --out tiles --count 5000 --levels-from shards             levels distributed as in real tiles
   attributegan-sample runs/first --out made --count 50000 --format shards --workers 2 --precision bf16
-  attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     a row for each attribute; all pairs of two
+  attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     grids of attribute levels
   attributegan-sample runs/first --out tiles --count 2 --interpolate pleomorphism=1 pleomorphism=4 --movie gif
-  attributegan-sample runs/first --out found --project tile.png --sweep                    the tile's latent, moved
-  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --no-ema         an older state, not averaged
-  attributegan-shard pack --images tiles --labels tiles/samples.csv --out shards           the tiles as training data"""
+  attributegan-sample runs/first --out found --project tile.png --sweep                    edit a real tile
+  attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --no-ema      one checkpoint, without EMA
+  attributegan-shard pack --images tiles --labels tiles/samples.csv --out shards           use the tiles as training data"""
 
-LATENTS_IN_GRID = 4  # grids show the latents of the first tiles, at most this many
+LATENTS_IN_GRID = 4  # maximum number of latents in a grid: those of the first tiles
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv`` (the process's arguments by default), sample, and return the exit status."""
+    """Sample with ``argv`` (default: ``sys.argv``) and return the exit status."""
     options = _parser().parse_args(argv)
-    return exit_status(lambda: _sample(options))
+    return exit_status(lambda: sample(settings_of(SamplingSettings, options)))
 
 
 def _parser() -> argparse.ArgumentParser:
     result = parser(
-        "Make tiles with a trained model. DIR gets image files and samples.csv, which says the levels of each, or is a shard set. Tile k "
-        "of a seed is the same tile whatever the count, the batch or the number of processes. Works under `accelerate launch` too.",
+        "Generate tiles with a trained model. Writes image files and samples.csv with their levels, or a shard set.\n"
+        "Tile k of a seed is the same for any count, batch size and number of processes. Also runs under `accelerate launch`.",
         EXAMPLES,
     )
-    result.add_argument("model", metavar="RUN|CHECKPOINT", help="a run's folder (its newest checkpoint) or one checkpoint")
-    result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder for the tiles; made if it is not there")
-    result.add_argument("--count", metavar="N", type=int, default=16, help="number of tiles (default: %(default)s)")
-    result.add_argument("--levels", metavar="A=L,...", default="", help="fixed levels, by number or name; the other attributes are drawn")
-    result.add_argument(
-        "--levels-from", metavar="SHARDS", help="draw levels as this set's training tiles have them, jointly; without it, all levels alike"
-    )
-    result.add_argument("--format", choices=("png", "jpeg", "webp", "shards"), default="png", help="(default: %(default)s)")
-    result.add_argument("--shard-count", metavar="N", type=int, default=1000, help="tiles in a shard (default: %(default)s)")
-    result.add_argument("--overwrite", action="store_true", help="replace an earlier sampling in DIR, or another shard set")
-    result.add_argument("--truncation", metavar="T", type=float, help="latents from a normal cut off at T: fewer odd tiles, less variety")
-    result.add_argument("--sweep", action="store_true", help="also sweep.png: each attribute through its levels, a latent a row")
-    result.add_argument(
-        "--pair", nargs=2, metavar=("A", "B"), help="also pair.png: all levels of A by all levels of B, of the first latent"
-    )
-    result.add_argument(
-        "--interpolate",
-        nargs=2,
-        metavar=("A=L,...", "A=L,..."),
-        help="also interpolation.png: from the first levels to the second, a latent a row",
-    )
-    result.add_argument("--movie", choices=("gif", "mp4"), help="with --interpolate, also a film of it (mp4 needs the extra `movie`)")
-    result.add_argument(
-        "--project",
-        metavar="IMAGE",
-        type=Path,
-        help="no tiles: search for the latent of this image (projection.png); --sweep and the like move it",
-    )
-    result.add_argument("--steps", metavar="N", type=int, default=300, help="of the search of --project (default: %(default)s)")
-    result.add_argument("--seed", metavar="S", type=int, default=0, help="tile k of a seed is always the same (default: %(default)s)")
-    result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles made at a time (default: %(default)s)")
-    options_module.add_precision(result)
-    result.add_argument("--workers", metavar="N", type=int, default=1, help="processes that make tiles (default: %(default)s)")
-    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
+    sampling_options.add(result)
     return result
 
 
-def _check(options: argparse.Namespace) -> None:
-    for name in ("count", "batch", "workers", "shard_count", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
-    if options.truncation is not None and not options.truncation > 0:
-        raise ValueError(f"--truncation: {options.truncation} must be above 0")
-    if options.movie and not options.interpolate:
-        raise ValueError("--movie: give --interpolate too; a film shows the way between two ends")
-    pictures = [f"--{name}" for name in ("sweep", "pair", "interpolate", "project") if getattr(options, name)]
-    if options.format == "shards" and pictures:
-        raise ValueError(f"{pictures[0]}: a shard set has no place for pictures; use another --format and --out")
+def sample(settings: SamplingSettings) -> None:
+    """Generate the tiles and pictures; every process of a launch calls this.
 
-
-def _sample(options: argparse.Namespace) -> None:
-    _check(options)
+    Raises:
+        ValueError: a model, option or output folder that can't be used; raised before anything is written.
+    """
     from attributegan.checkpoint.store import resolve
     from attributegan.distributed.process_group import is_main
     from attributegan.utils.files import require_writable
-    from tools.sampling.writer import to_replace, write_whole
+    from tools.sampling.writer import to_replace, write_atomic
 
-    require_writable(options.out, "--out")
-    options.model = resolve(options.model)  # every process takes the same one
-    if not is_main():  # of `accelerate launch`; pictures and words come from the main process
-        _make_folder(options.out.parent if options.format == "shards" else options.out)
-        return None if options.project else make_tiles(options)
-    old = [] if options.format == "shards" else to_replace(options.out, options.overwrite)
-    options.precision = options_module.precision_of(options.precision)
-    loaded = _load(options)
-    pictures = _pictures(loaded, options)  # before the tiles: levels that can't be are refused before anything is written
-    if options.project:
+    require_writable(settings.out, "--out")
+    settings = dataclasses.replace(settings, model=resolve(settings.model))  # all processes must load the same checkpoint
+    if not is_main():  # under `accelerate launch`; rank 0 writes pictures and prints
+        _make_folder(settings.out.parent if settings.to_shards else settings.out)
+        return None if settings.project else make_tiles(settings)
+    old = [] if settings.to_shards else to_replace(settings.out, settings.overwrite)
+    settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision))
+    loaded = _load(settings)
+    pictures = _pictures(loaded, settings)  # before the tiles, so that invalid levels are an error before anything is written
+    if settings.project:
         written = sorted(pictures)
     else:
-        _recipe(loaded, options)  # refuses what can't be drawn from
-        written = sorted(["samples.csv", *pictures]) if options.format != "shards" else []
-    _make_folder(options.out if written else options.out.parent)
+        _recipe(loaded, settings)  # checks --levels and --levels-from
+        written = [] if settings.to_shards else sorted(["samples.csv", *pictures])
+    _make_folder(settings.out if written else settings.out.parent)
     for path in old:
         path.unlink()
-    if not options.project:
-        if options.workers > 1:
+    if not settings.project:
+        if settings.workers > 1:
             from attributegan.distributed.process_group import launch
 
-            launch(make_tiles, (options,), options.workers)
+            launch(make_tiles, (settings,), settings.workers)
         else:
-            make_tiles(options)
+            make_tiles(settings)
     for name, data in pictures.items():
-        write_whole(options.out / name, data)
-    tiles = "" if options.project else f"{options.count} tiles, "
-    print(f"{tiles}{', '.join(written) or 'a shard set'} in {options.out} (model after {loaded.images:,} images)")
+        write_atomic(settings.out / name, data)
+    tiles = "" if settings.project else f"{settings.count} tiles, "
+    print(f"{tiles}{', '.join(written) or 'a shard set'} in {settings.out} (model after {loaded.images:,} images)")
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {folder}: can't be made: {error}") from error
+        raise ValueError(f"--out {folder}: can't create the folder: {error}") from error
 
 
-def _load(options: argparse.Namespace) -> Loaded:
+def _load(settings: SamplingSettings) -> Loaded:
     import torch
 
     from attributegan.checkpoint.loading import load_for_sampling
     from attributegan.sampling.generate import prepare_for_inference
 
-    loaded = load_for_sampling(options.model, ema=not options.no_ema)
+    loaded = load_for_sampling(settings.model, ema=not settings.no_ema)
     prepare_for_inference(loaded.generator, "cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 
 
-def make_tiles(options: argparse.Namespace) -> None:
-    """This process's share of the tiles; every process of the launch calls."""
+def make_tiles(settings: SamplingSettings) -> None:
+    """Generate and write this process's share of the tiles; every process of the launch calls this."""
     from attributegan.distributed.process_group import Processes
     from tools.sampling import writer
 
     processes = Processes()
     try:
-        options.precision = processes.broadcast_object(options.precision)
-        loaded = _load(options)
+        settings = dataclasses.replace(settings, precision=processes.broadcast_object(settings.precision))
+        loaded = _load(settings)
         loaded.generator.to(processes.device)
-        recipe = _recipe(loaded, options)
-        if options.format == "shards":
-            digest = (options.model / "manifest.json").read_text() + str(options.no_ema)
-            writer.write_shards(recipe, options.out, options.count, options.shard_count, options.overwrite, digest, processes)
+        recipe = _recipe(loaded, settings)
+        if settings.to_shards:
+            digest = Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
+            writer.write_shards(recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest, processes)
         else:
-            writer.write_files(recipe, options.out, options.count, options.format, processes)
+            writer.write_files(recipe, settings.out, settings.count, settings.format, processes)
     finally:
         processes.shutdown()
 
 
-def _recipe(loaded: Loaded, options: argparse.Namespace) -> Recipe:
+def _recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
+    """Return the recipe of the tiles.
+
+    Raises:
+        ValueError: ``--levels`` or ``--levels-from`` don't fit the model or the format.
+    """
     from tools.sampling.writer import Recipe
 
     real_NA = None
-    if options.levels_from:
+    if settings.levels_from:
         from data_shards.loader.shard_set import ShardSet
 
-        shards = ShardSet.open(options.levels_from, split_option="--levels-from")
+        shards = ShardSet.open(settings.levels_from, split_option="--levels-from")
         if differences := loaded.schema.difference(shards.schema):
-            raise ValueError(f"--levels-from: {options.levels_from} does not fit the model: {'; '.join(differences)}")
+            raise ValueError(f"--levels-from: {shards.location} does not fit the model: {'; '.join(differences)}")
         real_NA = shards.levels_NA
-    given = loaded.schema.parse(options.levels)
-    if options.format == "shards" and (between := [name for name, level in given.items() if level != int(level)]):
-        raise ValueError(f"--levels {between[0]}={given[between[0]]}: shards hold whole levels; use another --format")
-    return Recipe(loaded, options.seed, given, real_NA, options.truncation, options.batch, options.precision)
+    given = loaded.schema.parse(settings.levels)
+    if settings.to_shards and (fractional := [name for name, level in given.items() if level != int(level)]):
+        raise ValueError(f"--levels {fractional[0]}={given[fractional[0]]}: shards hold integer levels; use another --format")
+    return Recipe(loaded, settings.seed, given, real_NA, settings.truncation, settings.batch, settings.precision)
 
 
-def _pictures(loaded: Loaded, options: argparse.Namespace) -> dict[str, bytes]:
-    """The pictures asked for, by file name."""
+def _pictures(loaded: Loaded, settings: SamplingSettings) -> dict[str, bytes]:
+    """Return the encoded pictures that the options request, by file name."""
     from attributegan.sampling import grids, latents
-    from tools.sampling.writer import encoded, film
+    from tools.sampling.writer import encoded, movie
 
     generator, schema = loaded.generator, loaded.schema
-    given = schema.parse(options.levels)
-    shown = range(min(options.count, LATENTS_IN_GRID))
+    given = schema.parse(settings.levels)
+    indices = range(min(settings.count, LATENTS_IN_GRID))
     found: dict[str, bytes] = {}
-    if options.project:
-        latents_BL, given, found = _project(loaded, options)
-        shown = range(1)
-    elif not (options.sweep or options.pair or options.interpolate):
+    if settings.project:
+        latents_BL, given, found = _project(loaded, settings.project, settings)
+        indices = range(1)
+    elif not (settings.sweep or settings.pair or settings.interpolate):
         return {}
     else:
-        latents_BL = _recipe(loaded, options).latents(shown)
-    if options.sweep:
-        grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), options.batch)
+        latents_BL = _recipe(loaded, settings).latents(indices)
+    if settings.sweep:
+        grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), settings.batch)
         found["sweep.png"] = encoded(grid)
-    if options.pair:
-        rows, columns = options.pair
-        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, latents.middle_levels(schema, given), options.batch)
+    if settings.pair:
+        rows, columns = settings.pair
+        grid = grids.pair_grid(generator, schema, latents_BL[:1], rows, columns, latents.middle_levels(schema, given), settings.batch)
         found["pair.png"] = encoded(grid)
-    if options.interpolate:
-        start, end = (latents.levels_for(schema, options.seed, shown, given | schema.parse(levels)) for levels in options.interpolate)
-        found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=options.batch))
-        if options.movie:
-            pictures = grids.frames(generator, schema, latents_BL, start, end, batch=options.batch)
-            found[f"interpolation.{options.movie}"] = film(pictures, options.movie)
+    if settings.interpolate:
+        start, end = (latents.levels_for(schema, settings.seed, indices, given | schema.parse(levels)) for levels in settings.interpolate)
+        found["interpolation.png"] = encoded(grids.interpolation_grid(generator, schema, latents_BL, start, end, batch=settings.batch))
+        if settings.movie:
+            frames = grids.frames(generator, schema, latents_BL, start, end, batch=settings.batch)
+            found[f"interpolation.{settings.movie}"] = movie(frames, settings.movie)
     return found
 
 
-def _advance(bar: Any) -> None:
-    bar.update(1)
+def _project(loaded: Loaded, image_path: Path, settings: SamplingSettings) -> tuple[Any, dict[str, float], dict[str, bytes]]:
+    """Find the latent of an image.
 
+    Returns:
+        The latent (1, L), the levels by attribute name, and the files projection.png and projection.json.
 
-def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str, float], dict[str, bytes]]:
-    """The latent of --project, its levels by name, and the files that tell of it."""
+    Raises:
+        ValueError: not a readable image.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -237,29 +208,32 @@ def _project(loaded: Loaded, options: argparse.Namespace) -> tuple[Any, dict[str
 
     size = loaded.config.model.image_size
     try:
-        data = options.project.read_bytes()
+        data = image_path.read_bytes()
         intact.check(data)
         with rgb.opened(data) as image:
             rgb.check_one_picture(image)
             target: np.ndarray = np.asarray(fit(rgb.to_rgb(image), size))
     except DECODING_ERRORS as error:
-        raise ValueError(f"--project {options.project}: not a readable image: {error}") from error
-    with tqdm(total=options.steps, desc="search", disable=None, file=sys.stderr) as bar:
+        raise ValueError(f"--project {image_path}: not a readable image: {error}") from error
+    with tqdm(total=settings.steps, desc="projection", disable=None, file=sys.stderr) as bar:
+
+        def advance(step: int) -> None:
+            bar.update(1)
+
         found = project(
             loaded.generator,
             loaded.schema,
             target,
             loaded.config.model.latent_dim,
-            loaded.schema.parse(options.levels),
-            options.steps,
-            options.seed,
-            lambda step: _advance(bar),
+            loaded.schema.parse(settings.levels),
+            settings.steps,
+            settings.seed,
+            advance,
         )
     levels = dict(zip(loaded.schema.names, found.levels_1A[0].tolist(), strict=True))
-    written = loaded.schema.written(list(levels.values()))
     tree = {
-        "image": options.project.name,
-        "levels": written,
+        "image": image_path.name,
+        "levels": loaded.schema.written(list(levels.values())),
         "distance": found.distance,
         "distance_of_best_start": found.start,
         "latent": found.latent_1L[0].tolist(),

@@ -1,52 +1,183 @@
-"""``attributegan-shard``: make shard sets from tiles and look after them."""
+"""``attributegan-shard``: makes shard sets from tiles, checks them, and converts labels.
+
+Owns ``pack``, ``phantom``, ``verify`` and ``index``; the other subcommands are in `tools.shards`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from tools import options as options_module
+from tools.options import with_settings
 from tools.shards import card, import_labels, measure, tables, tile
 
-if TYPE_CHECKING:  # these import slowly, and help texts should not
+if TYPE_CHECKING:  # slow to import; --help must be fast
     from data_shards.format.index import Header
     from data_shards.packing.labels import Labels
     from data_shards.packing.sources import Source
 
 EXAMPLES = """\
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
-  attributegan-shard pack --images tiles --labels a.csv --labels b.csv --out shards --size 128 --column file=path
   attributegan-shard phantom --count 4000 --size 64 --out shards
   attributegan-shard verify shards
-  attributegan-shard index tars --attributes my_attributes.yaml"""
+  attributegan-shard COMMAND --help          options and examples of a command"""
+
+PACK_EXAMPLES = """\
+The table needs a column `file` (paths relative to --images) and a column per attribute, with levels as numbers or names. Columns are
+separated by , ; tab or |. Transparent pixels become white, 16-bit images are scaled to 8 bits. All accepted inputs: docs/inputs.md.
+
+examples:
+  attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
+  attributegan-shard pack --images tiles --labels levels.csv --out shards --size 256 --column file=path --column mitosis=mit
+  attributegan-shard pack --images tiles --labels a.csv --labels b.csv --out shards --attributes my_attributes.yaml --val-fraction 0"""
+
+INDEX_EXAMPLES = """\
+A sample needs an image (jpg, png or webp) and its levels: in .json by attribute name, at the top level or under "levels", or in .cls if
+there is only one attribute. The tars are not changed; the index is written next to them.
+
+examples:
+  attributegan-shard index tars
+  attributegan-shard index tars --attributes my_attributes.yaml --val 'holdout-*.tar' --group slide"""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Options of commands that write a new shard set; ``shard_size`` is in MiB."""
+
+    out: Path
+    val_fraction: float
+    overwrite: bool = False
+    seed: int = 0
+    shard_size: float = 256
+    shard_count: int = 1000
+    workers: int | None = None
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings(OutputSettings):
+    """Options of ``pack``.
+
+    Raises:
+        ValueError: names the option that is wrong.
+    """
+
+    images: Path
+    labels: tuple[Path, ...]
+    size: int | None = None
+    group: str | None = None
+    attributes: Path | None = None
+    column: tuple[str, ...] = ()
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.images.is_dir():
+            raise ValueError(f"--images: {self.images} is not a folder")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"--size: {self.size} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomSettings(OutputSettings):
+    """Options of ``phantom``.
+
+    Raises:
+        ValueError: names the option that is wrong.
+    """
+
+    count: int
+    size: int
+    like: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"--count: {self.count} must be above 0")
+        if not 32 <= self.size <= 1024:
+            raise ValueError(f"--size: {self.size} is not from 32 to 1024")
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """Options of ``verify``."""
+
+    set: str
+    workers: int | None
+    shards_cache: str
+    shards_cache_gb: float
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Options of ``index``."""
+
+    tars: Path
+    out: Path | None
+    val: str
+    group: str
+    overwrite: bool
+    attributes: Path | None
+    skip_bad: bool
+    workers: int | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    """Run a subcommand with ``argv`` (default: ``sys.argv``) and return the exit status."""
+    options = _parser().parse_args(argv)
     status = 0
 
     def work() -> None:
         nonlocal status
-        status = arguments.run(arguments)
+        status = options.run(options)
 
     return cli.exit_status(work) or status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Make shard sets from tiles and look after them.", EXAMPLES)
+    parser = cli.parser("Make shard sets from tiles, check them, and convert labels.", EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    layout = argparse.RawDescriptionHelpFormatter
     _pack_options(
-        commands.add_parser("pack", help="pack a folder of tiles and a table of levels", formatter_class=_HELP, epilog=PACK_EXAMPLES)
+        commands.add_parser(
+            "pack",
+            help="pack a folder of tiles and a table of levels",
+            description="Pack a folder of tiles and a table of their attribute levels into a shard set.",
+            formatter_class=layout,
+            epilog=PACK_EXAMPLES,
+        )
     )
-    _phantom_options(commands.add_parser("phantom", help="draw tiles with known levels and pack them"))
-    _verify_options(commands.add_parser("verify", help="check every byte of a set; status 0 when it is clean, 1 when it is not"))
+    _phantom_options(
+        commands.add_parser(
+            "phantom",
+            help="render phantom tiles with known levels and pack them",
+            description="Render phantom tiles, synthetic images with known levels of the published attributes, and pack them.",
+            formatter_class=layout,
+            epilog="examples:\n  attributegan-shard phantom --count 4000 --size 64 --out shards",
+        )
+    )
+    _verify_options(
+        commands.add_parser(
+            "verify",
+            help="check every byte of a shard set",
+            description="Check every byte of a shard set. Exit status: 0 if it is clean, 1 if not.",
+            formatter_class=layout,
+            epilog="examples:\n  attributegan-shard verify shards\n  attributegan-shard verify s3://bucket/shards --workers 8",
+        )
+    )
     _index_options(
-        commands.add_parser("index", help="make a set of WebDataset tars that others packed", formatter_class=_HELP, epilog=INDEX_EXAMPLES)
+        commands.add_parser(
+            "index",
+            help="index existing WebDataset tars as a shard set",
+            description="Write the index that makes a shard set of existing WebDataset tars.",
+            formatter_class=layout,
+            epilog=INDEX_EXAMPLES,
+        )
     )
     tile.add(commands)
     import_labels.add(commands)
@@ -56,136 +187,122 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_HELP = argparse.RawDescriptionHelpFormatter
-PACK_EXAMPLES = """\
-The table needs a column `file` (names relative to --images) and one for each attribute, with levels as numbers or names. Columns are
-divided by , ; tab or |. Transparent pixels are put on white, 16 bits are scaled to 8; docs/inputs.md describes every kind of input.
-
-examples:
-  attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
-  attributegan-shard pack --images tiles --labels levels.csv --out shards --size 256 --column file=path --column mitosis=mit
-  attributegan-shard pack --images tiles --labels levels.csv --out shards --attributes my_attributes.yaml --val-fraction 0"""
-
-
-INDEX_EXAMPLES = """\
-A sample needs an image (jpg, png or webp) and its levels: in .json by attribute name, at the top or under "levels", or in .cls when there
-is one attribute. The tars stay as they are, and the index is written beside them.
-
-examples:
-  attributegan-shard index tars
-  attributegan-shard index tars --attributes my_attributes.yaml --val 'holdout-*.tar' --group slide"""
-
-
 def _pack_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the tiles (JPEG, PNG, WebP, TIFF, …)")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder with the tiles (JPEG, PNG, WebP, TIFF, …)")
+    parser.add_argument("--labels", required=True, type=Path, action="append", metavar="FILE", help="CSV file with the levels; repeatable")
     parser.add_argument(
-        "--labels", required=True, type=Path, action="append", metavar="FILE", help="CSV with the levels; may be given several times"
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="crop to a centred square, resize to this size and store as PNG (default: store the files unchanged)",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="crop to a centred square and resize, stored as PNG; without it, files go in as they are"
+        "--group", metavar="COLUMN", help="column with the slide or patient; tiles of a group stay in the same split (default: none)"
     )
-    parser.add_argument(
-        "--group", metavar="COLUMN", help="column, such as the slide or patient, whose tiles must stay on one side of the split"
-    )
-    _attributes_option(parser)
+    options_module.add_attributes(parser)
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="NAME=COLUMN",
-        help="column of the CSV for `file` or an attribute, if it has another name",
+        help="CSV column for `file` or an attribute, if it has another name; repeatable",
     )
     _skip_bad_option(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="don't decode each image to see whether it is whole; `attributegan-shard verify` does, too"
+        "--quick", action="store_true", help="skip decoding the images; `attributegan-shard verify` finds damaged images later"
     )
-    _common_options(parser, val_fraction=0.2)
-    parser.set_defaults(run=_pack)
+    _output_options(parser, val_fraction=0.2)
+    parser.set_defaults(run=with_settings(_pack, PackSettings))
 
 
 def _phantom_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--count", required=True, type=int, metavar="N", help="how many tiles")
-    parser.add_argument("--size", required=True, type=int, metavar="PIXELS", help="width and height")
+    parser.add_argument("--count", required=True, type=int, metavar="N", help="number of tiles")
+    parser.add_argument("--size", required=True, type=int, metavar="PIXELS", help="width and height of the tiles, 32 to 1024")
     parser.add_argument(
         "--like",
         type=Path,
         metavar="CSV",
-        help="levels as frequent as in this table, the rows with all five assessable; by default all alike",
+        help="draw the levels from the rows of this table that have all five assessable (default: uniform levels)",
     )
-    _common_options(parser, val_fraction=0.1)
-    parser.set_defaults(run=_phantom)
+    _output_options(parser, val_fraction=0.1)
+    parser.set_defaults(run=with_settings(_phantom, PhantomSettings))
 
 
-def _common_options(parser: argparse.ArgumentParser, val_fraction: float) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the new set")
-    parser.add_argument("--overwrite", action="store_true", help="replace another shard set in that folder")
+def _output_options(parser: argparse.ArgumentParser, val_fraction: float) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the new shard set")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing shard set in that folder")
     parser.add_argument(
-        "--val-fraction", type=float, default=val_fraction, metavar="X", help="share of the tiles held out in split `val` (%(default)s)"
+        "--val-fraction",
+        type=float,
+        default=val_fraction,
+        metavar="X",
+        help="fraction of the tiles held out in split `val` (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn: split, order, phantoms (%(default)s)")
-    parser.add_argument("--shard-size", type=float, default=256, metavar="MB", help="largest shard, about, in MiB (%(default)s)")
-    parser.add_argument("--shard-count", type=int, default=1000, metavar="N", help="most tiles in a shard (%(default)s)")
-    _workers_option(parser)
+    parser.add_argument(
+        "--seed", type=int, default=OutputSettings.seed, help="random seed of the split, the order and phantoms (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=float,
+        default=OutputSettings.shard_size,
+        metavar="MB",
+        help="approximate maximum size of a shard in MiB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-count",
+        type=int,
+        default=OutputSettings.shard_count,
+        metavar="N",
+        help="maximum number of tiles in a shard (default: %(default)s)",
+    )
+    options_module.add_workers(parser)
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("set", metavar="DIR", help="folder or URL of the set")
-    _workers_option(parser)
-    options_module.add(parser)
-    parser.set_defaults(run=_verify)
+    parser.add_argument("set", metavar="DIR", help="folder or URL of the shard set")
+    options_module.add_workers(parser)
+    options_module.add_cache(parser)
+    parser.set_defaults(run=with_settings(_verify, VerifySettings))
 
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tars", type=Path, metavar="DIR", help="folder of the tars")
+    parser.add_argument("tars", type=Path, metavar="DIR", help="folder with the tars")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, where theirs can't be written to"
+        "--out", type=Path, metavar="DIR", help="folder for the index and links to the tars, if DIR is read-only (default: DIR)"
     )
-    parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="names of the tars of split `val` (%(default)s)")
-    parser.add_argument("--group", default="group", metavar="NAME", help="entry of the .json with the slide or patient (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an index that is there")
-    _attributes_option(parser)
+    parser.add_argument("--val", default="val*.tar", metavar="PATTERN", help="file names of the tars of split `val` (default: %(default)s)")
+    parser.add_argument(
+        "--group", default="group", metavar="NAME", help="key of the .json with the slide or patient (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing index")
+    options_module.add_attributes(parser)
     _skip_bad_option(parser)
-    _workers_option(parser)
-    parser.set_defaults(run=_index)
-
-
-def _attributes_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--attributes", type=Path, metavar="FILE", help="YAML with your attributes; without it, the five of the paper")
+    options_module.add_workers(parser)
+    parser.set_defaults(run=with_settings(_index, IndexSettings))
 
 
 def _skip_bad_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip-bad", action="store_true", help="leave out tiles with something wrong, instead of refusing all")
+    parser.add_argument("--skip-bad", action="store_true", help="skip invalid tiles with a message (default: fail)")
 
 
-def _workers_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one for each core)")
+def _schema(attributes: Path | None) -> AttributeSchema:
+    return AttributeSchema.from_yaml(attributes) if attributes else PUBLISHED
 
 
-def _schema(arguments: argparse.Namespace) -> AttributeSchema:
-    return AttributeSchema.from_yaml(arguments.attributes) if arguments.attributes else PUBLISHED
-
-
-def _processes(arguments: argparse.Namespace) -> int:
-    from data_shards import worker_pool
-
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ValueError(f"--workers: {arguments.workers} must be above 0")
-    return arguments.workers or worker_pool.available()
-
-
-def _pack(arguments: argparse.Namespace) -> int:
+def _pack(settings: PackSettings) -> int:
     from data_shards.packing.labels import read_labels
     from data_shards.packing.sources import Folder
 
-    if not arguments.images.is_dir():
-        raise ValueError(f"--images: {arguments.images} is no folder")
-    if arguments.size is not None and arguments.size < 1:
-        raise ValueError(f"--size: {arguments.size} must be above 0")
-    labels = read_labels(arguments.labels, _schema(arguments), _columns(arguments.column), arguments.group)
-    return _write(labels, Folder(str(arguments.images), arguments.size, arguments.quick), arguments)
+    labels = read_labels(settings.labels, _schema(settings.attributes), _columns(settings.column), settings.group)
+    return _write(labels, Folder(str(settings.images), settings.size, settings.quick), settings)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
+    """Parse ``NAME=COLUMN`` options.
+
+    Raises:
+        ValueError: malformed, or a name given twice.
+    """
     pairs = [text.partition("=") for text in texts]
     if bad := [text for text, (name, _, column) in zip(texts, pairs, strict=True) if not (name and column)]:
         raise ValueError(f"--column {bad[0]}: write NAME=COLUMN, such as file=filename")
@@ -195,68 +312,81 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
     return {name: column for name, _, column in pairs}
 
 
-def _phantom(arguments: argparse.Namespace) -> int:
-    from attributegan.attributes import PUBLISHED
+def _phantom(settings: PhantomSettings) -> int:
     from data_shards.packing.labels import read_labels
     from data_shards.packing.sources import Phantoms, phantom_labels
 
-    if arguments.count < 1:
-        raise ValueError(f"--count: {arguments.count} must be above 0")
-    if not 32 <= arguments.size <= 1024:
-        raise ValueError(f"--size: {arguments.size} is not from 32 to 1024")
-    like = read_labels([arguments.like], PUBLISHED) if arguments.like else None
+    like = read_labels([settings.like], PUBLISHED) if settings.like else None
     try:
-        labels = phantom_labels(arguments.count, arguments.seed, like)
+        labels = phantom_labels(settings.count, settings.seed, like)
     except ValueError as error:
-        raise ValueError(f"--like {arguments.like}: {error}") from error
-    return _write(labels, Phantoms(labels.schema, arguments.size, arguments.seed), arguments)
+        raise ValueError(f"--like {settings.like}: {error}") from error
+    return _write(labels, Phantoms(labels.schema, settings.size, settings.seed), settings)
 
 
-def _write(labels: Labels, source: Source, arguments: argparse.Namespace) -> int:
+def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
     from attributegan.utils.files import require_writable
     from data_shards.packing.packer import pack
     from data_shards.packing.plan import Options
     from tools.progress import TileProgress
 
-    shard_bytes = int(arguments.shard_size * 2**20)
-    options = Options(arguments.val_fraction, arguments.seed, shard_bytes, arguments.shard_count)
-    processes = _processes(arguments)
-    choices = {name: getattr(arguments, name, False) for name in ("skip_bad", "overwrite")}
-    require_writable(arguments.out.absolute().parent, "--out")
+    shard_bytes = int(settings.shard_size * 2**20)
+    options = Options(settings.val_fraction, settings.seed, shard_bytes, settings.shard_count)
+    processes = options_module.worker_count(settings.workers)
+    require_writable(settings.out.absolute().parent, "--out")
     try:
         with TileProgress(len(labels.table)) as progress:
-            header = pack(labels, source, arguments.out, options, processes=processes, progress=progress, **choices)
+            header = pack(
+                labels,
+                source,
+                settings.out,
+                options,
+                processes=processes,
+                progress=progress,
+                skip_bad=settings.skip_bad,
+                overwrite=settings.overwrite,
+            )
     except OSError as error:  # no space, no permission
-        raise ValueError(f"--out: {error}; what is written of the set so far is kept beside it, for the same command to go on") from error
-    return _tell(arguments.out, header)
+        raise ValueError(f"--out: {error}; finished shards are kept, rerun the same command to resume") from error
+    return _report(settings.out, header)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(settings: VerifySettings) -> int:
     from data_shards.verify import verify
     from tools.progress import TileProgress
 
-    processes, problems = _processes(arguments), 0
+    processes, problems = options_module.worker_count(settings.workers), 0
     with TileProgress() as progress:
-        for problem in verify(arguments.set, processes, progress, options_module.cache_of(arguments)):
+        for problem in verify(settings.set, processes, progress, options_module.open_cache(settings)):
             problems += 1
             progress.print(problem)
     from data_shards.storage.stores import redact
 
-    print(f"{redact(arguments.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
+    print(f"{redact(settings.set)}: {f'not clean, {problems:,} problems' if problems else f'clean, {progress.done:,} tiles'}")
     return 1 if problems else 0
 
 
-def _index(arguments: argparse.Namespace) -> int:
+def _index(settings: IndexSettings) -> int:
     from data_shards.packing.index_tars import index_tars
     from tools.progress import TileProgress
 
-    choices = {name: getattr(arguments, name) for name in ("val", "group", "out", "skip_bad", "overwrite")}
     with TileProgress() as progress:
-        header = index_tars(arguments.tars, _schema(arguments), processes=_processes(arguments), progress=progress, **choices)
-    return _tell(arguments.out or arguments.tars, header)
+        header = index_tars(
+            settings.tars,
+            _schema(settings.attributes),
+            processes=options_module.worker_count(settings.workers),
+            progress=progress,
+            val=settings.val,
+            group=settings.group,
+            out=settings.out,
+            skip_bad=settings.skip_bad,
+            overwrite=settings.overwrite,
+        )
+    return _report(settings.out or settings.tars, header)
 
 
-def _tell(folder: Path, header: Header) -> int:
+def _report(folder: Path, header: Header) -> int:
+    """Print what was packed to stdout and what was skipped to stderr; returns exit status 0."""
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
     print(summary(folder, header))
@@ -266,6 +396,7 @@ def _tell(folder: Path, header: Header) -> int:
 
 
 def _absent_levels(folder: Path, header: Header) -> list[str]:
+    """Return warnings about levels that no tile has."""
     import numpy as np
 
     from data_shards.format import index
@@ -276,7 +407,7 @@ def _absent_levels(folder: Path, header: Header) -> list[str]:
 
 
 def summary(folder: Path, header: Header) -> str:
-    """What a set holds, in a line for each split."""
+    """Return the contents of a set as text: its attributes, then a line per split."""
     lines = [f"{folder}: {len(header.schema.names)} attributes ({', '.join(header.schema.names)})"]
     for split in header.splits:
         shards = [shard for shard in header.shards if shard.split == split]

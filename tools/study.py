@@ -1,7 +1,7 @@
-"""``attributegan-study``: trains recipes side by side on phantoms, evaluates each and writes one table. Runs what is missing.
+"""``attributegan-study``: trains and evaluates a suite of recipes and writes one table. Completed work is not repeated.
 
-A suite is a YAML file such as configs/studies/recipes.yaml: ``common`` options, and ``studies`` by name, each with the ``base`` that it
-starts from (a file of configs/train) and its own ``change``. Training and evaluating are the commands that users type.
+A suite is a YAML file such as configs/studies/recipes.yaml: ``common`` options, and ``studies`` by name, each with a ``base`` (the name of
+a file in configs/train) and a ``change`` to it. Runs the training and evaluation commands that users run.
 """
 
 from __future__ import annotations
@@ -22,70 +22,112 @@ from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
 from tools.evaluation.report import LOW_CONTROL_SCORE
+from tools.options import settings_of
 
 EXAMPLES = """\
-  attributegan-study configs/studies/recipes.yaml --out study                                  all of them, 40,000 images each
+  attributegan-study configs/studies/recipes.yaml --out study                                  all studies, 40,000 images each
   attributegan-study configs/studies/recipes.yaml --out study --only published paper controlled --images 160000 --seeds 3
-  attributegan-study configs/studies/recipes.yaml --out study --table                          what is there so far
-Start it again after any stop: finished studies are not repeated, and more images go on from where a run is."""
+  attributegan-study configs/studies/recipes.yaml --out study --table                          only write the table of finished studies
+Rerun the same command to resume after an interruption; finished studies are skipped. With more --images, runs resume from their latest
+checkpoint."""
 
 ROOT = Path(__file__).parent.parent
 
 
+@dataclass(frozen=True)
+class StudySettings:
+    """Which studies to run and how. Fields are the options of the command.
+
+    Raises:
+        ValueError: names the option that is not above 0.
+    """
+
+    suite: Path
+    out: Path
+    only: tuple[str, ...] = ()  # names of studies; () for all
+    images: int = 40_000  # training images of each run
+    seeds: int = 1  # runs of each study
+    shards: str | None = None  # None: make phantoms
+    tiles: int = 4096  # phantoms to make
+    features: str = "efficientnet-lite0"  # network of KID
+    table: bool = False  # only write the table
+
+    def __post_init__(self) -> None:
+        for name in ("images", "seeds", "tiles"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: {getattr(self, name)} must be above 0")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv`` (the process's arguments by default), run what is missing, and return the exit status."""
+    """Run a suite with ``argv`` (default: ``sys.argv``) and return the exit status."""
     options = _parser().parse_args(argv)
-    return exit_status(lambda: study(options))
+    return exit_status(lambda: study(settings_of(StudySettings, options)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    result = parser("Train the recipes of a suite on phantom tiles, evaluate them, and write DIR/table.md and table.json.", EXAMPLES)
-    result.add_argument("suite", metavar="SUITE.yaml", type=Path, help="the recipes")
-    result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the runs and the table")
-    result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of studies; all by default")
-    result.add_argument("--images", metavar="N", type=int, default=40_000, help="length of each run (%(default)s)")
-    result.add_argument("--seeds", metavar="N", type=int, default=1, help="runs of each study, with seeds from 0 on (%(default)s)")
-    result.add_argument("--shards", metavar="DIR", help="shard set to train on; by default phantoms are made in DIR")
-    result.add_argument("--tiles", metavar="N", type=int, default=4096, help="phantoms to make, a part of them held out (%(default)s)")
+    default = StudySettings
+    result = parser("Train and evaluate the recipes of a suite on phantom tiles, and write DIR/table.md and DIR/table.json.", EXAMPLES)
+    result.add_argument("suite", metavar="SUITE.yaml", type=Path, help="YAML file with the recipes")
+    result.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder of the runs and the table")
+    result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of the studies to run (default: all)")
     result.add_argument(
-        "--features", metavar="NETWORK", default="efficientnet-lite0", help="of KID; see attributegan-evaluate (%(default)s)"
+        "--images", metavar="N", type=int, default=default.images, help="training images of each run (default: %(default)s)"
     )
-    result.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
+    result.add_argument(
+        "--seeds", metavar="N", type=int, default=default.seeds, help="runs of each study, with seeds 0 to N - 1 (default: %(default)s)"
+    )
+    result.add_argument("--shards", metavar="DIR", help="shard set to train on (default: make phantoms in DIR)")
+    result.add_argument(
+        "--tiles", metavar="N", type=int, default=default.tiles, help="phantoms to make, including held-out ones (default: %(default)s)"
+    )
+    result.add_argument(
+        "--features",
+        metavar="NETWORK",
+        default=default.features,
+        help="feature network for KID, as in attributegan-evaluate (default: %(default)s)",
+    )
+    result.add_argument("--table", action="store_true", help="only write the table of finished studies")
     return result
 
 
 @dataclass(frozen=True)
 class Run:
-    """One study with one seed."""
+    """A study with one seed.
+
+    Args:
+        options: the complete training configuration, from `attributegan.config.Config.to_dict`.
+    """
 
     name: str
     seed: int
     folder: Path
-    options: dict[str, Any]  # all of them, as `attributegan.config.Config.to_dict` gives them
+    options: dict[str, Any]
 
     @property
-    def note(self) -> Path:
+    def config_file(self) -> Path:
+        """File with the configuration of the run in the folder."""
         return self.folder / "study.yaml"
 
     def report(self, images: int, features: str) -> Path:
+        """Return the folder of the evaluation."""
         return self.folder / f"report-{images:012d}-{re.sub(r'[^A-Za-z0-9.-]+', '-', features)}"
 
     def result(self, images: int, features: str) -> dict[str, Any] | None:
-        """What the evaluation said, once there is one."""
+        """Return the result of the evaluation, or None if it has not run."""
         file = self.report(images, features) / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
     def differences(self) -> list[str]:
-        """Options of the run that is in the folder and those of now, where they are not the same; none when there is no run.
+        """Return a message for each option that differs from the run in the folder; [] if there is no run.
 
         Raises:
-            ValueError: the note of the folder's run can't be read.
+            ValueError: the configuration of the run can't be read.
         """
         from attributegan.config import from_dict, read_yaml
 
-        if not self.note.exists():
+        if not self.config_file.exists():
             return []
-        before = from_dict(read_yaml(self.note), where=str(self.note)).to_dict()
+        before = from_dict(read_yaml(self.config_file), where=str(self.config_file)).to_dict()
         return [
             f"{section}.{key} was {before[section][key]!r}, is {value!r}"
             for section, values in self.options.items()
@@ -93,79 +135,83 @@ class Run:
             if before[section][key] != value
         ]
 
-    def same_as_before(self) -> None:
-        """Note down the options, which a run keeps, the shards among them.
+    def write_config(self) -> None:
+        """Write the configuration, including the shards, to the folder.
 
         Raises:
-            ValueError: the folder's run has other ones.
+            ValueError: the folder has a run with a different configuration.
         """
         import yaml
 
         if changed := self.differences():
-            raise ValueError(f"{self.note}: the run there is not that of {self.name} now: {'; '.join(changed)}; take another --out")
+            raise ValueError(
+                f"{self.config_file}: the existing run of {self.name} has other options: {'; '.join(changed)}; use another --out"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.note) as stream:
+        with atomic_write(self.config_file) as stream:
             stream.write(yaml.safe_dump(self.options).encode())
 
 
-def study(options: argparse.Namespace) -> None:
-    """Run what is missing, study by study, and write the table after each. One that fails does not keep the others from running.
+def study(settings: StudySettings) -> None:
+    """Run the missing studies, and write the table after each. A failed study does not stop the others.
 
     Raises:
-        ValueError: a suite that can't be read, a study that it does not have, a folder with other runs, or commands that failed.
+        ValueError: an invalid suite, an unknown study, a folder with other runs, or commands that failed.
     """
-    for name in ("images", "seeds", "tiles"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}: {getattr(options, name)} must be above 0")
-    studies = read_suite(options.suite)
-    if unknown := set(options.only) - set(studies):
-        raise ValueError(f"--only {', '.join(sorted(unknown))}: {options.suite} has {', '.join(studies)}")
-    failed = [] if options.table else _run(options, studies)
-    write_table(options, studies)
-    print((options.out / "table.md").read_text())
+    studies = read_suite(settings.suite)
+    if unknown := set(settings.only) - set(studies):
+        raise ValueError(f"--only {', '.join(sorted(unknown))}: unknown; {settings.suite} has {', '.join(studies)}")
+    failed = [] if settings.table else _run(settings, studies)
+    write_table(settings, studies)
+    print((settings.out / "table.md").read_text())
     if failed:
         raise ValueError("; ".join(failed))
 
 
-def _run(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> list[str]:
-    """What went wrong, a line for each run."""
-    chosen = [name for name in studies if not options.only or name in options.only]
-    shards = options.shards or str(_phantoms(options.out, options.tiles, {studies[name]["model"]["image_size"] for name in chosen}))
+def _run(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Run the missing studies; returns an error message per failed run."""
+    chosen = [name for name in studies if not settings.only or name in settings.only]
+    shards = settings.shards or str(_phantoms(settings.out, settings.tiles, {studies[name]["model"]["image_size"] for name in chosen}))
     failed = []
-    for seed in range(options.seeds):
+    for seed in range(settings.seeds):
         for name in chosen:
             location = stores.redact(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
-            run = Run(name, seed, options.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": location}}))
-            run.same_as_before()
-            if run.result(options.images, options.features) is not None:
+            run = Run(name, seed, settings.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": location}}))
+            run.write_config()
+            if run.result(settings.images, settings.features) is not None:
                 continue
             try:
-                _carry_out(run, shards, options)
+                _train_and_evaluate(run, shards, settings)
             except ValueError as error:
                 failed.append(f"{name}, seed {seed}: {error}")
                 print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
-            write_table(options, studies)
+            write_table(settings, studies)
     return failed
 
 
 def read_suite(path: Path) -> dict[str, dict[str, Any]]:
-    """Every study's options, all of them, by its name; they are checked as those of a training run are.
+    """Read a suite.
+
+    Returns:
+        The complete training configuration of each study, by its name.
 
     Raises:
-        ValueError: names the file, the study and what is wrong.
+        ValueError: names the file, the study and the option that is wrong.
     """
     from attributegan.config import from_dict, read_yaml
 
     suite = read_yaml(path)
     if set(suite) != {"common", "studies"} or not all(isinstance(part, dict) for part in suite.values()):
-        raise ValueError(f"{path}: a suite has two parts, `common` and `studies`")
+        raise ValueError(f"{path}: a suite must have exactly two sections, `common` and `studies`")
     bases = {file.stem: file for file in sorted((ROOT / "configs" / "train").glob("*.yaml"))}
     found = {}
     for name, entry in suite["studies"].items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise ValueError(f"{path}: {name!r}: call a study by letters, digits, dots and dashes; its folder has the same name")
+            raise ValueError(
+                f"{path}: {name!r}: a study name may have only letters, digits, dots, dashes and underscores, since it names a folder"
+            )
         if not isinstance(entry, dict) or not set(entry) <= {"base", "change"} or entry.get("base") not in list(bases):
-            raise ValueError(f"{path}: {name}: write the `base` that it starts from, one of {', '.join(bases)}, and its `change`")
+            raise ValueError(f"{path}: {name}: a study needs a `base`, one of {', '.join(bases)}, and optionally a `change`")
         change = entry.get("change") or {}
         if not isinstance(change, dict):
             raise ValueError(f"{path}: {name}: change: expected sections with options, got {change!r}")
@@ -175,7 +221,7 @@ def read_suite(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, later ones over earlier ones."""
+    """Merge nested mappings; later ones override earlier ones."""
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
@@ -185,8 +231,9 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
+    """Make a shard set of phantoms in ``out`` unless it exists, and return its folder."""
     if len(sizes) > 1:
-        raise ValueError(f"image sizes {sorted(sizes)}: make one set of shards and give it as --shards")
+        raise ValueError(f"the studies have different image sizes {sorted(sizes)}: make a shard set and give it as --shards")
     size = sizes.pop()
     folder = out / f"phantoms-{tiles}-{size}px"
     if not (folder / "index.parquet").exists():
@@ -194,18 +241,18 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
     return folder
 
 
-def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
-    """Train, or go on, and evaluate."""
-    seen = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
-    if seen >= options.images + run.options["train"]["batch"]:
-        raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
+def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
+    """Train, or resume training, and evaluate."""
+    trained = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
+    if trained >= settings.images + run.options["train"]["batch"]:
+        raise ValueError(f"{run.folder / 'run'}: is already at {trained:,} images; increase --images, or use another --out")
     _command(
         "launch.train",
         "--config",
         str(run.folder / "study.yaml"),
         f"data.shards={shards}",
         f"run.dir={run.folder / 'run'}",
-        f"train.images={options.images}",
+        f"train.images={settings.images}",
         f"train.seed={run.seed}",
     )
     _command(
@@ -214,14 +261,19 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
         "--shards",
         shards,
         "--out",
-        str(run.report(options.images, options.features)),
+        str(run.report(settings.images, settings.features)),
         "--features",
-        options.features,
+        settings.features,
     )
 
 
 def _command(module: str, *arguments: str) -> None:
-    """Run one of our commands in a process of its own; its output goes where ours goes, and what is to stop us stops it, in good order."""
+    """Run a command in a child process with the same output; forwards SIGINT and SIGTERM to it, so that it shuts down cleanly.
+
+    Raises:
+        KeyboardInterrupt: the child was stopped by one of these signals.
+        ValueError: the command failed.
+    """
     print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
     stops = (signal.SIGINT, signal.SIGTERM)
     with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
@@ -234,28 +286,28 @@ def _command(module: str, *arguments: str) -> None:
     if -status in stops or status - 128 in stops:
         raise KeyboardInterrupt
     if status:
-        raise ValueError(f"{module} ended with status {status}; what it said is above")
+        raise ValueError(f"{module} failed with exit status {status}; see its message above")
 
 
-def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> None:
-    """``table.json`` with a row for every run of the suite that is there, ``table.md`` with the means over seeds.
+def write_table(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> None:
+    """Write ``table.json`` with a row per finished run, and ``table.md`` with the means over seeds.
 
-    Runs of a study that the suite has changed since are left out, and named.
+    Runs whose options differ from the suite are skipped with a message.
     """
     rows = []
     for name, tree in studies.items():
-        seeds = (folder.name.removeprefix("seed-") for folder in (options.out / name).glob("seed-*"))
+        seeds = (folder.name.removeprefix("seed-") for folder in (settings.out / name).glob("seed-*"))
         for seed in sorted(int(seed) for seed in seeds if seed.isdecimal()):
-            run = Run(name, seed, options.out / name / f"seed-{seed}", tree)
-            if (result := run.result(options.images, options.features)) is None:
+            run = Run(name, seed, settings.out / name / f"seed-{seed}", tree)
+            if (result := run.result(settings.images, settings.features)) is None:
                 continue
             if changed := [line for line in run.differences() if not line.startswith("data.shards ")]:
-                print(f"{run.folder} is left out of the table: {'; '.join(changed)}", file=sys.stderr, flush=True)
+                print(f"skipping {run.folder}, its options differ: {'; '.join(changed)}", file=sys.stderr, flush=True)
                 continue
-            rows.append(_row(run, options.images, result))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, options.images)) + "\n")):
-        with atomic_write(options.out / name) as stream:
+            rows.append(_row(run, settings.images, result))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("table.json", json.dumps(rows, indent=1)), ("table.md", "\n".join(_markdown(rows, settings.images)) + "\n")):
+        with atomic_write(settings.out / name) as stream:
             stream.write(text.encode())
 
 
@@ -276,17 +328,17 @@ def _row(run: Run, images: int, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixel_change(paths: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean over the attributes; None of reports that don't have it."""
-    known = [path["changed"] for path in paths.values() if "changed" in path]
-    return sum(known) / len(known) if known else None
+    """Return the mean over the attributes; None for reports without it."""
+    changes = [path["changed"] for path in paths.values() if "changed" in path]
+    return sum(changes) / len(changes) if changes else None
 
 
 def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
-    yield f"{images:,} images. Spearman over its ceiling for each attribute and their mean; the mean of what is measured on the pixels of"
-    yield f"phantoms, over that of real ones; mean leak (where the mean is {LOW_CONTROL_SCORE} or more: without control there is no leak);"
-    yield "pixel change by moving an attribute, mean over attributes; diversity; KID x 1000. Means over seeds.\n"
+    yield f"{images:,} images. Spearman relative to its maximum for each attribute, and their mean (control score); mean of the image"
+    yield f"measurements on phantoms, relative to real ones; mean leakage (not reported below a control score of {LOW_CONTROL_SCORE});"
+    yield "pixel change when an attribute is swept, mean over attributes; diversity; KID x 1000. Means over seeds.\n"
     names = list(dict.fromkeys(name for row in rows for name in row["spearman"]))
-    yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leak", "pixel change", "diversity", "KID x 1000"]) + " |"
+    yield "| " + " | ".join(["study", "seeds", *names, "mean", "measured", "leakage", "pixel change", "diversity", "KID x 1000"]) + " |"
     yield "|" + "---|" * (len(names) + 8)
     for study in dict.fromkeys(row["study"] for row in rows):
         of_study = [row for row in rows if row["study"] == study]
@@ -299,8 +351,8 @@ def _markdown(rows: Sequence[dict[str, Any]], images: int) -> Iterator[str]:
 
 
 def _mean(values: Sequence[float | None], digits: int = 2) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.{digits}f}" if known else "–"
+    present = [value for value in values if value is not None]
+    return f"{sum(present) / len(present):.{digits}f}" if present else "–"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def attribute_predictor(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A briefly trained attribute predictor."""
+    """A predictor trained for a few steps."""
     opened = ShardSet.open(shards)
     folder = tmp_path_factory.mktemp("judge")
     tiles = np.random.default_rng(0).integers(0, 255, (len(opened), 32, 32, 3), np.uint8)
@@ -145,7 +145,7 @@ def test_a_slider_moves_the_tile_and_the_tile_before_stays(page: Page, trained: 
 def test_before_can_be_held_and_not_assessable_is_a_tick(page: Page) -> None:
     opened(page)
     first = pixels(page, "#now")
-    page.get_by_label("Keep as").check()
+    page.get_by_label("Keep “before” fixed").check()
     page.get_by_role("slider", name="Mitosis").press("3")
     page.locator(".attribute", has_text="Nucleoli").get_by_label("Not assessable").check()
     page.wait_for_url(re.compile(r"na\.nucleoli=1"))
@@ -159,9 +159,9 @@ def test_before_can_be_held_and_not_assessable_is_a_tick(page: Page) -> None:
 def test_a_link_gives_the_same_tile_to_another_visitor(page: Page, browser: Browser, trained: Path) -> None:
     opened(page)
     page.get_by_label("Seed", exact=True).fill("99")
-    page.get_by_role("slider", name="Share of it").press("End")
+    page.get_by_role("slider", name="Mix amount").press("End")
     for _ in range(40):
-        page.get_by_role("slider", name="Share of it").press("ArrowLeft")
+        page.get_by_role("slider", name="Mix amount").press("ArrowLeft")
     page.get_by_label("Mix with seed").fill("12")
     page.get_by_label("Truncate at").check()
     page.get_by_role("slider", name="Cell polarity").press("ArrowRight")
@@ -171,7 +171,7 @@ def test_a_link_gives_the_same_tile_to_another_visitor(page: Page, browser: Brow
     context = browser.new_context()
     other = opened(context.new_page(), page.url)
     assert np.array_equal(pixels(other, "#now"), pixels(page, "#now"))
-    for label, value in (("Seed", "99"), ("Mix with seed", "12"), ("Share of it", "0.6"), ("Truncation", "1.5"), ("Cell polarity", "2.1")):
+    for label, value in (("Seed", "99"), ("Mix with seed", "12"), ("Mix amount", "0.6"), ("Truncation", "1.5"), ("Cell polarity", "2.1")):
         expect(other.get_by_label(label, exact=True)).to_have_value(value)
     assert close(np.asarray(Image.fromarray(drawn(trained, page.url)).resize((128, 128), Image.Resampling.BICUBIC)), pixels(page, "#now"))
     context.close()
@@ -221,12 +221,12 @@ def test_rows_and_grids_lead_to_their_tiles(page: Page) -> None:
 
 def test_a_reading_stands_beside_what_was_asked(page: Page) -> None:
     opened(page, "/?a.cell_crowding=3.5&na.mitosis=1")
-    row = page.locator("#reading tr", has_text="Cell crowding").locator("td")
+    row = page.locator("#predictions tr", has_text="Cell crowding").locator("td")
     expect(row.nth(0)).to_have_text(re.compile(r"^3\.5 · "))
     expect(row.nth(1)).to_have_text(re.compile(r"^\d\.\d · (normal|mild|moderate|severe)$"))
-    unclear = page.locator("#reading tr", has_text="Mitosis").locator("td")
+    unclear = page.locator("#predictions tr", has_text="Mitosis").locator("td")
     expect(unclear.nth(0)).to_have_text("not assessable")
-    expect(page.get_by_text("The judge learnt on 77 real tiles")).to_be_visible()
+    expect(page.get_by_text("The predictor was trained on 77 real tiles")).to_be_visible()
     near = page.locator("#nearest img")
     expect(near).to_have_count(4)
     expect(near.last).to_have_attribute("src", re.compile("^blob:"))
@@ -247,7 +247,7 @@ def test_a_round_of_the_quiz(page: Page, trained: Path) -> None:
     choices.nth(level - 1).check()
     page.get_by_role("button", name="Answer").click()
     name = schema.attributes[2].levels[level]
-    expect(page.locator("#verdict")).to_have_text(re.compile(rf"^Right: mitosis is {name} \({level}\)\. The judge reads \d\.\d\.$"))
+    expect(page.locator("#verdict")).to_have_text(re.compile(rf"^Right: mitosis is {name} \({level}\)\. Predicted level: \d\.\d\.$"))
     expect(page.locator("#score")).to_have_text("1 of 1")
     expect(page.locator("#levels .on")).to_have_text(name)
     with page.expect_response(re.compile("/quiz/question")) as asked:
@@ -266,7 +266,7 @@ def test_a_bad_link_gets_a_message_and_the_rest_of_it(page: Page) -> None:
     opened(page, "/?a.mitosis=9&seed=<b>7&mix=2&a.pleomorphism=4&model=other")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("a.mitosis: mitosis has the levels 0 (insufficient information), 1 (rare)")
-    expect(alert).to_contain_text("seed: “<b>7” is no seed")
+    expect(alert).to_contain_text("seed: “<b>7” is not a valid seed")
     expect(alert).to_contain_text("mix: “2” is not a number from 0 to 1")
     expect(alert).to_contain_text("made with another model")
     expect(page.get_by_role("slider", name="Pleomorphism")).to_have_value("4")
@@ -340,7 +340,7 @@ def test_an_answer_counts_once_and_for_its_own_tile(page: Page) -> None:
         page.get_by_role("button", name="Next tile").click()
     expect(page.get_by_role("button", name="Answer")).to_be_enabled()
     for route in held:
-        route.fulfill(json={"right": True, "off": 0, "level": 1, "name": "late", "read": None, "link": ""})
+        route.fulfill(json={"right": True, "off": 0, "level": 1, "name": "late", "predicted": None, "link": ""})
     page.unroute("**/quiz/answer?*")
     page.get_by_role("radio").first.check()
     page.get_by_role("button", name="Answer").click()

@@ -110,7 +110,7 @@ def test_two_raters_a_crash_a_resume_and_what_they_agree_on(browser: Browser, wo
         ann.keyboard.press("1")
         ann.keyboard.press("0")
         ann.keyboard.press("Enter")
-        expect(ann.get_by_role("alert")).to_contain_text("The server does not answer")
+        expect(ann.get_by_role("alert")).to_contain_text("The server does not respond")
         assert tile(ann) == before  # and the selection is kept
         expect(ann.get_by_role("radio", name="low")).to_be_checked()
         closed(ann), closed(bea)
@@ -165,7 +165,7 @@ def test_undo_skip_and_comment(browser: Browser, work: Path) -> None:
         expect(page.locator("#tile-name")).not_to_have_text(wrong)
         for _ in range(COUNT - 2):
             press(page, "n n Enter")
-        expect(page.locator("#end-text")).to_have_text("All other tiles are done; 1 were skipped.")
+        expect(page.locator("#end-text")).to_have_text("All other tiles are done; 1 skipped.")
         page.get_by_role("button", name="Show the skipped tiles").click()
         expect(page.locator("#tile-name")).to_have_text(skipped)
         press(page, "1 0 Enter")
@@ -220,7 +220,7 @@ def test_a_tile_that_is_deleted_or_damaged_is_not_labelled_unseen(browser: Brows
         (work / "tiles" / files[0]).write_bytes(b"no image")
         press(page, "1 1 Enter")  # the next tile was preloaded, and is now missing or damaged
         expect(page.locator("#tile-name")).to_have_text(files[0])
-        expect(page.get_by_role("alert")).to_contain_text(f"{files[0]} can't be shown; skip it")
+        expect(page.get_by_role("alert")).to_contain_text(f"{files[0]} can't be displayed; skip it")
         for key in ("1", "1", "Enter"):
             page.keyboard.press(key)
         expect(page.get_by_role("button", name="Save")).to_be_disabled()
@@ -251,8 +251,8 @@ def test_a_csv_changed_meanwhile_is_kept_and_said(browser: Browser, work: Path) 
 def test_predictions_come_after_the_answer(browser: Browser, work: Path) -> None:
     pixels = np.stack([pixels_of(number, 64) for number in range(COUNT)])
     levels = np.array([[1 + number % 2, number % 2] for number in range(COUNT)])
-    judge = predictor.fit_cnn(pixels, levels, TWO, steps=2)
-    predictor.PredictorCache(work / "judge").save(judge, {"training_tiles": COUNT, "tile_size": 64})
+    attribute_predictor = predictor.fit_cnn(pixels, levels, TWO, steps=2)
+    predictor.PredictorCache(work / "judge").save(attribute_predictor, {"training_tiles": COUNT, "tile_size": 64})
     with serving(work, "--predictor", str(work / "judge"), "--cache", str(work / "cache")) as at:
         page = opened(browser, at, "Ann")
         bodies: list[str] = []
@@ -263,7 +263,7 @@ def test_predictions_come_after_the_answer(browser: Browser, work: Path) -> None
         file = press(page, "1 1 Enter")
         row = page.locator("#last tbody tr").first
         expect(row).to_have_text(re.compile(r"^Gradelow\d\.\d · (low|high)$"))
-        predicted = judge.predict(pixels[[int(file[1:3])]])[0]
+        predicted = attribute_predictor.predict(pixels[[int(file[1:3])]])[0]
         expect(row).to_contain_text(f"{predicted[0]:.1f} · ")
         closed(page)
 
@@ -284,7 +284,7 @@ def test_the_keyboard_is_enough_and_can_be_turned_off(browser: Browser, work: Pa
         page.keyboard.press("0")
         expect(page.get_by_role("button", name="Save")).to_be_focused()
         second = press(page, "Enter")
-        page.get_by_label("Single keys").uncheck()
+        page.get_by_label("Keyboard shortcuts").uncheck()
         page.get_by_role("radio", name="low").focus()
         page.keyboard.press("s")
         page.keyboard.press("2")
@@ -292,7 +292,7 @@ def test_the_keyboard_is_enough_and_can_be_turned_off(browser: Browser, work: Pa
         expect(page.get_by_role("radio", name="high")).not_to_be_checked()
         page.reload()
         ready(page)
-        expect(page.get_by_label("Single keys")).not_to_be_checked()  # the setting is saved
+        expect(page.get_by_label("Keyboard shortcuts")).not_to_be_checked()  # it is remembered
         closed(page)
     assert answers_of(work) == [("Ann", file, {"grade": 1, "size": 0}), ("Ann", second, {"grade": 2, "size": 0})]
 
@@ -300,7 +300,7 @@ def test_the_keyboard_is_enough_and_can_be_turned_off(browser: Browser, work: Pa
 def test_saving_by_itself_saves_once_and_keys_held_down_count_once(browser: Browser, work: Path) -> None:
     with serving(work) as at:
         page = opened(browser, at, "Ann")
-        page.get_by_label("Save once every attribute has a level").check()
+        page.get_by_label("Save as soon as every attribute has a level").check()
         page.get_by_role("radio", name="low").focus()
         press(page, "1 0")
         file = tile(page)

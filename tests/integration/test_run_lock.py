@@ -161,7 +161,7 @@ def test_folders_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert runs.main([str(tmp_path)]) == 0
     assert runs.main(["--follow", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert "no runs in" in said.out and "no such folder" in said.err and "no run in it" in said.err
+    assert "no runs in" in said.out and "no such folder" in said.err and "not a run folder" in said.err
 
 
 def test_removal_that_a_kill_cut_short_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

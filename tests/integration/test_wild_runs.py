@@ -222,7 +222,7 @@ def test_the_command_on_very_small_sets(
         warnings.simplefilter("error", RuntimeWarning)
         assert evaluate.main(arguments) == 0
     told = capsys.readouterr()
-    assert "Image quality is not judged:" in told.out and "not judged" in told.out and "Warning" not in told.err
+    assert "Image quality is not assessed:" in told.out and "not assessed" in told.out and "Warning" not in told.err
     row = next(row for row in json.loads((tmp_path / "report" / "result.json").read_text())["rows"] if row["kind"] == "generator")
     assert row["quality"] == {} and "memory" not in row
 

@@ -1,1 +1,1 @@
-"""What attributegan-bench measures."""
+"""Benchmarks of attributegan-bench."""

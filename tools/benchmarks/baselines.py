@@ -1,4 +1,4 @@
-"""Other ways to read tiles, for benchmarks to compare ours with: a plain WebDataset pipeline, and images opened one by one."""
+"""Baselines for reading tiles: a plain WebDataset pipeline, and single image files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_shards.loader.tile_reader import apply_symmetry
 
 
 def webdataset_batches(tars: Sequence[Path], batch: int, workers: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images_BHWC, levels_BA) of a WebDataset pipeline as its documentation has it, with our decoding and turns, without end."""
+    """Yield (images_BHWC, levels_BA) without end from a WebDataset pipeline as in its documentation, with our decoding and rotations."""
     import webdataset
 
     rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def _stacked(tiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Te
 
 
 class SingleImages(torch.utils.data.Dataset[Tensor]):
-    """Images opened one by one, resized and normalised, as the published AttributeGAN reads its tiles."""
+    """Image files opened, resized and normalised one by one, as in the published AttributeGAN code."""
 
     def __init__(self, files: Sequence[Path], size: int) -> None:
         self.files, self.size = files, size
@@ -54,7 +54,7 @@ class SingleImages(torch.utils.data.Dataset[Tensor]):
 
 
 def single_image_batches(files: Sequence[Path], size: int, batch: int, workers: int) -> Iterator[Tensor]:
-    """images_BCHW in [-1, 1], without end."""
+    """Yield images_BCHW in [-1, 1] without end."""
     assert len(files) >= batch
     loader = DataLoader(
         SingleImages(files, size), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=bool(workers)

@@ -1,12 +1,13 @@
-"""One side of a benchmark in processes of its own: it stands ready, and works a turn when it is told to.
+"""A contender of a benchmark in its own processes, which warm up once and then run one turn per request.
 
-So each side has its own memory, threads and number of processes, while sides still run in turns. The protocol: a line "go" in, a line of
-JSON out; the first one out has the facts that are known once the side is warm.
+Each contender has its own memory, threads and number of processes, while contenders still run in turns. Protocol: a line "go" on stdin, a
+line of JSON on stdout; the first line has facts that are known after the warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -16,31 +17,37 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tools.options import settings_of
+
+if TYPE_CHECKING:
+    from attributegan.config import Config
 
 
 class Contender:
     """Processes of ``python -m tools.benchmarks.contender``.
 
     Args:
-        words: what they are to do, as in `main`.
-        processes: how many, which form a process group when they are several.
-        threads: of each; 0 for what torch takes.
-        apart: no process group; each works for itself, at the same time.
+        arguments: command line of `main`.
+        processes: number of processes; several form a process group.
+        threads: threads per process; 0 for torch's default.
+        independent: run the processes at the same time without a process group.
 
     Raises:
-        ValueError: one could not start; its own message is above.
+        ValueError: a process failed to start; its own message was printed.
     """
 
-    def __init__(self, words: Sequence[str], processes: int = 1, threads: int = 0, apart: bool = False) -> None:
+    def __init__(self, arguments: Sequence[str], processes: int = 1, threads: int = 0, independent: bool = False) -> None:
         environ = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        grouped = processes > 1 and not apart
+        grouped = processes > 1 and not independent
         if grouped:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
-        command = [sys.executable, "-m", "tools.benchmarks.contender", *words]
+        command = [sys.executable, "-m", "tools.benchmarks.contender", *arguments]
         self.children = [
             subprocess.Popen(
                 command,
@@ -54,7 +61,7 @@ class Contender:
         self.facts = self._answers()[0]
 
     def turn(self) -> dict[str, Any]:
-        """One turn of all processes: the answer of the slowest."""
+        """Run one turn on all processes and return the measurements of the slowest."""
         for child in self.children:
             assert child.stdin is not None
             child.stdin.write("go\n")
@@ -62,6 +69,7 @@ class Contender:
         return max(self._answers(), key=lambda answer: answer["seconds"])
 
     def close(self) -> None:
+        """Stop the processes."""
         for child in self.children:
             assert child.stdin is not None and child.stdout is not None
             child.stdin.close()
@@ -80,57 +88,71 @@ class Contender:
             line = child.stdout.readline()
             if not line:
                 self.close()
-                raise ValueError("a side of the benchmark ended early; its message is above")
+                raise ValueError("a contender of the benchmark exited early; see its message above")
             answers.append(json.loads(line))
         return answers
 
 
 def main() -> int:
-    """Warm up, tell the facts, and work a turn for every line that comes."""
+    """Warm up, print the facts, and run one turn per line of stdin."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=sorted(_WORKS))
-    parser.add_argument("--config")
+    parser.add_argument("--config", required=True)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    words, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    network = settings_of(NetworkSettings, options)
+    output, sys.stdout = sys.stdout, sys.stderr  # keeps what libraries print out of the protocol
 
-    def tell(answer: dict[str, Any]) -> None:
-        words.write(json.dumps(answer) + "\n")
-        words.flush()
+    def send(answer: dict[str, Any]) -> None:
+        output.write(json.dumps(answer) + "\n")
+        output.flush()
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
-            work, facts = _WORKS[options.work](options, Path(folder))
+            work, facts = _WORKS[options.work](network, Path(folder))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        tell(facts)
+        send(facts)
         for _ in sys.stdin:
             begun = time.perf_counter()
             more = work() or {}
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            tell({"seconds": time.perf_counter() - begun, "peak_bytes": peak, **more})
+            send({"seconds": time.perf_counter() - begun, "peak_bytes": peak, **more})
     return 0
 
 
 Work = Callable[[], "dict[str, Any] | None"]
 
 
-def settings_of(options: argparse.Namespace, folder: Path) -> Any:
-    """The configuration of a side, with the published attributes."""
-    import dataclasses
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Network and recipe of a contender.
 
+    Args:
+        config: path of a training config.
+        batch: images per step and process.
+        overrides: ``section.key=value`` options that replace those of the file.
+    """
+
+    config: str
+    batch: int = 4
+    overrides: tuple[str, ...] = ()
+
+
+def load_config(network: NetworkSettings, folder: Path) -> Config:
+    """Return the training configuration of a contender, with the published attributes and ``folder`` as its run folder."""
     from attributegan import config
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = [f"train.batch={options.batch * processes}", f"run.dir={folder}", "run.keep_last=1"]
-    settings = config.load(options.config, [*batch, *options.overrides])
+    batch = [f"train.batch={network.batch * processes}", f"run.dir={folder}", "run.keep_last=1"]
+    settings = config.load(network.config, [*batch, *network.overrides])
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, attributes="published"))
 
 
-def _train(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
-    """A training step of both networks on tiles of noise."""
+def _train(network: NetworkSettings, folder: Path) -> tuple[Work, dict[str, Any]]:
+    """Set up training steps of both networks on noise tiles."""
     import torch
 
     from attributegan.attributes import PUBLISHED
@@ -138,16 +160,16 @@ def _train(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, A
     from attributegan.training.trainer import Trainer
     from data_shards.loader.loader import Batch
 
-    settings = settings_of(options, folder)
+    settings = load_config(network, folder)
     trainer = Trainer(settings, PUBLISHED, Runtime(settings))
-    images_BCHW, levels_BA = tiles(options.batch, settings.model.image_size)
+    images_BCHW, levels_BA = tiles(network.batch, settings.model.image_size)
 
     def step() -> None:
         trainer.step([Batch(images_BCHW, levels_BA, trainer.images)])
         if trainer.runtime.device.type == "cuda":
             torch.cuda.synchronize()
 
-    flops = _counted(step)
+    flops = _count_flops(step)
     gradients = sum(p.numel() * 4 for engine in (trainer.generator, trainer.discriminator) for p in engine.parameters.values())
 
     def work() -> dict[str, Any]:
@@ -159,42 +181,43 @@ def _train(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, A
     return work, {"flops": flops, "device": trainer.runtime.device.type}
 
 
-def _plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
-    """A training step of `tools.benchmarks.reference_model`."""
+def _plain(network: NetworkSettings, folder: Path) -> tuple[Work, dict[str, Any]]:
+    """Set up training steps of `tools.benchmarks.reference_model`."""
     import torch
 
     from tools.benchmarks.reference_model import PlainTraining
 
-    model = settings_of(options, folder).model
+    model = load_config(network, folder).model
     trainer = PlainTraining(model.image_size, model.latent_dim)
-    images_BCHW, levels_BA = tiles(options.batch, model.image_size)
+    images_BCHW, levels_BA = tiles(network.batch, model.image_size)
 
     def step() -> None:
-        latents = torch.randn(2, options.batch, model.latent_dim)
+        latents = torch.randn(2, network.batch, model.latent_dim)
         trainer.step(images_BCHW, levels_BA, (latents[0], latents[1]), quadrant=0)
 
-    return step, {"flops": _counted(step), "device": "cpu"}
+    return step, {"flops": _count_flops(step), "device": "cpu"}
 
 
-def _sample(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
-    """Tiles of our generator as `attributegan-sample` makes them."""
+def _sample(network: NetworkSettings, folder: Path) -> tuple[Work, dict[str, Any]]:
+    """Set up sampling from our generator, as in `attributegan-sample`."""
     from attributegan.attributes import PUBLISHED
     from attributegan.models import Generator
     from attributegan.sampling.generate import prepare_for_inference
 
-    settings = settings_of(options, folder)
+    settings = load_config(network, folder)
     generator = prepare_for_inference(Generator(settings.model, PUBLISHED))
-    return _sampling(generator, settings, options.batch), {}
+    return _sampling(generator, settings, network.batch), {}
 
 
-def _sample_plain(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
+def _sample_plain(network: NetworkSettings, folder: Path) -> tuple[Work, dict[str, Any]]:
+    """Set up sampling from the reference generator."""
     from tools.benchmarks.reference_model import PlainGenerator
 
-    settings = settings_of(options, folder)
-    return _sampling(PlainGenerator(settings.model.image_size, settings.model.latent_dim).eval(), settings, options.batch), {}
+    settings = load_config(network, folder)
+    return _sampling(PlainGenerator(settings.model.image_size, settings.model.latent_dim).eval(), settings, network.batch), {}
 
 
-def _sampling(generator: Any, settings: Any, batch: int) -> Work:
+def _sampling(generator: Any, settings: Config, batch: int) -> Work:
     import torch
 
     from attributegan.sampling.generate import generate
@@ -208,19 +231,19 @@ def _sampling(generator: Any, settings: Any, batch: int) -> Work:
     return work
 
 
-def _convolve(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str, Any]]:
-    """What the machine can compute at: the fastest of convolutions in both layouts, forward with both gradients, and a matrix product."""
+def _convolve(network: NetworkSettings, folder: Path) -> tuple[Work, dict[str, Any]]:
+    """Set up the peak compute rate: the fastest of convolutions (both memory layouts, forward and backward) and a matrix product."""
     import torch
     from torch import nn
 
     from attributegan.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
-    dtype = torch.bfloat16 if settings_of(options, folder).train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if load_config(network, folder).train.precision == "bf16" else torch.float32
 
     def convolution(channels: int, size: int, layout: torch.memory_format) -> Work:
         conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
-        x = torch.randn(options.batch, channels, size, size, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+        x = torch.randn(network.batch, channels, size, size, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
         along = torch.randn_like(x)
 
         def work() -> None:
@@ -237,7 +260,7 @@ def _convolve(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str
 
         return work
 
-    layouts = {"channels last": torch.channels_last, "rows": torch.contiguous_format}
+    layouts = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
     works = {
         f"convolution of {channels} channels, {name}": convolution(channels, size, layout)
         for channels, size in ((64, 128), (128, 64), (128, 128))
@@ -246,29 +269,29 @@ def _convolve(options: argparse.Namespace, folder: Path) -> tuple[Work, dict[str
     works["matrix product"] = product()
     rates = {}
     for name, work in works.items():
-        flops = _counted(work)
+        flops = _count_flops(work)
         begun = time.perf_counter()
         work()
         rates[name] = flops / (time.perf_counter() - begun)
     best = max(rates, key=rates.__getitem__)
-    repeats = max(1, round(0.5 * rates[best] / _counted(works[best])))  # half a second a turn
+    repeats = max(1, round(0.5 * rates[best] / _count_flops(works[best])))  # 0.5 s per turn
 
     def turn() -> None:
         for _ in range(repeats):
             works[best]()
 
-    return turn, {"flops": repeats * _counted(works[best]), "best": best}
+    return turn, {"flops": repeats * _count_flops(works[best]), "best": best}
 
 
 def tiles(batch: int, size: int) -> tuple[Any, Any]:
-    """Tiles of noise (B, 3, size, size) uint8, and levels of the published attributes (B, 5)."""
+    """Return noise tiles (B, 3, size, size) uint8 and levels of the published attributes (B, 5) int64."""
     import torch
 
     return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), torch.ones(batch, 5, dtype=torch.int64)
 
 
-def _counted(step: Callable[[], Any]) -> int:
-    """Floating-point operations of convolutions and matrix products in a step, which is made twice."""
+def _count_flops(step: Callable[[], Any]) -> int:
+    """Count the floating-point operations of convolutions and matrix products in a step; runs the step twice."""
     from torch.utils.flop_counter import FlopCounterMode
 
     step()
@@ -278,7 +301,7 @@ def _counted(step: Callable[[], Any]) -> int:
 
 
 def _loopback_bytes() -> int:
-    """Bytes that this machine has sent to itself; 0 where that is not told."""
+    """Return the bytes sent over the loopback device so far; 0 if the system doesn't report them."""
     try:
         lines = Path("/proc/net/dev").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Benchmarks of shards: ``read``, ``pack`` and ``start`` of ``attributegan-bench``."""
+"""Benchmarks of shards: ``attributegan-bench read``, ``pack`` and ``start``."""
 
 from __future__ import annotations
 
@@ -11,43 +11,96 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools.options import add_command, add_workers, with_settings
+
 if TYPE_CHECKING:  # these import slowly
     from tools.benchmarks.harness import Result
 
-DIFFERENT = 60  # images that are drawn or read; the others are the same with another comment inside
+DIFFERENT = 60  # distinct images; the others are copies with a different JPEG comment
 HEADER = "file,slide,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism\n"
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """Options of ``read``; ``count`` is in images per turn."""
+
+    repeats: int
+    workers: int = 2
+    count: int = 1000
+    images: Path | None = None
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Options of ``pack``; ``count`` is in files."""
+
+    repeats: int
+    count: int = 3000
+    workers: int | None = None
+    images: Path | None = None
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Options of ``start``; ``rows`` is the number of tiles in the index."""
+
+    repeats: int
+    rows: int = 1_000_000
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmarks to those of ``attributegan-bench``."""
-    read = commands.add_parser("read", parents=[common], help="reading 512 px tiles: ours, plain webdataset, PNGs one by one")
-    read.add_argument("--workers", type=int, default=2, metavar="N", help="reading processes of every side (%(default)s)")
-    read.add_argument("--count", type=int, default=1000, metavar="N", help="images a turn (%(default)s)")
+    read = add_command(
+        commands,
+        "read",
+        "measure reading 512 px tiles in images/s, against plain WebDataset and single PNGs",
+        ["attributegan-bench read --workers 2", "attributegan-bench read --images tiles --json read.json"],
+        parents=[common],
+    )
+    read.add_argument("--workers", type=int, default=2, metavar="N", help="reader processes of each contender (default: %(default)s)")
+    read.add_argument("--count", type=int, default=1000, metavar="N", help="images per turn (default: %(default)s)")
     _images_option(read)
-    read.set_defaults(measure=_read)
-    pack = commands.add_parser("pack", parents=[common], help="packing JPEGs as they are: ours, tar, tar and sync")
-    pack.add_argument("--count", type=int, default=3000, metavar="N", help="files (%(default)s)")
-    pack.add_argument("--workers", type=int, metavar="N", help="processes (one for each core)")
+    read.set_defaults(measure=with_settings(_read, ReadSettings))
+    pack = add_command(
+        commands,
+        "pack",
+        "measure packing JPEGs without re-encoding in MB/s, against tar",
+        ["attributegan-bench pack", "attributegan-bench pack --count 10000 --repeats 7 --json pack.json"],
+        parents=[common],
+    )
+    pack.add_argument("--count", type=int, default=3000, metavar="N", help="number of files (default: %(default)s)")
+    add_workers(pack)
     _images_option(pack)
-    pack.set_defaults(measure=_pack)
-    start = commands.add_parser("start", parents=[common], help="opening a large index, the first batch, resuming far on")
-    start.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="tiles of the index (%(default)s)")
-    start.set_defaults(measure=_start)
+    pack.set_defaults(measure=with_settings(_pack, PackSettings))
+    start = add_command(
+        commands,
+        "start",
+        "measure seconds to open a large index and read the first batch, from the start and resumed",
+        ["attributegan-bench start", "attributegan-bench start --rows 10000000"],
+        parents=[common],
+    )
+    start.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="tiles in the index (default: %(default)s)")
+    start.set_defaults(measure=with_settings(_start, StartSettings))
 
 
 def _images_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=Path, metavar="DIR", help="tiles to take instead of drawn ones")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="use images of this folder instead of phantoms")
 
 
-# What is measured on
+# Test data
 
 
 def _pictures(images: Path | None) -> Iterator[Any]:
-    """Pillow images: some of a folder, or phantoms."""
+    """Yield Pillow images: the first of a folder, or phantoms.
+
+    Raises:
+        ValueError: the folder has no images.
+    """
     from PIL import Image
 
     from data_shards.phantoms import render
@@ -65,7 +118,7 @@ def _pictures(images: Path | None) -> Iterator[Any]:
 
 
 def _jpegs(folder: Path, count: int, images: Path | None) -> Path:
-    """``count`` JPEGs of 512 px and a CSV with levels; returns the CSV."""
+    """Write ``count`` JPEGs of 512 px and a CSV with their levels; returns the path of the CSV."""
     import io
 
     from PIL import Image
@@ -87,7 +140,7 @@ def _jpegs(folder: Path, count: int, images: Path | None) -> Path:
 
 
 def _pngs(folder: Path, images: Path | None) -> list[Path]:
-    """PNGs of 500 px, as the published data set has them."""
+    """Write PNGs of 500 px, the format of the published data set, and return their paths."""
     from PIL import Image
 
     folder.mkdir()
@@ -101,7 +154,8 @@ def _pngs(folder: Path, images: Path | None) -> list[Path]:
 # Benchmarks
 
 
-def _read(arguments: argparse.Namespace) -> Result:
+def _read(settings: ReadSettings) -> Result:
+    """Measure reading in images/s."""
     from data_shards.loader.loader import batches
     from data_shards.loader.shard_set import ShardSet
     from data_shards.sampler.global_order import GlobalShuffle
@@ -109,64 +163,65 @@ def _read(arguments: argparse.Namespace) -> Result:
     from tools.benchmarks.harness import Result, interleaved
     from tools.shard import main as shard
 
-    batch, workers = 32, arguments.workers
-    if arguments.count < 2 * batch:
-        raise ValueError(f"--count: {arguments.count} is less than two batches of {batch}")
+    batch, workers = 32, settings.workers
+    if settings.count < 2 * batch:
+        raise ValueError(f"--count: {settings.count} is less than two batches of {batch}")
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        table = _jpegs(here / "jpegs", 2000, arguments.images)
-        pngs = _pngs(here / "pngs", arguments.images)
-        pngs *= -(-1000 // len(pngs))  # processes start anew with each pass over them
-        words = ["--images", str(here / "jpegs"), "--labels", str(table), "--val-fraction", "0", "--shard-count", "250"]
-        if shard(["pack", *words, "--out", str(here / "set")]):
+        table = _jpegs(here / "jpegs", 2000, settings.images)
+        pngs = _pngs(here / "pngs", settings.images)
+        pngs *= -(-1000 // len(pngs))  # the loader restarts its workers after each pass
+        options = ["--images", str(here / "jpegs"), "--labels", str(table), "--val-fraction", "0", "--shard-count", "250"]
+        if shard(["pack", *options, "--out", str(here / "set")]):
             raise ValueError("packing failed")
         shards = ShardSet.open(here / "set")
         tars = sorted((here / "set").glob("*.tar"))
 
         def ours() -> float:
-            options = {"micro_batches": 1, "rank": 0, "world": 1, "workers": workers, "flips": True, "image_size": 512}
+            options: dict[str, Any] = {"micro_batches": 1, "rank": 0, "world": 1, "workers": workers, "flips": True, "image_size": 512}
             order = GlobalShuffle(shards.levels_NA, 0, 1.0)
             with closing(batches(shards, order, start=0, batch=batch, **options)) as data:
-                return _rate(data, batch, arguments.count)
+                return _rate(data, batch, settings.count)
 
         contenders = {
             "shards": ours,
-            "webdataset": lambda: _rate(baselines.webdataset_batches(tars, batch, workers, 0), batch, arguments.count),
-            "single PNGs": lambda: _rate(baselines.single_image_batches(pngs, 512, batch, workers), batch, arguments.count // 4),
+            "webdataset": lambda: _rate(baselines.webdataset_batches(tars, batch, workers, 0), batch, settings.count),
+            "single PNGs": lambda: _rate(baselines.single_image_batches(pngs, 512, batch, workers), batch, settings.count // 4),
         }
-        values = interleaved(contenders, arguments.repeats)
+        values = interleaved(contenders, settings.repeats)
     against = [("shards", "webdataset"), ("shards", "single PNGs")]
     return Result("read", "images/s", values, against, {"workers": workers, "tiles": "512 px JPEG against 500 px PNG resized to 512"})
 
 
 def _rate(batches: Iterator[Any], batch: int, count: int) -> float:
-    """Images a second behind the first batch, which waits for processes to start."""
+    """Return images/s after the first batch, which includes the start of the workers."""
     next(batches)
-    started, wanted = time.perf_counter(), max(1, count // batch - 1)
-    done = sum(1 for _ in islice(batches, wanted))
+    started, batches_left = time.perf_counter(), max(1, count // batch - 1)
+    done = sum(1 for _ in islice(batches, batches_left))
     return done * batch / (time.perf_counter() - started)
 
 
-def _pack(arguments: argparse.Namespace) -> Result:
+def _pack(settings: PackSettings) -> Result:
+    """Measure packing in MB/s."""
     from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        table = _jpegs(here / "jpegs", arguments.count, arguments.images)
+        table = _jpegs(here / "jpegs", settings.count, settings.images)
         megabytes = sum(path.stat().st_size for path in (here / "jpegs").iterdir()) / 1e6
         command = [sys.executable, "-m", "tools.shard", "pack", "--quick", "--images", str(here / "jpegs"), "--labels", str(table)]
-        command += ["--group", "slide", "--out", str(here / "set"), *(["--workers", str(arguments.workers)] if arguments.workers else [])]
+        command += ["--group", "slide", "--out", str(here / "set"), *(["--workers", str(settings.workers)] if settings.workers else [])]
         tar = ["tar", "cf", str(here / "plain.tar"), "-C", folder, "jpegs"]
         used: dict[str, list[float]] = {}
 
         def timed(name: str, *commands: Sequence[str]) -> float:
             (here / "plain.tar").unlink(missing_ok=True)
             shutil.rmtree(here / "set", ignore_errors=True)
-            before, started = _processor_seconds(), time.perf_counter()
-            for words in commands:
-                subprocess.run(words, check=True, capture_output=True)
+            before, started = _cpu_seconds(), time.perf_counter()
+            for command in commands:
+                subprocess.run(command, check=True, capture_output=True)
             seconds = time.perf_counter() - started
-            used.setdefault(name, []).append(round(_processor_seconds() - before, 2))
+            used.setdefault(name, []).append(round(_cpu_seconds() - before, 2))
             return megabytes / seconds
 
         contenders = {
@@ -174,17 +229,17 @@ def _pack(arguments: argparse.Namespace) -> Result:
             "tar": lambda: timed("tar", tar),
             "tar and sync": lambda: timed("tar and sync", tar, ["sync", str(here / "plain.tar")]),
         }
-        values = interleaved(contenders, arguments.repeats)
+        values = interleaved(contenders, settings.repeats)
     facts = {
-        "files": arguments.count,
+        "files": settings.count,
         "MB": round(megabytes, 1),
-        "processor seconds, least": {name: min(seconds) for name, seconds in used.items()},
-        "note": "pack ends with its bytes on the disk (fsync), as tar and sync does; its time has the start of Python in it",
+        "CPU seconds, minimum": {name: min(seconds) for name, seconds in used.items()},
+        "note": "pack ends with fsync, like tar and sync; its time includes the start of Python",
     }
     return Result("pack", "MB/s", values, [("pack", "tar"), ("pack", "tar and sync")], facts)
 
 
-def _processor_seconds() -> float:
+def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -207,38 +262,39 @@ print(json.dumps({"open": opened - imported, "first": first - imported, "all": f
 """
 
 
-def _start(arguments: argparse.Namespace) -> Result:
+def _start(settings: StartSettings) -> Result:
+    """Measure seconds until the first batch of a large set."""
     import json
 
     from tools.benchmarks.harness import Result, interleaved
 
-    if arguments.rows < 10_000:
-        raise ValueError(f"--rows: {arguments.rows} is below 10,000")
-    told: dict[str, list[dict[str, float]]] = {}
+    if settings.rows < 10_000:
+        raise ValueError(f"--rows: {settings.rows} is below 10,000")
+    timings: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        large = _large_set(Path(folder), arguments.rows)
+        large = _large_set(Path(folder), settings.rows)
 
         def first_batch(position: int) -> float:
-            words = [sys.executable, "-c", FIRST_BATCH, str(large), str(position)]
-            answer = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            told.setdefault(str(position), []).append(answer)
+            command = [sys.executable, "-c", FIRST_BATCH, str(large), str(position)]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            timings.setdefault(str(position), []).append(answer)
             return float(answer["first"])
 
         contenders = {"first batch": lambda: first_batch(0), "first batch at image 10^8": lambda: first_batch(10**8)}
-        values = interleaved(contenders, arguments.repeats)
-    worst = {name: max(answer[name] for answers in told.values() for answer in answers[1:]) for name in ("open", "all", "MiB")}
-    facts = {
-        "rows": arguments.rows,
-        "opening, slowest, s": round(worst["open"], 2),
-        "imports too, slowest, s": round(worst["all"], 2),
-        "memory, most, MiB": round(worst["MiB"]),
+        values = interleaved(contenders, settings.repeats)
+    worst = {name: max(answer[name] for answers in timings.values() for answer in answers[1:]) for name in ("open", "all", "MiB")}
+    facts: dict[str, Any] = {
+        "rows": settings.rows,
+        "opening, maximum, s": round(worst["open"], 2),
+        "including imports, maximum, s": round(worst["all"], 2),
+        "memory, maximum, MiB": round(worst["MiB"]),
     }
-    facts |= {f"order of a batch of 64 of {size:,} tiles, us": _order_cost(size) for size in (10**4, 10**5, 10**6, arguments.rows)}
+    facts |= {f"order of a batch of 64 of {size:,} tiles, us": _order_cost(size) for size in (10**4, 10**5, 10**6, settings.rows)}
     return Result("start", "s", values, [("first batch at image 10^8", "first batch")], facts)
 
 
 def _large_set(folder: Path, rows: int) -> Path:
-    """A set with an index of ``rows`` tiles, all of them places of a few that are there."""
+    """Write a shard set whose index has ``rows`` tiles that all refer to the same few images."""
     import pyarrow as pa
 
     from data_shards.format import checksums, index
@@ -251,9 +307,9 @@ def _large_set(folder: Path, rows: int) -> Path:
 
     def tables() -> Iterator[pa.Table]:
         for first in range(0, rows, 1 << 17):
-            place_N = [number % len(table) for number in range(first, min(first + (1 << 17), rows))]
-            keys = pa.array([f"tile-{first + number:09d}" for number in range(len(place_N))])
-            some = table.take(pa.array(place_N))
+            index_N = [number % len(table) for number in range(first, min(first + (1 << 17), rows))]
+            keys = pa.array([f"tile-{first + number:09d}" for number in range(len(index_N))])
+            some = table.take(pa.array(index_N))
             yield some.set_column(some.column_names.index("key"), "key", keys)
 
     index.write(path, header, tables())
@@ -262,7 +318,7 @@ def _large_set(folder: Path, rows: int) -> Path:
 
 
 def _order_cost(size: int) -> dict[str, float]:
-    """Microseconds to ask for a batch of 64 anywhere: fully random order, and windows of shards."""
+    """Return the microseconds to compute the order of a batch of 64, for `GlobalShuffle` and `WindowedShuffle`."""
     import numpy as np
 
     from data_shards.sampler import permutation

@@ -1,4 +1,4 @@
-"""Benchmark of the explorer: how long a browser waits for the tile of a slider that has moved."""
+"""``attributegan-bench explore``: measures the latency of a tile in the explorer after a slider has moved."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from tools.options import add_command, require_at_least, with_settings
 
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
@@ -22,31 +25,57 @@ if TYPE_CHECKING:
 NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
 
 
+@dataclass(frozen=True)
+class ExploreSettings:
+    """Options of ``explore``.
+
+    Args:
+        config: training configs of the networks; by default `NETWORKS`.
+        count: slider moves per turn, at least 1.
+    """
+
+    repeats: int
+    config: tuple[str, ...] | None = None
+    count: int = 10
+
+    def __post_init__(self) -> None:
+        require_at_least(self, count=1)
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmark to those of ``attributegan-bench``."""
-    explore = commands.add_parser("explore", parents=[common], help="the tile of a slider that has moved, through the explorer's server")
-    explore.add_argument("--config", action="append", metavar="FILE", help=f"of a network; may be repeated ({', '.join(NETWORKS)})")
-    explore.add_argument("--count", type=int, default=10, metavar="N", help="moves of a turn, whose median counts (%(default)s)")
-    explore.set_defaults(measure=_explore)
+    explore = add_command(
+        commands,
+        "explore",
+        "measure the latency of a tile in the explorer after a slider has moved, in ms",
+        ["attributegan-bench explore", "attributegan-bench explore --config configs/train/small.yaml --count 30"],
+        parents=[common],
+    )
+    explore.add_argument(
+        "--config", action="append", metavar="FILE", help=f"training config of a network; repeatable (default: {', '.join(NETWORKS)})"
+    )
+    explore.add_argument(
+        "--count", type=int, default=10, metavar="N", help="slider moves per turn, of which the median is reported (default: %(default)s)"
+    )
+    explore.set_defaults(measure=with_settings(_explore, ExploreSettings))
 
 
-def _explore(arguments: argparse.Namespace) -> Result:
+def _explore(settings: ExploreSettings) -> Result:
+    """Measure milliseconds per tile."""
     from tools.benchmarks.harness import Result, interleaved
 
-    if arguments.count < 1:
-        raise ValueError(f"--count: {arguments.count} must be above 0")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         contenders = {}
-        for number, config in enumerate(arguments.config or NETWORKS):
+        for number, config in enumerate(settings.config or NETWORKS):
             size = _untrained(config, folder / str(number))
-            visitor = _Visitor(stack.enter_context(_served(folder / str(number))), arguments.count)
+            visitor = _Visitor(stack.enter_context(_served(folder / str(number))), settings.count)
             contenders[f"{size} px ({Path(config).stem})"] = visitor.moves
-        return Result("explore", "ms", interleaved(contenders, arguments.repeats))
+        return Result("explore", "ms", interleaved(contenders, settings.repeats))
 
 
 def _untrained(config: str, run: Path) -> int:
-    """A run folder with a checkpoint of the network as it begins; its pixels."""
+    """Write a run folder with a checkpoint of the untrained network; returns its image size."""
     from attributegan import config as config_module
     from attributegan.attributes import PUBLISHED
     from attributegan.checkpoint import writer
@@ -62,7 +91,7 @@ def _untrained(config: str, run: Path) -> int:
 
 @contextlib.contextmanager
 def _served(run: Path) -> Iterator[str]:
-    """The explorer in a process of its own; its host and port."""
+    """Run the explorer in its own process; yields its "host:port"."""
     command = [sys.executable, "-m", "tools.explore", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -76,13 +105,13 @@ def _served(run: Path) -> Iterator[str]:
 
 
 class _Visitor:
-    """Moves a slider and waits for each tile."""
+    """A client that requests one tile after the other."""
 
     def __init__(self, location: str, count: int) -> None:
         self.connection, self.count, self.seed = http.client.HTTPConnection(location), count, 0
 
     def moves(self) -> float:
-        """Median milliseconds from a request to the whole PNG; no tile comes twice."""
+        """Return the median milliseconds from a request to the complete PNG; each tile is new to the server's cache."""
         seconds = []
         for _ in range(self.count):
             self.seed += 1

@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders in turns, and the result with its ratios."""
+"""Parts shared by all benchmarks: contenders in turns, and the result with its ratios."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 @dataclass
 class Result:
-    """What one benchmark measured.
+    """Result of one benchmark.
 
     Args:
-        unit: of the values; those of a rate are better when larger.
-        sides: the values of each side, turn by turn.
-        against: the side that others are compared with, if any.
-        facts: what else was measured or must be known, such as sizes.
+        name: name of the benchmark.
+        unit: unit of the values, such as "images/s" or "ms".
+        contenders: values of each contender, one per turn.
+        against: pairs (contender, baseline) to report as ratios.
+        facts: further measurements and conditions, such as sizes.
     """
 
     name: str
@@ -26,10 +27,11 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, list[float]]:
-        """One side over another, turn by turn."""
+        """Return contender / baseline for each pair of ``against``, turn by turn."""
         return {f"{a} / {b}": [x / y for x, y in zip(self.contenders[a], self.contenders[b], strict=True)] for a, b in self.against}
 
     def lines(self) -> list[str]:
+        """Return the report as lines of text."""
         rows = [_line(contender, values, self.unit) for contender, values in self.contenders.items()]
         return [
             self.name,
@@ -44,7 +46,14 @@ def _line(name: str, values: Sequence[float], unit: str) -> str:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run every side once to warm up and then ``repeats`` times, one after the other; each gives its own value."""
+    """Run the contenders in turns: one warm-up turn, then ``repeats`` measured ones.
+
+    Args:
+        contenders: functions that run once and return their own measurement.
+
+    Returns:
+        The values of each contender, one per measured turn.
+    """
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
         for name, contender in contenders.items():

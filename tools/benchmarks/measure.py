@@ -1,14 +1,17 @@
-"""``attributegan-bench measure``: how far measurements of nuclei agree with outlines drawn by hand, and how fast they are."""
+"""``attributegan-bench measure``: compares measurements of nuclei with manual outlines and measures their speed."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tools.options import add_command, with_settings
 
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
@@ -20,39 +23,73 @@ SHOWN = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """Options of ``measure``.
+
+    Raises:
+        ValueError: only one of ``tiles`` and ``labels`` is given.
+    """
+
+    images: Path
+    masks: Path
+    crop: int = 256
+    split: str = "held-out"
+    segment: str | None = None
+    tiles: Path | None = None
+    labels: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tiles is None) != (self.labels is None):
+            raise ValueError("--tiles and --labels must be given together")
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
-    """Add the benchmark."""
-    parser = commands.add_parser(
-        "measure", parents=[common], help="measurements of nuclei against outlines drawn by hand", description=__doc__
+    """Add the benchmark to those of ``attributegan-bench``."""
+    parser = add_command(
+        commands,
+        "measure",
+        "compare measurements of nuclei with manual outlines, and measure their speed",
+        [
+            "attributegan-bench measure --images glioma/images --masks glioma/nuclei",
+            "attributegan-bench measure --images glioma/images --masks glioma/nuclei --split all --segment my_stardist:outlines",
+        ],
+        parents=[common],
     )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images with outlined nuclei")
-    parser.add_argument("--masks", required=True, type=Path, metavar="DIR", help="NAME.png for each, k in the pixels of the k-th nucleus")
-    parser.add_argument("--crop", type=int, default=256, metavar="PIXELS", help="images are cut into squares of this size (%(default)s)")
+    parser.add_argument(
+        "--masks",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="instance masks, NAME.png for each image: value k in the pixels of nucleus k",
+    )
+    parser.add_argument(
+        "--crop", type=int, default=256, metavar="PIXELS", help="crop images into squares of this size (default: %(default)s)"
+    )
     parser.add_argument(
         "--split",
         choices=("development", "held-out", "all"),
         default="held-out",
-        help="images by the hash of their name: those that settings were chosen on, the others, or all (%(default)s)",
+        help="images to use, split by a hash of their name; settings were chosen on development (default: %(default)s)",
     )
-    parser.add_argument("--segment", metavar="MODULE:FUNCTION", help="your segmentation instead of the one built in")
-    parser.add_argument("--tiles", type=Path, metavar="DIR", help="tiles with levels of cell crowding as well")
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="their levels: file, cell_crowding (0: not assessable)")
-    parser.set_defaults(measure=run)
+    parser.add_argument("--segment", metavar="MODULE:FUNCTION", help="segmentation function to use instead of the built-in one")
+    parser.add_argument("--tiles", type=Path, metavar="DIR", help="also measure these tiles, which have levels of cell crowding")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="levels of --tiles: columns file and cell_crowding (0: not assessable)")
+    parser.set_defaults(measure=with_settings(run, MeasureSettings))
 
 
-def run(arguments: argparse.Namespace) -> Result:
-    """Measure on the outlines and on the segmentation."""
+def run(settings: MeasureSettings) -> Result:
+    """Measure nuclei on the manual outlines and on the segmentation, and report their agreement."""
     from data_shards import measure
     from data_shards.measure import agreement, features, segment
     from tools.benchmarks.harness import Result
 
     measure.require()
-    if (arguments.tiles is None) != (arguments.labels is None):
-        raise ValueError("--tiles and --labels go together")
-    outlines = segment.load(arguments.segment) if arguments.segment else segment.segment
-    crops = list(agreement.crops(arguments.images, arguments.masks, arguments.crop, None if arguments.split == "all" else arguments.split))
+    outlines = segment.load(settings.segment) if settings.segment else segment.segment
+    crops = list(agreement.crops(settings.images, settings.masks, settings.crop, None if settings.split == "all" else settings.split))
     if not crops:
-        raise ValueError(f"--crop: no image of split {arguments.split} has {arguments.crop} pixels a side")
+        raise ValueError(f"--crop: no image of split {settings.split} is at least {settings.crop} x {settings.crop} pixels")
     true = [features.measure(crop.image_HWC, crop.labels_HW) for crop in crops]
     found, speeds, counts = [], [], np.zeros(3, int)
     for crop in crops:
@@ -62,18 +99,18 @@ def run(arguments: argparse.Namespace) -> Result:
         speeds.append(1 / max(time.process_time() - started, 1e-6))
         counts += agreement.matched(crop.labels_HW, labels_HW)
     agreed = agreement.by_measurement(true, found)
-    facts: dict[str, Any] = {"images": len({crop.file for crop in crops}), "crops": len(crops), "nuclei drawn": int(counts[1]),
-                             "nuclei outlined": int(counts[2])}  # fmt: skip
+    facts: dict[str, Any] = {"images": len({crop.file for crop in crops}), "crops": len(crops), "manual nuclei": int(counts[1]),
+                             "segmented nuclei": int(counts[2])}  # fmt: skip
     facts |= {f"Spearman, {name}": round(agreed[name], 2) for name in SHOWN}
     facts |= {"precision at IoU 0.5": round(counts[0] / counts[2], 3), "recall": round(counts[0] / counts[1], 3),
               "F1": round(2 * counts[0] / (counts[1] + counts[2]), 3)}  # fmt: skip
-    if arguments.tiles:
-        facts |= _crowding(arguments.tiles, arguments.labels, outlines)
-    return Result(f"measure, {arguments.split}", "tiles/s of one core", {"segment and measure": speeds}, facts=facts)
+    if settings.tiles and settings.labels:
+        facts |= _crowding(settings.tiles, settings.labels, outlines)
+    return Result(f"measure, {settings.split}", "tiles/s of one core", {"segment and measure": speeds}, facts=facts)
 
 
 def _crowding(tiles: Path, labels: Path, outlines: Any) -> dict[str, Any]:
-    """Spearman of the count of nuclei, and of their area fraction, with the level of crowding."""
+    """Return the Spearman correlation of nuclei count and area fraction with the level of cell crowding."""
     from data_shards.measure import agreement, features, table
 
     with labels.open(newline="") as stream:
@@ -84,8 +121,8 @@ def _crowding(tiles: Path, labels: Path, outlines: Any) -> dict[str, Any]:
         if tile.file in level:
             image_HWC = source.read(number)
             pairs.append((level[tile.file], features.measure(image_HWC, outlines(image_HWC))))
-    known = [float(row) for row, _ in pairs]
+    levels = [float(row) for row, _ in pairs]
     return {"tiles with a level of crowding": len(pairs)} | {
-        f"Spearman of crowding with {name}": round(agreement.spearman(known, [row[name] for _, row in pairs]), 2)
+        f"Spearman of crowding with {name}": round(agreement.spearman(levels, [row[name] for _, row in pairs]), 2)
         for name in ("nuclei_count", "area_fraction")
     }

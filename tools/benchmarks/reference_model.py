@@ -1,9 +1,8 @@
-"""AttributeGAN as one would write it down from its description: what ours is measured against.
+"""A direct implementation of AttributeGAN from its description: the baseline for our speed.
 
-The published recipe (Ye et al., MICCAI 2021) with nothing left out and nothing put together: rows of pixels before channels last, nearest
-upsampling and blur as two layers, every branch with its own blur, the whole discriminator for every image, gradients for whoever has
-parameters. Its state dict has the published names, so `attributegan.models.published` carries weights over; tests hold both to the same
-numbers.
+Implements the published recipe (Ye et al., MICCAI 2021) without any fusion or shortcut: contiguous memory format, separate upsampling and
+blur layers, a blur in every branch, the full discriminator on every image, gradients for all parameters. The state dict has the published
+names, so `attributegan.models.published` converts weights in both directions; tests compare the two implementations numerically.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 
 from attributegan.training import losses
 
-HEADS, HEAD_WIDTH, COLUMNS = 8, 64, 5  # of attention; of each attribute's label
+HEADS, HEAD_WIDTH, COLUMNS = 8, 64, 5  # of the attention; one-hot columns per attribute
 
 
 class Blur(nn.Module):
+    """3 x 3 binomial blur with reflect padding."""
+
     f: Tensor
 
     def __init__(self) -> None:
@@ -32,6 +33,8 @@ class Blur(nn.Module):
 
 
 class Rezero(nn.Module):
+    """``g * fn(x)`` with a learned scalar, 1e-3 at first."""
+
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.g, self.fn = nn.Parameter(torch.tensor(1e-3)), fn
@@ -41,6 +44,8 @@ class Rezero(nn.Module):
 
 
 class Residual(nn.Module):
+    """``x + g * fn(x)``."""
+
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = Rezero(fn)
@@ -50,7 +55,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Linear attention, with three projections."""
+    """Linear attention with separate projections for queries, keys and values."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,6 +68,8 @@ class Attention(nn.Module):
 
 
 class GlobalAttention(nn.Module):
+    """Linear attention with one projection for queries, keys and values."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=False)
@@ -80,6 +87,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Excitation(nn.Module):
+    """Skip-layer excitation from global context: channel factors in (0, 1)."""
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         middle = max(3, channels_out // 2)
@@ -96,7 +105,7 @@ class PlainGenerator(nn.Module):
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        stages = size.bit_length() - 3  # the last one makes `size` pixels
+        stages = size.bit_length() - 3  # the last stage outputs `size` pixels
         widths = [width + width // 4, *(3 if n >= 8 else min(2 ** (12 - n), width) for n in range(2, stages + 2))]
         self.initial_conv = nn.Sequential(nn.ConvTranspose2d(width, 2 * width, 4), nn.BatchNorm2d(2 * width), nn.GLU(1))
         self.init_label_preprocess = nn.Sequential(nn.ConvTranspose2d(5 * COLUMNS, width // 4, 4), nn.BatchNorm2d(width // 4), nn.ReLU())
@@ -138,6 +147,8 @@ def _attention_block(channels: int) -> nn.Sequential:
 
 
 class Sum(nn.Module):
+    """Sum of two branches."""
+
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
@@ -158,6 +169,8 @@ def _residual(channels_in: int, channels_out: int) -> Sum:
 
 
 class Decoder(nn.Module):
+    """Reconstructs a 128 px image from an 8 px feature map; four upsampling stages."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         outs = [channels, channels // 2, channels // 4, 6]
@@ -173,7 +186,7 @@ class Decoder(nn.Module):
 
 
 class PlainDiscriminator(nn.Module):
-    """``forward(images_BCHW, levels_BA, quadrant) -> (answers, answers of the 32 px head, embedding, proxy, reconstruction loss)``."""
+    """``forward(images_BCHW, levels_BA, quadrant) -> (outputs, outputs of the 32 px head, embedding, proxy, reconstruction loss)``."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -216,12 +229,12 @@ class PlainDiscriminator(nn.Module):
         if self.decoder2 is not None:
             target = F.interpolate(_quarter(images_BCHW, quadrant), size=128)
             loss = loss + F.mse_loss(self.decoder2(_quarter(maps[-2], quadrant)), target)
-        answers = (logits + label * logits, logits_32 + label * logits_32)
-        return (*answers, F.normalize(embedding, dim=1), F.normalize(proxy, dim=1), loss)
+        outputs = (logits + label * logits, logits_32 + label * logits_32)
+        return (*outputs, F.normalize(embedding, dim=1), F.normalize(proxy, dim=1), loss)
 
 
 class PlainTraining:
-    """Both networks with Adam; `step` takes uint8 tiles as `attributegan.training.trainer.Trainer` does."""
+    """Trains both networks with Adam; `step` takes uint8 tiles, as `attributegan.training.trainer.Trainer` does."""
 
     def __init__(self, size: int, width: int, learning_rate: float = 2e-4) -> None:
         self.generator, self.discriminator = PlainGenerator(size, width), PlainDiscriminator(size, width)
@@ -230,8 +243,12 @@ class PlainTraining:
         ]
 
     def step(self, images_BCHW: Tensor, levels_BA: Tensor, latents: Sequence[Tensor], quadrant: int) -> None:
-        """Args:
-        latents: (B, L) of the discriminator's phase and of the generator's.
+        """Run the discriminator phase, then the generator phase.
+
+        Args:
+            images_BCHW: real tiles, uint8.
+            latents: (B, L) of the discriminator phase and of the generator phase.
+            quadrant: quarter of the image, 0 to 3, that the second decoder reconstructs.
         """
         reals = images_BCHW.to(latents[0].dtype) / 127.5 - 1
         fakes = self.generator(latents[0], levels_BA).detach()

@@ -1,37 +1,40 @@
-"""A model of the time of a training step on many GPUs: an estimate from a few numbers, and no measurement.
+"""``attributegan-bench scaling``: estimates the time of a training step on many GPUs from a few numbers; measures nothing.
 
-Assumptions: gradients are summed by a ring all-reduce in each node and between nodes (Patarasuk & Yuan, "Bandwidth optimal all-reduce
-algorithms for clusters of workstations", JPDC 2009), first over the links in a node, then over its network, which all of its GPUs share; it
-runs beside the backward pass, which is two thirds of a phase, and what does not fit in is added; batch norms of the generator wait for one
-small message of every process, once forward in the discriminator's phase and once forward and once backward in the generator's; all GPUs
-are equally fast, and disks and processors keep up.
+Assumptions: gradients are summed by a ring all-reduce within each node and between nodes (Patarasuk & Yuan, "Bandwidth optimal all-reduce
+algorithms for clusters of workstations", JPDC 2009), first over the links in the node, then over its network, which all of its GPUs share.
+The all-reduce overlaps with the backward pass, two thirds of a phase; the rest of it is added. Batch norms of the generator wait for one
+small message from every process: once forward in the discriminator phase, once forward and once backward in the generator phase. All GPUs
+are equally fast, and disks and CPUs keep up.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tools.options import add_command, with_settings
+
 GPUS_IN_A_NODE = 8
-NODE_LINKS = 300e9  # bytes/s that a GPU sends to another of its node: NVLink of about 450 GB/s, two thirds of it
-NETWORKS = {"100 Gb/s": 12.5e9, "200 Gb/s": 25e9, "400 Gb/s": 50e9}  # bytes/s of a node
-REACHED = 0.8  # share of a network's rate that an all-reduce reaches
-LATENCY_S = {"node": 10e-6, "network": 25e-6}  # of one message
+NODE_LINKS = 300e9  # bytes/s between two GPUs of a node: two thirds of NVLink's 450 GB/s
+NETWORKS = {"100 Gb/s": 12.5e9, "200 Gb/s": 25e9, "400 Gb/s": 50e9}  # bytes/s per node
+REACHED = 0.8  # fraction of the network's rate that an all-reduce reaches
+LATENCY_S = {"node": 10e-6, "network": 25e-6}  # per message
 COUNTS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of one GPU.
+    """A training step on one GPU.
 
     Args:
-        compute_s: seconds without any message.
-        gradient_bytes: of both networks.
-        norms: batch norms of the generator.
-        bits: of a gradient number when it travels, 32 unless compressed.
-        every: steps from one exchange to the next; above 1 they are local steps.
+        compute_s: seconds of computation.
+        gradient_bytes: size of the gradients of both networks, fp32.
+        norms: number of batch norms in the generator.
+        bits: bits per gradient value in the all-reduce; below 32 if compressed.
+        every: steps between all-reduces; above 1 for local SGD.
     """
 
     compute_s: float
@@ -41,7 +44,11 @@ class Step:
     every: int = 1
 
     def seconds(self, gpus: int, network: float) -> tuple[float, float]:
-        """Seconds of a step on ``gpus``, and how many of them are waiting for messages."""
+        """Return the seconds of a step on ``gpus`` GPUs, and the part of them spent waiting for communication.
+
+        Args:
+            network: bytes/s per node.
+        """
         in_node = min(gpus, GPUS_IN_A_NODE)
         nodes = math.ceil(gpus / GPUS_IN_A_NODE)
         sent = self.gradient_bytes * self.bits / 32
@@ -53,32 +60,68 @@ class Step:
         return self.compute_s + waiting, waiting
 
 
+@dataclass(frozen=True)
+class ScalingSettings:
+    """Options of ``scaling``, as in its help.
+
+    Raises:
+        ValueError: a number that is not above 0.
+    """
+
+    gflop: float = 119.2
+    tflops: float = 100.0
+    batch: int = 32
+    gradients: float = 161.6
+    bits: int = 32
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value <= 0:
+                raise ValueError(f"--{name}: {value} must be above 0")
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the estimate to the benchmarks of ``attributegan-bench``."""
-    scaling = commands.add_parser("scaling", help="no measurement: an estimate of the step on 1 to 1,024 GPUs", description=__doc__)
-    scaling.add_argument(
-        "--gflop", type=float, default=119.2, metavar="N", help="operations of an image: `train` counts them (%(default)s)"
+    scaling = add_command(
+        commands,
+        "scaling",
+        "estimate the speed of training on 1 to 1,024 GPUs, without a measurement",
+        ["attributegan-bench scaling", "attributegan-bench scaling --gflop 30 --tflops 60 --batch 64 --bits 16"],
+        description="Estimate the speed of training on 1 to 1,024 GPUs from a few numbers.\n\n" + __doc__.partition("\n\n")[2],
     )
-    scaling.add_argument("--tflops", type=float, default=100.0, metavar="N", help="what a GPU reaches of them in a second (%(default)s)")
-    scaling.add_argument("--batch", type=int, default=32, metavar="N", help="images of a GPU and step (%(default)s)")
-    scaling.add_argument("--gradients", type=float, default=161.6, metavar="MB", help="of both networks: `processes` tells (%(default)s)")
     scaling.add_argument(
-        "--bits", type=int, default=32, metavar="N", help="of a gradient number on its way, below 32 if compressed (%(default)s)"
+        "--gflop",
+        type=float,
+        default=119.2,
+        metavar="N",
+        help="operations per image in GFLOP, as counted by `train` (default: %(default)s)",
     )
-    scaling.add_argument("--every", type=int, default=1, metavar="N", help="steps from one exchange of gradients to the next (%(default)s)")
-    scaling.set_defaults(estimate=_estimate)
+    scaling.add_argument(
+        "--tflops", type=float, default=100.0, metavar="N", help="sustained rate of a GPU in TFLOP/s (default: %(default)s)"
+    )
+    scaling.add_argument("--batch", type=int, default=32, metavar="N", help="images per step and GPU (default: %(default)s)")
+    scaling.add_argument(
+        "--gradients",
+        type=float,
+        default=161.6,
+        metavar="MB",
+        help="gradients of both networks in MB, as reported by `processes` (default: %(default)s)",
+    )
+    scaling.add_argument(
+        "--bits", type=int, default=32, metavar="N", help="bits per gradient value in the all-reduce (default: %(default)s)"
+    )
+    scaling.add_argument("--every", type=int, default=1, metavar="N", help="steps between all-reduces (default: %(default)s)")
+    scaling.set_defaults(estimate=with_settings(_estimate, ScalingSettings))
 
 
-def _estimate(options: argparse.Namespace) -> Iterator[str]:
-    for name in ("gflop", "tflops", "batch", "gradients", "bits", "every"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"--{name}: {getattr(options, name)} must be above 0")
-    step = Step(options.batch * options.gflop / options.tflops / 1e3, options.gradients * 1e6, bits=options.bits, every=options.every)
-    return table(step, options.batch)
+def _estimate(settings: ScalingSettings) -> Iterator[str]:
+    compute_s = settings.batch * settings.gflop / settings.tflops / 1e3
+    return table(Step(compute_s, settings.gradients * 1e6, bits=settings.bits, every=settings.every), settings.batch)
 
 
 def table(step: Step, batch: int) -> Iterator[str]:
-    """Lines of Markdown: images/s and the share of N times one GPU, for each number of GPUs and network."""
+    """Yield the lines of a Markdown table: images/s and parallel efficiency by number of GPUs and network."""
     yield f"Step of one GPU: {step.compute_s * 1e3:.0f} ms for {batch} images\n"
     yield "| GPUs | " + " | ".join(NETWORKS) + " |"
     yield "|---|" + "---|" * len(NETWORKS)

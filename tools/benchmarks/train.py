@@ -1,4 +1,4 @@
-"""Benchmarks of training and sampling: steps against their plain form, over processes, and beside a checkpoint being written."""
+"""Benchmarks of training and sampling: against the reference model, over processes, and while a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -8,83 +8,157 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tools.benchmarks.contender import Contender, NetworkSettings
+from tools.options import add_command, with_settings
+
 if TYPE_CHECKING:
     from attributegan.training.trainer import Trainer
-    from tools.benchmarks.contender import Contender
     from tools.benchmarks.harness import Result
+
+
+@dataclass(frozen=True)
+class StepSettings(NetworkSettings):
+    """Options of ``sample`` and ``checkpoint``, and those shared with the other benchmarks of this module.
+
+    Args:
+        repeats: measured turns of each contender.
+    """
+
+    repeats: int = 5
+
+    @property
+    def arguments(self) -> list[str]:
+        """Command line of a contender of this network."""
+        return ["--config", self.config, "--batch", str(self.batch), *self.overrides]
+
+
+@dataclass(frozen=True)
+class TrainSettings(StepSettings):
+    """Options of ``train``.
+
+    Args:
+        threads: threads of each contender; 0 for all cores.
+        side: further contenders, each as (name, ``section.key=value``, ...).
+    """
+
+    threads: int = 0
+    side: tuple[list[str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ProcessesSettings(StepSettings):
+    """Options of ``processes``.
+
+    Args:
+        processes: number of processes of the larger contender.
+        apart: add a contender of as many independent processes.
+    """
+
+    processes: int = 2
+    apart: bool = False
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmarks to those of ``attributegan-bench``."""
     shared = argparse.ArgumentParser(add_help=False, parents=[common])
-    shared.add_argument("--config", default="configs/train/published.yaml", metavar="FILE", help="of the networks (%(default)s)")
-    shared.add_argument("--batch", type=int, default=4, metavar="N", help="images of a step and process (%(default)s)")
-    shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
-    train = commands.add_parser("train", parents=[shared], help="training steps: ours in fp32 and bf16, and the plain form")
-    train.add_argument("--threads", type=int, default=0, metavar="N", help="of each side; 0 for all cores (%(default)s)")
-    train.add_argument(
-        "--side", nargs="+", action="append", default=[], metavar=("NAME", "section.key=value"), help="one more side, with these options"
+    shared.add_argument("--config", default="configs/train/published.yaml", metavar="FILE", help="training config (default: %(default)s)")
+    shared.add_argument("--batch", type=int, default=4, metavar="N", help="images per step and process (default: %(default)s)")
+    shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="config options that replace those of the file")
+    train = add_command(
+        commands,
+        "train",
+        "measure training in images/s, in fp32 and bf16, against the reference model",
+        [
+            "attributegan-bench train --batch 8",
+            "attributegan-bench train --side contiguous train.precision=fp32 train.channels_last=false",
+        ],
+        parents=[shared],
     )
-    train.set_defaults(measure=_train)
-    sample = commands.add_parser("sample", parents=[shared], help="generated tiles: ours in fp32 and bf16, and the plain form")
-    sample.set_defaults(measure=_sample)
-    processes = commands.add_parser("processes", parents=[shared], help="training steps on one process and on several, a thread each")
-    processes.add_argument("--processes", type=int, default=2, metavar="N", help="of the larger side (%(default)s)")
-    processes.add_argument("--apart", action="store_true", help="one more side: as many that have nothing to do with each other")
-    processes.set_defaults(measure=_processes)
-    checkpoint = commands.add_parser("checkpoint", parents=[shared], help="training steps with and without a checkpoint being written")
-    checkpoint.set_defaults(measure=_checkpoint)
+    train.add_argument("--threads", type=int, default=0, metavar="N", help="threads of each contender; 0: all cores (default: %(default)s)")
+    train.add_argument(
+        "--side",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "section.key=value"),
+        help="add a contender with these config options; repeatable",
+    )
+    train.set_defaults(measure=with_settings(_train, TrainSettings))
+    sample = add_command(
+        commands,
+        "sample",
+        "measure sampling in images/s, in fp32 and bf16, against the reference model",
+        ["attributegan-bench sample --batch 16", "attributegan-bench sample --config configs/train/small.yaml"],
+        parents=[shared],
+    )
+    sample.set_defaults(measure=with_settings(_sample, StepSettings))
+    processes = add_command(
+        commands,
+        "processes",
+        "measure training in images/s on one process and on several, with one thread each",
+        ["attributegan-bench processes --processes 4 --apart"],
+        parents=[shared],
+    )
+    processes.add_argument("--processes", type=int, default=2, metavar="N", help="number of processes (default: %(default)s)")
+    processes.add_argument("--apart", action="store_true", help="add a contender of as many independent processes")
+    processes.set_defaults(measure=with_settings(_processes, ProcessesSettings))
+    checkpoint = add_command(
+        commands,
+        "checkpoint",
+        "measure seconds per training step while a checkpoint is written",
+        ["attributegan-bench checkpoint model.image_size=256 --batch 2"],
+        parents=[shared],
+    )
+    checkpoint.set_defaults(measure=with_settings(_checkpoint, StepSettings))
 
 
-def _train(arguments: argparse.Namespace) -> Result:
-    """Images/s; with the share of the machine's best rate that the sides reach."""
-    from tools.benchmarks.contender import Contender
-
-    words = _words(arguments)
+def _train(settings: TrainSettings) -> Result:
+    """Measure training in images/s, and the share of the machine's peak compute rate."""
+    arguments = settings.arguments
     precisions = _precisions()
-    ours = {name: [f"train.precision={name}"] for name in precisions} | {contender[0]: contender[1:] for contender in arguments.side}
-    contenders = {name: Contender(["train", *words, *more], threads=arguments.threads) for name, more in ours.items()}
+    ours = {name: [f"train.precision={name}"] for name in precisions} | {contender[0]: contender[1:] for contender in settings.side}
+    contenders = {name: Contender(["train", *arguments, *more], threads=settings.threads) for name, more in ours.items()}
     against = []
-    if _is_published(arguments):
-        contenders["plain"] = Contender(["plain", *words], threads=arguments.threads)
+    if _is_published(settings):
+        contenders["plain"] = Contender(["plain", *arguments], threads=settings.threads)
         against = [(name, "plain") for name in ours]
     rates = {
-        f"reference {precision}": Contender(["convolve", *words, f"train.precision={precision}"], threads=arguments.threads)
+        f"reference {precision}": Contender(["convolve", *arguments, f"train.precision={precision}"], threads=settings.threads)
         for precision in precisions
     }
-    result, last = _interleaved("train", contenders, arguments, against, beside=rates)
+    result, last = _interleaved("train", contenders, settings, against, beside=rates)
     for name, contender in contenders.items():
         result.facts[f"{name}: peak memory, GB"] = round(last[name].get("gpu_bytes", last[name]["peak_bytes"]) / 1e9, 2)
-        result.facts[f"{name}: GFLOP an image"] = round(contender.facts["flops"] / arguments.batch / 1e9, 1)
+        result.facts[f"{name}: GFLOP an image"] = round(contender.facts["flops"] / settings.batch / 1e9, 1)
     for name, contender in rates.items():
         rate = contender.facts["flops"] / last[name]["seconds"]
         result.facts[f"{name}, GFLOP/s"] = round(rate / 1e9)
         result.facts[f"{name}, by"] = contender.facts["best"]
         precision = name.split()[1]
-        work = contenders.get("plain", contenders[precision]).facts["flops"] / arguments.batch
+        work = contenders.get("plain", contenders[precision]).facts["flops"] / settings.batch
         shares = [round(value * work / rate, 2) for value in result.contenders[precision]]
-        result.facts[f"{precision}: share of that rate, counting the operations of {'the plain form' if against else 'ours'}"] = shares
+        result.facts[f"{precision}: share of that rate, counting the operations of {'the reference model' if against else 'ours'}"] = shares
     return result
 
 
-def _sample(arguments: argparse.Namespace) -> Result:
-    from tools.benchmarks.contender import Contender
-
-    words = _words(arguments)
+def _sample(settings: StepSettings) -> Result:
+    """Measure sampling in images/s."""
+    arguments = settings.arguments
     precisions = _precisions()
-    contenders = {precision: Contender(["sample", *words, f"train.precision={precision}"]) for precision in precisions}
+    contenders = {precision: Contender(["sample", *arguments, f"train.precision={precision}"]) for precision in precisions}
     against = []
-    if _is_published(arguments):
-        contenders["plain"] = Contender(["sample-plain", *words])
+    if _is_published(settings):
+        contenders["plain"] = Contender(["sample-plain", *arguments])
         against = [(name, "plain") for name in precisions]
-    return _interleaved("sample", contenders, arguments, against)[0]
+    return _interleaved("sample", contenders, settings, against)[0]
 
 
 def _precisions() -> list[str]:
-    """ "fp32", and "bf16" where it is native; elsewhere it is emulated, at a tenth of the speed, and left out with a message."""
+    """Return "fp32", and "bf16" if the hardware supports it natively; emulated bf16 is ten times slower and skipped with a message."""
     import torch
 
     from attributegan.utils import precision
@@ -95,19 +169,18 @@ def _precisions() -> list[str]:
     return ["fp32"]
 
 
-def _processes(arguments: argparse.Namespace) -> Result:
-    from tools.benchmarks.contender import Contender
-
-    if arguments.processes < 2:
-        raise ValueError(f"--processes: {arguments.processes} must be above 1")
-    words, many, count = _words(arguments), f"{arguments.processes} processes", arguments.processes
-    contenders = {"1 process": Contender(["train", *words], threads=1), many: Contender(["train", *words], count, threads=1)}
+def _processes(settings: ProcessesSettings) -> Result:
+    """Measure training in images/s on one process and on several."""
+    if settings.processes < 2:
+        raise ValueError(f"--processes: {settings.processes} must be above 1")
+    arguments, many, count = settings.arguments, f"{settings.processes} processes", settings.processes
+    contenders = {"1 process": Contender(["train", *arguments], threads=1), many: Contender(["train", *arguments], count, threads=1)}
     against = [(many, "1 process")]
-    apart = f"{many} apart"  # what the machine can do at most, which has one memory
-    if arguments.apart:
-        contenders[apart] = Contender(["train", *words], count, threads=1, apart=True)
+    apart = f"{many} apart"  # upper bound: the processes share nothing but the memory bandwidth
+    if settings.apart:
+        contenders[apart] = Contender(["train", *arguments], count, threads=1, independent=True)
         against += [(apart, "1 process"), (many, apart)]
-    result, last = _interleaved("processes", contenders, arguments, against, processes={many: count, apart: count})
+    result, last = _interleaved("processes", contenders, settings, against, processes={many: count, apart: count})
     gradients = last[many]["gradient_bytes"]
     result.facts["gradients of both networks, MB"] = round(gradients / 1e6, 1)
     result.facts["bytes of a step on the loopback device over those of the gradients"] = round(last[many]["loopback_bytes"] / gradients, 3)
@@ -117,56 +190,62 @@ def _processes(arguments: argparse.Namespace) -> Result:
 def _interleaved(
     name: str,
     contenders: Mapping[str, Contender],
-    arguments: argparse.Namespace,
+    settings: StepSettings,
     against: list[tuple[str, str]],
     processes: Mapping[str, int] | None = None,
     beside: Mapping[str, Contender] | None = None,
 ) -> tuple[Result, dict[str, dict[str, float]]]:
-    """Images/s of the sides, and their last answers; ``beside`` are sides that take their turns and are no result of their own."""
+    """Run contenders in turns.
+
+    Args:
+        against: pairs (contender, baseline) to report as ratios.
+        processes: number of processes of a contender; 1 by default.
+        beside: contenders that run in turn with the others and are left out of the result.
+
+    Returns:
+        The result in images/s, and the last measurements of every contender.
+    """
     from tools.benchmarks.harness import Result, interleaved
 
-    everyone, last = {**contenders, **(beside or {})}, {}
+    running, last = {**contenders, **(beside or {})}, {}
 
     def turn(key: str) -> float:
-        last[key] = everyone[key].turn()
-        return arguments.batch * (processes or {}).get(key, 1) / last[key]["seconds"]
+        last[key] = running[key].turn()
+        return settings.batch * (processes or {}).get(key, 1) / last[key]["seconds"]
 
     try:
-        values = interleaved({key: lambda key=key: turn(key) for key in everyone}, arguments.repeats)  # type: ignore[misc]
+        values = interleaved({key: lambda key=key: turn(key) for key in running}, settings.repeats)  # type: ignore[misc]
     finally:
-        for contender in everyone.values():
+        for contender in running.values():
             contender.close()
     return Result(name, "images/s", {key: values[key] for key in contenders}, against), last
 
 
-def _words(arguments: argparse.Namespace) -> list[str]:
-    return ["--config", arguments.config, "--batch", str(arguments.batch), *arguments.overrides]
-
-
-def _is_published(arguments: argparse.Namespace) -> bool:
-    """Whether the plain form is the same network and recipe."""
+def _is_published(settings: NetworkSettings) -> bool:
+    """Return whether the reference model is the same network and recipe."""
     from attributegan import config
 
-    found = config.load(arguments.config, arguments.overrides)
+    found = config.load(settings.config, settings.overrides)
     sizes = dataclasses.replace(
         config.ModelConfig(), image_size=found.model.image_size, latent_dim=found.model.latent_dim, fmap_max=found.model.fmap_max
     )
-    known = found.model == sizes and found.model.latent_dim == found.model.fmap_max and found.model.image_size >= 256
-    return known and found.loss == config.LossConfig() and not found.augment.policy
+    same = found.model == sizes and found.model.latent_dim == found.model.fmap_max and found.model.image_size >= 256
+    return same and found.loss == config.LossConfig() and not found.augment.policy
 
 
-def _checkpoint(arguments: argparse.Namespace) -> Result:
+def _checkpoint(settings: StepSettings) -> Result:
+    """Measure seconds per training step, with and without a checkpoint being written."""
     from tools.benchmarks.harness import Result, interleaved
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        trainer = _training(arguments, Path(folder))
-        returned, stands = [], []
+        trainer = _trainer(settings, Path(folder))
+        returned, committed = [], []
 
         def plain() -> float:
             return _steps(trainer, 1)
 
         def writing() -> float:
-            """Mean seconds of the steps that fit into the writing of a checkpoint, at least one."""
+            """Return the mean seconds of the steps made while a checkpoint is written, at least one."""
             begun = time.perf_counter()
             trainer.save()
             returned.append(time.perf_counter() - begun)
@@ -174,31 +253,31 @@ def _checkpoint(arguments: argparse.Namespace) -> Result:
             while trainer.writer.busy:
                 seconds.append(_steps(trainer, 1))
             trainer.wait_for_checkpoint()
-            stands.append(time.perf_counter() - begun)
+            committed.append(time.perf_counter() - begun)
             return sum(seconds) / len(seconds)
 
-        contenders = interleaved({"step while writing": writing, "step": plain}, arguments.repeats)
+        contenders = interleaved({"step while writing": writing, "step": plain}, settings.repeats)
         size = sum(path.stat().st_size for path in max(Path(folder, "checkpoints").iterdir()).iterdir())
         facts = {
             "checkpoint, MB": round(size / 1e6, 1),
             "seconds until `save` returns": [round(value, 3) for value in returned[1:]],
-            "seconds until it stands": [round(value, 3) for value in stands[1:]],
+            "seconds until it is committed": [round(value, 3) for value in committed[1:]],
         }
         return Result("checkpoint", "s", contenders, against=[("step while writing", "step")], facts=facts)
 
 
-def _training(arguments: argparse.Namespace, folder: Path) -> Trainer:
+def _trainer(network: NetworkSettings, folder: Path) -> Trainer:
     from attributegan.attributes import PUBLISHED
     from attributegan.distributed.runtime import Runtime
     from attributegan.training.trainer import Trainer
-    from tools.benchmarks.contender import settings_of
+    from tools.benchmarks.contender import load_config
 
-    settings = settings_of(arguments, folder)
+    settings = load_config(network, folder)
     return Trainer(settings, PUBLISHED, Runtime(settings))
 
 
 def _steps(trainer: Trainer, count: int) -> float:
-    """Seconds of ``count`` steps on tiles of noise."""
+    """Return the seconds of ``count`` steps on noise tiles."""
     from data_shards.loader.loader import Batch
     from tools.benchmarks.contender import tiles
 

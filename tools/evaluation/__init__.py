@@ -1,1 +1,1 @@
-"""The parts of attributegan-evaluate."""
+"""Parts of attributegan-evaluate."""

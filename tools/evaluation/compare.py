@@ -1,6 +1,6 @@
-"""``attributegan-evaluate compare``: results of several evaluations on one page.
+"""``attributegan-evaluate compare``: writes the results of several evaluations to one page.
 
-Results of other features or other real tiles are shown apart, and it is said that they don't compare.
+Results with different features or real tiles are not comparable; they are shown in separate groups with a warning.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ EXAMPLES = """\
 
 
 def add(commands: Any) -> None:
-    """Add the command ``compare``."""
-    parser = cli.command(commands, "compare", "results side by side", "Set results of evaluations side by side.", EXAMPLES)
-    parser.add_argument("results", metavar="REPORT", nargs="+", type=Path, help="folder of a report, or its result.json")
-    parser.add_argument("--out", metavar="FILE", required=True, type=Path, help="page to write, ending in .html")
+    """Add the command to those of ``attributegan-evaluate``."""
+    parser = cli.command(commands, "compare", "compare results", "Write the results of several evaluations to one HTML page.", EXAMPLES)
+    parser.add_argument("results", metavar="REPORT", nargs="+", type=Path, help="report folder, or its result.json")
+    parser.add_argument("--out", metavar="FILE", required=True, type=Path, help="HTML page to write")
     parser.set_defaults(work=lambda options: compare(options.results, options.out))
 
 
@@ -29,41 +29,45 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     """Write the page.
 
     Raises:
-        ValueError: a path that is no result, or a page that can't be written.
+        ValueError: a path that is not a result, or a page that can't be written.
     """
     from attributegan.utils.files import atomic_write
     from attributegan.utils.html_page import Section, to_html
     from tools.evaluation import report
 
-    families: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path in paths:
         found = read(path)
-        families.setdefault(json.dumps([found["features"], found["data"]["identity"]], sort_keys=True), []).append((_label(path), found))
+        groups.setdefault(json.dumps([found["features"], found["data"]["identity"]], sort_keys=True), []).append((_label(path), found))
     sections = []
-    if len(families) > 1:
-        text = f"Not comparable: these results are of other features or other real tiles, {len(families)} kinds. Compare within a kind."
+    if len(groups) > 1:
+        text = f"Not comparable: the results have different features or real tiles. Compare only within each of the {len(groups)} groups."
         print(f"warning: {text}", file=sys.stderr)
         sections.append(Section("Not comparable", text))
-    for number, members in enumerate(families.values(), start=1):
+    for number, members in enumerate(groups.values(), start=1):
         rows = _rows(members)
         features, data = members[0][1]["features"], members[0][1]["data"]
-        text = f"Features {features['name']} ({features['version']}) at {features['size']} pixels; real tiles of {data['shards']}."
+        text = f"Features {features['name']} ({features['version']}) at {features['size']} pixels; real tiles from {data['shards']}."
         counts = {json.dumps(found["settings"], sort_keys=True) for _, found in members}
-        text += " The settings differ, so that FID and what follows it may be of other counts." if len(counts) > 1 else ""
-        title = f"Kind {number}" if len(families) > 1 else "Side by side"
-        sections.append(Section(title, text, [report.glance(rows), *report.control(rows), *report.leaks(rows)]))
-    page = to_html("Comparison of evaluations", "Tiles made by models, measured against real ones.", sections)
+        text += (
+            " The settings differ, so FID, precision, recall, density and coverage may use different numbers of tiles."
+            if len(counts) > 1
+            else ""
+        )
+        title = f"Group {number}" if len(groups) > 1 else "Results"
+        sections.append(Section(title, text, [report.summary(rows), *report.control(rows), *report.leaks(rows)]))
+    page = to_html("Comparison of evaluations", "Generated tiles compared with real tiles.", sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as stream:
             stream.write(page.encode())
     except OSError as error:
-        raise ValueError(f"--out: {out} can't be written ({error.strerror})") from error
+        raise ValueError(f"--out: {out} is not writable ({error.strerror})") from error
     print(out)
 
 
 def _rows(members: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The ceiling once, then the rows of each result under the name of its folder."""
+    """Return the real-data row once, then the rows of each result, prefixed with the name of its folder."""
     real_data_rows = [row for row in members[0][1]["rows"] if row["kind"] == "ceiling"]
     return real_data_rows + [
         row | {"name": f"{label}: {row['name']}"} for label, found in members for row in found["rows"] if row["kind"] != "ceiling"
@@ -76,10 +80,10 @@ def _label(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file.
+    """Read a result file.
 
     Raises:
-        ValueError: it is none, or of another version.
+        ValueError: not a result, or of an unsupported format version.
     """
     from attributegan.evaluation.scores import FORMAT
 
@@ -88,7 +92,7 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
         version = found["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no result of an evaluation ({error}); give a folder that has a result.json") from error
+        raise ValueError(f"{path}: not a result of attributegan-evaluate ({error}); give a folder with a result.json") from error
     if version != FORMAT:
-        raise ValueError(f"{file}: of format {version}; this version reads {FORMAT}")
+        raise ValueError(f"{file}: has format {version}, but this version reads only format {FORMAT}; run attributegan-evaluate again")
     return found

@@ -1,4 +1,4 @@
-"""The real tiles of an evaluation, out of a shard set."""
+"""Loads the real tiles of an evaluation from a shard set."""
 
 from __future__ import annotations
 
@@ -21,17 +21,26 @@ from tools.evaluation.options import EvaluationSettings
 
 @dataclass(frozen=True)
 class Data:
-    location: str  # of the set, in words that tell no secret
+    """Real tiles.
+
+    Args:
+        location: folder or URL of the shard set, without secrets.
+        groups_apart: whether no slide is in both splits; None if tiles have no groups.
+        measure: image measurement of each attribute, for phantoms or as requested by ``--measure``; None otherwise.
+        measured_by: name of the measurement of each attribute; {} for phantoms.
+    """
+
+    location: str
     schema: AttributeSchema
     train: Split
     held_out: Split
-    groups_apart: bool | None  # whether no slide is in both splits; None when tiles have no groups
-    measure: Callable[[np.ndarray], np.ndarray] | None  # of phantoms, or as asked for
-    measured_by: Mapping[str, str] = field(default_factory=dict)  # the measurement of each attribute; {} for phantoms
+    groups_apart: bool | None
+    measure: Callable[[np.ndarray], np.ndarray] | None
+    measured_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """Measures the held-out tiles. Those given are as small as the judge wants them; nuclei are measured on the full ones instead."""
+        """Measurement of the held-out tiles. Callers pass thumbnails; nuclei are measured on the full-size tiles instead."""
         return self._measure_full if self.measured_by else self.measure
 
     def _measure_full(self, small_NHWC: np.ndarray) -> np.ndarray:
@@ -41,13 +50,13 @@ class Data:
 
 
 def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
-    """Both splits, read in the size that the model makes.
+    """Open both splits, with tiles resized to the model's image size.
 
     Raises:
-        ValueError: no such set or splits.
+        ValueError: not a shard set, or a split that it does not have.
     """
     if settings.train == settings.held_out:
-        raise ValueError(f"--held-out: {settings.held_out} is the training split too; give tiles that the model has not seen")
+        raise ValueError(f"--held-out: {settings.held_out} is also the training split; give a split that the model was not trained on")
     size = model.config.model.image_size
     cache = Cache.of(settings.shards_cache, settings.shards_cache_gb)
     opened = [
@@ -55,9 +64,9 @@ def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
         for option, split in (("--train", settings.train), ("--held-out", settings.held_out))
     ]
     (shards, _), names, (train, held_out) = zip(*opened, strict=True)
-    known = [set(filter(None, group)) for group in names]
+    groups = [set(filter(None, of_split)) for of_split in names]
     is_phantom = shards.schema == PUBLISHED and all(group.startswith("phantoms-") for group in names[0])
-    apart = not known[0] & known[1] if all(known) else None
+    apart = not groups[0] & groups[1] if all(groups) else None
     measured_by = _measured_by(settings, shards.schema)
     measure = _measurer(measured_by, shards.schema) if measured_by else _measure() if is_phantom else None
     return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by)
@@ -66,15 +75,20 @@ def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
 def open_split(
     location: str, split: str, size: int, most: int, assessable_only: bool, cache: Cache, option: str
 ) -> tuple[ShardSet, list[str], Split]:
-    """A split of a shard set, the slide of each of its tiles, and at most ``most`` of these, read in ``size`` pixels.
+    """Open a split of a shard set.
 
     Args:
-        assessable_only: leave out tiles on which any attribute is "not assessable".
-        cache: for the shards of a remote set.
-        option: where the split was chosen, for messages.
+        size: pixels to resize the tiles to.
+        most: maximum number of tiles, drawn at random.
+        assessable_only: skip tiles with an attribute that is "not assessable".
+        cache: cache for the shards of a remote set.
+        option: option that names the split, for error messages.
+
+    Returns:
+        The shard set, the slide of each tile of the split, and the drawn tiles.
 
     Raises:
-        ValueError: no such set or split.
+        ValueError: not a shard set, or a split that it does not have.
     """
     shards = ShardSet.open(location, split, cache=cache, split_option=option)
     table = index.read_table(shards.folder / index.FILE, ["group", "split"])
@@ -83,16 +97,20 @@ def open_split(
 
 
 def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
-    """Refuse models that can't be asked for these tiles, or make others than the first."""
+    """Check that a model fits the tiles and has the image size of the first model.
+
+    Raises:
+        ValueError: names the model and the difference.
+    """
     if differences := loaded.schema.difference(data.schema):
         raise ValueError(f"{name}: does not fit the shards: {'; '.join(differences)}")
     sizes = (loaded.config.model.image_size, first.config.model.image_size)
     if sizes[0] != sizes[1]:
-        raise ValueError(f"{name}: makes tiles of {sizes[0]} pixels, the first model of {sizes[1]}; evaluate them apart")
+        raise ValueError(f"{name}: generates tiles of {sizes[0]} pixels, the first model of {sizes[1]}; evaluate them separately")
 
 
 def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
-    """Tiles drawn from the whole split: tars that others made may have them in the order of their levels."""
+    """Draw tiles at random from the whole split: indexed tars may be sorted by level."""
     files = TileReader(shards.tars, size)
     rows = shards.rows
     use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
@@ -101,20 +119,22 @@ def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_
     def read(number_N: np.ndarray) -> np.ndarray:
         tiles_N = drawn_N[number_N]
         columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
-        places = [TileRequest(*location, 0) for location in zip(*columns, strict=True)]  # type: ignore[call-arg]
-        return np.stack([_read(shards, files, tile, location) for tile, location in zip(tiles_N.tolist(), places, strict=True)])
+        requests = [TileRequest(*location, 0) for location in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return np.stack([_read(shards, files, tile, request) for tile, request in zip(tiles_N.tolist(), requests, strict=True)])
 
     digest = hashlib.sha256((shards.folder / checksums.FILE).read_bytes())
     digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
-    alone = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
-    return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(alone, return_inverse=True)[1], read, digest.hexdigest())
+    group_of_tile = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
+    return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(group_of_tile, return_inverse=True)[1], read, digest.hexdigest())
 
 
-def _read(shards: ShardSet, files: TileReader, tile: int, wanted: TileRequest) -> np.ndarray:
+def _read(shards: ShardSet, files: TileReader, tile: int, request: TileRequest) -> np.ndarray:
     try:
-        return files.read(wanted)
+        return files.read(request)
     except TileCorrupted as error:
-        raise ValueError(f"{shards.name(tile)}: damaged ({error}); find all with `attributegan-shard verify {shards.location}`") from error
+        raise ValueError(
+            f"{shards.name(tile)}: corrupted ({error}); list all corrupted tiles with `attributegan-shard verify {shards.location}`"
+        ) from error
 
 
 def _measure() -> Callable[[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The pictures of a report: sweeps, generated tiles beside their nearest training tiles, curves over training."""
+"""Draws the pictures of a report: tiles, sweeps, generated tiles with their nearest training tiles, curves over training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from attributegan.metrics.quality import nearest
 from attributegan.sampling import grids, latents
 from attributegan.utils.html_page import Picture
 
-NEIGHBOURS = 8  # generated tiles shown, those nearest to a training tile
-TILES = 32  # of a contact sheet
-SHOWN = 64  # pixels of a tile in a strip, at most
+NEIGHBOURS = 8  # generated tiles shown: those nearest to a training tile
+TILES = 32  # tiles in a contact sheet
+MAX_SIZE = 64  # maximum size of a tile in a strip, pixels
 CURVES = (
     "real_score",
     "fake_score",
@@ -33,11 +33,12 @@ CURVES = (
     "evaluation/kid",
     "evaluation/obeys",
 )
+TITLES = {"evaluation/obeys": "evaluation/control_score"}  # where they differ from the key in the file
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """By the name of a model."""
+    """Pictures of a report by the name of the model, and the curves of all models."""
 
     sheets: dict[str, Picture]
     sweeps: dict[str, Picture]
@@ -45,43 +46,57 @@ class Pictures:
     curves: list[Picture]
 
 
-def take(
-    models: Mapping[str, Loaded], known: ReferenceSet, rows: Sequence[Row], made: Mapping[str, Any], paths: Sequence[str | Path]
+def draw(
+    models: Mapping[str, Loaded],
+    reference_set: ReferenceSet,
+    rows: Sequence[Row],
+    generated: Mapping[str, Any],
+    paths: Sequence[str | Path],
 ) -> Pictures:
-    """All pictures; the rows in the order of the models."""
-    sheets = {"real training tiles": png(sheet(thumbs(known.train.read(np.arange(min(TILES, len(known.train)))))), "real training tiles")}
+    """Draw all pictures.
+
+    Args:
+        generated: generated tiles by the name of the model.
+        paths: run folders or checkpoints of the models, for curves over training.
+    """
+    sheets = {
+        "real training tiles": png(
+            sheet(thumbs(reference_set.train.read(np.arange(min(TILES, len(reference_set.train)))))), "real training tiles"
+        )
+    }
     sweeps, neighbours = {}, {}
     memories = {row.numbers["name"]: row.memory for row in rows if row.memory}
     for name, loaded in models.items():
-        sheets[name] = png(sheet(made[name].tiles[:TILES]), f"tiles of {name}")
+        sheets[name] = png(sheet(generated[name].tiles[:TILES]), f"tiles of {name}")
         latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
-        sweeps[name] = png(grids.sweep_grid(loaded.generator, known.schema, latents_BL), f"sweeps of {name}")
-        if name not in memories:  # too few real tiles to say what was remembered
+        sweeps[name] = png(grids.sweep_grid(loaded.generator, reference_set.schema, latents_BL), f"sweeps of {name}")
+        if name not in memories:  # too few real tiles to detect memorization
             continue
         closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
-        columns = [made[name].tiles[closest], thumbs(known.train.read(memories[name].nearest_N[closest]))]
-        usual_N, distance_N = nearest(known.held_out_ND, known.train_ND)
+        columns = [generated[name].tiles[closest], thumbs(reference_set.train.read(memories[name].nearest_N[closest]))]
+        usual_N, distance_N = nearest(reference_set.held_out_ND, reference_set.train_ND)
         held = np.argsort(distance_N, kind="stable")[:NEIGHBOURS]
-        columns += [known.thumbs[held], thumbs(known.train.read(usual_N[held]))]
+        columns += [reference_set.thumbs[held], thumbs(reference_set.train.read(usual_N[held]))]
         neighbours[name] = png(strip(columns), f"nearest training tiles of {name}")
     return Pictures(sheets, sweeps, neighbours, curves(paths))
 
 
 def png(image_HWC: np.ndarray, alt: str) -> Picture:
+    """Encode an image (H, W, 3) uint8 as a picture of the report."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, format="PNG", optimize=True)
     return Picture(buffer.getvalue(), alt, "png")
 
 
 def sheet(tiles_NHWC: np.ndarray, columns: int = 16) -> np.ndarray:
-    """Tiles row by row."""
+    """Arrange tiles (N, H, W, 3) in rows."""
     rows = [tiles_NHWC[first : first + columns] for first in range(0, len(tiles_NHWC), columns)]
     return strip([np.concatenate([row, np.full_like(row[:1].repeat(columns - len(row), axis=0), 255)]) for row in rows])
 
 
 def strip(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of tiles on white, scaled down when they are large."""
-    size = min(SHOWN, rows[0].shape[1])
+    """Draw rows of tiles on white, each scaled down to at most `MAX_SIZE` pixels."""
+    size = min(MAX_SIZE, rows[0].shape[1])
     pitch = size + 2
     page = Image.new("RGB", (max(map(len, rows)) * pitch, len(rows) * pitch), "white")
     for row, tiles in enumerate(rows):
@@ -91,18 +106,19 @@ def strip(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def curves(paths: Sequence[str | Path]) -> list[Picture]:
-    """A small chart for each of the known numbers of the runs' metrics.jsonl, and of evaluations along the way."""
+    """Draw a chart for each of `CURVES` that the runs have in metrics.jsonl or evaluation.jsonl."""
     runs = {Path(path).resolve().name: series_of(Path(path)) for path in paths if Path(path).is_dir()}
     found = []
     for key in CURVES:
         series = {run: of_run[key] for run, of_run in runs.items() if len(of_run.get(key, [])) > 1}
+        title = TITLES.get(key, key)
         if series:
-            found.append(Picture(chart(key, series), f"{key} over images", "svg+xml"))
+            found.append(Picture(chart(title, series), f"{title} over images", "svg+xml"))
     return found
 
 
 def series_of(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """Finite numbers of a run over images; {} when the folder is no run's."""
+    """Return the finite metrics of a run as (images, value) pairs; {} if the folder is not a run."""
     from tools.evaluation import history
 
     found: dict[str, list[tuple[float, float]]] = {}
@@ -120,19 +136,23 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 170, 46, 22, 34
 
 
 def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """Lines over images, as SVG."""
+    """Draw a line chart over images as SVG.
+
+    Args:
+        series: (images, value) pairs by the name of the line.
+    """
     points = [point for line in series.values() for point in line]
     xs, ys = zip(*points, strict=True)
     low, high, last = min(ys), max(ys), max(xs)
     span = (high - low) or 1.0
 
-    def place(x: float, y: float) -> str:
+    def point(x: float, y: float) -> str:
         return f"{LEFT + x / last * (WIDTH - LEFT - 10):.1f},{TOP + (1 - (y - low) / span) * (HEIGHT - TOP - BOTTOM):.1f}"
 
     lines, names = [], []
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(place(x, y) for x, y in line)}"/>')
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(point(x, y) for x, y in line)}"/>')
         names.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="10">'

@@ -1,4 +1,4 @@
-"""The evaluations of a run so far: ``evaluation.jsonl``, a line for each checkpoint."""
+"""Reads ``evaluation.jsonl`` of a run, which has a line per evaluated checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LINES = "evaluation.jsonl"
 
 
 def lines(run: Path, name: str = LINES) -> list[dict[str, Any]]:
-    """What has been evaluated, or another table of a run, oldest first; a line that a kill cut short is passed over."""
+    """Return the entries of a JSON Lines file of a run, oldest first. Skips truncated lines and entries without ``images``."""
     found = []
     path = run / name
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -25,6 +25,6 @@ def lines(run: Path, name: str = LINES) -> list[dict[str, Any]]:
 
 
 def comparable(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that compare with the newest."""
+    """Return the entries with the same data, features and settings as the newest."""
     kinds = [line.get("of") for line in found if "of" in line]
     return [line for line in found if kinds and line.get("of") == kinds[-1]]

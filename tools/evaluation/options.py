@@ -1,102 +1,113 @@
-"""The options of an evaluation: as users type them, and as the code passes them on."""
+"""Options of an evaluation: the command line and the settings dataclass."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from attributegan.config import DataConfig
 from launch.evaluator import SHARDS
 from tools import options as options_module
 
-LEAST = {"count": 16, "sweeps": 2, "max_real": 32, "batch": 1, "predictor_steps": 1}
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated, against which real tiles, and how.
+    """Which model to evaluate, against which real tiles, and how. Fields are the options of the command.
 
     Raises:
-        ValueError: a number that is too small; names its option.
+        ValueError: names the option that is too small.
     """
 
-    model: str | Path  # a run's folder or one checkpoint
-    out: Path  # folder of the report
-    shards: str  # shard set with the real tiles: a folder or a URL
-    baseline: tuple[str, ...] = ()  # other models for the same tables
+    model: str | Path  # run folder or checkpoint
+    out: Path  # output folder of the report
+    shards: str  # shard set with the real tiles, a folder or a URL
+    baseline: tuple[str, ...] = ()  # further models to evaluate
     shards_cache: str = ""
     shards_cache_gb: float = DataConfig.cache_gb
     assessable_only: bool = False
-    train: str = "train"  # splits
-    held_out: str = "val"
+    train: str = "train"  # split that the model was trained on
+    held_out: str = "val"  # split that it was not trained on
     count: int = 1024  # tiles generated for image quality
-    sweeps: int = 64  # latents of which every attribute is moved
-    max_real: int = 5000  # real tiles of a split
+    sweeps: int = 64  # latents for which every attribute is swept
+    max_real: int = 5000  # maximum number of real tiles per split
     features: str = "efficientnet-lite0"
-    feature_size: int | None = None  # pixels; None for the network's own size
-    predictor: str = "auto"  # what reads levels off tiles: auto, cnn or features
-    measure: str | None = None  # what is measured for which attribute: ATTRIBUTE=MEASUREMENT,... or a file
-    predictor_steps: int = 600  # training steps of the CNN
+    feature_size: int | None = None  # pixels; None for the network's default
+    predictor: str = "auto"  # predictor of levels: auto, cnn or features
+    measure: str | None = None  # ATTRIBUTE=MEASUREMENT,... or an attributes file
+    predictor_steps: int = 600  # training steps of the CNN predictor
     seed: int = 0
-    batch: int = 16  # tiles generated at a time
+    batch: int = 16  # tiles per batch
     no_ema: bool = False
-    precision: str = "auto"  # of generated tiles: auto, fp32, bf16 or fp16
-    cache: Path | None = None  # folder for what is known of real tiles
+    precision: str = "auto"  # precision of the generator: auto, fp32, bf16 or fp16
+    cache: Path | None = None  # cache folder for features and predictors of real tiles
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} must be at least {least}")
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, **changes: Any) -> EvaluationSettings:
-        """The settings in parsed options, with ``changes``."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        given = {name: getattr(options, name) for name in names if hasattr(options, name)} | changes
-        return cls(**given | {"baseline": tuple(given.get("baseline", ()))})
+        options_module.require_at_least(self, count=16, sweeps=2, max_real=32, batch=1, predictor_steps=1)
 
 
-def common_options(result: argparse.ArgumentParser) -> None:
-    """The options of one evaluation and of many in a row."""
-    result.add_argument(
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ``report`` and ``watch`` share."""
+    default = EvaluationSettings
+    parser.add_argument(
         "--shards",
         metavar="DIR",
         required=SHARDS not in os.environ,
         default=os.environ.get(SHARDS),
-        help="shard set with the real tiles, of two splits: a folder or a URL. One with a secret, which others could see "
-        f"in a command line, may stand in the variable {SHARDS}",
+        help="shard set with real tiles in two splits, a folder or a URL. Set the environment variable "
+        f"{SHARDS} instead to keep a URL with a secret off the command line",
     )
-    options_module.add(result, "shards-cache")
-    result.add_argument("--assessable-only", action="store_true", help='leave out tiles with an attribute that is "not assessable"')
-    result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
-    result.add_argument("--held-out", metavar="SPLIT", default="val", help="split that it has not seen (%(default)s)")
-    result.add_argument("--count", metavar="N", type=int, default=1024, help="tiles to generate for image quality (%(default)s)")
-    result.add_argument("--sweeps", metavar="N", type=int, default=64, help="latents to move every attribute of (%(default)s)")
-    result.add_argument("--max-real", metavar="N", type=int, default=5000, help="real tiles of a split to use, at most (%(default)s)")
-    result.add_argument(
+    options_module.add_cache(parser, "shards-cache")
+    parser.add_argument("--assessable-only", action="store_true", help="skip real tiles with a level that is not assessable")
+    parser.add_argument(
+        "--train", metavar="SPLIT", default=default.train, help="split that the model was trained on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held-out", metavar="SPLIT", default=default.held_out, help="split that the model was not trained on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--count", metavar="N", type=int, default=default.count, help="tiles to generate for image quality (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sweeps", metavar="N", type=int, default=default.sweeps, help="latents to sweep every attribute for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-real", metavar="N", type=int, default=default.max_real, help="maximum number of real tiles per split (default: %(default)s)"
+    )
+    parser.add_argument(
         "--features",
         metavar="NETWORK",
-        default="efficientnet-lite0",
-        help="what sees the tiles: efficientnet-lite0 (default), timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 "
-        "file, or MODULE:FUNCTION",
+        default=default.features,
+        help="feature network: efficientnet-lite0, timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION "
+        "(default: %(default)s)",
     )
-    result.add_argument("--feature-size", metavar="PIXELS", type=int, help="resize tiles to this for NETWORK, instead of its own size")
-    result.add_argument(
+    parser.add_argument(
+        "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"
+    )
+    parser.add_argument(
         "--predictor",
         choices=("auto", "cnn", "features"),
-        default="auto",
-        help="what reads levels off tiles: a CNN, a head on the features, or the better one (%(default)s)",
+        default=default.predictor,
+        help="predictor of attribute levels: a CNN, a head on the features, or the better of the two (default: %(default)s)",
     )
-    result.add_argument("--seed", metavar="S", type=int, default=0, help="of the tiles and of the judge (%(default)s)")
-    result.add_argument("--batch", metavar="B", type=int, default=16, help="tiles generated at a time (%(default)s)")
-    result.add_argument("--measure", metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
-                        help="report control by image arithmetic too, without a judge: cell_crowding=nuclei_count,…, or the attributes "
-                        "file that `attributegan-shard measure` wrote; see docs/measure.md")  # fmt: skip
-    result.add_argument("--predictor-steps", metavar="N", type=int, default=600, help="training steps of the CNN (%(default)s)")
-    options_module.add_precision(result)
-    result.add_argument("--no-ema", action="store_true", help="the weights as trained, instead of their average (EMA)")
-    result.add_argument("--cache", metavar="DIR", type=Path, help="what is known of real tiles (~/.cache/attributegan/evaluation)")
+    parser.add_argument(
+        "--predictor-steps",
+        metavar="N",
+        type=int,
+        default=default.predictor_steps,
+        help="training steps of the CNN predictor (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--measure",
+        metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
+        help="also score control by image measurements, such as cell_crowding=nuclei_count,…, or with the attributes file written by "
+        "`attributegan-shard measure`; see docs/measure.md",
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=int, default=default.seed, help="random seed of the tiles and the predictor (default: %(default)s)"
+    )
+    parser.add_argument("--batch", metavar="B", type=int, default=default.batch, help="tiles per batch (default: %(default)s)")
+    options_module.add_precision(parser)
+    options_module.add_no_ema(parser)
+    options_module.add_evaluation_cache(parser)

@@ -1,6 +1,6 @@
-"""The look of an evaluation: one HTML page, a few lines of text, TensorBoard scalars.
+"""Presents the result of an evaluation: an HTML page, text for the terminal, TensorBoard scalars.
 
-Every number comes from the result (plain JSON), pictures beside it. Escaping is `attributegan.utils.html_page`'s.
+All numbers come from the result (plain JSON). HTML is escaped in `attributegan.utils.html_page`.
 """
 
 from __future__ import annotations
@@ -15,123 +15,132 @@ if TYPE_CHECKING:
     from tools.evaluation.figures import Pictures
 
 NONE = "–"
-LOW_CONTROL_SCORE = 0.2  # mean Spearman below which a small leak says nothing
-UNREAL = 0.1  # precision and coverage below which the judge sees what it never learnt from
+LOW_CONTROL_SCORE = 0.2  # control score below which leakage is not reported: a model that ignores labels trivially has none
+UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike the predictor's training data
 QUALITY = ("kid", "fid", "precision", "recall", "density", "coverage")
 SCORES = ("accuracy", "mae", "kappa", "spearman")
 
 
 def page(result: Mapping[str, Any], pictures: Pictures) -> str:
-    """The report as HTML."""
+    """Render the report as HTML."""
     rows = result["rows"]
     sections = [
-        Section("At a glance", glance_text(result), [glance(rows)]),
-        judged(result),
+        Section("Summary", summary_text(result), [summary(rows)]),
+        assessment(result),
         Section("Control", CONTROL_TEXT, [*control(rows), *confusions(rows)]),
-        Section("Leaks", LEAK_TEXT, [*leaks(rows), *sweep_levels(rows)]),
+        Section("Leakage", LEAK_TEXT, [*leaks(rows), *sweep_levels(rows)]),
         Section(
             "Sweeps",
-            "Each attribute from its lowest level to its highest; all else, the latent included, is kept.",
+            "Each attribute from its lowest level to its highest, with the latent and all other attributes fixed.",
             [Table([name], [[picture]]) for name, picture in pictures.sweeps.items()],
         ),
-        Section("Tiles", "As they come, not chosen.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
-        Section("Levels one by one", LEVEL_TEXT, list(level_kid(rows))),
-        Section("Remembered?", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]),
+        Section("Tiles", "Random tiles, not selected.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
+        Section("Image quality by level", LEVEL_TEXT, list(level_kid(rows))),
+        Section(
+            "Memorization", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]
+        ),
     ]
     if any("measured" in row for row in rows):
-        sections.append(Section("Measured on the pixels", measured_text(result), [measured(rows)]))
+        sections.append(Section("Image measurements", measured_text(result), [measured(rows)]))
     if pictures.curves:
         sections.append(
             Section(
                 "Over training",
-                "From metrics.jsonl, and evaluation.jsonl where a run was watched.",
+                "From metrics.jsonl and, if checkpoints were evaluated during training, evaluation.jsonl.",
                 [Table([""], [[picture]]) for picture in pictures.curves],
             )
         )
-    sections.append(how(result))
+    sections.append(method(result))
     names = ", ".join(result["models"])
-    return to_html(f"Evaluation: {names}", "Tiles made by a model, measured against real ones. Not for diagnosis.", sections)
+    return to_html(f"Evaluation: {names}", "Generated tiles compared with real tiles. Not for diagnosis.", sections)
 
 
 CONTROL_TEXT = (
-    "Each judged attribute is moved through its levels with everything else kept, and the judge reads the level off the tile. All levels "
-    "count alike. Accuracy: share read as asked for; mae: mean absolute error in levels; kappa: quadratic; spearman: rank correlation over "
-    "the most that a continuous number can have with so many levels. Below it the 95 % interval, latents resampled. No score of "
-    "generated tiles means more than the judge's own in its exam, which is the first row. "
-    "The judge knows real tiles alone: where precision and coverage are below 0.1, what it says of generated ones is a guess."
+    "Each assessed attribute is swept through its levels with everything else fixed, and the predictor predicts the level of the tile. All "
+    "levels have equal weight. accuracy: fraction predicted as requested; mae: mean absolute error in levels; kappa: quadratic weights; "
+    "spearman: rank correlation, relative to its maximum for this number of levels. In small print: 95 % intervals, latents resampled. "
+    "Scores of generated tiles are limited by the predictor's own scores on held-out real tiles, the first row. The predictor was trained "
+    "on real tiles only: if precision and coverage are below 0.1, its predictions on generated tiles are unreliable."
 )
 LEAK_TEXT = (
-    "Row moved from its lowest to its highest level: how far the judge sees the column's attribute move, in shares of its scale. The "
-    "diagonal should be near 1, all else near 0. A generator that ignores its labels has 0 everywhere, so read the leak with the control."
+    "The attribute of the row is swept from its lowest to its highest level; the column shows how far the prediction of each attribute "
+    "moves, as a fraction of its scale. The diagonal should be near 1, all else near 0. A generator that ignores its labels has 0 "
+    "everywhere, so read leakage together with control."
 )
 LEVEL_TEXT = (
-    "KID x 1000 between generated and real training tiles of one level, and for the same tiles with shuffled labels. Where tiles "
-    "look real, a level that is shown lies nearer with its own label than with shuffled ones. Levels with fewer than 10 tiles on a "
-    "side are left out."
+    "KID x 1000 between generated and real training tiles of the same level, and for the same tiles with shuffled labels. If the tiles "
+    "look real and show their level, the KID is lower than with shuffled labels. Levels with fewer than 10 real or generated tiles are "
+    "omitted."
 )
 MEMORY_TEXT = (
-    "Distance of each generated tile to its nearest training tile, beside that of real held-out tiles. ratio: of the medians, far below 1 "
-    "when tiles were copied. nearer: share of generated tiles nearer than all but 1 % of the held-out ones; new tiles have 1 %. "
-    "Pictures: the generated tiles nearest to training tiles, the training tiles; then the same for held-out tiles."
+    "Distance of each generated tile to its nearest training tile, compared with that of real held-out tiles. ratio: ratio of the medians, "
+    "far below 1 if training tiles are copied. nearer: fraction of generated tiles that are nearer than all but 1 % of the held-out ones; "
+    "expected 1 %. Pictures: the generated tiles nearest to training tiles, their training tiles; then the same for held-out tiles."
 )
 MEASURED_TEXT = (
-    "These are phantoms, so each attribute can be measured by image arithmetic, without a trained judge: nuclear area, alignment of edges, "
-    "area of figures, dark spots, spread of blob areas. Spearman over its ceiling with the level asked for, on the tiles like real ones."
+    "The tiles are phantoms, so each attribute can be measured by image analysis, without a trained predictor: nuclear area, alignment of "
+    "edges, area of figures, dark spots, spread of blob areas. Spearman correlation with the requested level, relative to its maximum, on "
+    "the tiles with real level combinations."
 )
 
 APART = {
     True: "No slide is in both splits.",
-    False: "Some slides are in both splits, so held-out tiles are not independent: the first row flatters.",
-    None: "Tiles have no groups, so the splits may share slides.",
+    False: "Some slides are in both splits, so held-out tiles are not independent and the first row is too optimistic.",
+    None: "The tiles have no groups, so the splits may share slides.",
 }
 
 
-def glance_text(result: Mapping[str, Any]) -> str:
+def summary_text(result: Mapping[str, Any]) -> str:
+    """Return the explanation of the summary table."""
     attributes = result["data"]["attributes"]
-    yes = [name for name, entry in attributes.items() if entry["judged"]]
-    no = [name for name, entry in attributes.items() if not entry["judged"]]
+    assessed = [name for name, entry in attributes.items() if entry["judged"]]
+    others = [name for name, entry in attributes.items() if not entry["judged"]]
     equal = result["settings"]["equal"]
-    small = " That is few: FID is mostly bias at such counts, and the four after it are coarse." if equal < 500 else ""
+    small = " This is few: FID is then mostly bias, and the four metrics after it are coarse." if equal < 500 else ""
     return (
-        f"KID (x 1000; unbiased, the headline) uses all tiles; FID, precision, recall, density and coverage use {equal} tiles on both "
-        f"sides, since they depend on the count.{small} All against the training tiles; the first row is what real tiles that the model "
-        f"never saw score, {result['data']['held_out_tiles']} of them. {APART[result['data']['groups_apart']]} "
-        f"{_quality_text(result)}Control judged: {', '.join(yes) or 'nothing'}."
-        + (f" Not judged: {', '.join(no)}; reasons below." if no else "")
+        f"KID (x 1000; unbiased, the main metric) uses all tiles. FID, precision, recall, density and coverage depend on the number of "
+        f"tiles and use {equal} real and {equal} generated ones.{small} All are computed against the training tiles. The first row has the "
+        f"scores of {result['data']['held_out_tiles']} real tiles that the model was not trained on. "
+        f"{APART[result['data']['groups_apart']]} {_quality_text(result)}Attributes assessed: {', '.join(assessed) or 'none'}."
+        + (f" Not assessed: {', '.join(others)}; see the reasons below." if others else "")
     )
 
 
 def _quality_text(result: Mapping[str, Any]) -> str:
     why = result["data"].get("quality", "")
-    return f"Image quality is not judged: {why}. " if why else ""
+    return f"Image quality is not assessed: {why}. " if why else ""
 
 
-def glance(rows: Sequence[Mapping[str, Any]]) -> Table:
-    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "obeys", "leak", "diversity", "memory ratio"]
+def summary(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the summary table: a row per result row."""
+    header = ["", "tiles", "KID x 1000", "FID", *QUALITY[2:], "control score", "leakage", "diversity", "memorization ratio"]
     return Table(
         header,
-        [[row["name"], row["tiles"], *_quality(row), _obeys(row), _leak(row), _diversity(row), _memory(row, "ratio")] for row in rows],
+        [
+            [row["name"], row["tiles"], *_quality(row), _control_score(row), _leak(row), _diversity(row), _memory(row, "ratio")]
+            for row in rows
+        ],
     )
 
 
 def _quality(row: Mapping[str, Any]) -> list[Figure]:
     found = row.get("quality")
     if found == {}:
-        return [Figure("not judged"), *(Figure(NONE) for _ in QUALITY[1:])]
+        return [Figure("not assessed"), *(Figure(NONE) for _ in QUALITY[1:])]
     return [estimate((found or {}).get(name), 1000 if name == "kid" else 1) for name in QUALITY]
 
 
-def _obeys(row: Mapping[str, Any]) -> Cell:
+def _control_score(row: Mapping[str, Any]) -> Cell:
     if "obeys" not in row:
-        return "not judged"
+        return "not assessed"
     found = [row["quality"][name][0] for name in ("precision", "coverage") if name in row.get("quality", {})]
-    return Figure(f"{row['obeys']:.2f}", "a guess: unreal" if found and max(found) < UNREAL else "")
+    return Figure(f"{row['obeys']:.2f}", "unreliable: unrealistic tiles" if found and max(found) < UNREALISTIC else "")
 
 
 def _leak(row: Mapping[str, Any]) -> Cell:
     if "leak" not in row:
         return Figure(NONE)
-    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= LOW_CONTROL_SCORE else Figure("not judged", "obeys too little")
+    return Figure(f"{row['leak']['mean']:.2f}") if row["obeys"] >= LOW_CONTROL_SCORE else Figure("not reported", "control score too low")
 
 
 def _diversity(row: Mapping[str, Any]) -> Figure:
@@ -143,7 +152,11 @@ def _memory(row: Mapping[str, Any], name: str) -> Figure:
 
 
 def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> Figure:
-    """The value, and its interval under it."""
+    """Format a value with its interval in small print.
+
+    Args:
+        triple: value, lower and upper bound; None where not available.
+    """
     if not triple or triple[0] is None:
         return Figure(NONE)
     value, low, high = (None if number is None else number * scale for number in triple)
@@ -151,80 +164,81 @@ def estimate(triple: Sequence[float | None] | None, scale: float = 1) -> Figure:
     return Figure(f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}" if low is not None else "")
 
 
-def judged(result: Mapping[str, Any]) -> Section:
+def assessment(result: Mapping[str, Any]) -> Section:
+    """Return the section about the predictor and which attributes it can assess."""
     data, rows = result["data"], []
     for name, entry in data["attributes"].items():
         levels = ", ".join(
             f"{level['level']}: {level['train']}/{level['exam']}" + ("" if level["judged"] else " (too few)") for level in entry["levels"]
         )
         scores = [estimate(entry["judge"].get(score)) for score in SCORES]
-        rows.append([name, *scores, "judged" if entry["judged"] else f"not judged: {entry['why']}", levels])
-    judge = data["judge"]
-    tried = ", ".join(f"{kind} {value:.2f}" for kind, value in judge.get("choice", {}).items())
-    choice = f" It was chosen by mean Spearman on left-out training groups: {tried}." if tried else ""
-    checked = data["exam"]
+        rows.append([name, *scores, "assessed" if entry["judged"] else f"not assessed: {entry['why']}", levels])
+    predictor, validation = data["judge"], data["exam"]
+    scores_by_kind = ", ".join(f"{kind} {value:.2f}" for kind, value in predictor.get("choice", {}).items())
+    choice = f" It was selected by mean Spearman on held-out training groups: {scores_by_kind}." if scores_by_kind else ""
     crossed = (
-        ": held-out tiles, and, since the set is small, training tiles read by judges that were trained without their group"
-        if checked["crossed"]
-        else ", held out"
+        ": held-out tiles and, since the set is small, training tiles by cross-validation over groups" if validation["crossed"] else ""
     )
     text = (
-        f"The judge ({judge['kind']}) learnt from {judge['training_tiles']} real training tiles of {data['train_groups']} groups (slides), "
-        f"and from nothing that trains a generator.{choice} First its own exam, on {checked['tiles']} real tiles of "
-        f"{checked['groups']} groups that it has not seen{crossed}. An attribute is judged when two of its levels have "
+        f"The predictor ({predictor['kind']}) was trained on {predictor['training_tiles']} real training tiles of {data['train_groups']} "
+        f"groups (slides), independently of any generator.{choice} The table has its scores on {validation['tiles']} real tiles of "
+        f"{validation['groups']} groups that it was not trained on{crossed}. An attribute is assessed if at least two of its levels have "
         "enough tiles and the interval of Spearman is above 0."
     )
-    return Section("What can be judged", text, [Table(["attribute", *SCORES, "verdict", "tiles of each level, training/exam"], rows)])
+    return Section("Predictor", text, [Table(["attribute", *SCORES, "assessed", "tiles per level, training/validation"], rows)])
 
 
 def control(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """A table for each attribute."""
+    """Yield a table of control scores per attribute."""
     for name in dict.fromkeys(name for row in rows for name in row["control"]):
         body = [[row["name"], *(estimate(row["control"].get(name, {}).get(score)) for score in SCORES)] for row in rows]
         yield Table(["", *SCORES], body, title=name)
 
 
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield a confusion matrix per model and attribute, requested by predicted level."""
     for row in rows:
         for name, entry in row.get("confusion", {}).items():
             body: list[Sequence[Cell]] = []
             for level, counts in zip(entry["levels"], entry["counts"], strict=True):
-                body.append([f"asked for {level}", *(Tinted(count, count / max(1, sum(counts))) for count in counts)])
-            yield Table(["", *(f"read as {level}" for level in entry["levels"])], body, title=f"{name}: {row['name']}")
+                body.append([f"requested {level}", *(Tinted(count, count / max(1, sum(counts))) for count in counts)])
+            yield Table(["", *(f"predicted {level}" for level in entry["levels"])], body, title=f"{name}: {row['name']}")
 
 
 def leaks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the leakage matrix of each model."""
     for row in rows:
         if "leak" in row:
             names = row["leak"]["attributes"]
             body = [
                 [name, *(Tinted(value, min(1.0, value)) for value in line)] for name, line in zip(names, row["leak"]["matrix"], strict=True)
             ]
-            yield Table(["moved", *names], body, title=row["name"])
+            yield Table(["swept", *names], body, title=row["name"])
 
 
 def sweep_levels(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """Monotonicity and smoothness."""
+    """Yield a table of monotonicity and smoothness per model."""
     header = [
         "attribute",
-        "steps that rise (0.5: none)",
-        "order of levels in between (1: rises all the way)",
+        "steps that increase (0.5: no effect)",
+        "order of intermediate levels (1: monotone)",
         "path length (in squared distances of real tiles)",
-        "longest step (0.13 even, 1 a jump)",
-        "pixel change from end to end (1: as between two real tiles)",
+        "longest step (0.13: uniform, 1: a single jump)",
+        "pixel change, lowest to highest level (1: as between two real tiles)",
     ]
     for row in rows:
         if "paths" in row:
             body: list[Sequence[Cell]] = []
             for name, path in row["paths"].items():
-                rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not judged"
-                between = f"{path['order']:.2f}" if "order" in path else "not judged"
+                rises = f"{row['monotone'][name]:.2f}" if name in row.get("monotone", {}) else "not assessed"
+                between = f"{path['order']:.2f}" if "order" in path else "not assessed"
                 numbers = (Figure(f"{path[key]:.2f}" if key in path else NONE) for key in ("length", "largest", "changed"))
                 body.append([name, Figure(rises), Figure(between), *numbers])
             yield Table(header, body, title=row["name"])
 
 
 def level_kid(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield a table of KID by level per attribute."""
     for name in dict.fromkeys(name for row in rows for name in row.get("level_kid", {})):
         levels = sorted({level for row in rows for level in row.get("level_kid", {}).get(name, {})}, key=int)
         body = [[row["name"], *(estimate(row["level_kid"].get(name, {}).get(level), 1000) for level in levels)] for row in rows]
@@ -232,20 +246,23 @@ def level_kid(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 
 def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of memorization metrics."""
     return Table(["", "ratio", "nearer"], [[row["name"], _memory(row, "ratio"), _memory(row, "nearer")] for row in rows if "memory" in row])
 
 
 def measured_text(result: Mapping[str, Any]) -> str:
+    """Return the explanation of the image measurements."""
     if not (measured_by := result.get("measured_by")):
         return MEASURED_TEXT
     listed = ", ".join(f"{attribute} by {by}" for attribute, by in measured_by.items())
     return (
-        f"Measured by image arithmetic, without a trained judge: {listed}. Spearman over its ceiling with the level asked for, on the "
-        "tiles like real ones; the real tiles' row, with the level that they were given, is what can be reached."
+        f"Measured by image analysis, without a trained predictor: {listed}. Spearman correlation with the requested level, relative to "
+        "its maximum, on the tiles with real level combinations. The row of real tiles, with their labels, is the upper bound."
     )
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of image measurements."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("measured", {})))
     found = [row for row in rows if "measured" in row]
     body = [
@@ -254,7 +271,8 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(["", *names], body)
 
 
-def how(result: Mapping[str, Any]) -> Section:
+def method(result: Mapping[str, Any]) -> Section:
+    """Return the section about data, features and settings."""
     features, data, settings = result["features"], result["data"], result["settings"]
     body = [
         ["features", f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"],
@@ -263,15 +281,15 @@ def how(result: Mapping[str, Any]) -> Section:
         *([f"model {name}", f"after {model['images']:,} images, {model['image_size']} pixels"] for name, model in result["models"].items()),
     ]
     text = (
-        "Numbers of other features, another size of theirs, or other real tiles can't be compared with these. Intervals are over the tiles "
-        "at hand (those of the exam over slides, from five slides on), not over training runs: runs of other seeds differ by more."
+        "Results with other features, another feature size or other real tiles are not comparable with these. Intervals are over tiles "
+        "(for the predictor's scores over slides, if there are at least five), not over training runs: runs with other seeds differ more."
     )
-    return Section("How", text, [Table(["", ""], body)])
+    return Section("Method", text, [Table(["", ""], body)])
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The first table, for a terminal, and how each attribute is obeyed."""
-    table = glance(result["rows"])
+    """Return the summary table and the control of each attribute as text for the terminal."""
+    table = summary(result["rows"])
     lines = [
         list(map(str, table.header)),
         *(
@@ -280,18 +298,18 @@ def as_text(result: Mapping[str, Any]) -> str:
         ),
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
-    told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    output = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if why := _quality_text(result):
-        told.append(f"\n{why.strip()}")
+        output.append(f"\n{why.strip()}")
     for row in result["rows"]:
         if row["kind"] == "generator" and row["control"]:
             orders = ", ".join(f"{name} {scores['spearman'][0]:.2f}" for name, scores in row["control"].items())
-            told.append(f"\n{row['name']} obeys (Spearman over its ceiling; 1 fully, 0 not at all): {orders}")
-    return "\n".join(told)
+            output.append(f"\n{row['name']}: control (Spearman relative to its maximum; 1: perfect, 0: none): {orders}")
+    return "\n".join(output)
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a generator's row that are worth a curve."""
+    """Return the numbers of a generator's row that are plotted over training."""
     found = {name: row["quality"][name][0] for name in row["quality"]}
     found |= {"memory_ratio": row["memory"]["ratio"]} if "memory" in row else {}
     found |= {f"spearman/{name}": scores["spearman"][0] for name, scores in row["control"].items()}
@@ -300,8 +318,8 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def write_board(folder: Path, images: int, result: Mapping[str, Any]) -> None:
-    """TensorBoard scalars of the first model, at the images that it has seen."""
+def write_tensorboard(folder: Path, images: int, result: Mapping[str, Any]) -> None:
+    """Write TensorBoard scalars of the first model, at its number of training images."""
     from torch.utils.tensorboard import SummaryWriter
 
     row = next(row for row in result["rows"] if row["kind"] == "generator")

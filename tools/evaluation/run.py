@@ -1,4 +1,4 @@
-"""An evaluation, from checkpoints and shards to the report's folder."""
+"""Runs an evaluation: loads checkpoints and shards, computes the scores, writes the report."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # these import slowly, and help texts should not
+if TYPE_CHECKING:  # slow to import; --help must be fast
     from attributegan.checkpoint.loading import Loaded
     from attributegan.distributed.process_group import Processes
     from attributegan.evaluation.reference import ReferenceSet
     from attributegan.evaluation.scores import Row
 from tools.evaluation.options import EvaluationSettings
-from tools.options import precision_of
+from tools.options import resolve_precision
 from tools.progress import StageProgress
 
 RESULT, PAGE = "result.json", "report.html"
 
 
 def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
-    """Do it all; the result, on the main process. Every process of a launch calls.
+    """Evaluate and write the report; every process of a launch calls this.
+
+    Returns:
+        The contents of result.json on the main process, None on others.
 
     Raises:
-        ValueError: a model, data or feature network that can't be used, or can't be used together.
+        ValueError: a model, shard set or feature network that can't be used, or that don't fit each other.
     """
     from attributegan.checkpoint.loading import load_for_sampling
     from attributegan.distributed.process_group import Processes
@@ -43,16 +46,16 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
 
 
 def names_of(paths: Sequence[str | Path]) -> list[str]:
-    """How models are called in a report: a run by its folder, a checkpoint by its images too, like-named ones by their whole path.
+    """Return the display names of models: the run folder, with the number of images for a checkpoint; the full path if names clash.
 
     Raises:
-        ValueError: one of them twice.
+        ValueError: the same model twice.
     """
-    whole = [Path(path).resolve() for path in paths]
-    if len(set(whole)) < len(whole):
-        raise ValueError("--baseline: the same model twice")
-    short = [_name(path) for path in whole]
-    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, whole, strict=True)]
+    resolved = [Path(path).resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise ValueError("--baseline: the same model is given twice")
+    short = [_name(path) for path in resolved]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, resolved, strict=True)]
 
 
 def _name(path: Path) -> str:
@@ -63,7 +66,7 @@ def _name(path: Path) -> str:
 
 
 class Evaluation:
-    """One evaluation of one or several models on one set of real tiles."""
+    """An evaluation of one or more models against one set of real tiles."""
 
     def __init__(self, settings: EvaluationSettings, models: dict[str, Loaded], processes: Processes) -> None:
         from attributegan.metrics import features
@@ -77,15 +80,16 @@ class Evaluation:
         for name, loaded in models.items():
             data.check_model(name, loaded, first, self.data)
         self.features = features.load(settings.features, settings.feature_size).to(processes.device)
-        self.precision = processes.broadcast_object(precision_of(settings.precision) if processes.is_main else "")
+        self.precision = processes.broadcast_object(resolve_precision(settings.precision) if processes.is_main else "")
         self.progress = StageProgress(processes.is_main)
 
     def run(self) -> dict[str, Any] | None:
+        """Compute all scores and write the report; returns what `evaluate` returns."""
         from attributegan.evaluation import reference, samples, scores
 
         settings, processes = self.settings, self.processes
         cache = reference.FeatureCache.at(settings.cache)
-        known = reference.analyze_reference(
+        reference_set = reference.analyze_reference(
             self.data.schema,
             self.data.train,
             self.data.held_out,
@@ -97,10 +101,10 @@ class Evaluation:
             steps=settings.predictor_steps,
             progress=self.progress,
         )
-        plan = samples.make_plan(known, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
+        plan = samples.make_plan(reference_set, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
         equal = min(len(self.data.train), len(self.data.held_out), settings.count)
-        rows = [scores.real_data_row(known, equal, self.data.measure_held_out)] if known else []
-        made = {}
+        rows = [scores.real_data_row(reference_set, equal, self.data.measure_held_out)] if reference_set else []
+        generated = {}
         for name, loaded in self.models.items():
             loaded.generator.to(processes.device)
             tiles = samples.make(
@@ -110,24 +114,24 @@ class Evaluation:
                 self.features,
                 processes,
                 settings.batch,
-                partial(self._tell, name),
+                partial(self._show_progress, name),
                 self.precision,
                 self.data.measure if self.data.measured_by else None,
             )
-            if known and tiles:
-                made[name] = tiles
-                rows += scores.generator_rows(known, plan, tiles, name, equal, self.data.measure)
+            if reference_set and tiles:
+                generated[name] = tiles
+                rows += scores.generator_rows(reference_set, plan, tiles, name, equal, self.data.measure)
         self.progress.close()
-        if known is None:
+        if reference_set is None:
             return None
-        summary = self._summary(known, rows, equal)
-        self._write(known, rows, made, summary)
+        summary = self._summary(reference_set, rows, equal)
+        self._write(reference_set, rows, generated, summary)
         return summary
 
-    def _tell(self, name: str, what: str, done: int, total: int) -> None:
-        self.progress(f"{name}: {what}", done, total)
+    def _show_progress(self, name: str, stage: str, done: int, total: int) -> None:
+        self.progress(f"{name}: {stage}", done, total)
 
-    def _summary(self, known: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
+    def _summary(self, reference_set: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
         from attributegan.evaluation import scores
 
         settings = self.settings
@@ -136,10 +140,10 @@ class Evaluation:
             "features": self.features.identity,
             "data": {
                 "shards": self.data.location,
-                "identity": [known.train.identity, known.held_out.identity],
+                "identity": [reference_set.train.identity, reference_set.held_out.identity],
                 "splits": [settings.train, settings.held_out],
                 "groups_apart": self.data.groups_apart,
-                **scores.data_notes(known),
+                **scores.data_notes(reference_set),
             },
             "settings": {
                 "count": settings.count,
@@ -158,8 +162,8 @@ class Evaluation:
             "rows": [row.numbers for row in rows],
         }
 
-    def _write(self, known: ReferenceSet, rows: Sequence[Row], made: dict[str, Any], summary: dict[str, Any]) -> None:
-        """The JSON last: its presence says that the report is whole."""
+    def _write(self, reference_set: ReferenceSet, rows: Sequence[Row], generated: dict[str, Any], summary: dict[str, Any]) -> None:
+        """Write the report. result.json is written last: its presence means that the report is complete."""
         from attributegan.utils.files import atomic_write
         from tools.evaluation import figures, report
 
@@ -167,12 +171,12 @@ class Evaluation:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {out}: can't be made: {error}") from error
-        pictures = figures.take(self.models, known, rows, made, [self.settings.model, *self.settings.baseline])
+            raise ValueError(f"--out {out}: can't create the folder: {error}") from error
+        pictures = figures.draw(self.models, reference_set, rows, generated, [self.settings.model, *self.settings.baseline])
         with atomic_write(out / PAGE) as stream:
             stream.write(report.page(summary, pictures).encode())
         main_images = next(iter(self.models.values())).images
-        report.write_board(out / "tensorboard", main_images, summary)
+        report.write_tensorboard(out / "tensorboard", main_images, summary)
         with atomic_write(out / RESULT) as stream:
             stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
         print(report.as_text(summary))

@@ -1,7 +1,7 @@
 """``attributegan-evaluate watch``: evaluates the checkpoints of a run as they appear, and keeps the best one.
 
-A process beside the training: it reads whole checkpoints and takes part in no collective, so no rank of the training ever waits for it.
-RUN gets evaluation/ (a report for each), evaluation.jsonl (a line for each) and best/, which can be sampled from like a run.
+Runs in its own process next to the training: it reads committed checkpoints and joins no collective, so no training rank waits for it.
+Writes evaluation/ (a report per checkpoint), evaluation.jsonl (a line per checkpoint) and best/, a run folder with the best checkpoint.
 """
 
 from __future__ import annotations
@@ -14,75 +14,108 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attributegan import cli
 from attributegan.run_dir.checkpoint_dirs import checkpoints_dir, images_of, list_checkpoints
 from tools.evaluation.history import LINES, comparable, lines
-from tools.evaluation.options import EvaluationSettings, common_options
+from tools.evaluation.options import EvaluationSettings, add_common
+from tools.options import require_at_least, settings_of
 
 EXAMPLES = """\
   attributegan-evaluate watch runs/first --shards shards --every 20000
-  attributegan-evaluate watch runs/first --shards shards --once                 the checkpoints that are there, then the end
+  attributegan-evaluate watch runs/first --shards shards --once                 evaluates existing checkpoints, then exits
   attributegan-sample runs/first/best --out tiles"""
 
 BEST = {"kid": min, "control_score": max}
-FIELDS = {"control_score": "obeys"}  # in lines of evaluations, where it is called otherwise
+FIELDS = {"control_score": "obeys"}  # names in evaluation.jsonl, where they differ
 
 log = logging.getLogger("attributegan")
 
 
+@dataclass(frozen=True)
+class WatchSettings:
+    """Which run to watch, and which checkpoint to keep. Fields are the options of the command.
+
+    Raises:
+        ValueError: names the option that is too small.
+    """
+
+    run: Path
+    every: int = 1  # images
+    best: str = "kid"
+    poll: float = 10  # seconds
+    once: bool = False
+    attached: bool = False  # exit when the parent process exits
+
+    def __post_init__(self) -> None:
+        require_at_least(self, every=1, poll=0.1)
+
+
 def add(commands: Any) -> None:
-    """Add the command ``watch``."""
+    """Add the command to those of ``attributegan-evaluate``."""
     parser = cli.command(
         commands,
         "watch",
-        "evaluate the checkpoints of a training run as they appear",
-        "Evaluate the checkpoints of a run as they appear, until its last, and keep the best.",
+        "evaluate checkpoints of a run during training",
+        "Evaluate the checkpoints of a run as they appear, until its last one, and keep the best in RUN/best.",
         EXAMPLES,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run; it may still be empty")
-    common_options(parser)
-    parser.add_argument("--every", metavar="N", type=int, default=1, help="images between evaluations, at least (every checkpoint)")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder; may still be empty")
+    add_common(parser)
+    parser.add_argument(
+        "--every", metavar="N", type=int, default=WatchSettings.every, help="minimum images between evaluations (default: every checkpoint)"
+    )
     parser.add_argument(
         "--best",
         choices=tuple(BEST),
         type=lambda text: "control_score" if text == "obeys" else text,
-        default="kid",
-        help="keep the checkpoint of the smallest KID, or that obeys best",
+        default=WatchSettings.best,
+        help="keep the checkpoint with the lowest KID, or with the highest control score (default: %(default)s)",
     )
-    parser.add_argument("--poll", metavar="S", type=float, default=10, help="seconds between looks (%(default)s)")
-    parser.add_argument("--once", action="store_true", help="don't wait for checkpoints to come")
-    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # end with the process that started this one
-    parser.set_defaults(work=watch)
+    parser.add_argument(
+        "--poll",
+        metavar="S",
+        type=float,
+        default=WatchSettings.poll,
+        help="seconds between checks for new checkpoints (default: %(default)s)",
+    )
+    parser.add_argument("--once", action="store_true", help="evaluate existing checkpoints, then exit")
+    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(work=_main)
 
 
-def watch(options: argparse.Namespace) -> None:
-    """Until the run's last checkpoint is evaluated.
+def _main(options: argparse.Namespace) -> None:
+    settings = settings_of(WatchSettings, options)
+    watch(settings, settings_of(EvaluationSettings, options, model=settings.run, out=settings.run / "evaluation"))
+
+
+def watch(settings: WatchSettings, evaluation: EvaluationSettings) -> None:
+    """Evaluate checkpoints until the last one of the run.
+
+    Args:
+        evaluation: settings of each evaluation; ``model`` and ``out`` are replaced.
 
     Raises:
-        ValueError: options or data that can't be.
+        ValueError: a run, shard set or feature network that can't be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    settings = EvaluationSettings.of(options, model=options.run, out=options.run / "evaluation")
-    for name, least in (("every", 1), ("poll", 0.1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name}: {getattr(options, name)} must be at least {least}")
     parent = os.getppid()
-    while not (options.attached and os.getppid() != parent):
-        last = max((line["images"] for line in lines(options.run)), default=0)
-        waiting = _waiting(options.run, last, options.every, end := _end(options.run))
-        if waiting:
-            _evaluate(waiting[0], options.run, options.best, settings)
-        elif options.once or (end and last >= end):
+    while not (settings.attached and os.getppid() != parent):
+        last = max((line["images"] for line in lines(settings.run)), default=0)
+        pending = _pending(settings.run, last, settings.every, end := _end(settings.run))
+        if pending:
+            _evaluate(pending[0], settings.run, settings.best, evaluation)
+        elif settings.once or (end and last >= end):
             return
         else:
-            time.sleep(options.poll)
+            time.sleep(settings.poll)
 
 
-def _waiting(run: Path, last: int, every: int, end: int) -> list[Path]:
-    """Checkpoints to evaluate, oldest first: those past the next multiple of ``every``, and the last of the run."""
+def _pending(run: Path, last: int, every: int, end: int) -> list[Path]:
+    """Return the checkpoints to evaluate, oldest first: those past the next multiple of ``every`` images, and the last of the run."""
     found = []
     for path in list_checkpoints(run):
         images = images_of(path)
@@ -92,7 +125,7 @@ def _waiting(run: Path, last: int, every: int, end: int) -> list[Path]:
 
 
 def _end(run: Path) -> int:
-    """Images of the whole run, rounded up to its last step; 0 while that is not known."""
+    """Return the total images of the run, rounded up to its last step; 0 while the run has no config.yaml."""
     from attributegan import config
 
     if not (run / "config.yaml").is_file():
@@ -102,7 +135,10 @@ def _end(run: Path) -> int:
 
 
 def _evaluate(checkpoint: Path, run: Path, best: str, settings: EvaluationSettings) -> None:
-    """One report, one line, and the best kept. The checkpoint is held while that lasts: training removes old ones."""
+    """Evaluate a checkpoint, append a line to evaluation.jsonl and update best/.
+
+    Works on hard links to the checkpoint's files, since the training deletes old checkpoints.
+    """
     from attributegan.checkpoint import store as checkpoints
     from tools.evaluation import report
     from tools.evaluation.run import evaluate
@@ -113,8 +149,8 @@ def _evaluate(checkpoint: Path, run: Path, best: str, settings: EvaluationSettin
         _link(checkpoint, held)
         checkpoints.verify(held)
     except (OSError, checkpoints.CheckpointCorrupted) as error:
-        log.warning("%s can't be evaluated, passed over: %s", checkpoint, error)
-        _note(run, {"images": images, "error": str(error)})
+        log.warning("skipping corrupted checkpoint %s: %s", checkpoint, error)
+        _append(run, {"images": images, "error": str(error)})
         shutil.rmtree(held, ignore_errors=True)
         return
     out = run / "evaluation" / checkpoint.name
@@ -122,30 +158,31 @@ def _evaluate(checkpoint: Path, run: Path, best: str, settings: EvaluationSettin
     assert result is not None
     row = next(row for row in result["rows"] if row["kind"] == "generator")
     numbers = report.scalars(row)
-    report.write_board(run / "evaluation" / "tensorboard", images, result)
+    report.write_tensorboard(run / "evaluation" / "tensorboard", images, result)
     shutil.rmtree(out / "tensorboard")
-    _note(run, {"images": images, "of": _conditions(result), **numbers})
+    _append(run, {"images": images, "of": _conditions(result), **numbers})
     _keep_best(held, run, best)
     shutil.rmtree(held)
 
 
-def _note(run: Path, line: dict[str, Any]) -> None:
+def _append(run: Path, line: dict[str, Any]) -> None:
+    """Append a line to evaluation.jsonl; a truncated last line, left by a killed process, is terminated first."""
     path = run / LINES
-    cut_short = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
+    truncated = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a") as stream:
-        stream.write("\n" * cut_short + json.dumps(line) + "\n")
+        stream.write("\n" * truncated + json.dumps(line) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def _conditions(result: dict[str, Any]) -> str:
-    """What must be equal for two evaluations to compare."""
+    """Return a hash of the features, data and settings, which must be equal for results to be comparable."""
     parts = [result["features"], result["data"]["identity"], result["settings"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _keep_best(held: Path, run: Path, by: str) -> None:
-    """Make ``held`` the best one when no evaluated checkpoint is better; the one before goes once this one stands."""
+    """Link ``held`` into best/ if no comparable checkpoint is better, then delete the previous best."""
     field = FIELDS.get(by, by)
     scores = {line["images"]: line[field] for line in comparable(lines(run)) if field in line}
     images = images_of(held)
@@ -156,11 +193,11 @@ def _keep_best(held: Path, run: Path, by: str) -> None:
     for other in folder.glob("images-*"):
         if other.name != held.name:
             shutil.rmtree(other)
-    log.info("best so far by %s: %s images, %.4g", by, f"{images:,}", scores[images])
+    log.info("new best checkpoint by %s: %s images, %.4g", by, f"{images:,}", scores[images])
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for every file of a checkpoint, which takes no space; a copy where the file system has none."""
+    """Hard-link every file of a checkpoint, or copy it if the file system has no hard links; replaces ``target`` atomically."""
     tmp_path = target.with_name(f".linking-{target.name}")
     for folder in (tmp_path, target):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
-"""The attribute explorer: a state in a link (`state`), its tile (`drawing`) by a model (`model`), what is read off it (`reading`), a quiz
-(`quiz`), the pages (`page`), the answers to a browser (`server`) and who may have them (`guard`).
+"""The attribute explorer: link state (`state`), tile (`drawing`) of a model (`model`), predicted levels and nearest real tiles
+(`predictions`), quiz (`quiz`), HTML (`page`), HTTP routes (`server`) and access control (`auth`).
 
-The server keeps nothing of its visitors: every answer is a function of the request.
+The server is stateless: each response depends only on the request.
 """

@@ -1,7 +1,7 @@
-"""Who may see the pages, and what a browser may do with them.
+"""Access control of the web pages: host check, token, security headers.
 
-On loopback: requests for this machine's own names, so that no other site's name can be pointed here (DNS rebinding). With a token: those
-who have it, by link, form or cookie.
+On a loopback address, only requests with this machine's own host names are accepted, which prevents DNS rebinding. With a token, only
+clients that send it, by link, form or cookie.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",  # unless an answer says otherwise
+    "Cache-Control": "no-store",  # unless a response sets its own
 }
 
 
 class Pages(Protocol):
     """The page that asks for the token."""
 
-    def enter(self, wrong: bool) -> str: ...
+    def enter(self, wrong: bool) -> str:
+        """Return the page as HTML; ``wrong``: after a wrong token."""
+        ...
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether an address is reachable from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -44,17 +46,17 @@ def is_loopback(host: str) -> bool:
 
 
 def in_address(host: str) -> str:
-    """A host as addresses have it: ``::1`` in brackets."""
+    """Return a host as part of a URL, with IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def guarded(app: ASGIApp, pages: Pages, host: str, token: str, port: int) -> ASGIApp:
-    """``app`` behind the checks.
+    """Return ``app`` behind the checks.
 
     Args:
-        host: where it listens; on loopback, its name there is one of this machine's own.
-        token: "" for none.
-        port: cookies know no ports, so that of each has its own name.
+        host: address that the server listens on.
+        token: access token; "" for none.
+        port: part of the cookie's name, since browsers share cookies between ports of a host.
     """
     if token:
         app = _Token(app, pages, token, f"explorer-{port}")
@@ -68,7 +70,7 @@ class _Token:
         self.app, self.pages, self.token, self.cookie = app, pages, token, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the start and the end of the server
+        if scope["type"] != "http":  # lifespan events
             return await self.app(scope, receive, send)
         request = Request(scope, receive)
         if self._is_token(request.cookies.get(self.cookie, "")):
@@ -76,7 +78,7 @@ class _Token:
         await (await self._enter(request))(scope, receive, send)
 
     async def _enter(self, request: Request) -> Response:
-        """The page that was asked for, with a cookie, where the request brings the token; else a form for it."""
+        """Redirect to the requested page and set the cookie if the request has the token; else return the token form."""
         given = request.query_params.get("token", "")
         if request.method == "POST":
             given = parse_qs((await _form(request)).decode("ascii", "replace")).get("token", [""])[0]
@@ -93,7 +95,7 @@ class _Token:
 
 
 async def _form(request: Request) -> bytes:
-    """What a form sent; nothing where that is too much, whatever length was announced, or broken off."""
+    """Read the body of a form; b"" if it exceeds `LARGEST_FORM` (regardless of its Content-Length) or the client disconnects."""
     body = b""
     try:
         async for part in request.stream():

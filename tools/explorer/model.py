@@ -1,4 +1,4 @@
-"""The model on show: its generator, what it is called, which weights exactly, and its card."""
+"""The model shown in the explorer: generator, name, hash of the weights, model card."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from attributegan.export.model_card import CardFacts
 
 @dataclass(frozen=True)
 class Model:
-    """
+    """A loaded model.
+
     Args:
-        name: for people.
-        identity: a short hash of the weights, which links and downloads carry.
-        images: real images shown in training; None when that is not known.
-        card: Markdown.
+        name: display name.
+        identity: short hash of the weights, part of links and downloads.
+        images: number of real images seen in training; None if unknown.
+        card: model card in Markdown.
     """
 
     generator: AttributeGenerator
@@ -32,23 +33,23 @@ class Model:
 
 
 def load(path: Path, raw: bool = False) -> Model:
-    """The model of a run (its newest checkpoint), of a checkpoint, or in a folder that ``attributegan-export generator`` wrote.
+    """Load a model from a run folder (its latest checkpoint), a checkpoint, or a folder written by ``attributegan-export generator``.
 
     Args:
-        raw: the weights as trained, instead of their average.
+        raw: use the raw weights instead of their moving average (EMA).
 
     Raises:
-        ValueError: no such thing there, or a damaged one; or ``raw`` weights of an exported folder, which has one kind alone.
+        ValueError: not a model, a corrupted one, or ``raw`` with an exported generator, which has only one set of weights.
     """
     if (path / "config.json").is_file():
         if raw:
             raise ValueError(
-                f"--no-ema: {path} is an exported generator, which has one kind of weights; leave --no-ema out, or give the run"
+                f"--no-ema: {path} is an exported generator, which has only one set of weights; remove --no-ema, or give the run folder"
             )
         generator = AttributeGenerator.from_pretrained(path)
         identity = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()[:12]
         readme = path / "README.md"
-        card = ModelCard(readme.read_text(encoding="utf-8")).text if readme.is_file() else "This model has no card."
+        card = ModelCard(readme.read_text(encoding="utf-8")).text if readme.is_file() else "This model has no model card."
         return Model(generator, path.resolve().name, identity, None, card)
     found = store.resolve(path)
     loaded = loading.load_for_sampling(found, ema=not raw)

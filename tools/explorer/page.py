@@ -1,4 +1,4 @@
-"""The pages as HTML. Jinja escapes every text; the card's Markdown is rendered without raw HTML."""
+"""Renders the pages as HTML. Jinja escapes all texts; the model card's Markdown is rendered without raw HTML."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from markdown_it import MarkdownIt
 from attributegan.attributes import Attribute, AttributeSchema
 from tools.explorer.drawing import NOTICE
 from tools.explorer.model import Model
-from tools.explorer.predictions import Reader
+from tools.explorer.predictions import TileAnalyzer
 from tools.explorer.state import LARGEST_SEED, TRUNCATION, State, middle, sizes
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined)
 
 
 def title(name: str) -> str:
-    """An attribute's name for people."""
+    """Return the display name of an attribute."""
     return name.replace("_", " ").capitalize()
 
 
 class Pages:
-    """The pages on one model."""
+    """The pages of one model."""
 
-    def __init__(self, model: Model, reader: Reader) -> None:
-        self.schema, self.reader = model.generator.schema, reader
+    def __init__(self, model: Model, analyzer: TileAnalyzer) -> None:
+        self.schema, self.analyzer = model.generator.schema, analyzer
         self.sizes = sizes(model.generator.image_size)
         numbered = [attribute.name for attribute in self.schema.attributes if attribute.numbered]
         self.common = {"model": model, "notice": NOTICE, "title": title, "numbered": numbered}
         self.card = MarkdownIt("commonmark", {"html": False}).enable("table").render(model.card)
 
     def explore(self, state: State, problems: list[str]) -> str:
-        """The page of the sliders, set to ``state``."""
+        """Render the explorer page with its controls set to ``state``, and with error messages about the link."""
         return self._page(
             "explore.html",
             state=state,
@@ -42,16 +42,16 @@ class Pages:
             sizes=self.sizes,
             largest_seed=LARGEST_SEED,
             truncation=TRUNCATION,
-            reader=self.reader,
+            analyzer=self.analyzer,
             card=self.card,
         )
 
     def quiz(self) -> str:
-        """The page of the quiz."""
-        return self._page("quiz.html", names=self.schema.names, has_judge=self.reader.attribute_predictor is not None)
+        """Render the quiz page."""
+        return self._page("quiz.html", names=self.schema.names, has_predictor=self.analyzer.attribute_predictor is not None)
 
     def enter(self, wrong: bool) -> str:
-        """Where a visitor gives the token; tells nothing of the model."""
+        """Render the token form, which shows nothing of the model."""
         return TEMPLATES.get_template("enter.html").render(wrong=wrong)
 
     def _page(self, name: str, **context: Any) -> str:
@@ -59,18 +59,18 @@ class Pages:
 
 
 def controls(schema: AttributeSchema, state: State) -> list[dict[str, Any]]:
-    """What the page needs to know of each attribute."""
+    """Return the template context of each attribute's slider."""
     return [_control(attribute, level) for attribute, level in zip(schema.attributes, state.levels, strict=True)]
 
 
 def _control(attribute: Attribute, level: float) -> dict[str, Any]:
-    unclear = level == attribute.not_assessable
+    not_assessable = level == attribute.not_assessable
     return {
         "name": attribute.name,
         "title": title(attribute.name),
         "numbered": attribute.numbered,
         "levels": [(level, attribute.levels[level]) for level in attribute.assessable],
-        "value": middle(attribute) if unclear else level,
-        "unclear": unclear,
-        "unclear_name": None if attribute.not_assessable is None else attribute.levels[attribute.not_assessable],
+        "value": middle(attribute) if not_assessable else level,
+        "not_assessable": not_assessable,
+        "not_assessable_name": None if attribute.not_assessable is None else attribute.levels[attribute.not_assessable],
     }

@@ -1,4 +1,4 @@
-"""What a judge that never met the generator reads off a tile, and which real tiles are nearest to it."""
+"""Predicts the levels of a generated tile and finds the nearest real tiles. The predictor was trained on real tiles only."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from attributegan.metrics import features, predictor, quality
 
 NEAREST = 4
 NO_PREDICTOR = (
-    "No judge reads this tile: start with --shards of real tiles that attributegan-evaluate has been run on, or with --predictor."
+    "No predictor is loaded: start attributegan-explore with --predictor, or with the --shards of an earlier attributegan-evaluate."
 )
 
 
 @dataclass(frozen=True)
 class RealTiles:
-    """Real tiles with their features."""
+    """Real tiles and their features."""
 
     split: reference.Split
     features_ND: np.ndarray
 
     def nearest(self, feature_D: np.ndarray) -> list[int]:
-        """Rows of the tiles whose features are nearest, nearest first."""
+        """Return the rows of the `NEAREST` tiles by feature distance, nearest first."""
         distance_N = quality.distances(feature_D[None], self.features_ND)[0]
         return np.argsort(distance_N, kind="stable")[:NEAREST].tolist()
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads tiles, with what there is."""
+class TileAnalyzer:
+    """Predicts levels and finds nearest real tiles, as far as a predictor and real tiles are available.
+
+    Args:
+        attribute_predictor: predictor of levels, or None.
+        predictor_note: one or two sentences about it, for the page.
+        network: feature network, if the predictor or the real tiles need it.
+        tiles: real tiles, or None.
+    """
 
     attribute_predictor: predictor.AttributePredictor | None
     predictor_note: str
@@ -42,15 +49,15 @@ class Reader:
     tiles: RealTiles | None
 
     def levels(self, tile_HWC: np.ndarray) -> list[float] | None:
-        """The level of each attribute that the judge sees; None without one."""
+        """Return the predicted level of each attribute; None without a predictor."""
         if self.attribute_predictor is None:
             return None
         small = reference.thumbs(tile_HWC[None])
-        seen_ND = self._features(tile_HWC) if isinstance(self.attribute_predictor, predictor.Head) else None
-        return self.attribute_predictor.predict(small, seen_ND)[0].tolist()
+        features_ND = self._features(tile_HWC) if isinstance(self.attribute_predictor, predictor.Head) else None
+        return self.attribute_predictor.predict(small, features_ND)[0].tolist()
 
     def nearest(self, tile_HWC: np.ndarray) -> list[int]:
-        """Rows of the nearest real tiles; [] without any."""
+        """Return the rows of the nearest real tiles; [] without real tiles."""
         return [] if self.tiles is None else self.tiles.nearest(self._features(tile_HWC)[0])
 
     def _features(self, tile_HWC: np.ndarray) -> np.ndarray:
@@ -58,34 +65,34 @@ class Reader:
         return self.network(tile_HWC[None])
 
 
-def open_reader(
+def open_analyzer(
     schema: AttributeSchema,
     tiles: reference.Split | None,
-    attribute_predictor: Path | None,
+    predictor_folder: Path | None,
     cache: Path | None,
     progress: reference.Progress,
-) -> Reader:
-    """The judge and the features of real tiles, as far as there are any.
+) -> TileAnalyzer:
+    """Load the predictor and the features of the real tiles.
 
     Args:
-        tiles: real tiles; their judge is looked for in the cache of ``attributegan-evaluate``.
-        judge: folder of a judge, instead of that in the cache.
-        cache: folder of what is known of real tiles; None for the user's own.
+        tiles: real tiles; their predictor is looked up in the cache of ``attributegan-evaluate``.
+        predictor_folder: folder of a predictor to load instead.
+        cache: cache folder of ``attributegan-evaluate``; None for the default.
 
     Raises:
-        ValueError: a judge that can't be used, or does not fit the model.
+        ValueError: a predictor that can't be loaded, or does not fit the model.
     """
-    kept, network, known = None if attribute_predictor is None else predictor.PredictorCache(attribute_predictor), None, None
+    stored, network, real_tiles = None if predictor_folder is None else predictor.PredictorCache(predictor_folder), None, None
     if tiles is not None:
-        network, place = features.load(), reference.FeatureCache.at(cache)
-        found_ND = reference.features_of(tiles, "real tiles", network, Processes(), place, progress)
-        assert found_ND is not None
-        known = RealTiles(tiles, found_ND)
-        kept = kept or reference.predictor_cache(schema, tiles, network, place)
-    found = None if kept is None else kept.load(schema)
-    if attribute_predictor and found is None:
+        network, feature_cache = features.load(), reference.FeatureCache.at(cache)
+        features_ND = reference.features_of(tiles, "real tiles", network, Processes(), feature_cache, progress)
+        assert features_ND is not None
+        real_tiles = RealTiles(tiles, features_ND)
+        stored = stored or reference.predictor_cache(schema, tiles, network, feature_cache)
+    found = None if stored is None else stored.load(schema)
+    if predictor_folder and found is None:
         raise ValueError(
-            f"--predictor {attribute_predictor}: no judge for the model's attributes; give a judge-… folder of "
+            f"--predictor {predictor_folder}: no predictor for the model's attributes; give a judge-… folder of "
             "attributegan-evaluate's cache"
         )
     if found and isinstance(found[0], predictor.Head):
@@ -93,16 +100,15 @@ def open_reader(
         width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
         if width != len(found[0].mean_D):
             raise ValueError(
-                f"--predictor {attribute_predictor}: was fitted on the features of another network than {network.name}; "
-                "give one that was not"
+                f"--predictor {predictor_folder}: was trained on features of a network other than {network.name}; give another predictor"
             )
-    return Reader(found[0] if found else None, _note(found[1]) if found else NO_PREDICTOR, network, known)
+    return TileAnalyzer(found[0] if found else None, _note(found[1]) if found else NO_PREDICTOR, network, real_tiles)
 
 
 def _note(note: dict[str, Any]) -> str:
-    """Where a judge comes from, in words."""
+    """Return sentences about a predictor's training, from the note saved with it."""
     tiles = f" on {note['training_tiles']:,} real tiles" if "training_tiles" in note else ""
-    text = f"The judge learnt{tiles} and has met no tile of this model."
+    text = f"The predictor was trained{tiles} and on no tile of this model."
     if score := note.get("choice", {}).get(note["kind"]):
-        text += f" Its readings of real tiles kept from it had a rank correlation of {score:.2f} with their labels."
+        text += f" On held-out real tiles, its predictions have a rank correlation of {score:.2f} with the labels."
     return text + " It can be wrong."

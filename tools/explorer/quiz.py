@@ -1,4 +1,4 @@
-"""Guess the level: a round is a number, from which tile, question and answer follow."""
+"""The quiz "guess the level": the number of a round determines its tile, question and answer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tools.explorer.state import State
 
 
 def state_of(schema: AttributeSchema, number: int, size: int) -> State:
-    """The tile of a round: levels and latent drawn for it, every assessable level as likely."""
+    """Return the state of a round's tile: a random latent and uniform assessable levels."""
     return State(tuple(latents.levels_for(schema, number, [0])[0].tolist()), seed=number, size=size)
 
 
 def attribute_of(schema: AttributeSchema, number: int) -> int:
-    """The column of the attribute that a round asks for, where the visitor has chosen none."""
+    """Return the column of the attribute that a round asks about, if the user has not chosen one."""
     return int(torch.randint(len(schema.attributes), (), generator=rng_for(number, Purpose.QUIZ_ATTRIBUTE)))

@@ -1,5 +1,5 @@
-"""The label page: tiles of a folder (`tiles`), who sees which next (`queue`), answers on disk (`ratings`), what raters agree on
-(`agreement`), the levels that go into the CSV (`consensus`), predictions shown after an answer (`predictions`) and the pages (`app`).
+"""The labeler: tiles of a folder (`tiles`), their order per rater (`queue`), answers on disk (`ratings`), rater agreement (`agreement`),
+merged levels and CSV files (`consensus`), predictions shown after an answer (`predictions`) and HTTP routes (`app`).
 
-The answers are the only state. Everything else can be rebuilt from them.
+The ratings file is the only state; everything else can be rebuilt from it.
 """

@@ -1,4 +1,4 @@
-"""How far raters agree: quadratic weighted kappa and confusion, by attribute and pair of raters."""
+"""Rater agreement: quadratic weighted kappa and confusion matrix, by attribute and pair of raters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tools.labeler.ratings import Rating
 
 @dataclass(frozen=True)
 class Pair:
-    """Two raters on one attribute, over the tiles that both gave a level.
+    """Agreement of two raters on one attribute, over the tiles that both labelled.
 
     Args:
-        confusion_LL: tiles by the first rater's level (rows) and the second's (columns), "not assessable" included; int64.
+        confusion_LL: number of tiles by the first rater's level (rows) and the second's (columns), including "not assessable"; int64.
     """
 
     attribute: Attribute
@@ -26,26 +26,28 @@ class Pair:
 
     @property
     def tiles(self) -> int:
+        """Number of tiles that both raters labelled."""
         return int(self.confusion_LL.sum())
 
     @property
     def exact(self) -> float | None:
-        """Share of the tiles with the same level; None without tiles."""
+        """Fraction of the tiles with the same level; None without tiles."""
         return float(np.trace(self.confusion_LL) / self.tiles) if self.tiles else None
 
     @property
     def assessable_LL(self) -> np.ndarray:
-        """The confusion on tiles that both found assessable, which is what kappa is of."""
-        kept = list(self.attribute.assessable)
-        return self.confusion_LL[np.ix_(kept, kept)]
+        """Confusion matrix of the tiles that both raters found assessable, from which kappa is computed."""
+        levels = list(self.attribute.assessable)
+        return self.confusion_LL[np.ix_(levels, levels)]
 
     @property
     def kappa(self) -> float | None:
+        """Quadratic weighted kappa; None if undefined."""
         return quadratic_kappa(self.assessable_LL)
 
     @property
     def one_assessable(self) -> int:
-        """Tiles that one of the two found not assessable and the other did not."""
+        """Number of tiles that exactly one of the two raters found not assessable."""
         level = self.attribute.not_assessable
         if level is None:
             return 0
@@ -53,9 +55,9 @@ class Pair:
 
 
 def quadratic_kappa(confusion_LL: np.ndarray) -> float | None:
-    """Weighted kappa with quadratic weights (Cohen 1968, Psychological Bulletin 70(4), eq. 9): 1 perfect, 0 as by chance.
+    """Return the weighted kappa with quadratic weights (Cohen 1968, Psychological Bulletin 70(4), eq. 9): 1 is perfect, 0 is chance.
 
-    None where it is not defined: no tiles, or both raters always gave one and the same level.
+    Returns None if it is undefined: no tiles, or both raters always gave the same single level.
     """
     steps_L = np.arange(len(confusion_LL))
     penalty_LL = (steps_L[:, None] - steps_L) ** 2
@@ -66,12 +68,12 @@ def quadratic_kappa(confusion_LL: np.ndarray) -> float | None:
 
 
 def pairs(schema: AttributeSchema, rated: Mapping[str, Sequence[Rating]]) -> list[Pair]:
-    """Every attribute and pair of raters with a tile in common."""
+    """Return the agreement for every attribute and pair of raters with a tile in common."""
     confusion: dict[tuple[str, str], list[np.ndarray]] = {}
     for ratings in rated.values():
-        for one, other in itertools.combinations(sorted(ratings, key=lambda rating: rating.rater), 2):
-            tables = confusion.setdefault((one.rater, other.rater), [np.zeros((n, n), np.int64) for n in schema.num_levels])
-            for table_LL, a, b in zip(tables, one.levels, other.levels, strict=True):
+        for first, second in itertools.combinations(sorted(ratings, key=lambda rating: rating.rater), 2):
+            tables = confusion.setdefault((first.rater, second.rater), [np.zeros((n, n), np.int64) for n in schema.num_levels])
+            for table_LL, a, b in zip(tables, first.levels, second.levels, strict=True):
                 if UNKNOWN not in (a, b):
                     table_LL[a, b] += 1
     return [
@@ -82,7 +84,7 @@ def pairs(schema: AttributeSchema, rated: Mapping[str, Sequence[Rating]]) -> lis
 
 
 def mean_kappa(found: Sequence[Pair]) -> float | None:
-    """Mean over pairs of raters, each weighted by its tiles; None where no pair has one."""
-    known = [(pair.kappa, int(pair.assessable_LL.sum())) for pair in found if pair.kappa is not None]
-    total = sum(tiles for _, tiles in known)
-    return sum(kappa * tiles for kappa, tiles in known if kappa is not None) / total if total else None
+    """Return the mean kappa over pairs of raters, weighted by tiles; None if no pair has a kappa."""
+    defined = [(pair.kappa, int(pair.assessable_LL.sum())) for pair in found if pair.kappa is not None]
+    total = sum(tiles for _, tiles in defined)
+    return sum(kappa * tiles for kappa, tiles in defined if kappa is not None) / total if total else None

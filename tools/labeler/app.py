@@ -1,6 +1,6 @@
-"""The pages of the labeler and its answers to a browser. Who may see them is `tools.explorer.auth`'s.
+"""HTTP routes and pages of the labeler. Access control is in `tools.explorer.auth`.
 
-Every answer is on the disk before its request is confirmed. The CSVs follow a few seconds later, and at the end.
+Every answer is fsynced before its request is confirmed. The CSV files are written a few seconds later, and on shutdown.
 """
 
 from __future__ import annotations
@@ -34,44 +34,45 @@ from tools.labeler.ratings import LONGEST_COMMENT, LONGEST_NAME, Conflict, Ratin
 from tools.labeler.tiles import Tiles, picture
 
 FOLDER = Path(__file__).parent
-LOOK = FOLDER.parent / "explorer" / "static" / "explorer.css"  # shared with the explorer
+STYLE = FOLDER.parent / "explorer" / "static" / "explorer.css"  # shared with the explorer
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
 LARGEST_BODY = 65536  # bytes
-KEYS = "0123456789qwertyiopdfghjkl"  # of the levels; c, n, s and u do something else
-WRITE_S = 2.0  # least seconds between two writings of the CSVs
+KEYS = "0123456789qwertyiopdfghjkl"  # keys of the levels; c, n, s and u have other functions
+WRITE_S = 2.0  # minimum seconds between two writes of the CSV files
 
 
 def title(name: str) -> str:
-    """An attribute's name for people."""
+    """Return the display name of an attribute."""
     return name.replace("_", " ").capitalize()
 
 
 def choices(attribute: Attribute) -> list[dict[str, Any]]:
-    """The buttons of an attribute: level, name and key; "not assessable" last, as -1 where the attribute has no level for it."""
-    unclear = UNKNOWN if attribute.not_assessable is None else attribute.not_assessable
-    name = "not assessable" if attribute.not_assessable is None else attribute.levels[unclear]
+    """Return level, name and key of each button of an attribute; "not assessable" is last, as -1 if the attribute has no such level."""
+    not_assessable = UNKNOWN if attribute.not_assessable is None else attribute.not_assessable
+    name = "not assessable" if attribute.not_assessable is None else attribute.levels[not_assessable]
     levels = [{"level": level, "name": attribute.levels[level], "key": KEYS[level : level + 1]} for level in attribute.assessable]
-    return [*levels, {"level": unclear, "name": name, "key": "n"}]
+    return [*levels, {"level": not_assessable, "name": name, "key": "n"}]
 
 
 def level_name(attribute: Attribute, level: float) -> str:
-    """The name of the level nearest to a number."""
+    """Return the name of the level nearest to a number."""
     if level == UNKNOWN:
         return "not assessable"
     return attribute.levels[min(range(len(attribute.levels)), key=lambda other: abs(other - level))]
 
 
 class Pages:
-    """The pages as HTML; Jinja escapes every text."""
+    """Renders the pages as HTML; Jinja escapes all texts."""
 
     def __init__(self, schema: AttributeSchema, name: str) -> None:
         self.schema, self.name = schema, name
 
     def enter(self, wrong: bool) -> str:
-        """Where a visitor gives the token; shows nothing of the tiles."""
+        """Render the token form, which shows nothing of the tiles."""
         return TEMPLATES.get_template("enter.html").render(wrong=wrong)
 
     def page(self, template: str, **context: Any) -> str:
+        """Render a template."""
         attributes = [{"name": one.name, "title": title(one.name), "choices": choices(one)} for one in self.schema.attributes]
         common = {"folder": self.name, "attributes": attributes, "title": title, "longest_name": LONGEST_NAME, "longest": LONGEST_COMMENT}
         return TEMPLATES.get_template(template).render(**common, **context)
@@ -79,11 +80,11 @@ class Pages:
 
 @dataclass
 class Labeler:
-    """The answers about one folder of tiles.
+    """Request handlers for one folder of tiles.
 
     Args:
-        predicted: by file, a number for each attribute; shown after the answer.
-        trouble: why the CSVs could not be written; "" when they were.
+        predicted: predicted level of each attribute by file; shown after the answer.
+        write_error: why the CSV files could not be written; "" if they were.
     """
 
     tiles: Tiles
@@ -91,7 +92,7 @@ class Labeler:
     queue: Queue
     writer: Writer
     predicted: Mapping[str, list[float]]
-    trouble: str = ""
+    write_error: str = ""
 
     def __post_init__(self) -> None:
         self.schema = self.ratings.schema
@@ -100,20 +101,20 @@ class Labeler:
         self.changed = asyncio.Event()
 
     def routes(self) -> list[Route]:
-        """Every address that there is."""
-        static = [Route(f"/static/{path.name}", _file(path)) for path in [LOOK, *sorted((FOLDER / "static").iterdir())]]
+        """Return all routes."""
+        static = [Route(f"/static/{path.name}", _file(path)) for path in [STYLE, *sorted((FOLDER / "static").iterdir())]]
         posts = [("/answer", self.answer), ("/skip", self.skip), ("/undo", self.undo), ("/again", self.again)]
         return [
             Route("/", self.label),
             Route("/agreement", self.agreement),
             Route("/image", self.image),
             Route("/next", self.next),
-            *(Route(path, _from_here(handler), methods=["POST"]) for path, handler in posts),
+            *(Route(path, _same_origin(handler), methods=["POST"]) for path, handler in posts),
             *static,
         ]
 
     async def label(self, request: Request) -> Response:
-        """The page of the tiles for a rater; without one, the page that asks who it is."""
+        """Return the label page of a rater, or the page that asks for the rater's name."""
         name, problem = request.query_params.get("rater", ""), ""
         if name:
             try:
@@ -128,7 +129,7 @@ class Labeler:
         return HTMLResponse(self.pages.page("rater.html", rater="", page="rater", raters=raters, problem=problem, count=len(self.files)))
 
     async def agreement(self, request: Request) -> Response:
-        """How far raters agree."""
+        """Return the page with the agreement of the raters."""
         rated = await run_in_threadpool(self.ratings.rated)
         found = await run_in_threadpool(agreement.pairs, self.schema, rated)
         pairs_of = {one: [pair for pair in found if pair.attribute == one] for one in self.schema.attributes}
@@ -153,42 +154,42 @@ class Labeler:
         )
 
     async def image(self, request: Request) -> Response:
-        """The picture of a tile."""
+        """Return the picture of a tile."""
         file = self._tile(request.query_params.get("file"))
         data, media = await run_in_threadpool(picture, self.tiles.root / file)
         return Response(data, media_type=media, headers={"Cache-Control": "private, max-age=600"})
 
     async def next(self, request: Request) -> Response:
-        """The tile that a rater is to see."""
+        """Return the next tile of a rater."""
         return JSONResponse(self._shown(self.ratings.rater(request.query_params.get("rater", ""))))
 
     async def answer(self, body: Mapping[str, Any]) -> Response:
-        """Save the levels of a tile and give the next one."""
-        rater, file, revision = self._who(body)
+        """Save the levels of a tile and return the next one."""
+        rater, file, revision = self._target(body)
         levels, comment = self._levels(body.get("levels")), body.get("comment", "")
         if not isinstance(comment, str):
-            raise ValueError("comment: not a text")
+            raise ValueError("comment: not a string")
         await self._save(lambda: self.ratings.answer(rater, file, levels, comment, revision))
         return JSONResponse(self._shown(rater) | {"last": self._last(file, levels)})
 
     async def skip(self, body: Mapping[str, Any]) -> Response:
-        """Put a tile off and give the next one."""
-        rater, file, revision = self._who(body)
+        """Skip a tile and return the next one."""
+        rater, file, revision = self._target(body)
         await self._save(lambda: self.ratings.skip(rater, file, revision))
         return JSONResponse(self._shown(rater))
 
     async def undo(self, body: Mapping[str, Any]) -> Response:
-        """Take back what the rater did last and give that tile, with what was answered."""
+        """Undo the rater's last answer or skip, and return that tile with its answer."""
         rater = self.ratings.rater(str(body.get("rater", "")))
-        taken = await self._save(lambda: self.ratings.undo(rater))
-        if taken is None or taken[0] not in self.files:
+        undone = await self._save(lambda: self.ratings.undo(rater))
+        if undone is None or undone[0] not in self.files:
             return JSONResponse(self._shown(rater))
-        file, last = taken
+        file, last = undone
         before = {"levels": dict(zip(self.schema.names, last.levels, strict=True)), "comment": last.comment} if last else {}
         return JSONResponse(self._shown(rater, file) | before)
 
     async def again(self, body: Mapping[str, Any]) -> Response:
-        """Give the rater's skipped tiles once more."""
+        """Put the rater's skipped tiles back into the queue, and return the next tile."""
         rater = self.ratings.rater(str(body.get("rater", "")))
         await self._save(lambda: self.ratings.show_skipped(rater))
         return JSONResponse(self._shown(rater))
@@ -199,41 +200,46 @@ class Labeler:
         return result
 
     def _shown(self, rater: str, file: str | None = None) -> dict[str, Any]:
-        """What the page needs to show ``file``, or else the rater's next tile."""
+        """Return the state of the page for ``file``, or for the rater's next tile."""
         found, progress = self.queue.next(rater, 2)
         if file is None:
-            found = [one for one in found if (self.tiles.root / one).is_file()] or self._there(rater)
+            found = [one for one in found if (self.tiles.root / one).is_file()] or self._next_existing(rater)
             file = found[0] if found else None
         else:
             self.queue.hold(rater, file)
-        coming = next((one for one in found if one != file), None)
+        preload = next((one for one in found if one != file), None)
         return {
             "file": file,
             "image": file and _address(file),
-            "coming": coming and _address(coming),
+            "preload": preload and _address(preload),
             "revision": self.ratings.revision(rater, file) if file else 0,
             "levels": None,
             "comment": "",
             "done": progress.done,
             "left": progress.left,
             "skipped": progress.skipped,
-            "trouble": self.trouble,
+            "write_error": self.write_error,
             "can_undo": bool(self.ratings.state.actions.get(rater)),
         }
 
-    def _there(self, rater: str) -> list[str]:
-        """The first tiles that are still in the folder, where the next ones were deleted."""
+    def _next_existing(self, rater: str) -> list[str]:
+        """Return the rater's first tile that is still in the folder, after the next ones were deleted; [] if there is none."""
         found, _ = self.queue.next(rater, len(self.files))
-        there = next((file for file in found if (self.tiles.root / file).is_file()), None)
-        if there is None:
+        existing = next((file for file in found if (self.tiles.root / file).is_file()), None)
+        if existing is None:
             return []
-        self.queue.hold(rater, there)
-        return [there]
+        self.queue.hold(rater, existing)
+        return [existing]
 
-    def _who(self, body: Mapping[str, Any]) -> tuple[str, str, int]:
+    def _target(self, body: Mapping[str, Any]) -> tuple[str, str, int]:
+        """Return the rater, the file and the revision of a request.
+
+        Raises:
+            ValueError: names the field that is invalid.
+        """
         revision = body.get("revision")
         if type(revision) is not int:
-            raise ValueError("revision: not a whole number")
+            raise ValueError("revision: not an integer")
         return self.ratings.rater(str(body.get("rater", ""))), self._tile(body.get("file")), revision
 
     def _tile(self, file: Any) -> str:
@@ -246,13 +252,13 @@ class Labeler:
             raise ValueError(f"levels: give one for each of {', '.join(self.schema.names)}; reload the page")
         levels = [given[name] for name in self.schema.names]
         if any(type(level) is not int for level in levels):
-            raise ValueError("levels: not all are whole numbers")
+            raise ValueError("levels: not all are integers")
         if wrong := self.schema.check(levels):
             raise ValueError(f"levels: {wrong}")
         return levels
 
     def _last(self, file: str, levels: list[int]) -> dict[str, Any]:
-        """The answer that was saved, beside what the predictor reads."""
+        """Return the saved answer and the predicted levels."""
         predicted = self.predicted.get(file)
         rows = []
         for column, attribute in enumerate(self.schema.attributes):
@@ -263,18 +269,18 @@ class Labeler:
         return {"file": file, "rows": rows}
 
     def write(self) -> None:
-        """Bring the CSVs up to date; what is wrong goes to stderr and onto the page."""
+        """Update the CSV files; errors go to stderr and to the page."""
         try:
             self.writer.write()
-            self.trouble = ""
+            self.write_error = ""
         except (ValueError, OSError) as error:
-            if self.trouble != str(error):
+            if self.write_error != str(error):
                 print(f"warning: {error}", file=sys.stderr, flush=True)
-            self.trouble = str(error)
+            self.write_error = str(error)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Write the CSVs while the server runs, and when it ends."""
+        """Write the CSV files while the server runs, and on shutdown."""
         writing = asyncio.create_task(self._keep_writing())
         try:
             yield
@@ -292,41 +298,41 @@ class Labeler:
             self.changed.clear()
             started = time.monotonic()
             await asyncio.shield(run_in_threadpool(self.write))
-            pause = max(WRITE_S, 10 * (time.monotonic() - started))  # many tiles must not keep the disk busy
+            pause = max(WRITE_S, 10 * (time.monotonic() - started))  # at most a tenth of the time is spent writing
 
 
 def application(labeler: Labeler, host: str, token: str, port: int) -> ASGIApp:
-    """The labeler behind its guard."""
+    """Return the labeler as an ASGI application with access control."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, status_code=400)
 
     async def conflict(request: Request, error: Exception) -> Response:
-        text = "This tile was answered or skipped in another window meanwhile; that answer stands. Here is the next tile."
+        text = "This tile was already answered or skipped in another window; that answer is kept. Here is the next tile."
         return JSONResponse({"error": text, "reload": True}, status_code=409)
 
     async def unsaved(request: Request, error: Exception) -> Response:
-        text = f"Not saved: {getattr(error, 'strerror', None) or error}. Put that right and save again; this page keeps your answer."
+        text = f"Not saved: {getattr(error, 'strerror', None) or error}. Fix this and save again; your answer is still on this page."
         return JSONResponse({"error": text}, status_code=507)
 
     async def missing(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": "There is no such page."}, status_code=404)
+        return JSONResponse({"error": "Page not found."}, status_code=404)
 
     handlers: dict[Any, Any] = {ValueError: refuse, Conflict: conflict, OSError: unsaved, 404: missing}
     app = Starlette(routes=labeler.routes(), exception_handlers=handlers, lifespan=labeler.lifespan)
     return guarded(app, labeler.pages, host, token, port)
 
 
-def _from_here(handler: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
-    """Pages of other sites may make a browser post to this one: take only JSON, which they can't send unasked, from this origin."""
+def _same_origin(handler: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
+    """Reject cross-site requests: accept only JSON, which other sites can't send without a CORS preflight, and only from this origin."""
 
     @functools.wraps(handler)
     async def checked(request: Request) -> Response:
         origin = request.headers.get("origin")
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            return JSONResponse({"error": "Only JSON is taken."}, status_code=415)
+            return JSONResponse({"error": "The request must be JSON."}, status_code=415)
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return JSONResponse({"error": "Only this site's own pages may do that."}, status_code=403)
+            return JSONResponse({"error": "Requests from other sites are not allowed."}, status_code=403)
         return await handler(await _body(request))
 
     return checked

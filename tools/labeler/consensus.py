@@ -1,4 +1,4 @@
-"""One level of each attribute from several raters' answers, and the CSVs: the levels that ``attributegan-shard pack`` takes; agreement."""
+"""Merges the levels of several raters, and writes the CSV files: levels for ``attributegan-shard pack``, and agreement."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ OWN_COLUMNS = ("raters", "spread", "comments")
 
 
 def consensus(attribute: Attribute, levels: Sequence[int], most_apart: int | None = None) -> int:
-    """The level of one attribute: the median of the raters' levels, of two middle ones the lower.
+    """Return the merged level of one attribute: the raters' median; the lower of two middle levels.
 
-    "Not assessable" where more than half say so. `UNKNOWN` where exactly half do, or where nobody gave a level. With ``most_apart``, also
-    where levels lie further apart than that, or only some raters say "not assessable".
+    Returns "not assessable" if more than half of the raters chose it, and `UNKNOWN` if exactly half did or no rater gave a level.
+
+    Args:
+        most_apart: if given, also return `UNKNOWN` if levels differ by more than this, or only some raters chose "not assessable".
     """
     given = [level for level in levels if level != UNKNOWN]
     on_scale = [level for level in given if level != attribute.not_assessable]
-    unclear = len(given) - len(on_scale)
-    if unclear and most_apart is not None and on_scale:
+    not_assessable = len(given) - len(on_scale)
+    if not_assessable and most_apart is not None and on_scale:
         return UNKNOWN
-    if unclear > len(on_scale):
+    if not_assessable > len(on_scale):
         assert attribute.not_assessable is not None
         return attribute.not_assessable
-    if not on_scale or unclear == len(on_scale) or (most_apart is not None and max(on_scale) - min(on_scale) > most_apart):
+    if not on_scale or not_assessable == len(on_scale) or (most_apart is not None and max(on_scale) - min(on_scale) > most_apart):
         return UNKNOWN
     return statistics.median_low(on_scale)
 
 
 def spread(schema: AttributeSchema, ratings: Sequence[Rating]) -> int:
-    """The largest distance of two raters' levels, over the attributes; "not assessable" is no point of the scale."""
+    """Return the largest distance of two raters' levels over the attributes, ignoring "not assessable"."""
     widest = 0
     for attribute, levels in zip(schema.attributes, zip(*(rating.levels for rating in ratings), strict=True), strict=True):
         if on_scale := [level for level in levels if level in attribute.assessable]:
@@ -49,37 +51,41 @@ def spread(schema: AttributeSchema, ratings: Sequence[Rating]) -> int:
 
 
 class Writer:
-    """Writes ``levels.csv`` and ``levels.agreement.csv`` from the answers, and never over a file that another program wrote or changed.
+    """Writes NAME.csv and NAME.agreement.csv from the answers; never overwrites a file that another program wrote or changed.
 
     Args:
-        out: of the levels.
+        out: CSV file of the levels.
         most_apart: see `consensus`.
+
+    Raises:
+        ValueError: one of the files was written or changed by another program.
     """
 
     def __init__(self, out: Path, tiles: Tiles, ratings: Ratings, most_apart: int | None) -> None:
         self.out, self.tiles, self.ratings, self.most_apart = out, tiles, ratings, most_apart
-        self.missing = 0  # tiles with answers that are not in the folder any more, at the last writing
+        self.missing = 0  # labelled tiles that were no longer in the folder at the last write
         for path in (self.out, self.agreement):
             self._check(path)
 
     @property
     def agreement(self) -> Path:
+        """Path of the agreement CSV."""
         return self.out.with_name(f"{self.out.stem}.agreement.csv")
 
     def write(self) -> int:
-        """Write both files; returns how many tiles have levels.
+        """Write both files; returns the number of tiles with levels.
 
         Raises:
-            ValueError: one of them was changed by another program.
-            OSError: not written.
+            ValueError: one of the files was changed by another program.
+            OSError: a file could not be written.
         """
         found = self.ratings.rated()
-        there = {file: ratings for file, ratings in found.items() if (self.tiles.root / file).is_file()}
-        self.missing = len(found) - len(there)
+        present = {file: ratings for file, ratings in found.items() if (self.tiles.root / file).is_file()}
+        self.missing = len(found) - len(present)
         if found or self.out.exists():
-            self._write(self.out, *self._levels(there))
+            self._write(self.out, *self._levels(present))
             self._write(self.agreement, *_agreement(self.ratings.schema, found))
-        return len(there)
+        return len(present)
 
     def _levels(self, found: Mapping[str, Sequence[Rating]]) -> tuple[list[str], list[list[Any]]]:
         schema = self.ratings.schema
@@ -108,14 +114,14 @@ class Writer:
             stream.write(data)
 
     def _check(self, path: Path) -> None:
-        """Refuse to replace what isn't ours; crashes may have left an earlier file of ours."""
+        """Raise ValueError if a file is not one that we have written; a crash may have left an older version of it."""
         if not path.exists():
             return
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest not in self.ratings.state.written.get(path.name, ()):
             raise ValueError(
-                f"{path}: was not written by this command, or was changed since; it is kept. Move it away, or give another --out; "
-                f"all answers are in {self.ratings.path}"
+                f"{path}: was not written by this command, or was changed since, and is not overwritten. Move it, or use another --out. "
+                f"All answers are saved in {self.ratings.path}"
             )
 
 

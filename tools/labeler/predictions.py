@@ -1,4 +1,4 @@
-"""What an attribute predictor reads off the tiles, and how uncertain it is: for the order of the queue, and shown after an answer.
+"""Predicted levels of the tiles and their uncertainty, for the order of the queue and for display after an answer.
 
 The predictor comes from the cache of `attributegan-evaluate`.
 """
@@ -19,15 +19,16 @@ from attributegan.metrics import features, predictor
 from data_shards.format import tile
 from tools.labeler.tiles import Tiles
 
-CHUNK = 32  # tiles at a time
+CHUNK = 32  # tiles per batch
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """
+    """Predictions by file.
+
     Args:
-        levels: by file, real numbers on each attribute's scale.
-        uncertainty: by file, mean binary entropy of "is the level above k?" over levels and attributes, in bits, [0, 1].
+        levels: by file, a real number on each attribute's scale.
+        uncertainty: by file, mean binary entropy of "level above k" over levels and attributes, in bits, in [0, 1].
     """
 
     levels: dict[str, list[float]]
@@ -42,61 +43,63 @@ def predict(
     cache: reference.FeatureCache,
     progress: Callable[[int, int], None],
 ) -> Predictions:
-    """Predictions of all tiles, from the cache or into it; unreadable tiles have none.
+    """Predict the levels of all readable tiles, using the cache.
 
     Args:
-        folder: a ``judge-…`` folder of the cache of `attributegan-evaluate`.
-        size: pixels that the predictor was trained at; None where its folder says it.
+        folder: a ``judge-…`` folder in the cache of `attributegan-evaluate`.
+        size: tile size in pixels that the predictor was trained with; None if it is saved in the folder.
 
     Raises:
-        ValueError: no predictor there for these attributes, or one whose tile size is not known.
+        ValueError: no predictor for these attributes, an unknown tile size, or a predictor for other features.
     """
-    judge, size = _load(folder, schema, size)
+    attribute_predictor, size = _load(folder, schema, size)
     stats = [(tiles.root / file).stat() for file in tiles.files]
     weights = (folder / "judge.safetensors").stat()
     content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in zip(tiles.files, stats, strict=True)]
     path = cache.path("label-predictions", str(tiles.root.resolve()), content, str(folder.resolve()), weights.st_mtime_ns, size)
     found_NA = cache.load(path)
     if found_NA is None or found_NA.shape != (len(tiles.files), len(schema.names) + 1):
-        network = _network(judge, folder)
+        network = _network(attribute_predictor, folder)
         parts = []
         for first in range(0, len(tiles.files), CHUNK):
-            parts.append(_predict(judge, network, tiles.root, tiles.files[first : first + CHUNK], size))
+            parts.append(_predict(attribute_predictor, network, tiles.root, tiles.files[first : first + CHUNK], size))
             progress(min(first + CHUNK, len(tiles.files)), len(tiles.files))
         found_NA = np.concatenate(parts)
         cache.save(path, found_NA)
-    known = [(file, row) for file, row in zip(tiles.files, found_NA.tolist(), strict=True) if not np.isnan(row[-1])]
-    return Predictions({file: row[:-1] for file, row in known}, {file: row[-1] for file, row in known})
+    readable = [(file, row) for file, row in zip(tiles.files, found_NA.tolist(), strict=True) if not np.isnan(row[-1])]
+    return Predictions({file: row[:-1] for file, row in readable}, {file: row[-1] for file, row in readable})
 
 
 def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.AttributePredictor, int]:
     found = predictor.PredictorCache(folder).load(schema)
     if found is None:
         raise ValueError(
-            f"--predictor {folder}: no predictor of these attributes; give a judge-… folder of attributegan-evaluate's cache "
-            "(~/.cache/attributegan/evaluation), trained on the same attributes"
+            f"--predictor {folder}: no predictor for these attributes; give a judge-… folder of attributegan-evaluate's cache "
+            "(~/.cache/attributegan/evaluation) that was trained on the same attributes"
         )
-    judge, note = found
+    attribute_predictor, note = found
     size = size or note.get("tile_size")
     if size is None:
-        raise ValueError(f"--predictor {folder}: doesn't say the size of its tiles; give that of the evaluated model with --predictor-size")
-    return judge, size
+        raise ValueError(
+            f"--predictor {folder}: the tile size is not saved; give the image size of the evaluated model as --predictor-size"
+        )
+    return attribute_predictor, size
 
 
-def _network(judge: predictor.AttributePredictor, folder: Path) -> features.Features | None:
-    """The feature network that a predictor needs; None where it reads pixels."""
-    if not isinstance(judge, predictor.Head):
+def _network(attribute_predictor: predictor.AttributePredictor, folder: Path) -> features.Features | None:
+    """Return the feature network that a predictor needs; None if it takes pixels."""
+    if not isinstance(attribute_predictor, predictor.Head):
         return None
     network = features.load()
-    if network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES != len(judge.mean_D):
-        raise ValueError(f"--predictor {folder}: was fitted on the features of another network than {network.name}; give another")
+    if network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES != len(attribute_predictor.mean_D):
+        raise ValueError(f"--predictor {folder}: was trained on features of a network other than {network.name}; give another predictor")
     return network
 
 
 def _predict(
-    judge: predictor.AttributePredictor, network: features.Features | None, root: Path, files: tuple[str, ...], size: int
+    attribute_predictor: predictor.AttributePredictor, network: features.Features | None, root: Path, files: tuple[str, ...], size: int
 ) -> np.ndarray:
-    """(N, A + 1) float64: levels and uncertainty; NaN for tiles that can't be read."""
+    """Return levels and uncertainty (N, A + 1) float64; NaN for unreadable tiles."""
     tiles: list[np.ndarray] = []
     rows_N = []
     for row, file in enumerate(files):
@@ -105,13 +108,13 @@ def _predict(
             rows_N.append(row)
         except ValueError:
             continue
-    result_NA = np.full((len(files), len(judge.schema.names) + 1), np.nan)
+    result_NA = np.full((len(files), len(attribute_predictor.schema.names) + 1), np.nan)
     if tiles:
         tiles_NHWC = np.stack(tiles)
         small = reference.thumbs(tiles_NHWC)
-        seen_ND = None if network is None else network(tiles_NHWC)
-        result_NA[rows_N, :-1] = judge.predict(small, seen_ND)
-        result_NA[rows_N, -1] = _uncertainty(judge, small, seen_ND)
+        features_ND = None if network is None else network(tiles_NHWC)
+        result_NA[rows_N, :-1] = attribute_predictor.predict(small, features_ND)
+        result_NA[rows_N, -1] = _uncertainty(attribute_predictor, small, features_ND)
     return result_NA
 
 
@@ -124,10 +127,12 @@ def _tile(path: Path, size: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _uncertainty(judge: predictor.AttributePredictor, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
-    """Mean entropy of the binary answers, each attribute counting alike; (N,)."""
-    logits_NK = judge.eval()(*judge.inputs(tiles_NHWC, features_ND, next(judge.parameters()).device)).double()
+def _uncertainty(attribute_predictor: predictor.AttributePredictor, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None) -> np.ndarray:
+    """Return the mean entropy of the binary outputs (N,), each attribute with equal weight."""
+    logits_NK = attribute_predictor.eval()(
+        *attribute_predictor.inputs(tiles_NHWC, features_ND, next(attribute_predictor.parameters()).device)
+    ).double()
     p_NK = logits_NK.sigmoid().clamp(1e-12, 1 - 1e-12)
     bits_NK = -(p_NK * p_NK.log2() + (1 - p_NK) * (1 - p_NK).log2())
-    parts = bits_NK.split([len(attribute.assessable) - 1 for attribute in judge.schema.attributes], dim=1)
+    parts = bits_NK.split([len(attribute.assessable) - 1 for attribute in attribute_predictor.schema.attributes], dim=1)
     return torch.stack([part.mean(dim=1) for part in parts], dim=1).mean(dim=1).cpu().numpy()

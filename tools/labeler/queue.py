@@ -1,4 +1,4 @@
-"""Which tile a rater sees next: a seeded random order or the most uncertain first, a share of the tiles for every rater."""
+"""The order of tiles for each rater: seeded random or most uncertain first; a fraction of the tiles goes to every rater."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from tools.labeler.ratings import Ratings
 
-HELD_S = 1800.0  # how long a tile shown to one rater is kept from the others
+HELD_S = 1800.0  # how long a tile shown to one rater is withheld from the others
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of one rater: tiles answered, tiles still to see (skipped ones included), and tiles skipped."""
+    """Progress of one rater in tiles: answered, left (including skipped ones), and skipped."""
 
     done: int
     left: int
@@ -22,13 +22,13 @@ class Progress:
 
 
 class Queue:
-    """The order of the tiles and who has which before them.
+    """The order of the tiles, and which tile is shown to which rater.
 
-    A tile's place and whether it is shared are hashes of the seed and its name, so adding or removing tiles moves no other one.
+    A tile's position and whether it is shared are hashes of the seed and its name, so adding or removing tiles does not affect others.
 
     Args:
-        shared: share of the tiles that every rater is given, in [0, 1]; the others are given to one rater each.
-        uncertainty: by file; most uncertain first instead of the random order.
+        shared: fraction of the tiles that every rater labels, in [0, 1]; each other tile goes to one rater.
+        uncertainty: uncertainty by file, to order the tiles by; None for random order.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class Queue:
         self._held: dict[str, tuple[str, float]] = {}  # rater and time, by file
 
     def next(self, rater: str, count: int = 1) -> tuple[list[str], Progress]:
-        """The next tiles of a rater, at most ``count``, of which the first is held for them; and the rater's progress."""
+        """Return the next tiles of a rater, at most ``count``, and the rater's progress; the first tile is held for the rater."""
         skipped = self.ratings.state.skipped.get(rater, {})
-        open_to = [file for file in self.order if self._is_open(rater, file)]
+        open_files = [file for file in self.order if self._is_open(rater, file)]
         found = []
-        for file in open_to:
+        for file in open_files:
             if file not in skipped and not self._is_held(file, rater):
                 found.append(file)
                 if len(found) == count:
                     break
         if found:
             self.hold(rater, found[0])
-        waiting = sum(file in skipped for file in open_to)
-        return found, Progress(len(self.ratings.state.history.get(rater, ())), len(open_to), waiting)
+        left_skipped = sum(file in skipped for file in open_files)
+        return found, Progress(len(self.ratings.state.history.get(rater, ())), len(open_files), left_skipped)
 
     def hold(self, rater: str, file: str) -> None:
-        """Keep a tile from other raters for a while, and let go of what this one had."""
+        """Withhold a tile from other raters for `HELD_S`, and release the rater's previous tile."""
         self._held = {other: held for other, held in self._held.items() if held[0] != rater}
         self._held[file] = (rater, time.monotonic())
 
@@ -73,6 +73,6 @@ class Queue:
 
 
 def _uniform(seed: int, purpose: str, file: str) -> float:
-    """A number in [0, 1) that looks random, the same on every machine."""
+    """Return a pseudorandom number in [0, 1), the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{file}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -1,7 +1,7 @@
-"""The answers of all raters: a file of JSON lines that only grows, each line on the disk before the next tile is shown.
+"""The answers of all raters: an append-only JSON Lines file. Each line is fsynced before the next tile is shown.
 
-The first line has the attributes. Every other line is an event: an answer, a skipped tile, an answer taken back, settings of the queue, or
-the digest of a CSV about to be written. Replaying the lines gives the state.
+The first line has the attributes. Every other line is an event: an answer, a skipped tile, an undo, settings of the queue, or the digest of
+a CSV file about to be written. Replaying the events restores the state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST_NAME, LONGEST_COMMENT = 60, 2000  # characters
 
 @dataclass(frozen=True)
 class Rating:
-    """One rater's levels of one tile, in the order of the attributes; -1 where the rater could not say."""
+    """One rater's levels of one tile, in the order of the attributes; -1 for not assessable without such a level."""
 
     rater: str
     file: str
@@ -38,28 +38,30 @@ class Rating:
 
 
 class Conflict(Exception):
-    """The rater has meanwhile answered this tile elsewhere, such as in another tab."""
+    """The rater has meanwhile answered or skipped this tile elsewhere, such as in another tab."""
 
 
 @dataclass
 class _State:
-    """What the events say so far."""
+    """The state after the events so far."""
 
     answers: dict[str, dict[str, Rating]] = field(default_factory=lambda: defaultdict(dict))  # by file, by rater
-    history: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # files answered, by rater, oldest first
-    actions: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # files answered or skipped, likewise
-    skipped: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # by rater, in order
-    revisions: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # events, by rater and file
-    raters: dict[str, str] = field(default_factory=dict)  # names by what makes them alike
+    history: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # answered files by rater, oldest first
+    actions: dict[str, dict[str, None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )  # answered or skipped files by rater, oldest first
+    skipped: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))  # skipped files by rater, oldest first
+    revisions: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # number of events by rater and file
+    raters: dict[str, str] = field(default_factory=dict)  # names by their casefolded form
     settings: dict[str, Any] = field(default_factory=dict)
-    written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # digests of every CSV so far, by name
+    written: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # digests of all versions of each CSV file
 
 
 class Ratings:
-    """The open file. One process holds it; `append` may be called from several threads.
+    """The open ratings file. Locked by one process; methods may be called from several threads.
 
     Raises:
-        ValueError: held by another process, damaged, or made for other attributes.
+        ValueError: locked by another process, damaged, or made for other attributes.
     """
 
     def __init__(self, path: Path, schema: AttributeSchema) -> None:
@@ -68,12 +70,12 @@ class Ratings:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ValueError(f"{path}: can't be opened ({error.strerror}); give another --out") from error
+            raise ValueError(f"{path}: can't be opened ({error.strerror}); use another --out") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise ValueError(f"{path}: another attributegan-label has it open; stop that one, or give another --out") from None
+            raise ValueError(f"{path}: is in use by another attributegan-label; stop it, or use another --out") from None
         try:
             self._load()
         except BaseException:
@@ -81,41 +83,46 @@ class Ratings:
             raise
 
     def close(self) -> None:
+        """Close the file and release the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def rater(self, name: str) -> str:
-        """The name under which a rater's answers stand: as first written, whatever the case.
+        """Return the canonical name of a rater: as first entered; names are case-insensitive.
 
         Raises:
-            ValueError: not a name.
+            ValueError: not a valid name.
         """
         name = unicodedata.normalize("NFC", " ".join(name.split()))
         if not name or len(name) > LONGEST_NAME or not name.isprintable() or not name[0].isalnum():
-            raise ValueError(f"rater: give a name of 1 to {LONGEST_NAME} characters that begins with a letter or a digit")
+            raise ValueError(f"rater: a name needs 1 to {LONGEST_NAME} characters and must begin with a letter or a digit")
         return self.state.raters.get(name.casefold(), name)
 
     def answer(self, rater: str, file: str, levels: Sequence[int], comment: str, revision: int) -> None:
-        """Save an answer; it replaces an earlier one of this rater.
+        """Save an answer; replaces the rater's earlier answer.
 
         Args:
-            revision: of the tile, as the rater saw it (`revision`).
+            revision: `revision` of the tile when it was shown to the rater.
 
         Raises:
-            Conflict: there is a newer one.
-            OSError: not saved.
+            Conflict: the rater has answered or skipped the tile since.
+            OSError: the answer could not be saved.
         """
         named = dict(zip(self.schema.names, levels, strict=True))
         comment = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in comment)).strip()[:LONGEST_COMMENT]
         self._append({"rater": rater, "file": file, "levels": named, "comment": comment}, revision)
 
     def skip(self, rater: str, file: str, revision: int) -> None:
-        """Put a tile off; raises as `answer`."""
+        """Skip a tile; raises like `answer`."""
         self._append({"rater": rater, "file": file, "skipped": True}, revision)
 
     def undo(self, rater: str) -> tuple[str, Rating | None] | None:
-        """Take back what the rater did last: the file, with the answer unless it was skipped; None when there is nothing."""
+        """Undo the rater's last answer or skip.
+
+        Returns:
+            The file, and its answer or None if it was skipped; None if there is nothing to undo.
+        """
         with self._lock:
             actions = self.state.actions.get(rater)
             if not actions:
@@ -130,21 +137,21 @@ class Ratings:
         self._append({"rater": rater, "again": True})
 
     def set(self, **settings: Any) -> None:
-        """Save settings of the queue that differ from those saved."""
+        """Save settings of the queue, if they have changed."""
         if changed := {name: value for name, value in settings.items() if self.state.settings.get(name) != value}:
             self._append({"settings": changed})
 
     def will_write(self, name: str, digest: str) -> None:
-        """Save the SHA-256 of a CSV that is about to take its name."""
+        """Save the SHA-256 of a CSV file that is about to be written."""
         if digest not in self.state.written[name]:
             self._append({"writes": name, "sha256": digest})
 
     def revision(self, rater: str, file: str) -> int:
-        """Events so far of this tile and rater."""
+        """Return the number of events of this tile and rater."""
         return self.state.revisions.get((rater, file), 0)
 
     def rated(self) -> dict[str, list[Rating]]:
-        """The answers that stand, by file, sorted; those of a file in the order of the raters' names."""
+        """Return the current answers by file, sorted by file and by the name of the rater."""
         with self._lock:
             answers = self.state.answers
             return {file: [answers[file][rater] for rater in sorted(answers[file])] for file in sorted(answers) if answers[file]}
@@ -156,7 +163,7 @@ class Ratings:
             self._write(event)
 
     def _write(self, event: Mapping[str, Any]) -> None:
-        """A line on the disk, or none of it."""
+        """Append a line and fsync it; on failure, truncate the file to its previous size and raise OSError."""
         event = {**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
         size = os.fstat(self._descriptor).st_size
@@ -172,10 +179,10 @@ class Ratings:
     def _load(self) -> None:
         data = self.path.read_bytes()
         lines = data.split(b"\n")
-        if (rest := lines.pop()) and _is_json(rest):  # an editor took the last line's end off
+        if (rest := lines.pop()) and _is_json(rest):  # an editor has removed the last newline
             os.write(self._descriptor, b"\n")
             lines.append(rest)
-        elif rest:  # a crash while this line was written: its answer was never confirmed
+        elif rest:  # a crash while this line was written: its answer was not confirmed
             os.ftruncate(self._descriptor, len(data) - len(rest))
         if not lines:
             header = {"format": FORMAT, "attributes": self.schema.to_dict()}
@@ -191,15 +198,15 @@ class Ratings:
     def _check_header(self, line: bytes) -> None:
         try:
             header = json.loads(line)
-            known = AttributeSchema.from_dict(header["attributes"], str(self.path)) if header["format"] == FORMAT else None
+            saved = AttributeSchema.from_dict(header["attributes"], str(self.path)) if header["format"] == FORMAT else None
         except (ValueError, KeyError, TypeError, RecursionError):
-            known = None
-        if known is None:
-            raise ValueError(f"{self.path}: line 1 is not that of ratings; restore the file, or give another --out")
-        if known != self.schema:
+            saved = None
+        if saved is None:
+            raise ValueError(f"{self.path}: line 1 is not the header of a ratings file; restore the file, or use another --out")
+        if saved != self.schema:
             raise ValueError(
-                f"{self.path}: was begun with other attributes: {'; '.join(_differences(known, self.schema))}. Give the --attributes that "
-                "it was begun with, or another --out"
+                f"{self.path}: was created with other attributes: {'; '.join(_differences(saved, self.schema))}. Use the same "
+                "--attributes, or another --out"
             )
 
     def _replay(self, number: int, line: bytes) -> None:
@@ -207,7 +214,7 @@ class Ratings:
             self._apply(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{self.path}: line {number} is damaged ({error}); restore the file, or remove that line and lose its answer alone"
+                f"{self.path}: line {number} is damaged ({error}); restore the file, or delete this line, which loses only its answer"
             ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
@@ -228,7 +235,7 @@ class Ratings:
         if "levels" in event:
             self._apply_answer(rater, file, event)
         elif event.get("undone"):
-            self._take_back(rater, file)
+            self._undo(rater, file)
         elif event.get("skipped"):
             state.skipped[rater][file] = None
             _to_end(state.actions[rater], file)
@@ -239,14 +246,14 @@ class Ratings:
     def _apply_answer(self, rater: str, file: str, event: Mapping[str, Any]) -> None:
         levels = tuple(event["levels"][name] for name in self.schema.names)
         if any(type(level) is not int for level in levels) or (wrong := self.schema.check(levels)):
-            raise ValueError(wrong if all(type(level) is int for level in levels) else f"levels {levels} are not all numbers")
+            raise ValueError(wrong if all(type(level) is int for level in levels) else f"levels {levels} are not all integers")
         state = self.state
         state.answers[file][rater] = Rating(rater, file, levels, str(event.get("comment", "")), str(event.get("time", "")))
         _to_end(state.history[rater], file)
         _to_end(state.actions[rater], file)
         state.skipped[rater].pop(file, None)
 
-    def _take_back(self, rater: str, file: str) -> None:
+    def _undo(self, rater: str, file: str) -> None:
         state = self.state
         if state.answers[file].pop(rater, None) is not None:
             del state.history[rater][file]
@@ -256,7 +263,7 @@ class Ratings:
 
 
 def _to_end(files: dict[str, None], file: str) -> None:
-    """Put a file at the end of an ordered set that may have it already."""
+    """Move a file to the end of an ordered set, or add it."""
     files.pop(file, None)
     files[file] = None
 
@@ -268,12 +275,12 @@ def _is_json(line: bytes) -> bool:
         return False
 
 
-def _differences(known: AttributeSchema, given: AttributeSchema) -> list[str]:
-    if known.names != given.names:
-        return [f"those are {', '.join(known.names)}; these are {', '.join(given.names)}"]
+def _differences(saved: AttributeSchema, given: AttributeSchema) -> list[str]:
+    if saved.names != given.names:
+        return [f"the file has {', '.join(saved.names)}; --attributes has {', '.join(given.names)}"]
     return [
-        f"{one.name} had the levels {', '.join(one.levels)}"
+        f"{one.name} has the levels {', '.join(one.levels)}"
         + (f" (not assessable: {one.not_assessable})" if one.not_assessable is not None else "")
-        for one, other in zip(known.attributes, given.attributes, strict=True)
+        for one, other in zip(saved.attributes, given.attributes, strict=True)
         if one != other
     ]

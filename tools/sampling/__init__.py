@@ -1,1 +1,1 @@
-"""The parts of attributegan-sample."""
+"""Parts of attributegan-sample."""

@@ -1,4 +1,4 @@
-"""Where sampled tiles go: image files with a table, or a shard set; the work divided over the processes of the launch."""
+"""Writes sampled tiles as image files with a table, or as a shard set; divides the work over the processes of the launch."""
 
 from __future__ import annotations
 
@@ -33,17 +33,25 @@ PICTURES = ("sweep.png", "pair.png", "interpolation.png", "interpolation.gif", "
 
 @dataclass(frozen=True)
 class Recipe:
-    """What tile k is: a function of k, whatever the batch and the number of processes."""
+    """Everything that tile k depends on; the number of processes is not part of it.
+
+    Args:
+        given: fixed levels by attribute name.
+        real_NA: levels of real tiles to draw from; None for uniform assessable levels.
+        truncation: bound of the latents, or None.
+        precision: "fp32", "bf16" or "fp16".
+    """
 
     loaded: Loaded
     seed: int
     given: Mapping[str, float]
-    real_NA: np.ndarray | None  # levels of real tiles to draw from; None: uniform over the assessable
+    real_NA: np.ndarray | None
     truncation: float | None
     batch: int
-    precision: str  # "fp32", "bf16" or "fp16"
+    precision: str
 
     def levels(self, indices: range) -> torch.Tensor:
+        """Return the levels (B, A) of the tiles with these indices."""
         schema = self.loaded.schema
         if self.real_NA is None:
             return latents_module.levels_for(schema, self.seed, indices, self.given)
@@ -52,41 +60,46 @@ class Recipe:
         )
 
     def latents(self, indices: range) -> torch.Tensor:
+        """Return the latents (B, L) of the tiles with these indices."""
         latents_BL = latents_module.latents_for(self.seed, indices, self.loaded.config.model.latent_dim)
         return latents_BL if self.truncation is None else latents_module.truncate_latents(latents_BL, self.truncation)
 
     def tiles(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 tiles and their levels; ``indices`` begins at a multiple of the batch, so that batches are always the same."""
+        """Return tiles (B, H, W, 3) uint8 and their levels (B, A).
+
+        Args:
+            indices: begins at a multiple of the batch size, so that a tile is always computed in the same batch.
+        """
         levels_BA = self.levels(indices)
         return generate.generate(self.loaded.generator, self.latents(indices), levels_BA, self.batch, self.precision), levels_BA.numpy()
 
     def fingerprint(self, count: int, model: str) -> str:
-        """Of the whole set."""
+        """Return a SHA-256 that identifies the shard set of ``count`` tiles of a model."""
         drawn = "" if self.real_NA is None else hashlib.sha256(np.ascontiguousarray(self.real_NA).tobytes()).hexdigest()
         parts = [model, self.seed, sorted(self.given.items()), drawn, self.truncation, self.batch, self.precision, count]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def to_replace(out: Path, overwrite: bool) -> list[Path]:
-    """The files of an earlier sampling in ``out`` that was stopped, or is to be overwritten: no folder is to have the tiles of two.
+    """Return the files of earlier samples in ``out`` to delete, from an interrupted command or with ``overwrite``.
 
     Raises:
-        ValueError: something else is there too, or a sampling that must stay.
+        ValueError: the folder has other files, or complete samples without ``overwrite``.
     """
     if not out.is_dir():
         return []
     tiles = [file for table in (TABLE, _tmp_name(TABLE)) for file in _listed(out / table)]
-    ours = {out / name for of_one in [*tiles, *PICTURES, TABLE] for name in (of_one, _tmp_name(of_one))}
-    there = set(out.iterdir())
-    if others := sorted(there - ours):
-        raise ValueError(f"--out {out}: has files that are of no sampling, such as {others[0].name}; choose another folder")
+    ours = {out / name for file in [*tiles, *PICTURES, TABLE] for name in (file, _tmp_name(file))}
+    existing = set(out.iterdir())
+    if others := sorted(existing - ours):
+        raise ValueError(f"--out {out}: has other files, such as {others[0].name}; choose another folder")
     if not overwrite and any((out / name).exists() for name in (TABLE, *PICTURES)):
-        raise ValueError(f"--out {out}: has an earlier sampling; choose another folder, or replace it with --overwrite")
-    return sorted(there, key=lambda path: TABLE in path.name)  # the lists last, so that a removal that is stopped can be gone on with
+        raise ValueError(f"--out {out}: already has samples; choose another folder, or use --overwrite")
+    return sorted(existing, key=lambda path: TABLE in path.name)  # tables last, so that an interrupted removal can be repeated
 
 
 def _listed(table: Path) -> list[str]:
-    """The tiles in a table of `write_files`; none when it is not one."""
+    """Return the files listed in a table of `write_files`; [] if it is not such a table."""
     if not table.is_file():
         return []
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -95,7 +108,7 @@ def _listed(table: Path) -> list[str]:
 
 
 def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Processes) -> None:
-    """Image files and samples.csv, which takes its name last: it says that its tiles are there."""
+    """Write image files and samples.csv. The table is renamed last: its presence means that all tiles are written."""
     chunks = [range(first, min(first + recipe.batch, count)) for first in range(0, count, recipe.batch)]
     if processes.is_main:
         with (out / _tmp_name(TABLE)).open("w", newline="", encoding="utf-8") as file:
@@ -107,28 +120,29 @@ def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Pro
     processes.barrier()
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         for index, tile_HWC in zip(chunk, recipe.tiles(chunk)[0], strict=True):
-            write_whole(out / file_name(index, kind), encoded(tile_HWC, kind), fsync=False)
+            write_atomic(out / file_name(index, kind), encoded(tile_HWC, kind), fsync=False)
     processes.barrier()
     if processes.is_main:
-        os.sync()  # tiles and table, once for all
+        os.sync()  # tiles and table in one call
         os.replace(out / _tmp_name(TABLE), out / TABLE)
 
 
 def file_name(index: int, kind: str) -> str:
+    """Return the file name of a tile."""
     return f"{index:06d}.{EXTENSIONS[kind]}"
 
 
 def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwrite: bool, model: str, processes: Processes) -> None:
-    """A shard set that training and classifiers read at once: tiles as PNG, their levels, one split."""
+    """Write a shard set with one split: tiles as PNG and their levels. Resumes an interrupted one; keeps an identical one."""
     from data_shards.packing import shard_writer
 
     fingerprint = recipe.fingerprint(count, f"{model} {shard_count}")
     if not processes.broadcast_object(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
         return
 
-    def tiles(wanted: range) -> Iterator[tuple[Mapping[str, Any], EncodedImage]]:
-        for first in range(wanted.start, wanted.stop, recipe.batch):
-            chunk = range(first, min(first + recipe.batch, wanted.stop))
+    def tiles(indices: range) -> Iterator[tuple[Mapping[str, Any], EncodedImage]]:
+        for first in range(indices.start, indices.stop, recipe.batch):
+            chunk = range(first, min(first + recipe.batch, indices.stop))
             for index, tile_HWC, level_A in zip(chunk, *recipe.tiles(chunk), strict=True):
                 yield _row(recipe, index, level_A), _member(tile_HWC)
 
@@ -141,7 +155,7 @@ def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwr
 
 
 def _row(recipe: Recipe, index: int, level_A: np.ndarray) -> dict[str, Any]:
-    levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))  # as the index has them
+    levels = dict(zip(recipe.loaded.schema.names, level_A.tolist(), strict=True))  # columns of the index
     return {"file": f"{recipe.seed}/{index:07d}", "key": f"made-{recipe.seed}-{index:07d}", "group": "", "more": "", **levels}
 
 
@@ -159,6 +173,7 @@ def _bar(items: Any, processes: Processes, unit: str) -> Any:
 
 
 def encoded(image_HWC: np.ndarray, kind: str = "png") -> bytes:
+    """Encode an image (H, W, 3) uint8 as PNG, JPEG or WebP."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, format=kind.upper(), **FORMATS[kind])
     return buffer.getvalue()
@@ -168,32 +183,33 @@ def _tmp_name(name: str) -> str:
     return f"{WRITING}{name}"
 
 
-def write_whole(path: Path, data: bytes, fsync: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, fsync: bool = True) -> None:
+    """Write a file atomically."""
     with atomic_write(path, fsync=fsync) as stream:
         stream.write(data)
 
 
-def film(frames_FHWC: np.ndarray, kind: str, per_second: int = 12) -> bytes:
-    """A GIF, or with imageio-ffmpeg an MP4.
+def movie(frames_FHWC: np.ndarray, kind: str, fps: int = 12) -> bytes:
+    """Encode frames (F, H, W, 3) uint8 as "gif" or "mp4".
 
     Raises:
-        ValueError: MP4 without the package that makes it.
+        ValueError: imageio-ffmpeg, which "mp4" requires, is not installed.
     """
     if kind == "gif":
         buffer = io.BytesIO()
         pictures = [Image.fromarray(frame).quantize(128) for frame in frames_FHWC]
-        pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 // per_second, loop=0)
+        pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=1000 // fps, loop=0)
         return buffer.getvalue()
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ValueError("--movie mp4: needs imageio-ffmpeg; pip install 'attributegan[movie]', or use --movie gif") from error
+        raise ValueError("--movie mp4: requires imageio-ffmpeg; pip install 'attributegan[movie]', or use --movie gif") from error
     import tempfile
 
-    height, width = (length + length % 2 for length in frames_FHWC.shape[1:3])  # the codec wants even sides
+    height, width = (length + length % 2 for length in frames_FHWC.shape[1:3])  # the codec requires even sides
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
-        writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=per_second, macro_block_size=2, output_params=["-crf", "16"])
+        path = Path(folder) / "movie.mp4"
+        writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2, output_params=["-crf", "16"])
         writer.send(None)
         for frame in frames_FHWC:
             padded = np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge")

@@ -1,8 +1,7 @@
-"""The harness of benchmarks, and every benchmark once on a little."""
+"""The benchmark harness, and every benchmark once at a small size."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from shards import pixels_of
 from attributegan.utils.precision import native_bf16
 from tools.bench import main
 from tools.benchmarks import train
+from tools.benchmarks.contender import NetworkSettings
 from tools.benchmarks.harness import Result, interleaved
 from tools.benchmarks.scaling import Step
 
 
-def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
+def test_contenders_run_in_turns_and_the_first_turn_warms_up() -> None:
     calls: list[str] = []
 
     def contender(name: str) -> float:
@@ -32,28 +32,30 @@ def test_sides_run_in_turns_and_the_first_turn_warms_up() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "sides"),
+    ("arguments", "contenders"),
     [
         (["read", "--count", "64", "--workers", "0"], {"shards", "webdataset", "single PNGs"}),
         (["pack", "--count", "60", "--workers", "1"], {"pack", "tar", "tar and sync"}),
         (["start", "--rows", "10000"], {"first batch", "first batch at image 10^8"}),
     ],
 )
-def test_benchmarks_measure_every_side(tmp_path: Path, words: list[str], sides: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmarks_measure_every_contender(
+    tmp_path: Path, arguments: list[str], contenders: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels_of(0, 500)).save(tmp_path / "images" / "t.jpg")
-    images = ["--images", str(tmp_path / "images")] if words[0] != "start" else []
-    assert main([*words, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
+    images = ["--images", str(tmp_path / "images")] if arguments[0] != "start" else []
+    assert main([*arguments, *images, "--repeats", "1", "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["contenders"]) == sides and all(value > 0 for values in result["contenders"].values() for value in values)
+    assert set(result["contenders"]) == contenders and all(value > 0 for values in result["contenders"].values() for value in values)
     assert result["ratios"] and all(len(values) == 1 for values in result["ratios"].values()) and result["machine"]["cores"]
-    told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in sides)
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in contenders)
 
 
-def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "--repeats", "0"]) == 2 and "--repeats" in capsys.readouterr().err
     assert main(["read", "--count", "5"]) == 2 and "--count" in capsys.readouterr().err
     assert main(["pack", "--images", str(tmp_path)]) == 2 and "has no images" in capsys.readouterr().err
@@ -63,31 +65,41 @@ def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.slow
 def test_checkpoint(tmp_path: Path) -> None:
-    """Steps beside a checkpoint, and that it stood in the end."""
+    """Steps while a checkpoint is written, and the checkpoint is committed."""
     small = ["model.image_size=32", "model.latent_dim=16", "model.fmap_max=16", "model.fmap_inverse_coef=6"]
     assert main(["checkpoint", "--repeats", "2", "--batch", "2", "--json", str(tmp_path / "out.json"), *small]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
     assert all(seconds > 0 for contender in tree["contenders"].values() for seconds in contender)
     assert tree["facts"]["checkpoint, MB"] > 0.1
-    assert all(a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it stands")), strict=True))
+    assert all(
+        a <= b for a, b in zip(*(tree["facts"][f"seconds until {what}"] for what in ("`save` returns", "it is committed")), strict=True)
+    )
 
 
 @pytest.mark.slow
 def test_explore(tmp_path: Path) -> None:
-    """Tiles through the server, a side for each network."""
+    """Tiles through the server, a contender for each network."""
     out = tmp_path / "out.json"
     assert main(["explore", "--repeats", "1", "--count", "2", "--config", "configs/train/small.yaml", "--json", str(out)]) == 0
     contenders = json.loads(out.read_text())["contenders"]
     assert list(contenders) == ["64 px (small)"] and all(value > 0 for value in contenders["64 px (small)"])
 
 
-TINY = ["--repeats", "1", "--batch", "2", "model.image_size=256", "model.latent_dim=16", "model.fmap_max=16"]  # the smallest plain form
+TINY = [
+    "--repeats",
+    "1",
+    "--batch",
+    "2",
+    "model.image_size=256",
+    "model.latent_dim=16",
+    "model.fmap_max=16",
+]  # the smallest reference model
 OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "sides", "facts"),
+    ("arguments", "contenders", "facts"),
     [
         (
             ["train", *TINY, "--threads", "1", "--side", "rows", "train.precision=fp32", "train.channels_last=false"],
@@ -99,14 +111,14 @@ OURS = {"fp32", "bf16"} if native_bf16() else {"fp32"}
     ],
 )
 def test_training_and_sampling(
-    tmp_path: Path, words: list[str], sides: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: list[str], contenders: set[str], facts: set[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert set(tree["contenders"]) == sides and all(value > 0 for values in tree["contenders"].values() for value in values)
+    assert set(tree["contenders"]) == contenders and all(value > 0 for values in tree["contenders"].values() for value in values)
     assert facts <= tree["facts"].keys() and all(tree["facts"][name] > 0 for name in facts)
-    assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (words[0] != "processes" and not native_bf16())
-    if words[0] == "train":
+    assert ("skipping bf16: this CPU has no native bf16" in capfd.readouterr().err) == (arguments[0] != "processes" and not native_bf16())
+    if arguments[0] == "train":
         assert tree["facts"]["fp32: GFLOP an image"] < tree["facts"]["plain: GFLOP an image"]
         assert tree["ratios"].keys() == {f"{name} / plain" for name in (*OURS, "rows")}
 
@@ -115,13 +127,13 @@ def test_training_and_sampling(
     ("overrides", "published"),
     [([], True), (["loss.contrastive=0"], False), (["model.image_size=128"], False), (["augment.policy=[offset]"], False)],
 )
-def test_plain_form_is_of_the_published_recipe_alone(overrides: list[str], published: bool) -> None:
-    options = argparse.Namespace(config="configs/train/published.yaml", overrides=[*TINY[4:], *overrides])
-    assert train._is_published(options) == published
+def test_reference_model_is_compared_for_the_published_recipe_only(overrides: list[str], published: bool) -> None:
+    settings = NetworkSettings("configs/train/published.yaml", overrides=(*TINY[4:], *overrides))
+    assert train._is_published(settings) == published
 
 
 @pytest.mark.slow
-def test_a_side_that_can_not_start_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_contender_that_fails_to_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--repeats", "1", "train.precision=fp31"]) == 2
     assert "fp31" in capfd.readouterr().err
     assert main(["processes", "--processes", "1"]) == 2 and "--processes" in capfd.readouterr().err

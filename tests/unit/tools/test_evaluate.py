@@ -1,4 +1,4 @@
-"""The whole evaluation: a generator that obeys scores near the ceiling, one that ignores its labels near the floor; rules; the report."""
+"""The whole evaluation: a generator that follows its labels, one that ignores them, rules for what is assessed, and the report."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tools import evaluate
 from tools.evaluation import report as report_module
 from tools.evaluation import run as run_module
 from tools.evaluation.options import EvaluationSettings
+from tools.options import settings_of
 from tools.shard import main as shard_main
 
 ROOT = Path(__file__).parents[3]
@@ -41,18 +42,18 @@ SIZE, TRAIN, HELD_OUT, SWEEPS = 64, 800, 240, 12
 
 
 class Renderer(nn.Module):
-    """The phantoms themselves as a generator: a tile's latent says which scene, its levels are obeyed by construction."""
+    """Phantoms as a generator: the latent determines the scene; levels are followed by construction."""
 
-    def __init__(self, obeys: bool) -> None:
+    def __init__(self, follows_labels: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.obeys = obeys
+        self.follows_labels = follows_labels
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         tiles = []
         for latent_L, level_A in zip(latents_BL, levels_BA, strict=True):
             index = int.from_bytes(hashlib.sha256(latent_L.numpy().tobytes()).digest()[:4], "little")
-            levels = level_A.round().int().tolist() if self.obeys else render.draw_levels(1, index)[0]
+            levels = level_A.round().int().tolist() if self.follows_labels else render.draw_levels(1, index)[0]
             tiles.append(torch.from_numpy(render.render(levels, SIZE, 99, index)))
         return torch.stack(tiles).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -67,8 +68,8 @@ def split(count: int, seed: int) -> reference.Split:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
-    """Phantoms, with a judge trained for seconds."""
+def reference_set(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
+    """Phantoms, with a predictor trained for seconds."""
     cache = reference.FeatureCache(tmp_path_factory.mktemp("cache"))
     network = features.Features("pooled", "1", SIZE, Pooled())
     found = reference.analyze_reference(PUBLISHED, split(TRAIN, 0), split(HELD_OUT, 1), network, Processes(), cache, kind="cnn", steps=300)
@@ -76,18 +77,18 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> reference.ReferenceSet:
     return found
 
 
-def rows_of(known: reference.ReferenceSet, obeys: bool) -> dict[str, dict]:
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
+def rows_of(reference_set: reference.ReferenceSet, follows_labels: bool) -> dict[str, dict]:
+    plan = samples.make_plan(reference_set, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     network = features.Features("pooled", "1", SIZE, Pooled())
-    made = samples.make(Renderer(obeys), 8, plan, network, Processes(), batch=16)
-    assert made is not None
-    rows = [scores_module.real_data_row(known, 160, measure.measure)]
-    rows += scores_module.generator_rows(known, plan, made, "model", 160, measure.measure)
+    generated = samples.make(Renderer(follows_labels), 8, plan, network, Processes(), batch=16)
+    assert generated is not None
+    rows = [scores_module.real_data_row(reference_set, 160, measure.measure)]
+    rows += scores_module.generator_rows(reference_set, plan, generated, "model", 160, measure.measure)
     return {row.numbers["kind"]: json.loads(json.dumps(row.numbers, allow_nan=False)) for row in rows}
 
 
 def shuffled_error(levels: int) -> float:
-    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for the tiles of its sweeps, over its ceiling."""
+    """Standard error of one attribute's Spearman with shuffled labels: 1 / sqrt(n - 1) for n tiles, relative to its maximum."""
     return 1 / math.sqrt(SWEEPS * levels - 1) / control.spearman_ceiling(levels)
 
 
@@ -98,10 +99,10 @@ def floor_error() -> float:
     return math.hypot(*of_counts) / len(counts)
 
 
-def test_generator_that_obeys_scores_near_the_ceiling(known: reference.ReferenceSet) -> None:
-    rows = rows_of(known, obeys=True)
+def test_generator_that_follows_its_labels_scores_like_real_data(reference_set: reference.ReferenceSet) -> None:
+    rows = rows_of(reference_set, follows_labels=True)
     ceiling, model, floor = (rows[kind] for kind in ("ceiling", "generator", "floor"))
-    assert known.assessed_columns == [0, 1, 2, 3, 4]
+    assert reference_set.assessed_columns == [0, 1, 2, 3, 4]
     assert model["obeys"] > 0.93 and abs(model["obeys"] - ceiling["obeys"]) < 0.06
     assert abs(floor["obeys"]) < 3 * floor_error()
     for attribute in PUBLISHED.attributes:
@@ -120,11 +121,11 @@ def test_generator_that_obeys_scores_near_the_ceiling(known: reference.Reference
     assert crowding[0] < crowding[1]
 
 
-def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.ReferenceSet) -> None:
-    model = rows_of(known, obeys=True)["generator"]
-    plan = samples.make_plan(known, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
+def test_pixel_change_is_from_the_lowest_to_the_highest_level(reference_set: reference.ReferenceSet) -> None:
+    model = rows_of(reference_set, follows_labels=True)["generator"]
+    plan = samples.make_plan(reference_set, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
     rows_APSK = plan.path_rows().reshape(5, SWEEPS, samples.POINTS, 6)
-    apart = np.abs(np.diff(known.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
+    apart = np.abs(np.diff(reference_set.thumbs[: scores_module.PAIRS + 1].astype(float), axis=0)).mean()
     latents_SL = latents.latents_for(0, range(SWEEPS), 8)
     for a, name in enumerate(PUBLISHED.names):
         low, high = (
@@ -140,18 +141,18 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(known: reference.R
     assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
 
 
-def test_generator_that_ignores_its_labels_scores_near_the_floor(known: reference.ReferenceSet) -> None:
-    model = rows_of(known, obeys=False)["generator"]
+def test_generator_that_ignores_its_labels_scores_like_shuffled_labels(reference_set: reference.ReferenceSet) -> None:
+    model = rows_of(reference_set, follows_labels=False)["generator"]
     assert abs(model["obeys"]) < 0.15
     assert max(np.array(model["leak"]["matrix"]).ravel()) == 0  # and a small leak says nothing
     assert all(value == 0.5 for value in model["monotone"].values())
     assert all(path["order"] == 0 and path["changed"] == 0 for path in model["paths"].values())
-    assert report_module._leak(model).small == "obeys too little"
+    assert report_module._leak(model).small == "control score too low"
     assert model["quality"]["precision"][0] > 0.6  # the tiles are as real as the others
 
 
-def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: reference.ReferenceSet) -> None:
-    """Level 3 of polarity all but missing, mitosis always the same, nucleoli labelled at random."""
+def test_levels_with_few_tiles_are_not_assessed_and_enter_no_score(reference_set: reference.ReferenceSet) -> None:
+    """One attribute with a rare level, one with a single level, one with random labels."""
     rng = np.random.default_rng(0)
     schema = AttributeSchema(
         (Attribute("many", ("unclear", "a", "b", "c"), 0), Attribute("one", ("a", "b")), Attribute("noise", ("a", "b")))
@@ -170,8 +171,8 @@ def test_levels_with_few_tiles_are_not_judged_and_enter_no_score(known: referenc
     assert not noise.is_assessed and "can't order real tiles of unseen slides" in noise.reason
 
 
-def test_intervals_are_over_slides_where_there_are_some() -> None:
-    """Ten slides on which the judge is off by the same on all tiles: a wide interval, which tile by tile would be narrow."""
+def test_intervals_are_over_slides() -> None:
+    """Ten slides on which the predictor has the same error on all tiles: a wide interval, which would be narrow over tiles."""
     levels = np.random.default_rng(0).integers(1, 5, (400, 1))
     slides = np.arange(400) // 40
     said = levels + 1.5 * np.random.default_rng(1).standard_normal(10)[slides][:, None]
@@ -183,8 +184,8 @@ def test_intervals_are_over_slides_where_there_are_some() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
-    """Training tiles join the exam; a judge that had seen their slide would remember it."""
+def test_small_sets_are_cross_validated_by_slide(tmp_path: Path) -> None:
+    """Training tiles are cross-validated; a predictor trained on their slide would score better."""
     network = features.Features("pooled", "1", SIZE, Pooled())
     found = reference.analyze_reference(
         PUBLISHED, split(100, 0), split(40, 1), network, Processes(), reference.FeatureCache(tmp_path), kind="features"
@@ -203,7 +204,7 @@ def test_small_sets_are_read_crosswise_by_slide(tmp_path: Path) -> None:
     assert note["exam"] == {"tiles": 140, "groups": 7, "crossed": True}
 
 
-def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_and_predictors_are_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, network = reference.FeatureCache(tmp_path / "cache"), features.Features("pooled", "1", SIZE, Pooled())
     first = reference.analyze_reference(PUBLISHED, split(60, 0), split(40, 1), network, Processes(), cache, kind="features")
     monkeypatch.setattr(predictor, "fit_head", None)  # would fail
@@ -218,8 +219,8 @@ def test_what_is_known_of_real_tiles_is_kept_by_content(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_auto_takes_the_judge_that_reads_left_out_groups_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Colour features say little of polarity; with enough tiles a CNN is tried beside them and its choice is noted."""
+def test_auto_selects_the_predictor_with_the_better_held_out_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colour features predict polarity poorly; with enough tiles a CNN is trained too, and the selection is saved."""
     monkeypatch.setattr(reference, "CNN_TILES", 200)
     network = features.Features("pooled", "1", SIZE, Pooled())
     for count, kinds in ((240, {"features", "cnn"}), (100, set())):
@@ -279,7 +280,7 @@ def report(run: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
+def test_command_writes_a_self_contained_page(report: Path) -> None:
     text = (report / "report.html").read_text()
     assert "<script" not in text and 'src="http' not in text and "default-src 'none'" in text
     assert "<shards>" not in text and "&lt;shards&gt;" in text
@@ -287,9 +288,9 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
         "KID x 1000",
         "real held-out tiles",
         "untrained, shuffled labels",
-        "What can be judged",
+        "Predictor",
         "Over training",
-        "Measured on the pixels",
+        "Image measurements",
     ):
         assert part in text, part
     assert text.count("data:image/png;base64,") >= 4 and "data:image/svg+xml" in text
@@ -300,8 +301,8 @@ def test_command_writes_a_page_that_needs_no_other_file(report: Path) -> None:
     assert any((report / "tensorboard").iterdir())
 
 
-def test_control_is_measured_on_the_pixels_as_asked(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By measurements of real tissue, in full size; an untrained generator follows no level."""
+def test_control_by_image_measurements(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With measurements for real tissue at full size; an untrained generator follows no level."""
     pytest.importorskip("skimage", reason="needs attributegan[measure]")
     out = tmp_path / "out"
     assert evaluate.main([*arguments(run, shards, out), "--measure", "cell_crowding=hematoxylin_density"]) == 0
@@ -349,7 +350,7 @@ def numbers(tree: object) -> list[float]:
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_writes_reports_to_one_page(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "comparison.html"
     assert evaluate.main(["compare", str(report), str(report / "result.json"), "--out", str(out)]) == 0
     assert "Not comparable" not in out.read_text() and out.read_text().count("untrained") >= 2
@@ -360,18 +361,18 @@ def test_compare_sets_reports_side_by_side(report: Path, tmp_path: Path, capsys:
     assert evaluate.main(["compare", str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
     assert "Not comparable" in out.read_text() and "other features" in capsys.readouterr().err
     assert evaluate.main(["compare", str(report), str(tmp_path), "--out", str(out)]) == 2
-    assert "no result of an evaluation" in capsys.readouterr().err
+    assert "not a result of attributegan-evaluate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (["--count", "3"], "--count: 3 must be at least 16"),
-        (["--held-out", "train"], "--held-out: train is the training split too"),
-        (["--held-out", "test"], "has no split 'test'; found train, val"),
+        (["--held-out", "train"], "--held-out: train is also the training split"),
+        (["--held-out", "test"], "has no tiles in split 'test'; it has train, val"),
         (["--train", "test"], "--train: "),
         (["--features", "nothing-here"], "--features 'nothing-here': no such file"),
-        (["--baseline", "RUN"], "--baseline: the same model twice"),
+        (["--baseline", "RUN"], "--baseline: the same model is given twice"),
         (["--shards", "nowhere"], "nowhere"),
     ],
 )
@@ -384,8 +385,8 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
-    """Pixels and groups stay with the levels of their tiles, and what is known of other tiles is not taken for theirs."""
+def test_tiles_that_are_not_assessable_can_be_skipped(tmp_path: Path) -> None:
+    """Pixels and groups stay with the levels of their tiles, and the cache does not mix selections."""
     from tools.evaluation import data as data_module
 
     place = make_set(tmp_path, 70, val_fraction=0.3)
@@ -393,7 +394,7 @@ def test_tiles_that_can_not_be_assessed_can_be_left_out(tmp_path: Path) -> None:
     identities = set()
     for words in ([], ["--assessable-only"]):
         options = evaluate._parser().parse_args(["report", "run", "--shards", str(place), "--out", "o", *words])
-        data = data_module.open_data(EvaluationSettings.of(options), model)  # type: ignore[arg-type]
+        data = data_module.open_data(settings_of(EvaluationSettings, options), model)  # type: ignore[arg-type]
         for name, part in (("train", data.train), ("val", data.held_out)):
             expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
             pixels_NHWC = part.read(np.arange(len(part))).astype(int)
@@ -416,18 +417,18 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_help_is_there_at_once() -> None:
+def test_help_imports_neither_torch_nor_numpy() -> None:
     code = "import sys; from tools.evaluate import _parser; _parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=seconds(60)).returncode == 0
 
 
-def test_options_are_those_of_the_parser() -> None:
+def test_settings_come_from_the_parser() -> None:
     options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
-    assert EvaluationSettings.of(options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
+    assert settings_of(EvaluationSettings, options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
     assert EvaluationSettings.features == features.DEFAULT
 
 
-def test_models_are_called_by_their_run(tmp_path: Path) -> None:
+def test_models_are_named_after_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
     assert run_module.names_of(paths) == ["run", "b", "b at 12,000"]
     assert run_module.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [
@@ -437,7 +438,7 @@ def test_models_are_called_by_their_run(tmp_path: Path) -> None:
 
 
 def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers as from the folder; the address is told without its secret."""
+    """The same numbers as from the folder; the URL is reported without its secret."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with web(shards) as site:
         assert evaluate.main([*arguments(run, shards, tmp_path / "out"), "--shards", f"{site.url}?signature=hush"]) == 0

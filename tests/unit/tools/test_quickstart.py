@@ -1,4 +1,4 @@
-"""What `make quickstart` decides: how many images a machine trains in its time, and commands that exist."""
+"""`make quickstart`: the number of training images, and its commands and options exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_images_fit_the_machine_within_limits(tmp_path: Path, speed: float, imag
     assert (f"trains {speed:.0f} images/s: {images:,} images" in capsys.readouterr().out) == (speed > 0)
 
 
-def test_a_run_that_is_further_is_not_cut(tmp_path: Path) -> None:
+def test_a_run_with_more_images_is_not_shortened(tmp_path: Path) -> None:
     status.update(tmp_path, images=100_000, images_per_second=55.0)
     assert quickstart._affordable(tmp_path, minutes=6.0) == 100_000
 

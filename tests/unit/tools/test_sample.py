@@ -1,4 +1,4 @@
-"""Sampling: counted latents and levels, sweep and interpolation grids, and the command with its files."""
+"""Sampling: latents and levels by index, sweep and interpolation grids, and the files of the command."""
 
 import csv
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SMALL = AttributeSchema((Attribute("size", ("none", "low", "mid", "high"), not_a
 
 
 class Painted(nn.Module):
-    """Red is the first level, green the second, blue the first latent, all from 0 to 1 over the image's range."""
+    """Red is the first level, green the second, blue the first latent, each scaled to the range of images."""
 
     def __init__(self, size: int = 32) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def latents(count: int) -> Tensor:
 
 
 def cells(grid_HWC: np.ndarray, size: int, columns: int) -> np.ndarray:
-    """The middle pixel of every cell, (rows, columns, 3); names take what is left of the width."""
+    """Return the middle pixel of every cell, (rows, columns, 3); row labels take the rest of the width."""
     pitch = size + grids.GAP
     margin = grid_HWC.shape[1] - columns * pitch
     return grid_HWC[size // 2 :: pitch, margin + size // 2 :: pitch]
@@ -53,7 +53,7 @@ def test_latents_are_standard_normal_and_depend_on_seed_and_index_only() -> None
     assert len(many.unique(dim=0)) == 500
 
 
-def test_drawn_levels_are_uniform_over_what_can_be_assessed() -> None:
+def test_drawn_levels_are_uniform_over_assessable_levels() -> None:
     levels_BA = latents_module.levels_for(PUBLISHED, 0, range(3000))
     assert levels_BA.dtype == torch.int64
     for column, attribute in zip(levels_BA.T, PUBLISHED.attributes, strict=True):
@@ -62,7 +62,7 @@ def test_drawn_levels_are_uniform_over_what_can_be_assessed() -> None:
     assert torch.equal(latents_module.levels_for(PUBLISHED, 0, [5, 2000]), levels_BA[[5, 2000]])
 
 
-def test_given_levels_leave_the_drawn_ones() -> None:
+def test_fixed_levels_do_not_change_the_others() -> None:
     free, fixed = (latents_module.levels_for(PUBLISHED, 0, range(50), given) for given in ({}, {"mitosis": 0, "nucleoli": 2}))
     assert (fixed[:, 2] == 0).all() and (fixed[:, 3] == 2).all()
     assert torch.equal(free[:, [0, 1, 4]], fixed[:, [0, 1, 4]])
@@ -98,7 +98,7 @@ def test_sweep_rows_change_one_attribute_of_one_latent() -> None:
     assert (shown[2:, 2] == 255).all()  # the second attribute has two levels: white
 
 
-def test_sweep_starts_from_the_middle_and_its_rows_are_named() -> None:
+def test_sweep_fixes_other_attributes_at_the_middle_and_labels_its_rows() -> None:
     grid = grids.sweep_grid(Painted(), SMALL, latents(1))
     np.testing.assert_array_equal(grid, grids.sweep_grid(Painted(), SMALL, latents(1), [2, 0]))
     names = grid[:, : grid.shape[1] - 3 * 34]
@@ -109,7 +109,7 @@ def test_large_tiles_are_scaled_down_in_grids() -> None:
     assert grids.sweep_grid(Painted(512), SMALL, latents(1)).shape[0] == 2 * (grids.MAX_TILE_SIZE + grids.GAP)
 
 
-def test_interpolated_levels_are_even_and_reach_both_ends() -> None:
+def test_interpolated_levels_are_equally_spaced_and_include_both_ends() -> None:
     levels_BSA = latents_module.interpolate(SMALL, torch.tensor([[1, 0], [3, 1]]), torch.tensor([[3, 0], [2, 0]]), steps=5)
     assert levels_BSA[0].tolist() == [[1, 0], [1.5, 0], [2, 0], [2.5, 0], [3, 0]]
     assert levels_BSA[1].tolist() == [[3, 1], [2.75, 0.75], [2.5, 0.5], [2.25, 0.25], [2, 0]]
@@ -153,8 +153,8 @@ def test_command_writes_tiles_and_their_levels(sampled: Callable[..., Path], run
         np.testing.assert_allclose(pixels(folder, row["file"]).astype(int), tile, atol=1)
 
 
-def test_levels_in_between_are_made_and_listed(sampled: Callable[..., Path]) -> None:
-    """Tile by tile between the two whole levels' own; nothing else of the table changes."""
+def test_fractional_levels_are_generated_and_listed(sampled: Callable[..., Path]) -> None:
+    """Each tile is between those of the two integer levels; the rest of the table does not change."""
     low, between, high = (sampled(name, "--count", "3", "--levels", f"cell_crowding={name}") for name in ("2", "2.5", "3"))
     assert [row["cell_crowding"] for row in table(between)] == ["2.5"] * 3
     assert [float(row["mitosis"]) for row in table(between)] == [float(row["mitosis"]) for row in table(low)]
@@ -164,7 +164,7 @@ def test_levels_in_between_are_made_and_listed(sampled: Callable[..., Path]) -> 
         assert 0 < max(apart[:2]) < apart[2]
 
 
-def test_tile_is_the_same_whatever_count_and_batch(sampled: Callable[..., Path]) -> None:
+def test_tile_is_the_same_for_any_count_and_batch(sampled: Callable[..., Path]) -> None:
     few, many = sampled("few", "--count", "3"), sampled("many", "--count", "10", "--batch", "7")
     assert table(few) == table(many)[:3]
     for row in table(few):
@@ -197,12 +197,12 @@ def test_command_writes_an_interpolation(sampled: Callable[..., Path]) -> None:
     assert all((before != after).any() for before, after in zip(tiles, tiles[1:], strict=False))
 
 
-def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_has_the_tiles_of_one_command(sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = sampled("used", "--count", "4", "--sweep")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for more, message in (
-        (["--count", "2"], "has an earlier sampling; choose another folder, or replace it with --overwrite"),
-        (["--project", str(folder / "000000.png"), "--steps", "1"], "has an earlier sampling"),
+        (["--count", "2"], "already has samples; choose another folder, or use --overwrite"),
+        (["--project", str(folder / "000000.png"), "--steps", "1"], "already has samples"),
     ):
         assert main([str(run), "--out", str(folder), *more]) == 2
         assert message in capsys.readouterr().err
@@ -211,11 +211,11 @@ def test_a_folder_has_the_tiles_of_one_sampling(sampled: Callable[..., Path], ru
     assert sorted(path.name for path in folder.iterdir()) == ["000000.webp", "000001.webp", "samples.csv"]
     (folder / "notes.txt").write_text("mine")
     assert main([str(run), "--out", str(folder), "--overwrite"]) == 2
-    assert "has files that are of no sampling, such as notes.txt" in capsys.readouterr().err
+    assert "has other files, such as notes.txt" in capsys.readouterr().err
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_stopped_sampling_is_replaced_and_a_table_of_others_is_not_taken_for_one(
+def test_interrupted_samples_are_replaced_and_files_of_others_are_not(
     sampled: Callable[..., Path], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = sampled("stopped", "--count", "5", "--seed", "1")
@@ -228,7 +228,7 @@ def test_a_stopped_sampling_is_replaced_and_a_table_of_others_is_not_taken_for_o
     (real / "000000.png").write_bytes(b"a real tile")
     (real / "samples.csv").write_text("file,mitosis\n000000.png,1\n")
     assert main([str(run), "--out", str(real), "--overwrite"]) == 2
-    assert "has files that are of no sampling, such as 000000.png" in capsys.readouterr().err
+    assert "has other files, such as 000000.png" in capsys.readouterr().err
     assert (real / "000000.png").read_bytes() == b"a real tile"
 
 
@@ -250,7 +250,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_without_a_model_and_file_instead_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_model_and_file_as_output_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
     (tmp_path / "file").touch()

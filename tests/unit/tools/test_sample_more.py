@@ -1,4 +1,4 @@
-"""Sampling at full speed and in every shape: formats, shards, many processes, real levels, grids of two, films, truncation, projection."""
+"""Sampling: formats, shards, several processes, levels of real tiles, pair grids, movies, truncation, projection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def test_truncated_latents_are_the_same_ones_nearer_to_the_middle() -> None:
+def test_truncated_latents_keep_their_order_within_the_bounds() -> None:
     latents = latents_module.latents_for(0, range(400), 16)
     cut = latents_module.truncate_latents(latents, 0.8)
     assert cut.abs().max() <= 0.8 and cut.dtype == latents.dtype
@@ -52,7 +52,7 @@ def test_truncated_latents_are_the_same_ones_nearer_to_the_middle() -> None:
     torch.testing.assert_close(latents_module.truncate_latents(latents, 8.0), latents, atol=1e-4, rtol=1e-4)
 
 
-def test_levels_like_real_ones_keep_their_joint_distribution() -> None:
+def test_levels_from_real_tiles_keep_their_joint_distribution() -> None:
     real = np.array([[1, 1], [1, 1], [1, 1], [3, 2]], np.int8)
     drawn = latents_module.levels_like(real, 0, range(2000))
     assert drawn.dtype == torch.int64 and {tuple(row) for row in drawn.tolist()} == {(1, 1), (3, 2)}
@@ -69,7 +69,7 @@ def test_grid_of_two_attributes() -> None:
             grids.pair_grid(Painted(), SMALL, latents_module.latents_for(0, [0], 8), *pair)
 
 
-def test_frames_go_there_and_back() -> None:
+def test_frames_run_forwards_and_backwards() -> None:
     start, end = torch.tensor([[1, 0], [3, 0]]), torch.tensor([[3, 0], [1, 0]])
     film = grids.frames(Painted(), SMALL, latents_module.latents_for(0, range(2), 8), start, end, steps=5)
     assert film.shape == (10, 32, 64, 3)
@@ -93,7 +93,7 @@ def test_bf16_makes_about_the_same_tiles(sampled: Callable[..., Path]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path], run: Path, tmp_path: Path) -> None:
+def test_any_number_of_processes_writes_the_same_files(sampled: Callable[..., Path], run: Path, tmp_path: Path) -> None:
     one, two = sampled("one", "--count", "21", "--batch", "4"), sampled("two", "--count", "21", "--batch", "4", "--workers", "2")
     command = [
         sys.executable,
@@ -126,7 +126,7 @@ def test_processes_of_any_number_make_the_same_files(sampled: Callable[..., Path
 
 
 @pytest.mark.slow
-def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., Path]) -> None:
+def test_shards_have_levels_and_can_be_read_by_the_loader(sampled: Callable[..., Path]) -> None:
     arguments = ("--count", "25", "--format", "shards", "--shard-count", "10", "--batch", "5")
     out, two = sampled("made", *arguments), sampled("made-by-two", *arguments, "--workers", "2")
     assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "index.parquet"] + [f"train-{k:06d}.tar" for k in range(3)]
@@ -154,7 +154,9 @@ def test_shards_carry_their_levels_and_can_be_trained_on(sampled: Callable[..., 
         np.testing.assert_array_equal(image.permute(1, 2, 0), levels[tuple(row)])
 
 
-def test_shards_again_and_in_the_way(sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_identical_shard_set_is_kept_and_another_is_an_error(
+    sampled: Callable[..., Path], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = sampled("made", "--count", "6", "--format", "shards")
     before = (out / "index.parquet").stat().st_mtime_ns
     sampled("made", "--count", "6", "--format", "shards")
@@ -165,8 +167,8 @@ def test_shards_again_and_in_the_way(sampled: Callable[..., Path], run: Path, ca
     assert len(ShardSet.open(out)) == 7
 
 
-def test_shards_that_were_begun_are_gone_on_with(sampled: Callable[..., Path], tmp_path: Path) -> None:
-    """The first shard of a stopped sampling is kept; one of other tiles is not."""
+def test_interrupted_shard_sets_are_resumed(sampled: Callable[..., Path], tmp_path: Path) -> None:
+    """The finished first shard of an interrupted command is kept."""
     arguments = ("--count", "9", "--format", "shards", "--shard-count", "4")
     done = sampled("done", *arguments)
     from data_shards.format import index
@@ -196,7 +198,7 @@ def test_levels_from_a_set(sampled: Callable[..., Path], shards: Path) -> None:
     assert {row["mitosis"] for row in between} == {"1.5"}
 
 
-def test_pictures_and_films(sampled: Callable[..., Path]) -> None:
+def test_pictures_and_movies(sampled: Callable[..., Path]) -> None:
     out = sampled("pictures", "--count", "2", "--pair", "mitosis", "nucleoli", "--interpolate", "mitosis=1", "mitosis=3", "--movie", "gif")
     assert pixels(out / "pair.png").shape[0] == 3 * (32 + grids.GAP)
     film = Image.open(out / "interpolation.gif")
@@ -212,7 +214,7 @@ def test_mp4(sampled: Callable[..., Path]) -> None:
 
 
 class Blob(nn.Module):
-    """A bright spot whose place is the latent's, and whose colour the level's."""
+    """A bright spot with its position from the latent and its colour from the levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,9 +258,9 @@ def test_command_projects(sampled: Callable[..., Path], run: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         (("--truncation", "0"), "--truncation: 0.0 must be above 0"),
-        (("--movie", "gif"), "--movie: give --interpolate too"),
-        (("--format", "shards", "--sweep"), "--sweep: a shard set has no place for pictures"),
-        (("--format", "shards", "--levels", "mitosis=1.5"), "--levels mitosis=1.5: shards hold whole levels"),
+        (("--movie", "gif"), "--movie: requires --interpolate"),
+        (("--format", "shards", "--sweep"), "--sweep: not supported with --format shards"),
+        (("--format", "shards", "--levels", "mitosis=1.5"), "--levels mitosis=1.5: shards hold integer levels"),
         (("--levels", "mitosis=0.5"), "mitosis has the levels 0 (insufficient information)"),
         (("--workers", "0"), "--workers: 0 must be at least 1"),
         (("--pair", "mitosis", "colour"), "colour: no such attribute"),

@@ -1,27 +1,27 @@
-// What both pages share: answers of the server, messages, rows of tiles that load one after the other.
+// Shared by the explorer and the quiz: requests, messages, rows of tiles that load one after the other.
 
-/** Show a message that must not be missed; "" takes it away. */
+/** Show an error message; "" hides it. */
 export function alertWith(text) {
   const box = document.getElementById("alert");
   if (box.textContent !== text) box.textContent = text;
   box.hidden = !text;
 }
 
-/** An answer of the server; throws with the server's own words where it refuses. */
+/** Fetch from the server; throws an Error with the server's message if the request fails. */
 export async function ask(address, signal) {
   let response;
   try {
     response = await fetch(address, { signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer; is attributegan-explore still running?");
+    throw new Error("The server does not respond. Is attributegan-explore still running?");
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw new Error(told.error || `The server answered ${response.status}.`);
+  const body = await response.json().catch(() => ({}));
+  throw new Error(body.error || `The server returned status ${response.status}.`);
 }
 
-/** Load a picture into an <img>. The address of a row's tile has "&" in it, so it is the server's to read. */
+/** Load a picture into an <img>. */
 export async function show(image, address, signal) {
   const blob = await (await ask(address, signal)).blob();
   signal?.throwIfAborted();
@@ -33,24 +33,24 @@ export async function show(image, address, signal) {
 
 const numbered = new Set(JSON.parse(document.getElementById("main").dataset.numbered));
 
-/** A level by its place, as links have it: with "#" where a bare number would be taken for a level's name. */
-export function placed(name, level) {
+/** A level by its number, as in links: with "#" if the attribute's level names are numbers themselves. */
+export function levelText(name, level) {
   return numbered.has(name) ? `#${level}` : `${level}`;
 }
 
-/** The query of a tile with some of its attributes at other levels, in the model's own size. */
+/** The query of a tile with some attributes at other levels, in the model's own size. */
 export function withLevels(query, levels) {
   const parts = new URLSearchParams(query);
   for (const [name, level] of Object.entries(levels)) {
     parts.delete(`na.${name}`);
-    parts.set(`a.${name}`, placed(name, level));
+    parts.set(`a.${name}`, levelText(name, level));
   }
   parts.delete("size");
   return parts;
 }
 
-/** Load pictures one after the other, so that a tile asked for meanwhile waits for one at most; a new call ends the last one. */
-export class Slowly {
+/** Loads pictures one after the other, so that a tile requested meanwhile waits for one at most. A new call cancels the previous one. */
+export class SequentialLoader {
   #running = new AbortController();
 
   stop() {
@@ -72,18 +72,18 @@ export class Slowly {
   }
 }
 
-/** A tile with a text under it; a button where `press` is given. `words` say it to those who don't see it. */
-export function tileOf(text, words, press) {
-  const figure = document.createElement(press ? "button" : "figure");
-  if (press) Object.assign(figure, { type: "button", onclick: press, ariaLabel: words });
-  const image = Object.assign(document.createElement("img"), { alt: press ? "" : words, width: 128, height: 128 });
-  const caption = Object.assign(document.createElement(press ? "span" : "figcaption"), { textContent: text });
+/** A tile with a caption; a button if `onclick` is given. `label` is the accessible name. */
+export function createTile(text, label, onclick) {
+  const figure = document.createElement(onclick ? "button" : "figure");
+  if (onclick) Object.assign(figure, { type: "button", onclick, ariaLabel: label });
+  const image = Object.assign(document.createElement("img"), { alt: onclick ? "" : label, width: 128, height: 128 });
+  const caption = Object.assign(document.createElement(onclick ? "span" : "figcaption"), { textContent: text });
   figure.className = "tile";
   figure.append(image, caption);
   return { figure, image };
 }
 
-/** Seeds and rounds are drawn here, so that no two visitors share them. */
+/** A random seed, drawn in the browser so that users do not share them. */
 export function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 }

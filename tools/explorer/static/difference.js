@@ -1,9 +1,9 @@
-// How two tiles differ: a map on a canvas, and a number in words.
+// The difference of two tiles: a map on a canvas, and the fraction of changed pixels.
 
-const UNCHANGED = [250, 248, 251], CHANGED = [74, 20, 96]; // what no and the largest difference look like
-const SEEN = 12; // of 255: a change that an eye sees
+const UNCHANGED = [250, 248, 251], CHANGED = [74, 20, 96]; // colors of no and of the largest difference
+const VISIBLE = 12; // of 255: the smallest visible change
 
-/** Draw where `now` differs from `before`, two loaded <img> of one size, and return the share of pixels that changed visibly. */
+/** Draw where `now` differs from `before`, two loaded <img> of the same size; returns the fraction of visibly changed pixels. */
 export function drawDifference(canvas, before, now) {
   const side = now.naturalWidth;
   const [a, b] = [before, now].map((image) => pixels(image, side));
@@ -14,7 +14,7 @@ export function drawDifference(canvas, before, now) {
     const share = Math.min(1, most / 128);
     for (let c = 0; c < 3; c++) map.data[k + c] = UNCHANGED[c] + share * (CHANGED[c] - UNCHANGED[c]);
     map.data[k + 3] = 255;
-    changed += most > SEEN;
+    changed += most > VISIBLE;
   }
   canvas.width = canvas.height = side;
   canvas.getContext("2d").putImageData(map, 0, 0);
@@ -23,6 +23,7 @@ export function drawDifference(canvas, before, now) {
   return share;
 }
 
+/** A fraction as text, such as "7 %". */
 export function percent(share) {
   return share > 0 && share < 0.01 ? "under 1 %" : `${Math.round(100 * share)} %`;
 }

@@ -1,12 +1,12 @@
-// The form of the sliders: the state, as controls, as words, and as the query of a link.
+// The form with the sliders: the state as controls, as text, and as the query of a link.
 
-import { placed } from "./common.js";
+import { levelText } from "./common.js";
 import { percent } from "./difference.js";
 
 export const form = document.getElementById("controls");
 const find = (id) => document.getElementById(id);
 
-/** By name; levels are pairs of number and name, lowest first. */
+/** Attributes by name; their levels are pairs [number, name], lowest first. */
 export const attributes = new Map([...form.querySelectorAll(".attribute")].map((part) => [part.dataset.name, attributeOf(part)]));
 
 function attributeOf(part) {
@@ -16,26 +16,26 @@ function attributeOf(part) {
     title: part.querySelector("label").textContent,
     levels,
     slider: part.querySelector("input[type=range]"),
-    unclear: part.querySelector("input[type=checkbox]"),
+    notAssessable: part.querySelector("input[type=checkbox]"),
     output: part.querySelector("output"),
   };
 }
 
-/** The state as a query, the model's identity included. */
+/** The state as a query, including the model's identity. */
 export function query() {
   const parts = new URLSearchParams(new FormData(form));
-  for (const { name } of attributes.values()) if (parts.has(`a.${name}`)) parts.set(`a.${name}`, placed(name, parts.get(`a.${name}`)));
+  for (const { name } of attributes.values()) if (parts.has(`a.${name}`)) parts.set(`a.${name}`, levelText(name, parts.get(`a.${name}`)));
   if (Number(find("mix").value) === 0) ["mix", "mix_seed"].forEach((key) => parts.delete(key));
   parts.set("model", find("main").dataset.model);
   return parts.toString();
 }
 
-/** The place of a level in a link: by place, by name, or between two names that are numbers. */
-function placeOf({ name, levels }, text) {
+/** The number of a level in a link, which is given by number, by name, or between two names that are numbers. */
+function parseLevel({ name, levels }, text) {
   if (text.startsWith("#")) return text.slice(1);
   const named = levels.find(([, label]) => label === text);
   if (named) return named[0];
-  if (placed(name, 0) === "0") return text;
+  if (levelText(name, 0) === "0") return text;
   const value = Number(text), same = levels.find(([, label]) => Number(label) === value);
   if (same) return same[0];
   const k = levels.findIndex(([, label], at) => at + 1 < levels.length && (value - Number(label)) * (value - Number(levels[at + 1][1])) < 0);
@@ -43,13 +43,13 @@ function placeOf({ name, levels }, text) {
   return levels[k]?.[0] + (value - low) / (high - low);
 }
 
-/** Set the form to what a query says; the server has checked that of the page, and history holds none but ours. */
-export function setTo(text) {
+/** Set the form to a query. It is valid: the server has checked the page's query, and the history contains only our own. */
+export function setForm(text) {
   const parts = new URLSearchParams(text);
   for (const attribute of attributes.values()) {
-    const { name, slider, unclear } = attribute;
-    if (unclear) unclear.checked = parts.has(`na.${name}`);
-    if (parts.has(`a.${name}`)) slider.value = placeOf(attribute, parts.get(`a.${name}`));
+    const { name, slider, notAssessable } = attribute;
+    if (notAssessable) notAssessable.checked = parts.has(`na.${name}`);
+    if (parts.has(`a.${name}`)) slider.value = parseLevel(attribute, parts.get(`a.${name}`));
   }
   find("seed").value = parts.get("seed");
   if (parts.has("mix_seed")) find("mix_seed").value = parts.get("mix_seed");
@@ -57,47 +57,47 @@ export function setTo(text) {
   find("truncate").checked = parts.has("truncation");
   if (parts.has("truncation")) find("truncation").value = parts.get("truncation");
   find("size").value = parts.get("size");
-  label();
+  updateTexts();
 }
 
-/** A level in words: "mild", or "mild to moderate" with its number. */
-export function inWords(attribute, level) {
+/** A level by name: "mild", or its number and "mild to moderate". */
+export function levelName(attribute, level) {
   const below = attribute.levels.findLast(([at]) => at <= level), above = attribute.levels.find(([at]) => at >= level);
-  return below[0] === above[0] ? below[1] : `${placed(attribute.name, level)} · ${below[1]} to ${above[1]}`;
+  return below[0] === above[0] ? below[1] : `${levelText(attribute.name, level)} · ${below[1]} to ${above[1]}`;
 }
 
-/** Outputs beside the sliders, and what a screen reader says of them. */
-export function label() {
+/** Update the texts next to the sliders, and those for screen readers. */
+export function updateTexts() {
   for (const attribute of attributes.values()) {
-    const { slider, unclear, output } = attribute;
-    slider.disabled = Boolean(unclear?.checked);
-    output.textContent = slider.disabled ? "not assessable" : inWords(attribute, Number(slider.value));
+    const { slider, notAssessable, output } = attribute;
+    slider.disabled = Boolean(notAssessable?.checked);
+    output.textContent = slider.disabled ? "not assessable" : levelName(attribute, Number(slider.value));
     slider.setAttribute("aria-valuetext", output.textContent);
     for (const tick of slider.parentElement.querySelectorAll(".ticks button"))
       tick.classList.toggle("on", !slider.disabled && tick.value === slider.value);
   }
   find("truncation").disabled = !find("truncate").checked;
-  tell("mix", percent(Number(find("mix").value)));
-  tell("truncation", find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off");
+  setOutput("mix", percent(Number(find("mix").value)));
+  setOutput("truncation", find("truncate").checked ? `± ${Number(find("truncation").value).toFixed(1)}` : "off");
   find("download").href = `/tile.png?${query()}&download=1`;
 }
 
-function tell(id, text) {
+function setOutput(id, text) {
   form.querySelector(`output[for=${id}]`).textContent = text;
   find(id).setAttribute("aria-valuetext", text);
 }
 
 /** Set attributes to levels. */
-export function take(levels) {
+export function setLevels(levels) {
   for (const [name, level] of Object.entries(levels)) {
-    const { slider, unclear } = attributes.get(name);
+    const { slider, notAssessable } = attributes.get(name);
     slider.value = level;
-    if (unclear) unclear.checked = false;
+    if (notAssessable) notAssessable.checked = false;
   }
 }
 
-/** What is wrong with what was typed. */
-export function complaint() {
+/** The error message of an invalid field. */
+export function validationMessage() {
   const field = form.querySelector(":invalid:not(fieldset)");
   return `${field.labels[0].textContent}: ${field.validationMessage}`;
 }

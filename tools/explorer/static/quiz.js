@@ -1,28 +1,28 @@
-// The quiz: a round is a number, the server says what it asks and what was right; the score stays in this page.
+// The quiz: a round is a number from which the server derives question and answer. The score stays in this page.
 
-import { Slowly, alertWith, ask, placed, randomSeed, show, tileOf, withLevels } from "./common.js";
+import { SequentialLoader, alertWith, ask, createTile, levelText, randomSeed, show, withLevels } from "./common.js";
 
 const find = (id) => document.getElementById(id);
 const [form, choices, verdict] = ["question", "choices", "verdict"].map(find);
 const score = { right: 0, rounds: 0, off: 0 };
-const levels = new Slowly();
+const levels = new SequentialLoader();
 let round = null;
-let coming = new AbortController();
+let loading = new AbortController();
 
-/** A new tile and its question, in place of one that is still to come. */
+/** Load a new tile and its question; cancels one that is still loading. */
 async function next() {
-  coming.abort();
-  const { signal } = (coming = new AbortController());
+  loading.abort();
+  const { signal } = (loading = new AbortController());
   const parts = new URLSearchParams({ round: randomSeed(), attribute: find("about").value });
   try {
-    const asked = await (await ask(`/quiz/question?${parts}`, signal)).json();
-    await show(find("tile"), `/quiz/tile.png?round=${asked.round}`, signal);
-    round = asked;
+    const question = await (await ask(`/quiz/question?${parts}`, signal)).json();
+    await show(find("tile"), `/quiz/tile.png?round=${question.round}`, signal);
+    round = question;
   } catch (error) {
     return error.name === "AbortError" || alertWith(error.message);
   }
   alertWith("");
-  find("asked").textContent = `${round.title} of this tile?`;
+  find("prompt").textContent = `${round.title} of this tile?`;
   choices.replaceChildren(...round.choices.map(({ level, name }) => {
     const label = Object.assign(document.createElement("label"), { className: "check" });
     label.append(Object.assign(document.createElement("input"), { type: "radio", name: "level", value: level, required: true }), ` ${name}`);
@@ -34,46 +34,46 @@ async function next() {
   verdict.className = "verdict";
 }
 
-/** Tell whether the visitor was right, and show the levels side by side. */
+/** Show whether the answer is right, and the tile at every level. */
 async function answer(event) {
   event.preventDefault();
   if (find("answer").disabled) return;
-  find("answer").disabled = true; // a second press counts no second time
-  const asked = round, given = new FormData(form).get("level");
+  find("answer").disabled = true; // a second click must not count
+  const answered = round, given = new FormData(form).get("level");
   const parts = new URLSearchParams({ round: round.round, attribute: round.attribute, level: given });
-  let told;
+  let reply;
   try {
-    told = await (await ask(`/quiz/answer?${parts}`, coming.signal)).json();
+    reply = await (await ask(`/quiz/answer?${parts}`, loading.signal)).json();
   } catch (error) {
     if (error.name === "AbortError") return;
     find("answer").disabled = false;
     return alertWith(error.message);
   }
-  if (round !== asked) return; // the next tile was quicker
+  if (round !== answered) return; // the next tile has loaded first
   for (const input of choices.querySelectorAll("input")) {
     input.disabled = true;
-    input.parentElement.classList.toggle("true", Number(input.value) === told.level);
+    input.parentElement.classList.toggle("true", Number(input.value) === reply.level);
     input.parentElement.classList.toggle("given", input.checked);
   }
   score.rounds += 1;
-  score.right += told.right;
-  score.off += told.off;
+  score.right += reply.right;
+  score.off += reply.off;
   showScore();
-  const read = told.read === null ? "" : ` The judge reads ${placed(round.attribute, told.read.toFixed(1))}.`;
-  verdict.textContent = `${told.right ? "Right" : "Not quite"}: ${round.title.toLowerCase()} is ${told.name} (${placed(round.attribute, told.level)}).${read}`;
-  verdict.className = `verdict ${told.right ? "right" : "wrong"}`;
+  const predicted = reply.predicted === null ? "" : ` Predicted level: ${levelText(round.attribute, reply.predicted.toFixed(1))}.`;
+  verdict.textContent = `${reply.right ? "Right" : "Not quite"}: ${round.title.toLowerCase()} is ${reply.name} (${levelText(round.attribute, reply.level)}).${predicted}`;
+  verdict.className = `verdict ${reply.right ? "right" : "wrong"}`;
   find("next").focus();
-  showLevels(told);
+  showLevels(reply);
 }
 
-function showLevels(told) {
+function showLevels(reply) {
   const tiles = round.choices.map(({ level, name }) => {
-    const tile = tileOf(name, `${round.title} ${name}`);
-    tile.figure.classList.toggle("on", level === told.level);
-    return [tile, `/tile.png?${withLevels(told.link, { [round.attribute]: level })}`];
+    const tile = createTile(name, `${round.title} ${name}`);
+    tile.figure.classList.toggle("on", level === reply.level);
+    return [tile, `/tile.png?${withLevels(reply.link, { [round.attribute]: level })}`];
   });
   find("levels").replaceChildren(...tiles.map(([{ figure }]) => figure));
-  find("open").href = `/?${told.link}`;
+  find("open").href = `/?${reply.link}`;
   find("after").hidden = false;
   levels.load(tiles.map(([{ image }, address]) => [image, address]));
 }
@@ -86,7 +86,7 @@ function showScore() {
 form.addEventListener("submit", answer);
 find("next").addEventListener("click", async () => {
   await next();
-  if (document.activeElement === find("next")) choices.querySelector("input")?.focus(); // which reads out the question
+  if (document.activeElement === find("next")) choices.querySelector("input")?.focus(); // so that screen readers read the question
 });
 find("about").addEventListener("change", next);
 find("clear").addEventListener("click", () => { Object.assign(score, { right: 0, rounds: 0, off: 0 }); showScore(); });

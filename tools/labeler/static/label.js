@@ -1,26 +1,27 @@
-// The label page: shows the tile that the server says, takes its levels by button or key, and moves on once the server has saved them.
+// The label page: shows the next tile, takes its levels by button or key, and continues once the server has saved them.
 
 const find = (id) => document.getElementById(id);
 const form = find("levels"), image = find("tile"), comment = find("comment"), save = find("save"), skip = find("skip"), undo = find("undo"), questions = find("questions");
 const scales = [...form.querySelectorAll("fieldset.graded")];
 const rater = form.dataset.rater;
-let shown = null; // what the server said of the tile on the page
-let busy = false, seen = false; // seen: the picture is there, so it may be judged
+let shown = null; // state of the current tile, from the server
+let busy = false, loaded = false; // loaded: the picture is shown, so the tile may be labelled
 
-/** A JSON answer of the server; throws with the server's own text where it refuses. */
+/** Fetch JSON from the server; throws an Error with the server's message if the request fails. */
 async function ask(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ rater, ...body }) };
   let response;
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer; is attributegan-label still running? Nothing that was saved is lost.");
+    throw new Error("The server does not respond. Is attributegan-label still running? Saved answers are not lost.");
   }
   if (response.ok) return response.json();
-  const said = await response.json().catch(() => ({}));
-  throw Object.assign(new Error(said.error || `The server answered ${response.status}.`), { reload: said.reload });
+  const reply = await response.json().catch(() => ({}));
+  throw Object.assign(new Error(reply.error || `The server returned status ${response.status}.`), { reload: reply.reload });
 }
 
+/** Show an error message; "" hides it. */
 function alertWith(text) {
   const box = find("alert");
   if (box.textContent !== text) box.textContent = text;
@@ -31,16 +32,16 @@ const checked = (scale) => scale.querySelector("input:checked");
 const complete = () => scales.every(checked);
 
 function refresh() {
-  save.disabled = busy || !seen || !complete();
+  save.disabled = busy || !loaded || !complete();
   skip.disabled = busy || !shown?.file;
   undo.disabled = busy || !shown?.can_undo;
   form.setAttribute("aria-busy", busy);
 }
 
-/** Put a tile onto the page, with the answer that was taken back where there is one. */
-async function show(state, said) {
+/** Show a tile, with its answer after an undo. `message` is for the status line. */
+async function show(state, message) {
   shown = state;
-  seen = false;
+  loaded = false;
   form.reset();
   for (const scale of scales) {
     const level = state.levels?.[scale.dataset.name];
@@ -52,19 +53,19 @@ async function show(state, said) {
   find("progress").value = state.done;
   find("progress-text").textContent = `${state.done} done, ${state.left} to go${state.skipped ? `, ${state.skipped} of them skipped` : ""}`;
   if (state.last) showLast(state.last);
-  const over = !state.file;
-  questions.hidden = save.hidden = skip.hidden = image.hidden = over;
-  find("end").hidden = !over;
+  const finished = !state.file;
+  questions.hidden = save.hidden = skip.hidden = image.hidden = finished;
+  find("end").hidden = !finished;
   find("again").hidden = !state.skipped;
-  find("tile-name").textContent = over ? "No more tiles" : state.file;
-  if (over) {
-    find("end-text").textContent = state.skipped ? `All other tiles are done; ${state.skipped} were skipped.`
-      : state.left ? "The tiles that are left are with other raters just now." : "All tiles are done. Thank you.";
+  find("tile-name").textContent = finished ? "No more tiles" : state.file;
+  if (finished) {
+    find("end-text").textContent = state.skipped ? `All other tiles are done; ${state.skipped} skipped.`
+      : state.left ? "The remaining tiles are currently shown to other raters." : "All tiles are done. Thank you.";
     image.removeAttribute("src");
     find("end-text").focus();
   } else await load(state);
-  alertWith([state.trouble, over || seen ? "" : `${state.file} can't be shown; skip it.`].filter(Boolean).join("\n"));
-  find("status").textContent = over ? said : `${said} ${state.file}. ${find("progress-text").textContent}.`.trim();
+  alertWith([state.write_error, finished || loaded ? "" : `${state.file} can't be displayed; skip it.`].filter(Boolean).join("\n"));
+  find("status").textContent = finished ? message : `${message} ${state.file}. ${find("progress-text").textContent}.`.trim();
 }
 
 async function load(state) {
@@ -72,11 +73,11 @@ async function load(state) {
   image.src = state.image;
   try {
     await image.decode();
-    seen = shown === state;
+    loaded = shown === state;
   } catch {
-    seen = false;
+    loaded = false;
   }
-  if (state.coming) new Image().src = state.coming;
+  if (state.preload) new Image().src = state.preload;
   focusOn(scales.find((scale) => !checked(scale)) ?? scales[0]);
 }
 
@@ -94,13 +95,13 @@ function showLast({ rows }) {
   }));
 }
 
-/** One request at a time; the page changes only once the server has saved what was sent. */
-async function act(path, body, said) {
+/** Send one request at a time; the page changes only after the server has saved the answer. */
+async function act(path, body, message) {
   if (busy) return;
   busy = true;
   refresh();
   try {
-    await show(await ask(path, body), said);
+    await show(await ask(path, body), message);
   } catch (error) {
     if (error.reload) await show(await ask(`/next?${new URLSearchParams({ rater })}`), "").catch(() => {});
     alertWith(error.message);
@@ -115,7 +116,7 @@ function answer() {
   return act("/answer", { file: shown.file, revision: shown.revision, levels, comment: comment.value }, "Saved.");
 }
 
-/** The level of a key, for the attribute with the focus, or the first without a level. */
+/** Set the level of a key, for the focused attribute or the first one without a level. */
 function choose(key) {
   const scale = document.activeElement.closest?.("fieldset.graded") ?? scales.find((one) => !checked(one));
   const input = [...(scale?.querySelectorAll("input") ?? [])].find((one) => one.dataset.key === key || (key !== "n" && one.value === key));
@@ -123,7 +124,7 @@ function choose(key) {
   input.checked = true;
   input.dispatchEvent(new Event("change", { bubbles: true }));
   const later = [...scales.slice(scales.indexOf(scale) + 1), ...scales].find((one) => !checked(one));
-  if (busy) return true; // saved already
+  if (busy) return true; // already saved
   later ? focusOn(later) : save.focus();
   return true;
 }
@@ -134,7 +135,7 @@ form.addEventListener("change", (event) => {
 });
 form.addEventListener("submit", (event) => { event.preventDefault(); answer(); });
 skip.addEventListener("click", () => act("/skip", { file: shown.file, revision: shown.revision }, "Skipped."));
-undo.addEventListener("click", () => act("/undo", {}, "Taken back."));
+undo.addEventListener("click", () => act("/undo", {}, "Undone."));
 find("again").addEventListener("click", () => act("/again", {}, ""));
 
 document.addEventListener("keydown", (event) => {

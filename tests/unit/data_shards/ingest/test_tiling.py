@@ -114,7 +114,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sharp_tissue_is_cut_unchanged_with_its_coordinates(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tile(slide, "--out", tmp_path / "out", *COMMON) == 0
-    assert "TCGA-1.2.tif: 8 tiles of 32 places; 16 with too little tissue, 8 blurred" in capsys.readouterr().out
+    assert "TCGA-1.2.tif: 8 tiles of 32 positions; 16 with too little tissue, 8 blurred" in capsys.readouterr().out
     rows = rows_of(tmp_path / "out")
     assert [(int(row["x"]), int(row["y"])) for row in rows] == [(x, y) for y in range(0, 1024, 256) for x in (1536, 1792)]
     for row in rows:
@@ -234,7 +234,7 @@ def test_a_damaged_slide_leaves_nothing_and_others_are_complete(slide: Path, tmp
     )  # in the first level, which the mask does not use
     assert tile(damaged, slide, "--out", tmp_path / "out", *COMMON) == 2
     report = capsys.readouterr().err
-    assert "1 slides can't be cut; the 1 others are whole" in report and "damaged.tif: damaged at x " in report
+    assert "1 slides can't be cut; the 1 others are finished" in report and "damaged.tif: damaged at x " in report
     assert [path.name for path in (tmp_path / "out").iterdir()] == [slide.stem]
     assert tile(damaged, slide, "--out", tmp_path / "out", *COMMON, "--skip-bad") == 0
     assert {row["slide"] for row in rows_of(tmp_path / "out")} == {slide.stem}

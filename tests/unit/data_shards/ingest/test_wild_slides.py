@@ -122,7 +122,7 @@ def test_tiles_of_plain_images_by_the_command(tmp_path: Path, capsys: pytest.Cap
     ]
     assert shard.main(["tile", *map(str, sorted(slides.iterdir())), *arguments]) == 0
     told = capsys.readouterr()
-    assert "passed over" in told.err and "README.md" in told.err and "zoom_files" in told.err and "16 tiles" in told.out
+    assert "skipped, not a slide" in told.err and "README.md" in told.err and "zoom_files" in told.err and "16 tiles" in told.out
     for name in ("core", "zoom"):
         with Image.open(out / name / "64_64.png") as tile:
             assert np.array_equal(tile, np.asarray(smooth())[64:128, 64:128])
@@ -132,7 +132,7 @@ def test_the_data_folder_of_an_mrxs_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").write_bytes(b"")
     (tmp_path / "b.svs").write_bytes(b"")
-    assert tile_slides.to_cut([tmp_path / "a", tmp_path / "a.mrxs", tmp_path / "b.svs"]) == (
+    assert tile_slides.find_slides([tmp_path / "a", tmp_path / "a.mrxs", tmp_path / "b.svs"]) == (
         [tmp_path / "a.mrxs", tmp_path / "b.svs"],
         [tmp_path / "a"],
     )

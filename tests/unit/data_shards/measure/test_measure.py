@@ -293,12 +293,12 @@ def test_a_custom_network_segments_the_nuclei(folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mpp", "0"], "--mpp: 0.0 must be between 0 and 100"),
-        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
-        (["--attributes", "area_spread=area_spread"], "has a column with this name"),
+        (["--mpp", "0"], "--mpp: 0.0 is not above 0"),
+        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 requires --mpp"),
+        (["--attributes", "area_spread=area_spread"], "is the name of another column"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),
         (["--attributes", "a=area_spread", "--edges", "a=x"], "write ATTRIBUTE=NUMBER"),
-        (["--levels", "3"], "need --attributes"),
+        (["--levels", "3"], "require --attributes"),
         (["--attributes", "a=area_spread", "--levels", "1"], "is not from 2"),
         (["--stains", "1,2,3"], "write six non-negative numbers"),
         (["--stains", "1,0,0,1,0,0"], "parallel or opposite"),
@@ -316,7 +316,7 @@ def test_invalid_options_are_rejected_before_any_work(
 def test_a_table_is_not_replaced_without_the_option(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.csv").write_text("mine")
     assert measured("--images", folder, "--out", tmp_path / "m.csv") == 2
-    assert "is there already" in capsys.readouterr().err and (tmp_path / "m.csv").read_text() == "mine"
+    assert "already exists" in capsys.readouterr().err and (tmp_path / "m.csv").read_text() == "mine"
 
 
 def test_without_the_extra_the_fix_is_named(

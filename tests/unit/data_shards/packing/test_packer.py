@@ -168,7 +168,7 @@ def test_an_invalid_image_found_while_writing_leaves_nothing_behind(tiles: Path,
         (["--size", "0"], "--size"),
         (["--labels", "missing.csv"], "missing.csv"),
         (["--attributes", "missing.yaml"], "missing.yaml"),
-        (["--images", "missing"], "missing is no folder"),
+        (["--images", "missing"], "missing is not a folder"),
         (["--workers", "0"], "--workers"),
     ],
 )

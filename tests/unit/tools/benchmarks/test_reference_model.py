@@ -1,4 +1,4 @@
-"""The plain form of the published recipe (tools/benchmarks/reference_model.py) and ours: the same weights after steps of training."""
+"""The reference model (tools/benchmarks/reference_model.py) and ours have the same weights after training steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The explorer without a browser: states and links, refusals, who may see what, the command line."""
+"""The explorer without a browser: states and links, errors, access control, the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tools.explorer.drawing import Painter
 from tools.explorer.state import State, query_of, read, sizes
 
 TOKEN = "a-token-of-a-test"
-NO_READER = predictions.Reader(None, predictions.NO_PREDICTOR, None, None)
+NO_ANALYZER = predictions.TileAnalyzer(None, predictions.NO_PREDICTOR, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def asked(at: Served, path: str, method: str = "GET", body: str | None = None, *
     return answer, answer.read()
 
 
-def test_a_link_means_its_state_and_a_state_its_link() -> None:
+def test_states_and_links_convert_both_ways() -> None:
     state = State((0, 2.5, 3, 1, 4), seed=7, mix_seed=9, mix=0.25, truncation=1.3, size=256)
     query = query_of(PUBLISHED, state, "abc")
     assert read(PUBLISHED, 64, dict(parse_qsl(query))) == (state, [])
@@ -77,30 +77,30 @@ def test_a_link_means_its_state_and_a_state_its_link() -> None:
         ("a.mitosis", "0.5", "mitosis has the levels"),
         ("a.mitosis", "nan", "mitosis has the levels"),
         ("a.mitosis", "9" * 5000, "mitosis has the levels"),
-        ("na.mitosis", "0", "“0” is neither 1 nor left out"),
-        ("seed", "-1", "is no seed"),
-        ("seed", "9" * 5000, "“99999999999999999999…” is no seed"),
+        ("na.mitosis", "0", "“0” is invalid; the only value is 1"),
+        ("seed", "-1", "is not a valid seed"),
+        ("seed", "9" * 5000, "“99999999999999999999…” is not a valid seed"),
         ("mix", "nan", "is not a number from 0 to 1"),
         ("truncation", "0", "is not a number from 0.5 to 3"),
-        ("size", "100000", "px can't be had; there are 64, 128, 256, 512"),
+        ("size", "100000", "px is not available; choose one of 64, 128, 256, 512"),
     ],
 )
-def test_what_a_link_must_not_say(key: str, value: str, what: str) -> None:
+def test_invalid_values_in_a_link_are_reported(key: str, value: str, what: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: value})
     assert state == read(PUBLISHED, 64, {})[0]
     assert len(problems) == 1 and problems[0].startswith(f"{key}: ") and what in problems[0]
 
 
 @pytest.mark.parametrize("key", ["a.mitoses", "na.mitoses", "a."])
-def test_a_link_to_an_attribute_that_there_is_not(key: str) -> None:
+def test_unknown_attributes_in_a_link_are_reported(key: str) -> None:
     state, problems = read(PUBLISHED, 64, {key: "1", "seed": "4", "size": "64"})
     assert state == read(PUBLISHED, 64, {"seed": "4"})[0]
-    assert problems == [f"“{key.partition('.')[2]}” is no attribute of this model; it has {', '.join(PUBLISHED.names)}"]
+    assert problems == [f"“{key.partition('.')[2]}” is not an attribute of this model; it has {', '.join(PUBLISHED.names)}"]
 
 
 def test_not_assessable_needs_such_a_level() -> None:
     schema = AttributeSchema((Attribute("size", ("small", "large")),))
-    assert "no level for" in read(schema, 64, {"na.size": "1"})[1][0]
+    assert "has no level “not assessable”" in read(schema, 64, {"na.size": "1"})[1][0]
     assert sizes(64) == [64, 128, 256, 512] and sizes(512) == [512, 1024] and sizes(2048) == [2048]
 
 
@@ -115,7 +115,7 @@ def test_not_assessable_needs_such_a_level() -> None:
         ([[1, 1, 1, 1]], r"got shape \(1, 4\), expected \(batch, 5\), for cell_crowding"),
     ],
 )
-def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[list[float]], wrong: str) -> None:
+def test_generator_rejects_invalid_levels(run: Path, levels: list[list[float]], wrong: str) -> None:
     generator = model.load(run).generator
     with pytest.raises(ValueError, match=wrong):
         generator(torch.zeros(len(levels), 16), torch.tensor(levels))
@@ -123,8 +123,8 @@ def test_a_generator_refuses_levels_that_there_are_not(run: Path, levels: list[l
     assert generator(torch.zeros(2, 16), good).shape == (2, 3, 32, 32)
 
 
-def test_models_with_heads_that_read_levels_are_loaded(tmp_path: Path) -> None:
-    """Such a network needs a loss in training, and none here."""
+def test_models_with_auxiliary_heads_are_loaded(tmp_path: Path) -> None:
+    """These networks require a loss in training, but not here."""
     options = {
         **{name: getattr(SMALLEST, name) for name in ("image_size", "latent_dim", "fmap_max", "fmap_inverse_coef")},
         "generator_attention": [],
@@ -144,7 +144,7 @@ def test_mixed_latents_keep_their_length() -> None:
     assert torch.allclose(latents.slerp(start, start, 0.3), start) and torch.equal(latents.slerp(start, -start, 0.5), torch.zeros(4, 96))
 
 
-def test_the_tile_is_that_of_sampling(run: Path) -> None:
+def test_tile_equals_that_of_sampling(run: Path) -> None:
     shown = model.load(run)
     painter, state = Painter(shown), read(PUBLISHED, 32, {"seed": "3"})[0]
     latent, levels = latents.latents_for(3, [0], 16), torch.tensor([[2, 2, 2, 1, 2]])
@@ -169,19 +169,19 @@ def test_runs_checkpoints_and_exports_are_shown(run: Path, tmp_path: Path) -> No
         model.load(tmp_path / "exported", raw=True)
 
 
-def test_refusals_have_words(explorer: Served) -> None:
+def test_errors_have_a_message(explorer: Served) -> None:
     for path, status, word in (
-        ("/tile.png?size=4096", 400, "px can't be had"),
+        ("/tile.png?size=4096", 400, "px is not available"),
         ("/tile.png?a.mitosis=x", 400, "mitosis has the levels"),
-        ("/reading?seed=x", 400, "is no seed"),
-        ("/tile.png?model=123456789abc", 400, "Another model is on show by now"),
+        ("/levels?seed=x", 400, "is not a valid seed"),
+        ("/tile.png?model=123456789abc", 400, "The server now shows another model"),
         ("/quiz/question?round=1&attribute=age", 400, "attribute: the model has cell_crowding"),
         ("/quiz/answer?round=1&attribute=mitosis&level=0", 400, "level: choose one of rare, infrequent, frequent"),
-        ("/quiz/tile.png?round=1e9", 400, "round: give a whole number"),
-        ("/real/0.png", 400, "there is no real tile 0"),
-        ("/static/../explore.py", 404, "no such page"),
-        ("/static/%2e%2e/%2e%2e/setup.cfg", 404, "no such page"),
-        ("/etc/passwd", 404, "no such page"),
+        ("/quiz/tile.png?round=1e9", 400, "round: give an integer"),
+        ("/real/0.png", 400, "real tile 0 does not exist"),
+        ("/static/../explore.py", 404, "Page not found"),
+        ("/static/%2e%2e/%2e%2e/setup.cfg", 404, "Page not found"),
+        ("/etc/passwd", 404, "Page not found"),
     ):
         answer, body = asked(explorer, path)
         assert answer.status == status and word in json.loads(body)["error"], path
@@ -189,33 +189,33 @@ def test_refusals_have_words(explorer: Served) -> None:
     assert asked(explorer, "/", method="POST", body="x")[0].status == 405
 
 
-def test_without_judge_or_shards_the_page_says_so(explorer: Served) -> None:
+def test_without_predictor_or_shards_the_page_says_so(explorer: Served) -> None:
     text = asked(explorer, "/")[1].decode()
     assert predictions.NO_PREDICTOR in text and "start attributegan-explore with --shards" in text
-    assert json.loads(asked(explorer, "/reading")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
-    assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["read"] is None
+    assert json.loads(asked(explorer, "/levels")[1])["levels"] is None and json.loads(asked(explorer, "/nearest")[1]) == {"tiles": []}
+    assert json.loads(asked(explorer, "/quiz/answer?round=1&attribute=mitosis&level=1")[1])["predicted"] is None
 
 
-def test_a_quiz_tile_does_not_tell_its_levels(explorer: Served) -> None:
+def test_a_quiz_tile_has_no_metadata_about_its_levels(explorer: Served) -> None:
     answer, body = asked(explorer, "/quiz/tile.png?round=11")
     image = Image.open(io.BytesIO(body))
     assert answer.status == 200 and image.size == (256, 256) and set(image.text) == {"Software", "Disclaimer"}  # type: ignore[attr-defined]
 
 
-def test_other_names_for_this_machine_are_refused(explorer: Served) -> None:
+def test_other_host_names_are_rejected(explorer: Served) -> None:
     assert asked(explorer, "/", Host="evil.example")[0].status == 400
     port = urlsplit(explorer.address).port
     assert all(asked(explorer, "/", Host=f"{name}:{port}")[0].status == 200 for name in ("localhost", "127.0.0.1", "[::1]"))
 
 
 @pytest.mark.slow
-def test_every_address_of_this_machine_takes_its_own_name(run: Path) -> None:
+def test_every_loopback_address_accepts_its_own_name(run: Path) -> None:
     with served(run, "--host", "127.0.0.2") as found:
         assert found.address.startswith("http://127.0.0.2:") and asked(found, "/")[0].status == 200
         assert asked(found, "/", Host="evil.example")[0].status == 400
 
 
-def test_browsers_are_told_to_run_nothing_else(explorer: Served) -> None:
+def test_browsers_run_no_other_scripts(explorer: Served) -> None:
     answer, body = asked(explorer, f"/?seed={quote('<script>alert(1)</script>')}")
     assert b"<script>alert" not in body and b"&lt;script&gt;alert(1)" in body
     assert "default-src 'self'" in (answer.getheader("Content-Security-Policy") or "") and "unsafe" not in str(answer.headers)
@@ -229,23 +229,23 @@ def test_texts_of_files_are_escaped(tmp_path: Path) -> None:
         [{"name": name, **entry} for name, entry in schema.to_dict().items()],
     )
     shown = model.Model(generator, "<script>name", "id", None, "# Card\n<script>card</script> [x](javascript:alert(1))")
-    pages = page.Pages(shown, NO_READER)
+    pages = page.Pages(shown, NO_ANALYZER)
     text = pages.explore(read(schema, 32, {})[0], ["<script>problem"]) + pages.quiz()
     assert not any(bad in text for bad in ("<script>n", "<script>c", "<script>p", "<i>", "<b>", "<u>", 'href="javascript'))
 
 
-def test_a_token_is_asked_for(guarded: Served) -> None:
+def test_a_token_is_required(guarded: Served) -> None:
     for path in ("/", "/quiz", "/tile.png", "/static/explore.js", "/?token=wrong", "/nothing"):
         answer, body = asked(guarded, path)
         assert answer.status == 401 and b"1,234 images" not in body and answer.getheader("Set-Cookie") is None
     assert asked(guarded, "/", Cookie=f"explorer-{urlsplit(guarded.address).port}=wrong")[0].status == 401
     assert asked(guarded, "/", method="POST", body=f"token={TOKEN}{'x' * 5000}")[0].status == 401
     wrong = asked(guarded, "/", method="POST", body="token=wrong")
-    assert wrong[0].status == 401 and b"This is not the token" in wrong[1]
+    assert wrong[0].status == 401 and b"Wrong token" in wrong[1]
 
 
-def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
-    """One that announces few bytes and sends many in chunks, as long as it is let; the server answers before their end."""
+def test_form_size_is_limited(guarded: Served) -> None:
+    """A request with a small Content-Length and a large chunked body; the server responds before its end."""
     with socket.create_connection(("127.0.0.1", urlsplit(guarded.address).port or 0), timeout=seconds(60)) as visitor:
         visitor.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n")
         visitor.sendall(b"%x\r\n%b\r\n" % (auth.LARGEST_FORM + 1, b"a" * (auth.LARGEST_FORM + 1)))
@@ -253,7 +253,7 @@ def test_a_form_is_no_way_to_fill_the_memory(guarded: Served) -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), [(f"/quiz?token={TOKEN}&seed=4", None), ("/quiz?seed=4", f"token={TOKEN}")])
-def test_a_token_opens_the_page_that_was_asked_for(guarded: Served, path: str, body: str | None) -> None:
+def test_a_token_redirects_to_the_requested_page(guarded: Served, path: str, body: str | None) -> None:
     answer, _ = asked(guarded, path, method="POST" if body else "GET", body=body)
     assert answer.status == 303 and answer.getheader("Location") == "/quiz?seed=4"
     cookie = answer.getheader("Set-Cookie") or ""
@@ -261,13 +261,13 @@ def test_a_token_opens_the_page_that_was_asked_for(guarded: Served, path: str, b
     assert asked(guarded, "/quiz", Cookie=cookie.partition(";")[0])[0].status == 200
 
 
-def test_a_token_leads_to_no_other_site(guarded: Served) -> None:
+def test_a_token_does_not_redirect_to_other_sites(guarded: Served) -> None:
     answer, _ = asked(guarded, f"//evil.example/?token={TOKEN}")
     assert answer.status == 303 and answer.getheader("Location") == "/"
 
 
 @pytest.mark.slow
-def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
+def test_other_addresses_than_loopback_require_a_token(run: Path) -> None:
     with served(run, "--host", "0.0.0.0") as found:
         assert len(found.token) >= 32 and asked(found, "/")[0].status == 401
         assert asked(found, f"/?token={found.token}", Host="host.example")[0].status == 303
@@ -276,12 +276,12 @@ def test_beyond_this_machine_there_is_a_token(run: Path) -> None:
     ] * 3
 
 
-def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the one thread held up, what waits is bounded."""
+def test_too_many_requests_get_status_503(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue is bounded while the drawing thread is blocked."""
     import uvicorn
 
-    monkeypatch.setattr(server, "MOST_WAITING", 2)
-    shown = server.Explorer(model.load(run), NO_READER)
+    monkeypatch.setattr(server, "MAX_WAITING", 2)
+    shown = server.Explorer(model.load(run), NO_ANALYZER)
     held = threading.Event()
     shown.thread.submit(held.wait)
     listening = server.listen("127.0.0.1", 0)
@@ -309,33 +309,33 @@ def test_too_many_visitors_are_told_to_come_again(run: Path, monkeypatch: pytest
     listening.close()
 
 
-def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
+def test_the_predictor_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
     _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
     network, cache = features.load(), reference.FeatureCache.at(tmp_path / "cache")
 
-    def opened(attribute_predictor: Path | None = None) -> predictions.Reader:
-        return predictions.open_reader(PUBLISHED, split, attribute_predictor, tmp_path / "cache", lambda *told: None)
+    def opened(predictor_folder: Path | None = None) -> predictions.TileAnalyzer:
+        return predictions.open_analyzer(PUBLISHED, split, predictor_folder, tmp_path / "cache", lambda *progress: None)
 
     without = opened()
     assert without.attribute_predictor is None and without.predictor_note == predictions.NO_PREDICTOR and without.tiles is not None
     tile = split.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
-    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *told: None)
+    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *progress: None)
     assert features_ND is not None
     attribute_predictor = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
     note = {"training_tiles": 96, "choice": {"features": 0.625}}
     reference.predictor_cache(PUBLISHED, split, network, cache).save(attribute_predictor, note)
     found = opened()
-    assert "learnt on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
+    assert "trained on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
     assert found.levels(tile) == pytest.approx(attribute_predictor.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
     given = tmp_path / "given"
     predictor.PredictorCache(given).save(attribute_predictor, note)
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
-    with pytest.raises(ValueError, match="no judge for the model's attributes"):
-        predictions.open_reader(other, None, given, None, lambda *told: None)
+    with pytest.raises(ValueError, match="no predictor for the model's attributes"):
+        predictions.open_analyzer(other, None, given, None, lambda *progress: None)
     predictor.PredictorCache(given).save(predictor.Head(PUBLISHED, 12), {})
-    with pytest.raises(ValueError, match="features of another network"):
+    with pytest.raises(ValueError, match="features of a network other than"):
         opened(given)
 
 
@@ -343,15 +343,15 @@ def test_the_judge_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> No
     ("options", "what"),
     [
         (["--port", "65536"], "--port: 65536 is not from 0 to 65535"),
-        (["--host", ""], "--host: names no address"),
+        (["--host", ""], "--host: is empty"),
         (["--max-real", "0"], "--max-real: 0 must be at least 1"),
         (["--token-file", "nowhere"], "--token-file nowhere: can't be read"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen there"),
-        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no judge for the model's attributes"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: can't listen"),
+        (["--predictor", "nowhere", "--port", "0"], "--predictor nowhere: no predictor for the model's attributes"),
         (["--shards", "nowhere", "--port", "0"], "nowhere"),
     ],
 )
-def test_nonsense_is_refused(run: Path, options: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(run: Path, options: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main([str(run), *options]) == 2 and what in capsys.readouterr().err
 
 
@@ -361,12 +361,10 @@ def test_shards_of_other_attributes_are_refused(run: Path, tmp_path: Path, capsy
     assert "does not fit the model: the model has the attributes cell_crowding" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there_and_a_port_that_is_taken(
-    tmp_path: Path, explorer: Served, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_model_and_port_in_use(tmp_path: Path, explorer: Served, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main([str(tmp_path), "--port", "0"]) == 2 and "neither a checkpoint nor a run folder" in capsys.readouterr().err
     port = str(urlsplit(explorer.address).port)
-    assert explore.main([str(run), "--port", port]) == 2 and "can't listen there" in capsys.readouterr().err
+    assert explore.main([str(run), "--port", port]) == 2 and "can't listen" in capsys.readouterr().err
     (tmp_path / "token").write_text("short")
     assert explore.main([str(run), "--token-file", str(tmp_path / "token")]) == 2 and "at least 16" in capsys.readouterr().err
 

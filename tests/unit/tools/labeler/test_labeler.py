@@ -1,4 +1,4 @@
-"""The label page without a browser: answers on disk, the queue, agreement, consensus, the CSV, who may post, the command line."""
+"""The labeler without a browser: answers on disk, queue, agreement, consensus, CSV files, cross-site requests, the command line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def reopened(ratings: Ratings, schema: AttributeSchema = TWO) -> Ratings:
 # Answers on disk
 
 
-def test_answers_are_there_again(ratings: Ratings) -> None:
+def test_answers_are_restored_from_the_file(ratings: Ratings) -> None:
     ratings.answer("Ann", "a.png", (1, 0), "two\nlines", 0)
     ratings.answer("Zoë", "ä/b.png", (-1, 1), "", 0)
     ratings.answer("Ann", "a.png", (2, 0), "", 1)
@@ -94,7 +94,7 @@ def test_answers_are_there_again(ratings: Ratings) -> None:
     assert ratings.rater(" zoë ") == "Zoë" and ratings.rater("ZOË") == "Zoë" and ratings.rater("Zoe\u0308") == "Zoë"
 
 
-def test_an_answer_to_an_older_state_of_the_tile_is_refused(ratings: Ratings) -> None:
+def test_an_answer_to_an_outdated_revision_is_a_conflict(ratings: Ratings) -> None:
     ratings.answer("Ann", "a.png", (1, 0), "", 0)
     for act in (lambda: ratings.answer("Ann", "a.png", (2, 1), "", 0), lambda: ratings.skip("Ann", "a.png", 0)):
         with pytest.raises(Conflict):
@@ -104,7 +104,7 @@ def test_an_answer_to_an_older_state_of_the_tile_is_refused(ratings: Ratings) ->
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_line_that_a_crash_cut_off_is_dropped_and_the_rest_kept(ratings: Ratings, cut: int) -> None:
+def test_a_truncated_last_line_is_dropped(ratings: Ratings, cut: int) -> None:
     ratings.answer("Ann", "a.png", (1, 0), "", 0)
     whole = ratings.path.read_bytes()
     ratings.answer("Ann", "b.png", (1, 0), "", 0)
@@ -116,7 +116,7 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_the_rest_kept(ratings: Ratin
     assert list(reopened(ratings).rated()) == ["a.png", "c.png"]
 
 
-def test_a_last_line_without_its_end_counts(ratings: Ratings) -> None:
+def test_a_last_line_without_newline_is_kept(ratings: Ratings) -> None:
     ratings.answer("Ann", "a.png", (1, 0), "", 0)
     ratings.path.write_bytes(ratings.path.read_bytes().rstrip())
     reopened(ratings).answer("Ann", "b.png", (2, 0), "", 0)
@@ -137,7 +137,7 @@ def test_a_last_line_without_its_end_counts(ratings: Ratings) -> None:
         '{"rater": 3, "file": "a.png", "skipped": true}',
     ],
 )
-def test_a_damaged_line_is_named(ratings: Ratings, line: str) -> None:
+def test_a_damaged_line_is_an_error_with_its_number(ratings: Ratings, line: str) -> None:
     with ratings.path.open("a") as stream:
         stream.write(f'{line}\n{{"settings": {{"seed": 1}}}}\n')
     with pytest.raises(ValueError, match=r"levels\.ratings\.jsonl: line 2 is damaged"):
@@ -146,21 +146,21 @@ def test_a_damaged_line_is_named(ratings: Ratings, line: str) -> None:
 
 def test_other_attributes_are_refused(ratings: Ratings) -> None:
     other = AttributeSchema((Attribute("grade", ("none", "low", "mid", "high"), 0), TWO.attributes[1]))
-    with pytest.raises(ValueError, match="was begun with other attributes: grade had the levels none, low, high"):
+    with pytest.raises(ValueError, match="was created with other attributes: grade has the levels none, low, high"):
         reopened(ratings, other)
-    with pytest.raises(ValueError, match="those are grade, size; these are cell_crowding"):
+    with pytest.raises(ValueError, match="the file has grade, size; --attributes has cell_crowding"):
         Ratings(ratings.path, PUBLISHED)
     ratings.path.write_text("file,grade\n")
-    with pytest.raises(ValueError, match="line 1 is not that of ratings"):
+    with pytest.raises(ValueError, match="line 1 is not the header of a ratings file"):
         Ratings(ratings.path, TWO)
 
 
-def test_one_process_holds_the_answers(ratings: Ratings) -> None:
-    with pytest.raises(ValueError, match="another attributegan-label has it open"):
+def test_one_process_locks_the_ratings_file(ratings: Ratings) -> None:
+    with pytest.raises(ValueError, match="is in use by another attributegan-label"):
         Ratings(ratings.path, TWO)
 
 
-def test_what_can_not_be_saved_leaves_no_half_line(ratings: Ratings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_partial_line(ratings: Ratings, monkeypatch: pytest.MonkeyPatch) -> None:
     ratings.answer("Ann", "a.png", (1, 0), "", 0)
     whole = ratings.path.read_bytes()
     wrote = os.write
@@ -171,8 +171,8 @@ def test_what_can_not_be_saved_leaves_no_half_line(ratings: Ratings, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["", " ", "=cmd", "-x", "a" * 61, "a\x00b", "a\u202eb"])
-def test_names_that_are_none(ratings: Ratings, name: str) -> None:
-    with pytest.raises(ValueError, match="rater: give a name"):
+def test_invalid_rater_names(ratings: Ratings, name: str) -> None:
+    with pytest.raises(ValueError, match="rater: a name needs"):
         ratings.rater(name)
 
 
@@ -203,7 +203,7 @@ def label_all(queue: Queue, rater: str) -> list[str]:
     return seen
 
 
-def test_the_order_is_random_seeded_and_not_moved_by_other_tiles(ratings: Ratings) -> None:
+def test_the_order_is_seeded_and_independent_of_other_tiles(ratings: Ratings) -> None:
     first, again, other = (Queue(FILES, ratings, seed, 0.25) for seed in (0, 0, 1))
     assert first.order == again.order != other.order and sorted(first.order) == FILES != first.order
     fewer = Queue(FILES[::2], ratings, 0, 0.25)
@@ -237,7 +237,7 @@ def test_most_uncertain_first(ratings: Ratings) -> None:
     assert values == sorted(values, reverse=True) and queue.order[:20] != sorted(queue.order[:20])
 
 
-def test_skipped_tiles_come_back_when_asked_for(ratings: Ratings) -> None:
+def test_skipped_tiles_are_shown_again_on_request(ratings: Ratings) -> None:
     queue = Queue(FILES[:4], ratings, 0, 0)
     first = queue.next("Ann")[0][0]
     ratings.skip("Ann", first, 0)
@@ -265,7 +265,7 @@ def test_quadratic_kappa() -> None:
     assert agreement.quadratic_kappa(np.zeros((3, 3))) is None and agreement.quadratic_kappa(np.array([[7, 0], [0, 0]])) is None
 
 
-def test_raters_who_guess_have_a_kappa_near_zero(ratings: Ratings) -> None:
+def test_random_raters_have_a_kappa_near_zero(ratings: Ratings) -> None:
     rng = np.random.default_rng(0)
     for number in range(300):
         ratings.answer("Ann", f"{number}", (int(rng.integers(1, 3)), 0), "", 0)
@@ -275,7 +275,7 @@ def test_raters_who_guess_have_a_kappa_near_zero(ratings: Ratings) -> None:
     assert size.kappa == 0 and size.exact == 0
 
 
-def test_not_assessable_is_no_point_of_the_scale(ratings: Ratings) -> None:
+def test_not_assessable_is_excluded_from_kappa(ratings: Ratings) -> None:
     for number, (a, b) in enumerate([(1, 1), (2, 2), (0, 2), (0, 0), (1, -1)]):
         ratings.answer("Ann", f"{number}", (a, 0), "", 0)
         ratings.answer("Bea", f"{number}", (b, 0), "", 0)
@@ -311,7 +311,7 @@ def test_consensus(levels: list[int], most_apart: int | None, expected: int) -> 
 # The CSV
 
 
-def test_the_csv_packs_as_it_is(tmp_path: Path, ratings: Ratings) -> None:
+def test_the_csv_can_be_packed(tmp_path: Path, ratings: Ratings) -> None:
     folder = write_images(tmp_path / "tiles", ["H7/a.png", "H7/b.png", "ä ö/c, d.png", "H8/gone.png"])
     (folder / "tiles.csv").write_text('file,slide,x,grade\nH7/a.png,H7,3,9\nH7/b.png,H7,4,9\n"ä ö/c, d.png",S2,5,9\nH8/gone.png,H8,6,9\n')
     found = tiles.find_tiles(folder)
@@ -349,7 +349,7 @@ def test_the_csv_packs_as_it_is(tmp_path: Path, ratings: Ratings) -> None:
     assert json.loads(table[0]["confusion"]) == [[0, 0, 0], [0, 0, 0], [0, 1, 0]] and table[0]["exact"] == "0.0000"
 
 
-def test_a_csv_that_others_wrote_or_changed_is_kept(tmp_path: Path, ratings: Ratings) -> None:
+def test_a_csv_written_or_changed_by_others_is_not_overwritten(tmp_path: Path, ratings: Ratings) -> None:
     found = tiles.find_tiles(write_images(tmp_path / "tiles", ["a.png", "b.png"]))
     out = tmp_path / "levels.csv"
     out.write_text("mine\n")
@@ -376,7 +376,7 @@ def test_a_csv_that_others_wrote_or_changed_is_kept(tmp_path: Path, ratings: Rat
     assert writer.write() == 2 and len(rows_of(out)) == 2
 
 
-def test_an_attribute_may_be_called_as_a_column(tmp_path: Path) -> None:
+def test_an_attribute_may_have_the_name_of_a_column(tmp_path: Path) -> None:
     schema = AttributeSchema((Attribute("raters", ("few", "many")), Attribute("tissue", ("none", "some"))))
     folder = write_images(tmp_path / "tiles", ["a.png"])
     (folder / "tiles.csv").write_text("file,slide,tissue,spread\na.png,H7,0.93,2\n")
@@ -413,12 +413,14 @@ def test_names_that_can_not_be_packed_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         tiles.find_tiles(tmp_path)
     text = str(error.value)
-    assert "5 files can't be packed" in text and "a_b.png: has the same key a_b as a.b.png" in text and r"'e\nf.png'" in text
+    assert (
+        "5 files have names that can't be packed" in text and "a_b.png: has the same key a_b as a.b.png" in text and r"'e\nf.png'" in text
+    )
     with pytest.raises(ValueError, match="has no images"):
         tiles.find_tiles((tmp_path / "empty").mkdir() or tmp_path / "empty")
 
 
-def test_pictures_that_browsers_do_not_know_become_pngs(tmp_path: Path) -> None:
+def test_formats_unknown_to_browsers_become_png(tmp_path: Path) -> None:
     pixels = Image.fromarray(pixels_of(1))
     for name in ("a.png", "b.jpg", "c.tif", "d.bmp"):
         pixels.save(tmp_path / name)
@@ -444,7 +446,7 @@ def test_buttons_and_keys() -> None:
 # Predictions
 
 
-def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> None:
+def test_predictions_are_cached_and_skip_unreadable_tiles(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "tiles", [f"t{number}.png" for number in range(5)])
     (folder / "t9.png").write_bytes(b"no image")
     pixels = np.stack([pixels_of(number) for number in range(5)])
@@ -452,7 +454,7 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     attribute_predictor = predictor.fit_cnn(pixels, levels, TWO, steps=2)
     predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5})
     found, cache, calls = tiles.find_tiles(folder), reference.FeatureCache.at(tmp_path / "cache"), []
-    with pytest.raises(ValueError, match="doesn't say the size of its tiles"):
+    with pytest.raises(ValueError, match="the tile size is not saved"):
         predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: None)
     predictor.PredictorCache(tmp_path / "judge").save(attribute_predictor, {"training_tiles": 5, "tile_size": 16})
     first = predict(tmp_path / "judge", TWO, found, None, cache, lambda done, total: calls.append(done))
@@ -460,7 +462,7 @@ def test_predictions_are_kept_and_skip_what_can_not_be_read(tmp_path: Path) -> N
     assert first == again and calls == [6] and set(first.levels) == set(found.files) - {"t9.png"}
     assert first.levels["t0.png"] == pytest.approx(attribute_predictor.predict(pixels[:1])[0].tolist(), abs=1e-6)
     assert all(0 <= value <= 1 for value in first.uncertainty.values())
-    with pytest.raises(ValueError, match="no predictor of these attributes"):
+    with pytest.raises(ValueError, match="no predictor for these attributes"):
         predict(tmp_path / "judge", PUBLISHED, found, None, cache, lambda done, total: None)
 
 
@@ -518,13 +520,13 @@ def test_an_answer_is_on_disk_before_it_is_confirmed(server: tuple[Served, Path]
         ({"file": None}, "file: not one of the tiles"),
         ({"revision": "0"}, "revision"),
         ({"revision": True}, "revision"),
-        ({"rater": "=x"}, "rater: give a name"),
+        ({"rater": "=x"}, "rater: a name needs"),
         ({"levels": {"grade": 1}}, "levels: give one for each"),
         ({"levels": {"grade": 1, "size": 2}}, "levels: size is 2"),
-        ({"levels": {"grade": 1.0, "size": 0}}, "not all are whole"),
-        ({"levels": {"grade": True, "size": 0}}, "not all are whole"),
+        ({"levels": {"grade": 1.0, "size": 0}}, "not all are integers"),
+        ({"levels": {"grade": True, "size": 0}}, "not all are integers"),
         ({"levels": [1, 0]}, "levels: give one"),
-        ({"comment": 3}, "comment: not a text"),
+        ({"comment": 3}, "comment: not a string"),
     ],
 )
 def test_bad_answers_are_refused(server: tuple[Served, Path], change: dict[str, Any], what: str) -> None:
@@ -550,7 +552,7 @@ def test_bad_answers_are_refused(server: tuple[Served, Path], change: dict[str, 
         ({}, b"\xff", 400),
     ],
 )
-def test_other_sites_can_not_answer(server: tuple[Served, Path], headers: dict[str, str], body: bytes, status: int) -> None:
+def test_cross_site_requests_are_rejected(server: tuple[Served, Path], headers: dict[str, str], body: bytes, status: int) -> None:
     assert asked(server[0], "/skip", body, **headers)[0].status == status
 
 
@@ -566,11 +568,11 @@ def test_names_are_escaped(server: tuple[Served, Path]) -> None:
     _, text = asked(server[0], f"/?{urlencode({'rater': name})}")
     assert b"<script>alert" not in text and b"A&lt;script&gt;" in text
     answer, text = asked(server[0], f"/?{urlencode({'rater': '=A<b>'})}")
-    assert answer.status == 200 and b"rater: give a name" in text
+    assert answer.status == 200 and b"rater: a name needs" in text
 
 
 @pytest.mark.slow
-def test_beyond_this_machine_there_is_a_token(tmp_path: Path) -> None:
+def test_other_addresses_than_loopback_require_a_token(tmp_path: Path) -> None:
     write_images(tmp_path / "tiles", ["a.png"])
     with served(tmp_path / "tiles", "--out", str(tmp_path / "l.csv"), "--host", "0.0.0.0", module="tools.label") as at:
         assert at.token and asked(at, "/next?rater=Ann")[0].status == 401 and asked(at, "/image?file=a.png")[0].status == 401
@@ -591,14 +593,14 @@ def run(*words: object) -> int:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--out", "x.txt"], "--out: x.txt is not named as a CSV"),
+        (["--out", "x.txt"], "--out: x.txt must end in .csv"),
         (["--out", "no/where.csv"], "--out: no is not a folder"),
         (["--shared", "1.5"], "--shared: 1.5 is not from 0 to 1"),
         (["--disagreement", "-1"], "--disagreement: -1 is below 0"),
-        (["--host", ""], "--host: names no address"),
+        (["--host", ""], "--host: is empty"),
         (["--port", "70000"], "--port: 70000"),
         (["--predictor-size", "2"], "--predictor-size: 2"),
-        (["--table", "none.csv"], "none.csv: not a readable CSV"),
+        (["--table", "none.csv"], "none.csv: not a readable UTF-8 CSV"),
         (["--predictor", "none"], "--predictor none: no predictor"),
     ],
 )
@@ -608,7 +610,7 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options
     assert what in capsys.readouterr().err
 
 
-def test_the_csvs_are_written_again_by_another_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_files_are_rewritten_with_another_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_images(tmp_path / "tiles", ["a.png"])
     command = [folder, "--out", tmp_path / "levels.csv", "--attributes", schema_file(tmp_path), "--no-page"]
     assert run(*command) == 0 and "no answers yet" in capsys.readouterr().out and not (tmp_path / "levels.csv").exists()
@@ -622,7 +624,7 @@ def test_the_csvs_are_written_again_by_another_rule(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.slow
-def test_it_ends_as_asked_with_its_csvs_written(tmp_path: Path) -> None:
+def test_csv_files_are_written_on_shutdown(tmp_path: Path) -> None:
     write_images(tmp_path / "tiles", ["a.png", "b.png"])
     options = ["--out", str(tmp_path / "levels.csv"), "--attributes", str(schema_file(tmp_path)), "--seed", "3", "--shared", "0.5"]
     with served(tmp_path / "tiles", *options, module="tools.label") as at:

@@ -1,0 +1,108 @@
+"""Options of ``attributegan-sample``: the command line and the settings dataclass."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools import options as options_module
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What to sample, from which model, and where to write it. Fields are the options of the command.
+
+    Raises:
+        ValueError: names the option that is wrong.
+    """
+
+    model: str | Path  # a run folder or a checkpoint
+    out: Path
+    count: int = 16
+    levels: str = ""  # fixed levels, "attribute=level,..."
+    levels_from: str | None = None  # shard set to draw levels from
+    format: str = "png"
+    shard_count: int = 1000  # tiles per shard
+    overwrite: bool = False
+    truncation: float | None = None
+    sweep: bool = False
+    pair: tuple[str, str] | None = None
+    interpolate: tuple[str, str] | None = None
+    movie: str | None = None
+    project: Path | None = None
+    steps: int = 300  # of --project
+    seed: int = 0
+    batch: int = 16
+    precision: str = "auto"
+    workers: int = 1
+    no_ema: bool = False
+
+    def __post_init__(self) -> None:
+        options_module.require_at_least(self, count=1, batch=1, workers=1, shard_count=1, steps=1)
+        if self.truncation is not None and not self.truncation > 0:
+            raise ValueError(f"--truncation: {self.truncation} must be above 0")
+        if self.movie and not self.interpolate:
+            raise ValueError("--movie: requires --interpolate")
+        pictures = [f"--{name}" for name in ("sweep", "pair", "interpolate", "project") if getattr(self, name)]
+        if self.format == "shards" and pictures:
+            raise ValueError(f"{pictures[0]}: not supported with --format shards; use another --format and --out")
+
+    @property
+    def to_shards(self) -> bool:
+        """Whether the tiles are written as a shard set."""
+        return self.format == "shards"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the parser."""
+    default = SamplingSettings
+    parser.add_argument("model", metavar="RUN|CHECKPOINT", help="run folder (uses its latest checkpoint) or a checkpoint")
+    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder; created if it does not exist")
+    parser.add_argument("--count", metavar="N", type=int, default=default.count, help="number of tiles (default: %(default)s)")
+    parser.add_argument(
+        "--levels", metavar="A=L,...", default="", help="fix attributes to levels, by number or name; all others are drawn at random"
+    )
+    parser.add_argument(
+        "--levels-from", metavar="SHARDS", help="draw levels jointly from the training split of this shard set (default: uniform levels)"
+    )
+    parser.add_argument(
+        "--format", choices=("png", "jpeg", "webp", "shards"), default=default.format, help="output format (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-count",
+        metavar="N",
+        type=int,
+        default=default.shard_count,
+        help="tiles per shard, with --format shards (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier samples or a shard set in DIR")
+    parser.add_argument(
+        "--truncation", metavar="T", type=float, help="truncate latents at +-T: higher quality, less variety (default: no truncation)"
+    )
+    parser.add_argument("--sweep", action="store_true", help="write sweep.png: every attribute through its levels, one latent per row")
+    parser.add_argument(
+        "--pair", nargs=2, metavar=("A", "B"), help="write pair.png: all levels of A by all levels of B, for the first latent"
+    )
+    parser.add_argument(
+        "--interpolate",
+        nargs=2,
+        metavar=("A=L,...", "A=L,..."),
+        help="write interpolation.png: from the first levels to the second, one latent per row",
+    )
+    parser.add_argument("--movie", choices=("gif", "mp4"), help="also write the interpolation as a movie (mp4 requires the extra `movie`)")
+    parser.add_argument(
+        "--project",
+        metavar="IMAGE",
+        type=Path,
+        help="find the latent of this image and write projection.png instead of tiles; --sweep, --pair and --interpolate then use "
+        "that latent",
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=default.steps, help="optimization steps of --project (default: %(default)s)"
+    )
+    parser.add_argument("--seed", metavar="S", type=int, default=default.seed, help="random seed (default: %(default)s)")
+    parser.add_argument("--batch", metavar="B", type=int, default=default.batch, help="tiles per batch (default: %(default)s)")
+    options_module.add_precision(parser)
+    parser.add_argument("--workers", metavar="N", type=int, default=default.workers, help="generating processes (default: %(default)s)")
+    options_module.add_no_ema(parser)
