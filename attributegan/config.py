@@ -186,6 +186,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = (
         "auto"  # auto: bf16 where native, else fp32 (CPU), fp16 (GPU); fp64: checks
     )
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: CUDA where there is a GPU, else the CPU; mps and xpu are untested
     world_size: int = 0  # refuse to train with any other number of processes; 0 takes what the launcher gives
     timeout_s: int = 600  # seconds after which a collective that a process does not join ends the run
     tf32: bool = True  # TensorFloat-32 in fp32 convolutions and matrix products, on GPUs that have it

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools.benchmarks import data, explore, measure, scaling, train
+from tools.benchmarks import data, explore, gpu, measure, scaling, train
 from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
   attributegan-bench start --rows 1000000
   attributegan-bench checkpoint model.image_size=256 --batch 2
   attributegan-bench explore
+  attributegan-bench gpu --out gpu
   attributegan-bench measure --images glioma/images --masks glioma/nuclei
 Each line has the median of a side and how far its turns spread. Ratios are taken turn by turn. On a machine that does other things at the
 same time, look at those."""
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     scaling.add(commands)
     explore.add(commands, common)
     measure.add(commands, common)
+    gpu.add(commands)
     arguments = parser.parse_args(argv)
+    if "run" in arguments:
+        return int(arguments.run(arguments))
 
     def work() -> None:
         if "estimate" in arguments:
