@@ -28,8 +28,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         commands,
         "gpu",
         "correctness and speed of training on this machine's GPU",
-        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file for each "
-        "part. Status 1 when a check fails.",
+        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file for "
+        "each part. Status 1 when a check fails.",
         EXAMPLES,
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="folder of the results (%(default)s)")

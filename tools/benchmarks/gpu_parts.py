@@ -60,6 +60,7 @@ class Part:
     module: str
     limit_s: int = 60
     needs: tuple[str, ...] = ()
+    alone: bool = False  # changes the process: the next part gets a new one
 
     def run(self, context: Context) -> Outcome:
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
@@ -81,7 +82,7 @@ PARTS = (
     Part("sync-batchnorm", "right", "synchronised batch norm against that of one process", CHECKS),
     Part("speed-512", "fast", "training at 512 px", SPEED, 90),
     Part("loader", "fast", "share of a step that waits for tiles from JPEG shards", SPEED),
-    Part("zero", "right", "DeepSpeed ZeRO 1, 2, 3 and offload against the whole network", CHECKS, 120, ("deepspeed",)),
+    Part("zero", "right", "DeepSpeed ZeRO 1, 2, 3 and offload against the whole network", CHECKS, 120, ("deepspeed",), alone=True),
     Part("variants", "fast", "row-major maps and the plain form at 256 px", SPEED, 90),
     Part("sampling", "fast", "generated tiles", SPEED),
     Part("graphs", "right", "both networks compile without graph breaks", CHECKS, 120),

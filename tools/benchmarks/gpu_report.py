@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": kind,
         "GPU": "none",
         "CPU": precision.cpu_name(),
-        "CPU flags": " ".join(flag for flag in FLAGS if flag in precision._flags()),
+        "CPU flags": " ".join(flag for flag in FLAGS if flag in _cpu_flags()) or "unknown",
         "cores": worker_pool.available(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -54,7 +55,24 @@ def machine(device: str) -> dict[str, Any]:
             "GPUs": torch.cuda.device_count(),
         }
     versions = facts.versions()
-    return found | {"driver": versions["NVIDIA driver"], "NCCL": versions["NCCL"]} | {name: facts._installed(name) for name in PACKAGES}
+    found |= {"driver": versions.get("NVIDIA driver", "unknown"), "NCCL": versions.get("NCCL", "unknown")}
+    return found | {name: _installed(name) for name in PACKAGES}
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_flags() -> set[str]:
+    """Of /proc/cpuinfo; empty where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.partition(":")[2].split())
+    return set()
 
 
 def fingerprint(machine: Mapping[str, Any], tiny: bool) -> str:

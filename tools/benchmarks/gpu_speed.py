@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import statistics
 import time
@@ -72,7 +73,7 @@ def _speed(context: Context, size: int) -> Outcome:
     }
     if not top:
         return Outcome("failed", f"no batch fits: {rows}", details)
-    summary = f"{top['images/s']:,.1f} images/s in {top['precision']} with batch {top['batch']}, {top['peak GiB']} GiB"
+    summary = f"{top['images/s']:,.1f} images/s in {top['precision']} with batch {top['batch']}, peak {top['peak GiB']} GiB"
     return Outcome("measured", f"{summary}, {top['share of convolution rate']:.0%} of the convolution rate", details)
 
 
@@ -111,18 +112,18 @@ def profile(context: Context) -> Outcome:
     def seconds(event: Any) -> float:
         return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
 
-    events = sorted(found.key_averages(), key=seconds, reverse=True)
+    kinds = {torch.autograd.DeviceType.CUDA} if on_gpu else {torch.autograd.DeviceType.CPU}  # kernels alone, not the calls around them
+    events = sorted((event for event in found.key_averages() if event.device_type in kinds), key=seconds, reverse=True)
     total = sum(map(seconds, events))
     rows = [
         {"kernel": event.key[:100], "share": f"{seconds(event) / total:.1%}", "ms": round(1e3 * seconds(event), 2), "calls": event.count}
         for event in events[:KERNELS]
     ]
     top = f"{rows[0]['kernel']} {rows[0]['share']}"
-    return Outcome(
-        "measured",
-        f"first step after {first:.1f} s; phases {', '.join(f'{name} {1e3 * value:.0f} ms' for name, value in phases.items())}; most: {top}",
-        {"seconds to the first step": round(first, 2), "phases, ms": [{n: round(1e3 * s, 2) for n, s in phases.items()}], "kernels": rows},
-    )
+    spent = {name: round(1e3 * value, 2) for name, value in phases.items()}
+    parts = ", ".join(f"{name} {value:.0f} ms" for name, value in spent.items())
+    details = {"seconds to the first step": round(first, 2), "phases, ms": [spent], "kernels": rows}
+    return Outcome("measured", f"first step after {first:.1f} s; phases: {parts}; most: {top}", details)
 
 
 def loader(context: Context) -> Outcome:
@@ -268,6 +269,7 @@ def _step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | 
     """Images/s and peak memory of steps; a row without a rate when they don't fit."""
     row: dict[str, Any] = {"precision": mode, "batch": batch}
     if context.device == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -277,10 +279,10 @@ def _step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | 
         def step() -> None:
             trainer.step([type(found)(found.images_BCHW, found.levels_BA, trainer.images)])
 
-        seconds = _seconds(context, step, warm_up=1 if context.tiny else 4)
+        seconds = _seconds(context, step, warm_up=0 if context.tiny else 4)
     except torch.OutOfMemoryError:
         return row | {"images/s": "", "peak GiB": "out of memory"}
-    peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if context.device == "cuda" else "not measured:"
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if context.device == "cuda" else "?"
     return row | {"images/s": round(batch / seconds, 2), "peak GiB": peak}
 
 
@@ -303,7 +305,7 @@ def _plain_rate(context: Context, size: int, batch: int, mode: str) -> dict[str,
                 with autocast(precision, context.device):
                     plain.step(images, levels, (latents[0], latents[1]), quadrant=0)
 
-            seconds = _seconds(context, step, warm_up=1 if context.tiny else 3)
+            seconds = _seconds(context, step, warm_up=0 if context.tiny else 3)
     except torch.OutOfMemoryError:
         return row | {"images/s": "", "peak GiB": "out of memory"}
     return row | {"images/s": round(batch / seconds, 2)}

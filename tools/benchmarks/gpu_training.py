@@ -119,11 +119,11 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], start: Mapping[str, Tensor] | None = None) -> float:
     """Norm of the difference over the norm of ``b``, or over that of ``b - start``; the largest of the networks.
 
-    By network, not by tensor: a bias before a batch norm has no gradient but rounding.
+    By network (what stands before the slash), not by tensor: a bias before a batch norm has no gradient but rounding.
     """
     assert a.keys() == b.keys()
     found = []
-    for network in sorted({name.split("/")[0] for name in a} - ({"average"} if start else set())):
+    for network in sorted({name.split("/")[0] for name in a}):
         names = [name for name in a if name.startswith(f"{network}/") and a[name].is_floating_point()]
         off = _norm([a[name].double() - b[name].double() for name in names])
         found.append(off / _norm([b[name].double() - (start[name].double() if start else 0) for name in names]))

@@ -55,7 +55,7 @@ class Worker:
             tail = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
             return Outcome("failed", f"{why}; see {self.log.name}", {"output": tail}, seconds)
         outcome = Outcome(**json.loads(line))
-        if outcome.status == "failed":  # its CUDA context may be unusable
+        if outcome.status == "failed" or part.alone:  # its CUDA context may be unusable
             self.close()
         return replace(outcome, seconds=seconds)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attributegan
+import data_shards
+
 # Operations whose result the host needs: `.item()`, `bool(tensor)`, shapes that depend on numbers, and (lift_fresh) `torch.tensor` of
 # Python numbers, which copies from pageable memory.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh", "item"}
-PACKAGES = ("/attributegan/", "/data_shards/")
+PACKAGES = tuple(f"{Path(package.__file__).parent}{os.sep}" for package in (attributegan, data_shards))
 ALLOWED = {"distributed/engine.py:_step": 2}  # whether the gradients are finite, once for each network
 ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its input on CPUs only, and draws are made on the CPU everywhere
     "models/blocks.py:_columns",
@@ -72,8 +77,8 @@ def _leaves_device(tensor: torch.Tensor, device: Any) -> bool:
 
 
 def _place() -> str:
-    frames = [frame for frame in traceback.extract_stack() if any(package in frame.filename for package in PACKAGES)]
-    if not frames:
-        return "elsewhere"
-    path = frames[-1].filename
-    return f"{path.rpartition('attributegan/')[2] if '/attributegan/' in path else path.rpartition('data_shards/')[2]}:{frames[-1].name}"
+    """The innermost function of ours on the stack."""
+    for frame in reversed(traceback.extract_stack()):
+        if package := next((folder for folder in PACKAGES if frame.filename.startswith(folder)), ""):
+            return f"{frame.filename.removeprefix(package)}:{frame.name}"
+    return "elsewhere"
