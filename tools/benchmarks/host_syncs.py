@@ -7,7 +7,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import data_shards
 # Operations whose result the host needs: `.item()`, `bool(tensor)`, shapes that depend on numbers, and (lift_fresh) `torch.tensor` of
 # Python numbers, which copies from pageable memory.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh", "item"}
-PACKAGES = tuple(f"{Path(package.__file__).parent}{os.sep}" for package in (attributegan, data_shards))
+PACKAGES = tuple(f"{package.__path__[0]}{os.sep}" for package in (attributegan, data_shards))
 ALLOWED = {"distributed/engine.py:_step": 2}  # whether the gradients are finite, once for each network
 ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its input on CPUs only, and draws are made on the CPU everywhere
     "models/blocks.py:_columns",
