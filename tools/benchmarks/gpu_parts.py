@@ -70,7 +70,7 @@ class Part:
 
 
 PARTS = (
-    Part("steps", "right", "ten steps of gradient descent in fp32 against the CPU", CHECKS, 90),
+    Part("steps", "right", "ten steps of gradient descent (two with --tiny) in fp32 against the CPU", CHECKS, 90),
     Part("precisions", "right", "steps in bf16 and fp16 are finite", CHECKS),
     Part("syncs", "right", "the host waits for the device only where a step says so", CHECKS),
     Part("speed-256", "fast", "training at 256 px", SPEED, 90),
