@@ -67,7 +67,7 @@ def _installed(package: str) -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Of /proc/cpuinfo; empty where there is none."""
+    """Flags of /proc/cpuinfo; empty where it does not exist."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

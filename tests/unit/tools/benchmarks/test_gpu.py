@@ -45,8 +45,8 @@ def test_every_part_runs_on_a_cpu_and_results_are_kept(tmp_path: Path, capsys: p
     assert 0 <= tree["parts"]["loader"]["details"]["wait share"] <= 1
 
 
-class Told:
-    """A worker whose parts end as they are told to."""
+class FakeWorker:
+    """Returns the outcomes that a test sets."""
 
     outcomes: dict[str, Outcome] = {}
 
@@ -67,21 +67,21 @@ class Told:
 def test_status_and_rows(
     name: str, status: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "Worker", Told)
-    monkeypatch.setattr(Told, "outcomes", {name: Outcome(status, "for | a\nreason")})  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "outcomes", {name: Outcome(status, "for | a\nreason")})  # type: ignore[arg-type]
     assert main([*HERE, "--out", str(tmp_path)]) == expected
     assert f"| {name} | {BY_NAME[name].kind} | {status} | 0 | {BY_NAME[name].title}: for / a reason |" in capsys.readouterr().out
     failed = name if expected else "none"
     assert f"Checks that failed: {failed}." in (tmp_path / "report.md").read_text()
     # again: failures and parts that lacked something, unless others are named
-    monkeypatch.setattr(Told, "outcomes", {})
+    monkeypatch.setattr(FakeWorker, "outcomes", {})
     assert main([*HERE, "--out", str(tmp_path), "--only", "syncs"]) == expected
     assert main([*HERE, "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "parts" / f"{name}.json").read_text())["status"] in ("passed", "measured")
 
 
 def test_no_part_begins_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu, "Worker", Told)
+    monkeypatch.setattr(gpu, "Worker", FakeWorker)
     assert main([*HERE, "--out", str(tmp_path), "--minutes", "0.001"]) == 0
     assert capsys.readouterr().out.count("| not run |") == len(PARTS) and not list((tmp_path / "parts").iterdir())
     assert main([*HERE, "--out", str(tmp_path), "--minutes", "0"]) == 2 and "--minutes" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_no_part_begins_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.
 def test_results_of_another_machine_are_not_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "Worker", Told)
+    monkeypatch.setattr(gpu, "Worker", FakeWorker)
     assert main([*HERE, "--out", str(tmp_path)]) == 0
     assert main(["gpu", "--device", "cpu", "--out", str(tmp_path)]) == 2  # not tiny
     assert "has results of another machine, version or size" in capsys.readouterr().err
