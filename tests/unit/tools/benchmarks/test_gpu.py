@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from attributegan.config import Config
 from tools.bench import main
-from tools.benchmarks import gpu, gpu_report, gpu_worker
+from tools.benchmarks import gpu, gpu_checks, gpu_report, gpu_worker
 from tools.benchmarks.gpu_parts import BY_NAME, PARTS, Context, Outcome, Part, Skip
 from tools.benchmarks.gpu_training import difference, differing, merged
 from tools.benchmarks.gpu_worker import Worker, run_part
 
 HERE = ["gpu", "--device", "cpu", "--tiny"]
 FIRST = ["steps", "syncs", "checkpoint"]
+SCALED = SimpleNamespace(loss_scale=SimpleNamespace(value=1.0))  # an engine
 
 
 @pytest.mark.slow
@@ -153,3 +155,32 @@ def test_differences_of_trainings() -> None:
     assert difference(other, end, start) == pytest.approx(0.1, rel=1e-5)  # of a way of 1
     assert differing(other, end) == ["b/w"] and differing({}, {"x": torch.ones(1)}) == ["x"]
     assert merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}, "b": {}}) == {"a": {"x": 3, "y": 2}, "b": {}}
+
+
+@pytest.mark.parametrize("name", ["steps", "compiled", "zero", "repeat"])
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_checks_fail_when_the_two_ways_differ(name: str, off: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def trained(settings: Config, count: int = 0, networks: tuple[str, ...] = ("generator", "average")) -> tuple[dict, dict]:
+        nonlocal calls
+        calls += 1
+        end = {f"{network}/w": torch.tensor([1.0, 2.0 + off * (calls % 2 == 0)]) for network in networks}
+        return end, {f"{network}/w": torch.zeros(2) for network in networks}
+
+    monkeypatch.setattr(gpu_checks, "_trained", trained)
+    outcome = run_part(BY_NAME[name], Context("cpu", True, tmp_path))
+    assert outcome.status == ("failed" if off else "passed") and calls >= 2, outcome
+
+
+def test_batch_norm_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "_synchronised", lambda norm, x: norm(x) * 1.001)
+    assert run_part(BY_NAME["sync-batchnorm"], Context("cpu", True, tmp_path)).status == "failed"
+
+
+def test_weights_that_are_not_finite_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "trainer_of", lambda settings: SimpleNamespace(skipped={}, generator=SCALED, discriminator=SCALED))
+    monkeypatch.setattr(gpu_checks, "take", lambda trainer, count: {"loss": torch.zeros(())})
+    for value, status in ((0.0, "passed"), (float("nan"), "failed")):
+        monkeypatch.setattr(gpu_checks, "state_of", lambda trainer, value=value: {"generator/w": torch.tensor(value)})
+        assert run_part(BY_NAME["precisions"], Context("cpu", True, tmp_path)).status == status
