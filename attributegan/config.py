@@ -303,6 +303,9 @@ class TrainConfig:
     max_nonfinite: int = option(
         20, "Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps are skipped.", minimum=1
     )
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = option(
+        "auto", "Device to train on. `auto` is CUDA if there is a GPU, otherwise the CPU. mps and xpu are untested."
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "train")

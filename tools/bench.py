@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools.benchmarks import data, explore, measure, scaling, train
+from tools.benchmarks import data, explore, gpu, measure, scaling, train
 from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
   attributegan-bench start --rows 1000000
   attributegan-bench checkpoint model.image_size=256 --batch 2
   attributegan-bench explore
+  attributegan-bench gpu --out gpu
   attributegan-bench measure --images glioma/images --masks glioma/nuclei
 Prints the median of each contender with the range over its turns, and ratios between contenders, taken turn by turn. On a machine with
 other load, rely on the ratios."""
@@ -46,6 +47,8 @@ def machine() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark with ``argv`` (default: ``sys.argv``) and return the exit status."""
     options = _parser().parse_args(argv)
+    if "run" in options:
+        return int(options.run(options))
 
     def work() -> None:
         if "estimate" in options:
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add(commands)
     explore.add(commands, common)
     measure.add(commands, common)
+    gpu.add(commands)
     return parser
 
 

@@ -30,12 +30,12 @@ class Adam(torch.optim.Adam):
             parameters, gradients, means, squares, _, steps = lists
             if not parameters:
                 continue
-            if parameters[0].is_cuda:
-                _fused(group, [parameters, gradients, means, squares], steps)
-                continue
-            gradients = [
+            gradients = [  # the kernels take all tensors of a weight in one layout
                 g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(parameters, gradients, strict=True)
             ]
+            if not parameters[0].is_cpu:
+                _fused(group, [parameters, gradients, means, squares], steps)
+                continue
             flat = [[_flat(tensor) for tensor in tensors] for tensors in (parameters, gradients, means, squares)]
             bodies = [[tensor[: len(tensor) - len(tensor) % REGISTER] for tensor in tensors] for tensors in flat]
             tails = [[tensor[len(tensor) - len(tensor) % REGISTER :] for tensor in tensors] for tensors in flat]

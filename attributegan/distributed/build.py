@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 
 from attributegan.distributed.engine import DataParallel, Engine
@@ -13,6 +15,7 @@ def build_engine(runtime: Runtime, module: nn.Module, network: str, learning_rat
     sharding = runtime.sharding[network]
     if not sharding.stage:
         return DataParallel(runtime, module, learning_rate, compile)
+    os.environ.setdefault("DS_ACCELERATOR", runtime.device.type)  # read when deepspeed is imported
     from attributegan.distributed.deepspeed_engine import DeepSpeedEngine  # importing deepspeed takes seconds
 
     return DeepSpeedEngine(runtime, module, learning_rate, sharding)

@@ -29,6 +29,7 @@ from attributegan.distributed.deepspeed_config import NetworkSharding
 from attributegan.distributed.engine import Engine, Read, optimizer
 from attributegan.distributed.sharding import ShardedStateDict, TensorSlice
 from attributegan.models.generator import LatentToMap
+from attributegan.utils.devices import BACKENDS
 
 if TYPE_CHECKING:
     from attributegan.distributed.runtime import Runtime
@@ -52,7 +53,7 @@ class DeepSpeedEngine(Engine):
             _use_channels_last(module)
         if not dist.is_initialized():  # one process
             os.environ.setdefault("LOCAL_RANK", "0")
-            dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(BACKENDS[runtime.device.type], store=dist.HashStore(), rank=0, world_size=1)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate),

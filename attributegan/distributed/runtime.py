@@ -29,8 +29,7 @@ from attributegan.distributed import deepspeed_config, launcher
 from attributegan.distributed.rendezvous import wait_for_all_ranks
 from attributegan.errors import TransientError
 from attributegan.run_dir.resolved_config import previous_precision
-from attributegan.utils import precision
-from attributegan.utils.allocator import keep_freed_memory
+from attributegan.utils import devices, precision
 from attributegan.utils.collectives import gather
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,26 +51,24 @@ class Runtime:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        on_cpu = not torch.cuda.is_available()
+        device, self._device_problem = devices.choose(config.train.device, os.environ)
         self.environ = dict(os.environ)  # as set by the launcher
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate supports one DeepSpeed engine, and two are needed
         handlers = []
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # with a backend, accelerate would create a process group for one process as well
             self.rendezvous = wait_for_all_ranks(config.train.timeout_s)  # keeps the store alive, which rank 0 may host
             timeout = datetime.timedelta(seconds=config.train.timeout_s)
-            handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
-        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
+            handlers = [InitProcessGroupKwargs(backend=devices.BACKENDS.get(device, "gloo"), timeout=timeout)]
+        devices.prepare(device, config.train.tf32)
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
         self.device: torch.device = self.accelerator.device
+        if self.device.type != device:
+            self._device_problem = f"train.device: accelerate chose {self.device.type} instead of {device}; name one of them"
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.config = config = replace(config, train=replace(config.train, precision=cast(Any, self._precision())))
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        if on_cpu:
-            keep_freed_memory()
-        else:
-            torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
-            torch.backends.cudnn.allow_tf32 = config.train.tf32
         self.sharding = self.run_and_raise_everywhere(self._check)
         self.launch_id: str = self.broadcast_object(secrets.token_hex(4))  # unique to this launch
 
@@ -82,6 +79,8 @@ class Runtime:
             ValueError: the launch does not match the configuration.
         """
         train = self.config.train
+        if self._device_problem:
+            raise ValueError(self._device_problem)
         if train.world_size not in (0, self.world):
             raise ValueError(
                 f"train.world_size: {train.world_size} were asked for, the launcher gave {self.world}; "
@@ -94,7 +93,11 @@ class Runtime:
                 f"train.batch: {train.batch} does not divide into {self.world} processes x {train.grad_accumulation} micro-batches "
                 "(train.grad_accumulation); choose a multiple"
             )
-        return deepspeed_config.resolve(self.config, self.environ, self.world)
+        sharding = deepspeed_config.resolve(self.config, self.environ, self.world)
+        sharded = any(network.stage for network in sharding.values())
+        if message := devices.problem(self.device.type, train.precision, self.world, sharded):
+            raise ValueError(message)
+        return sharding
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the autocast context of forward passes; losses are computed outside of it, in full precision."""
@@ -133,7 +136,7 @@ class Runtime:
 
     def images(self, images_BCHW: Tensor) -> Tensor:
         """Converts uint8 tiles to [-1, 1] on this device, in the dtype and memory format of training."""
-        images = images_BCHW.to(self.device, non_blocking=True).to(self.dtype) / 127.5 - 1
+        images = devices.to_device(images_BCHW, self.device).to(self.dtype) / 127.5 - 1
         return images.contiguous(memory_format=self.memory_format)
 
     @property
@@ -151,7 +154,7 @@ class Runtime:
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Averages scalars over the processes; every process must call it with the same keys."""
-        stacked = torch.stack([value.detach().double() for value in values.values()])
+        stacked = torch.stack([value.detach().to(devices.widest_float(self.device)) for value in values.values()])
         if self.world > 1:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.world).tolist(), strict=True))

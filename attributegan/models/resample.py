@@ -50,7 +50,8 @@ class _BlurTransposed(torch.autograd.Function):
 
 
 def _kernel(x_BCHW: Tensor) -> Tensor:
-    taps = torch.tensor([1.0, 2.0, 1.0], dtype=x_BCHW.dtype, device=x_BCHW.device)
+    # 1, 2, 1 made on the device: `torch.tensor` would copy them from the host, and a GPU would have to finish all its work first.
+    taps = 2 - torch.arange(-1, 2, dtype=x_BCHW.dtype, device=x_BCHW.device).abs()
     return (taps[:, None] * taps / 16).expand(x_BCHW.shape[1], 1, 3, 3)
 
 

@@ -43,8 +43,8 @@ class Ema:
         current = self.engine.local_state()
         names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([self.average[name] for name in names], [current[name] for name in names], weight)
-        for name in self.average.keys() - set(names):  # counters
-            self.average[name].copy_(current[name])
+        if counters := list(self.average.keys() - set(names)):
+            torch._foreach_copy_([self.average[name] for name in counters], [current[name] for name in counters])
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attributegan.config import Config
 from attributegan.training import augment
+from attributegan.utils.devices import to_device
 from attributegan.utils.rng import Purpose, rng_for
 
 
@@ -56,9 +57,5 @@ class StepNoise:
         micro = len(self.latents_generator_BL) // count
         share = micro // world
         for first in range(rank * share, count * micro, micro):
-            rows = {
-                name: draw[first : first + share].to(device, non_blocking=True)
-                for name, draw in vars(self).items()
-                if isinstance(draw, Tensor)
-            }
+            rows = {name: to_device(draw[first : first + share], device) for name, draw in vars(self).items() if isinstance(draw, Tensor)}
             yield StepNoise(**rows, vary_attribute=self.vary_attribute, quadrant=self.quadrant)

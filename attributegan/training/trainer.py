@@ -31,6 +31,7 @@ from attributegan.training import memory_estimate
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.training.random_draws import StepNoise
+from attributegan.utils.devices import to_device
 from attributegan.utils.rng import Purpose, rng_for
 
 log = logging.getLogger("attributegan")
@@ -155,7 +156,7 @@ class Trainer:
         )
         micro_batches = []
         for batch, micro_noise in zip(batches, noise, strict=True):
-            levels_BA = batch.levels_BA.to(runtime.device, non_blocking=True)
+            levels_BA = to_device(batch.levels_BA, runtime.device)
             assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
             micro_batches.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
         return micro_batches

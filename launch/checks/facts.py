@@ -18,6 +18,7 @@ import torch
 
 from attributegan.distributed import launcher
 from attributegan.run_dir import code_digest
+from launch.checks import nccl as nccl_settings
 
 NVIDIA = "0x10de"  # PCI vendor
 
@@ -83,6 +84,7 @@ def versions() -> dict[str, str]:
         "deepspeed": _installed("deepspeed"),
         "NCCL": nccl or "not used",
         "NVIDIA driver": _driver() or "none",
+        "NCCL settings": nccl_settings.settings(os.environ),
     }
 
 

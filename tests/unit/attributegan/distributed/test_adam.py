@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,18 @@ def test_weights_and_gradients_may_differ_in_memory_format() -> None:
             Adam([weights], LEARNING_RATE, BETAS).step()
             results.append(weights.detach().contiguous())
     assert all(torch.equal(result, results[0]) for result in results) and not torch.equal(results[0], start)
+
+
+def test_other_devices_get_one_call_in_the_layout_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel of CUDA requires, which refuses lists of tensors with different strides."""
+    weights = nn.Parameter(torch.empty(5, 3, 3, 3, device="meta").to(memory_format=torch.channels_last))
+    weights.grad = torch.empty(5, 3, 3, 3, device="meta")
+    calls: list[list[list[Tensor]]] = []
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda parameter: None)
+    monkeypatch.setattr("attributegan.distributed.adam._fused", lambda group, tensors, steps: calls.append(tensors))
+    Adam([weights], LEARNING_RATE, BETAS).step()
+    (tensors,) = calls
+    assert {tensor.stride() for of_all in tensors for tensor in of_all} == {weights.stride()} != {torch.empty(5, 3, 3, 3).stride()}
 
 
 def test_weights_without_a_gradient_stay() -> None:

@@ -1,0 +1,93 @@
+"""Which device a process trains on, what torch is set to there, and how tensors get to it: the only file that decides these.
+
+Devices: "cpu", "cuda" (NVIDIA and AMD GPUs), "mps" (Apple) and "xpu" (Intel). ``auto`` takes CUDA or the CPU; the other two must be named,
+since nobody has trained on them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attributegan.utils.allocator import keep_freed_memory
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}  # of torch.distributed
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+MISSING = {  # what is known not to work, by device
+    "mps": "one process, no DeepSpeed, no fp64; nobody has trained on it yet",
+    "xpu": "no DeepSpeed; nobody has trained on it yet",
+}
+
+
+def choose(option: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The type of device that ``train.device`` means here.
+
+    Args:
+        option: "auto", "cpu", "cuda", "mps" or "xpu".
+        environ: as the launcher left it; ACCELERATE_USE_CPU makes "auto" the CPU.
+
+    Returns:
+        the type, and why it can't be used; "" when it can. A device that is not there falls back to "cpu", so that the processes can
+        still meet and all report the error.
+    """
+    if option == "auto":
+        cpu_wanted = environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+        return ("cuda" if torch.cuda.is_available() and not cpu_wanted else "cpu"), ""
+    if option == "cpu" or _available(option):
+        return option, ""
+    return "cpu", f"train.device: {option} is not available: {_why_not(option)}; use train.device=auto, or cpu"
+
+
+def problem(device: str, precision: str, world: int, sharded: bool) -> str:
+    """Why a run can't be trained on a type of device, with the fix; "" when it can."""
+    if sharded and device in MISSING:
+        return f"train.device: DeepSpeed is not supported on {device}; use configs/accelerate/one_gpu.yaml, or train.device=cpu"
+    if device == "mps" and world > 1:
+        return f"train.device: mps has no collectives, and {world} processes were started; start one, or use train.device=cpu"
+    if device == "mps" and precision == "fp64":
+        return "train.device: mps has no fp64; use train.precision=fp32, or train.device=cpu"
+    return ""
+
+
+def prepare(device: str, tf32: bool) -> None:
+    """Set up torch for training on a type of device; before the first tensor is made there."""
+    if device == "cpu":
+        return keep_freed_memory()
+    if device == "cuda":
+        if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+            # Maps of steps with a gradient penalty have other sizes: segments that grow don't fragment.
+            os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        torch.backends.cudnn.allow_tf32 = tf32
+        # All steps have the same shapes. Which kernel is fastest is decided by time, so it can differ from one start to the next.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; the copy to a GPU goes through pinned memory and the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()  # torch keeps the memory until the copy is done
+    return tensor.to(device, non_blocking=True)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device without."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _available(device: str) -> bool:
+    if device == "mps":
+        return torch.backends.mps.is_available()
+    module = getattr(torch, device, None)
+    return module is not None and bool(module.is_available())
+
+
+def _why_not(device: str) -> str:
+    if device == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA (README, Choosing torch)"
+    if device == "mps" and not torch.backends.mps.is_built():
+        return f"torch {torch.__version__} is built without it; it needs macOS on Apple silicon"
+    return f"torch {torch.__version__} finds no such device; run attributegan-doctor"

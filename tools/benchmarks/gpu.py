@@ -1,0 +1,109 @@
+"""``attributegan-bench gpu``: proves and measures everything on this machine's GPU, part by part; on CPUs the same parts.
+
+Owns the command, the order, the time and the table. Results are kept by part, so that the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from attributegan import cli
+from tools.benchmarks import gpu_report
+from tools.benchmarks.gpu_parts import BY_NAME, PARTS, Outcome, Part
+from tools.benchmarks.gpu_worker import Worker
+
+SLOWER_ON_CPUS = 10  # times the time limit of a part
+LEAST_S = 10.0  # what must be left of --minutes to begin a part
+EXAMPLES = """\
+  attributegan-bench gpu --out gpu                 all parts in at most 7 minutes; the same command runs those that are left
+  attributegan-bench gpu --out gpu --only steps profile
+  attributegan-bench gpu --out gpu --device cpu --tiny        the same parts with tiny sizes, to see that they run"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to ``attributegan-bench``."""
+    parser = cli.command(
+        commands,
+        "gpu",
+        "correctness and speed of training on this machine's GPU",
+        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file for "
+        "each part. Status 1 when a check fails.",
+        EXAMPLES,
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="folder of the results (%(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"run these parts, again if need be: {', '.join(BY_NAME)}")
+    parser.add_argument(
+        "--minutes", type=float, default=7.0, metavar="M", help="time to begin parts in; the next call resumes (%(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one, else the CPU")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, on which speeds mean nothing")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the parts and write the report; the exit status."""
+    status = 0
+
+    def work() -> None:
+        nonlocal status
+        status = _run(arguments)
+
+    return cli.exit_status(work) or status
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if unknown := [name for name in arguments.only if name not in BY_NAME]:
+        raise ValueError(f"--only: unknown part {unknown[0]}; parts are {', '.join(BY_NAME)}")
+    if arguments.minutes <= 0:
+        raise ValueError(f"--minutes: {arguments.minutes} must be above 0")
+    machine = gpu_report.machine(arguments.device)
+    folder: Path = arguments.out
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    key = gpu_report.fingerprint(machine, arguments.tiny)
+    _check_folder(folder, key)
+    outcomes = _load(folder)
+    done = [name for name, outcome in outcomes.items() if outcome.status in ("passed", "measured")]
+    wanted = [part for part in PARTS if (part.name in arguments.only if arguments.only else part.name not in done)]
+    print("\n".join(gpu_report.machine_lines(machine)), flush=True)
+    print(gpu_report.HEADER, flush=True)
+    for part in PARTS:
+        if part not in wanted and part.name in outcomes:
+            print(gpu_report.row(part, outcomes[part.name]), flush=True)
+    until = time.monotonic() + 60 * arguments.minutes
+    worker = Worker(machine["device"], arguments.tiny, folder / "worker.log")
+    try:
+        for part in wanted:
+            outcome = _outcome(worker, part, until - time.monotonic(), SLOWER_ON_CPUS if machine["device"] == "cpu" else 1)
+            if outcome.status != "not run":
+                outcomes[part.name] = outcome
+                gpu_report.write_text(folder / "parts" / f"{part.name}.json", json.dumps(outcome.to_dict(), indent=2) + "\n")
+            print(gpu_report.row(part, outcome), flush=True)
+    finally:
+        worker.close()
+        gpu_report.write(folder, machine, arguments.tiny, outcomes)
+    print(f"wrote {folder / 'report.md'} and {folder / 'report.json'}")
+    return int(any(outcome.status == "failed" and BY_NAME[name].kind == "right" for name, outcome in outcomes.items()))
+
+
+def _outcome(worker: Worker, part: Part, left_s: float, slower: int) -> Outcome:
+    if left_s < LEAST_S:
+        return Outcome("not run", "no time left; start the same command again")
+    return worker.run(part, min(slower * part.limit_s, left_s))
+
+
+def _check_folder(folder: Path, key: str) -> None:
+    """Refuse to mix results of different machines, versions or sizes."""
+    path = folder / "machine.txt"
+    if not path.exists():
+        gpu_report.write_text(path, key)
+    elif path.read_text() != key:
+        raise ValueError(f"--out: {folder} has results of another machine, version or size; choose another folder")
+
+
+def _load(folder: Path) -> dict[str, Outcome]:
+    """Outcomes of earlier calls."""
+    files = {name: folder / "parts" / f"{name}.json" for name in BY_NAME}
+    return {name: Outcome(**json.loads(path.read_text())) for name, path in files.items() if path.exists()}

@@ -1,0 +1,406 @@
+"""The "fast" parts of ``attributegan-bench gpu``: rates, memory and waits. With tiny sizes they only show that they run."""
+
+from __future__ import annotations
+
+import gc
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from attributegan.attributes import PUBLISHED
+from attributegan.models import Generator
+from attributegan.training import trainer as trainer_module
+from attributegan.training.trainer import Trainer
+from attributegan.utils.precision import autocast
+from tools.benchmarks.gpu_parts import Context, Outcome
+from tools.benchmarks.gpu_training import PLAIN, TINY, Tree, settings_of, take, tiles, trainer_of
+
+LEAST_S = 1.0  # of a measurement
+KERNELS = 15  # of the profile that are listed
+MODES: dict[str, Tree] = {
+    "bf16": {"train": {"precision": "bf16"}},
+    "tf32": {"train": {"precision": "fp32", "tf32": True}},
+    "fp32": {"train": {"precision": "fp32", "tf32": False}},
+    "fp16": {"train": {"precision": "fp16"}},
+}
+
+
+def speed_256(context: Context) -> Outcome:
+    return _speed(context, 256)
+
+
+def speed_512(context: Context) -> Outcome:
+    return _speed(context, 512)
+
+
+def speed_1024(context: Context) -> Outcome:
+    return _speed(context, 1024)
+
+
+def _speed(context: Context, size: int) -> Outcome:
+    """Images/s of steps of the published recipe: precisions at the smallest batch, then batches to as many as fit in the fastest."""
+    modes = ["fp32", "bf16"] if context.tiny else list(MODES)
+    first, until = (2 if context.tiny else 8), time.monotonic() + (5 if context.tiny else 60)
+    operations = _operations(context, size)
+    rates = {name: convolution_rate(context, name) for name in modes}
+    rows, batch, best = [], first, "bf16"
+    plan = [(name, first) for name in modes]
+    while plan and time.monotonic() < until:
+        name, batch = plan.pop(0)
+        row = _step_rate(context, size, batch, name)
+        rate = row.get("images/s")
+        row["share of convolution rate"] = round(rate * operations / rates[name], 3) if rate else ""
+        rows.append(row)
+        if len(rows) == len(modes):
+            fastest = [each for each in rows if each.get("images/s")]
+            best = max(fastest, key=lambda each: each["images/s"])["precision"] if fastest else best
+        if not plan and rate and not context.tiny:
+            plan = [(best, 2 * batch)]
+    top = max((row for row in rows if row.get("images/s")), key=lambda row: row["images/s"], default={})
+    details = {
+        "GFLOP an image": round(operations / 1e9, 1),
+        "convolution rate, TFLOP/s": [{name: round(rate / 1e12, 3) for name, rate in rates.items()}],
+        "steps": rows,
+    }
+    if not top:
+        return Outcome("failed", f"no batch fits: {rows}", details)
+    summary = f"{top['images/s']:,.1f} images/s in {top['precision']} with batch {top['batch']}, peak {top['peak GiB']} GiB"
+    return Outcome("measured", f"{summary}, {top['share of convolution rate']:.0%} of the convolution rate", details)
+
+
+def variants(context: Context) -> Outcome:
+    """The same step with row-major maps, and the published recipe in its plain form."""
+    size, batch = (256, 2) if context.tiny else (256, 16)
+    rows = []
+    modes = ("fp32",) if context.tiny else ("bf16", "tf32")
+    for name in modes:
+        for layout in (True, False):
+            rows.append(_step_rate(context, size, batch, name, {"train": {"channels_last": layout}}) | {"form": f"channels_last={layout}"})
+        rows.append(_plain_rate(context, size, batch, name))
+    ours, plain = rows[0].get("images/s", 0), rows[2].get("images/s", 0)
+    ratio = f"{ours / plain:.2f} times the plain form" if ours and plain else "no ratio: out of memory"
+    return Outcome("measured", f"{modes[0]}, batch {batch}: {ratio}", {"forms": rows})
+
+
+def profile(context: Context) -> Outcome:
+    """Seconds to the first step, of each phase and of the kernels that take most."""
+    began = time.perf_counter()
+    size, batch = (32, 2) if context.tiny else (256, 16)
+    trainer = trainer_of(settings_of(context, *_network(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
+    take(trainer, 1)
+    _wait(context)
+    first = time.perf_counter() - began
+    take(trainer, 0 if context.tiny else 5)
+    phases = _phase_seconds(context, trainer)
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    on_gpu = context.device == "cuda"
+    with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+        take(trainer, 1 if context.tiny else 3)
+        _wait(context)
+
+    def seconds(event: Any) -> float:
+        return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+
+    kinds = {torch.autograd.DeviceType.CUDA} if on_gpu else {torch.autograd.DeviceType.CPU}  # kernels alone, not the calls around them
+    events = sorted((event for event in found.key_averages() if event.device_type in kinds), key=seconds, reverse=True)
+    total = sum(map(seconds, events))
+    rows = [
+        {"kernel": event.key[:100], "share": f"{seconds(event) / total:.1%}", "ms": round(1e3 * seconds(event), 2), "calls": event.count}
+        for event in events[:KERNELS]
+    ]
+    top = f"{rows[0]['kernel']} {rows[0]['share']}"
+    spent = {name: round(1e3 * value, 2) for name, value in phases.items()}
+    parts = ", ".join(f"{name} {value:.0f} ms" for name, value in spent.items())
+    details = {"seconds to the first step": round(first, 2), "phases, ms": [spent], "kernels": rows}
+    return Outcome("measured", f"first step after {first:.1f} s; phases: {parts}; most: {top}", details)
+
+
+def loader(context: Context) -> Outcome:
+    """Steps on tiles that are read and decoded from JPEG shards meanwhile, and how long they wait for these."""
+    from data_shards.loader.loader import batches
+    from data_shards.loader.shard_set import ShardSet
+    from data_shards.sampler.global_order import GlobalShuffle
+    from data_shards.worker_pool import available
+
+    size, batch, count = (32, 2, 16) if context.tiny else (256, 16, 512)
+    workers = 1 if context.tiny else max(1, min(8, available() - 1))
+    shards = ShardSet.open(str(_jpeg_shards(context, size, count)), "train")
+    trainer = trainer_of(settings_of(context, *_network(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
+    take(trainer, 1)
+    start = trainer.images
+    reader = batches(
+        shards,
+        GlobalShuffle(shards.levels_NA, 0, 1.0),
+        start=start,
+        batch=batch,
+        micro_batches=1,
+        rank=0,
+        world=1,
+        workers=workers,
+        flips=True,
+        image_size=size,
+        pin_memory=context.device == "cuda",
+    )
+    waited, total, ahead = 0.0, 0.0, 2  # the first ones start the workers
+    try:
+        for number in range(ahead + (2 if context.tiny else 20)):
+            _wait(context)
+            began = time.perf_counter()
+            found = next(reader)
+            read = time.perf_counter()
+            trainer.step([found])
+            _wait(context)
+            if number >= ahead:
+                waited, total = waited + read - began, total + time.perf_counter() - began
+    finally:
+        reader.close()
+    summary = f"{waited / total:.1%} of a step at {size} px, batch {batch}, {workers} workers"
+    return Outcome("measured", f"waits {summary}", {"wait share": round(waited / total, 4), "workers": workers, "batch": batch})
+
+
+def sampling(context: Context) -> Outcome:
+    """Tiles/s of `attributegan-sample`'s generation."""
+    from attributegan.sampling.generate import generate, prepare_for_inference
+
+    size, batch = (32, 4) if context.tiny else (512, 32)
+    settings = settings_of(context, *_network(context, size))
+    generator = prepare_for_inference(Generator(settings.model, PUBLISHED), context.device)
+    latents, levels = torch.randn(batch, settings.model.latent_dim), torch.ones(batch, 5, dtype=torch.int64)
+    rows = []
+    for name in ("fp32", "bf16"):
+        seconds = _seconds(context, lambda name=name: generate(generator, latents, levels, batch, name))  # type: ignore[misc]
+        rows.append({"precision": name, "tiles/s": round(batch / seconds, 1)})
+    return Outcome(
+        "measured", f"{size} px: " + ", ".join(f"{row['tiles/s']} tiles/s in {row['precision']}" for row in rows), {"rates": rows}
+    )
+
+
+def evaluation(context: Context) -> Outcome:
+    """What an evaluation computes most: features of tiles on the device, and distances between them."""
+    import numpy as np
+
+    from attributegan.metrics import features
+
+    count, batch = (8, 4) if context.tiny else (1024, 64)
+    network = features.load(features.DEFAULT)
+    device = torch.device(context.device)
+    network = network.to(device)
+    tiles_NHWC = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    network(tiles_NHWC[:batch], device)
+    began = time.perf_counter()
+    found = np.concatenate([network(tiles_NHWC[first : first + batch], device) for first in range(0, count, batch)])
+    seconds = time.perf_counter() - began
+    return Outcome("measured", f"{count / seconds:,.0f} tiles/s of {features.DEFAULT}", {"tiles": count, "width": found.shape[1]})
+
+
+def explorer(context: Context) -> Outcome:
+    """Milliseconds from a request to the whole PNG, through the server."""
+    from tools.benchmarks import explore
+
+    settings = settings_of(context, *_network(context, 32 if context.tiny else 512))
+    from attributegan.checkpoint import writer
+
+    run = Path(settings.run.dir)
+    state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
+    writer.save(run / "checkpoints", 0, state=state, generator_ema=Generator(settings.model, PUBLISHED).state_dict())
+    with explore._served(run) as location:
+        visitor = explore._Visitor(location, 3 if context.tiny else 20)
+        visitor.moves()
+        values = [visitor.moves() for _ in range(1 if context.tiny else 3)]
+    return Outcome("measured", f"{settings.model.image_size} px: {statistics.median(values):.1f} ms a tile", {"ms": values})
+
+
+def convolution_rate(context: Context, mode: str) -> float:
+    """Floating-point operations a second of 3 x 3 convolutions, forward with both gradients, in a precision: the best of three shapes."""
+    precision, tf32 = MODES[mode]["train"]["precision"], bool(MODES[mode]["train"].get("tf32"))
+    torch.backends.cudnn.allow_tf32 = tf32
+    rates = []
+    for channels, size in ((8, 16),) if context.tiny else ((128, 64), (256, 64), (512, 32)):
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(2 if context.tiny else 32, channels, size, size, device=context.device)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def work(conv: nn.Conv2d = conv, x: torch.Tensor = x) -> None:
+            x.grad = conv.weight.grad = None
+            with autocast(precision, context.device):
+                answer = conv(x)
+            answer.backward(torch.ones_like(answer))
+
+        with FlopCounterMode(display=False) as counter:
+            work()
+        rates.append(counter.get_total_flops() / _seconds(context, work, least_s=0.02 if context.tiny else 0.3))
+    return max(rates)
+
+
+def _network(context: Context, size: int) -> tuple[Tree, ...]:
+    """The published network at a size; with tiny sizes a narrow one of at most 256 px."""
+    if not context.tiny:
+        return ({"model": {"image_size": size}},)
+    return ({"model": {"image_size": 256, "latent_dim": 16, "fmap_max": 16}},) if size == 256 else (TINY,)
+
+
+def _trainer(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> Trainer:
+    # In tests the plain form alone needs 256 px.
+    network = _network(context, size if more or not context.tiny else 32)
+    return trainer_of(settings_of(context, *network, PLAIN, MODES[mode], {"train": {"batch": batch}}, more or {}))
+
+
+def _operations(context: Context, size: int) -> float:
+    """Floating-point operations of a step for each image."""
+    trainer = _trainer(context, size, 2, "fp32")
+    take(trainer, 1)
+    with FlopCounterMode(display=False) as counter:
+        take(trainer, 1)
+    return counter.get_total_flops() / 2
+
+
+def _step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> dict[str, Any]:
+    """Images/s and peak memory of steps; a row without a rate when they don't fit."""
+    row: dict[str, Any] = {"precision": mode, "batch": batch}
+    if context.device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        trainer = _trainer(context, size, batch, mode, more)
+        found = tiles(trainer)
+
+        def step() -> None:
+            trainer.step([type(found)(found.images_BCHW, found.levels_BA, trainer.images)])
+
+        seconds = _seconds(context, step, warm_up=0 if context.tiny else 4)
+    except torch.OutOfMemoryError:
+        return row | {"images/s": "", "peak GiB": "out of memory"}
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if context.device == "cuda" else "?"
+    return row | {"images/s": round(batch / seconds, 2), "peak GiB": peak}
+
+
+def _plain_rate(context: Context, size: int, batch: int, mode: str) -> dict[str, Any]:
+    """The same of `tools.benchmarks.reference_model`, by the same autocast."""
+    from tools.benchmarks.reference_model import PlainTraining
+
+    row: dict[str, Any] = {"precision": mode, "batch": batch, "form": "plain"}
+    model = settings_of(context, *_network(context, size)).model
+    precision, tf32 = MODES[mode]["train"]["precision"], bool(MODES[mode]["train"].get("tf32"))
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        with torch.device(context.device):
+            plain = PlainTraining(model.image_size, model.latent_dim)
+            images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+            levels, latents = torch.ones(batch, 5, dtype=torch.int64), torch.randn(2, batch, model.latent_dim)
+
+            def step() -> None:
+                with autocast(precision, context.device):
+                    plain.step(images, levels, (latents[0], latents[1]), quadrant=0)
+
+            seconds = _seconds(context, step, warm_up=0 if context.tiny else 3)
+    except torch.OutOfMemoryError:
+        return row | {"images/s": "", "peak GiB": "out of memory"}
+    return row | {"images/s": round(batch / seconds, 2)}
+
+
+def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
+    """Median seconds of the two phases and of the rest of a step, each waited for."""
+    spent: dict[str, list[float]] = {"discriminator": [], "generator": [], "rest": []}
+
+    def timed(name: str, phase: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*words: Any, **options: Any) -> Any:
+            _wait(context)
+            began = time.perf_counter()
+            answer = phase(*words, **options)
+            _wait(context)
+            spent[name].append(time.perf_counter() - began)
+            return answer
+
+        return call
+
+    with (
+        mock.patch.object(trainer_module, "discriminator_phase", timed("discriminator", trainer_module.discriminator_phase)),
+        mock.patch.object(trainer_module, "generator_phase", timed("generator", trainer_module.generator_phase)),
+    ):
+        for _ in range(1 if context.tiny else 5):
+            began = time.perf_counter()
+            take(trainer, 1)
+            _wait(context)
+            spent["rest"].append(time.perf_counter() - began - spent["discriminator"][-1] - spent["generator"][-1])
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def _jpeg_shards(context: Context, size: int, count: int) -> Path:
+    """Shards of drawn tiles as JPEGs of quality 90; a few different ones, each under many names."""
+    from PIL import Image
+
+    from data_shards.phantoms import render
+    from tools.shard import main
+
+    pictures, lines = context.folder / "jpegs", ["file,slide,cell_crowding,cell_polarity,mitosis,nucleoli,pleomorphism"]
+    pictures.mkdir()
+    encoded = []
+    for number, levels_A in enumerate(islice(render.draw_levels(32, 0), min(count, 32))):
+        buffer = io.BytesIO()
+        Image.fromarray(render.render(levels_A.tolist(), size, 0, number)).save(buffer, "JPEG", quality=90)
+        encoded.append(buffer.getvalue())
+    for number in range(count):
+        data = encoded[number % len(encoded)]
+        (pictures / f"t{number:05d}.jpg").write_bytes(data[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4, "big") + data[2:])
+        lines.append(f"t{number:05d}.jpg,s{number % 20},{number % 5},{number % 4},{number % 4},{number % 3},{number % 5}")
+    table, shards = context.folder / "jpegs.csv", context.folder / "shards"
+    table.write_text("\n".join(lines) + "\n")
+    words = [
+        "pack",
+        "--quick",
+        "--images",
+        str(pictures),
+        "--labels",
+        str(table),
+        "--group",
+        "slide",
+        "--out",
+        str(shards),
+        "--workers",
+        "1",
+    ]
+    if main(words):
+        raise RuntimeError(f"attributegan-shard {' '.join(words)} ended with an error")
+    return shards
+
+
+def _seconds(context: Context, work: Callable[[], Any], warm_up: int = 1, least_s: float | None = None) -> float:
+    """Mean seconds of ``work``, over at least two calls and ``least_s`` seconds."""
+    least_s = (0.0 if context.tiny else LEAST_S) if least_s is None else least_s
+    for _ in range(warm_up):
+        work()
+    _wait(context)
+    began, calls = time.perf_counter(), 0
+    for calls in _endless():
+        work()
+        if calls >= (1 if context.tiny else 2):
+            _wait(context)
+            if time.perf_counter() - began >= least_s:
+                break
+    return (time.perf_counter() - began) / calls
+
+
+def _endless() -> Iterator[int]:
+    number = 0
+    while True:
+        number += 1
+        yield number
+
+
+def _wait(context: Context) -> None:
+    """Until the device has done what it was given."""
+    if context.device == "cuda":
+        torch.cuda.synchronize()
