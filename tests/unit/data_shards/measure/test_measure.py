@@ -293,9 +293,9 @@ def test_a_custom_network_segments_the_nuclei(folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mpp", "0"], "--mpp: 0.0 is not above 0"),
-        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 requires --mpp"),
-        (["--attributes", "area_spread=area_spread"], "is the name of another column"),
+        (["--mpp", "0"], "--mpp: 0.0 must be between 0 and 100"),
+        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
+        (["--attributes", "area_spread=area_spread"], "the table has a column"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),
         (["--attributes", "a=area_spread", "--edges", "a=x"], "write ATTRIBUTE=NUMBER"),
         (["--levels", "3"], "require --attributes"),
