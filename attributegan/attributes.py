@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attributegan import strict_yaml
+from attributegan import presets, strict_yaml
 from attributegan.strict_yaml import YAML_ERRORS as YAML_ERRORS
 
 UNKNOWN = -1  # in the place of a level: nobody has said which one the tile has. No level, unlike "not assessable", which somebody has said
@@ -264,7 +264,8 @@ class AttributeSchema:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> AttributeSchema:
-        """Read a schema file; see ``configs/attributes/bladder.yaml`` for the form."""
+        """Read a schema file, or a preset by its name; see ``configs/attributes/bladder.yaml`` for the form."""
+        path = presets.resolve("attributes", path)
         return cls.from_dict(strict_yaml.read(path, as_text=True), where=str(path))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from attributegan import strict_yaml
+from attributegan import presets, strict_yaml
 from attributegan.errors import require
 from attributegan.strict_yaml import YAML_ERRORS
 
@@ -292,11 +292,12 @@ def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``section.key=value`` overrides (values in YAML syntax).
+    """Read a YAML file, or a preset by its name, and apply ``section.key=value`` overrides (values in YAML syntax).
 
     Raises:
         ValueError: see `from_dict`; names the override when that is what is wrong.
     """
+    path = presets.resolve("train", path)
     tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")

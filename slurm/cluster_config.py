@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attributegan import config
+from attributegan import config, presets
 from attributegan.config import read_yaml
 from attributegan.errors import require
 
@@ -120,9 +120,10 @@ class ClusterConfig:
 
 
 def load(path: str | Path) -> ClusterConfig:
-    """Read a cluster file.
+    """Read a cluster file, or a preset by its name.
 
     Raises:
         ValueError: an unknown key or a value of the wrong type or range; names the file, the key and the fix.
     """
+    path = presets.resolve("slurm", path)
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))

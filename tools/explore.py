@@ -16,11 +16,14 @@ from attributegan.cli import exit_status, parser
 from tools import options as options_module
 from tools.progress import StageProgress
 
+DEMO = Path(__file__).parent / "explorer" / "demo"  # its model card is README.md
+
 if TYPE_CHECKING:  # these import slowly, and help texts should not
     from attributegan.attributes import AttributeSchema
     from attributegan.evaluation.reference import Split
 
 EXAMPLES = """\
+  attributegan-explore --demo                                           a small generator that ships, trained on drawn tiles
   attributegan-explore runs/first                                       then open the address that it prints
   attributegan-explore runs/first --shards shards                       with the nearest real tiles and what the evaluation's judge reads
   attributegan-explore exported                                         a folder of `attributegan-export generator`
@@ -41,10 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "model",
+        nargs="?",
         metavar="RUN|CHECKPOINT|EXPORT",
         type=Path,
         help="a run's folder (its newest checkpoint), one checkpoint, or an exported generator",
     )
+    result.add_argument("--demo", action="store_true", help="the small generator that ships with attributegan, trained on drawn tiles")
     result.add_argument("--shards", metavar="DIR", help="shard set with real tiles: the nearest are shown, and its judge reads the tiles")
     options_module.add(result, "shards-cache")
     result.add_argument("--train", metavar="SPLIT", default="train", help="split that the model was trained on (%(default)s)")
@@ -74,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explore(options: argparse.Namespace) -> None:
+    if options.demo == (options.model is not None):
+        raise ValueError("give one of a run's folder, a checkpoint, an exported generator, or --demo")
     if options.max_real < 1:
         raise ValueError(f"--max-real: {options.max_real} must be at least 1")
     if not options.host:
@@ -87,7 +94,7 @@ def _explore(options: argparse.Namespace) -> None:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
     token = given if given or auth.is_loopback(options.host) else secrets.token_urlsafe(24)
     with server.listen(options.host, options.port) as listening:
-        shown = model.load(options.model, options.no_ema)
+        shown = model.load(options.model or DEMO, options.no_ema)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(options, schema, size) if options.shards else None
         if tiles is not None:

@@ -12,24 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attributegan.cli import exit_status, parser
+from attributegan.commands import child
 from attributegan.run_dir import status
 
 EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # enough for phantoms
 IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer the attributes are not followed well
 MEASURED = 960  # images after which the speed of the machine is known
-COMMANDS = {
-    "attributegan-shard": "tools.shard",
-    "attributegan-train": "launch.train",
-    "attributegan-sample": "tools.sample",
-    "attributegan-evaluate": "tools.evaluate",
-}
 EXAMPLES = "  python -m tools.quickstart --out quickstart"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser("Make phantom tiles, train on them, sample, and evaluate.", EXAMPLES)
     options.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="folder for all of it (%(default)s)")
-    options.add_argument("--config", default="configs/train/small.yaml", metavar="FILE", help="of the training (%(default)s)")
+    options.add_argument("--config", default="small", metavar="NAME|FILE", help="of the training (%(default)s)")
     options.add_argument(
         "--minutes", type=float, default=6.0, help=f"for the training, which has {MIN_IMAGES:,} to {IMAGES:,} images (%(default)s)"
     )
@@ -84,7 +79,7 @@ def _affordable(run: Path, minutes: float) -> int:
 def _run(command: str, *arguments: str) -> None:
     print(f"\n$ {command} {' '.join(arguments)}", flush=True)
     began = time.monotonic()
-    if code := subprocess.run([sys.executable, "-m", COMMANDS[command], *arguments], check=False).returncode:
+    if code := subprocess.run(child(command.removeprefix("attributegan-"), *arguments), check=False).returncode:
         raise ValueError(f"{command} ended with status {code}; its message is above")
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attributegan import commands, presets
 from attributegan.cli import exit_status, parser
 from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
@@ -24,12 +25,10 @@ from data_shards.storage import stores
 from tools.evaluation.report import LOW_CONTROL_SCORE
 
 EXAMPLES = """\
-  attributegan-study configs/studies/recipes.yaml --out study                                  all of them, 40,000 images each
-  attributegan-study configs/studies/recipes.yaml --out study --only published paper controlled --images 160000 --seeds 3
-  attributegan-study configs/studies/recipes.yaml --out study --table                          what is there so far
+  attributegan-study recipes --out study                                  all of them, 40,000 images each
+  attributegan-study recipes --out study --only published paper controlled --images 160000 --seeds 3
+  attributegan-study recipes --out study --table                          what is there so far
 Start it again after any stop: finished studies are not repeated, and more images go on from where a run is."""
-
-ROOT = Path(__file__).parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     result = parser("Train the recipes of a suite on phantom tiles, evaluate them, and write DIR/table.md and table.json.", EXAMPLES)
-    result.add_argument("suite", metavar="SUITE.yaml", type=Path, help="the recipes")
+    result.add_argument("suite", metavar="SUITE", type=Path, help="the recipes")
     result.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the runs and the table")
     result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of studies; all by default")
     result.add_argument("--images", metavar="N", type=int, default=40_000, help="length of each run (%(default)s)")
@@ -156,10 +155,11 @@ def read_suite(path: Path) -> dict[str, dict[str, Any]]:
     """
     from attributegan.config import from_dict, read_yaml
 
+    path = presets.resolve("studies", path)
     suite = read_yaml(path)
     if set(suite) != {"common", "studies"} or not all(isinstance(part, dict) for part in suite.values()):
         raise ValueError(f"{path}: a suite has two parts, `common` and `studies`")
-    bases = {file.stem: file for file in sorted((ROOT / "configs" / "train").glob("*.yaml"))}
+    bases = presets.presets("train")
     found = {}
     for name, entry in suite["studies"].items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -190,7 +190,7 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
     size = sizes.pop()
     folder = out / f"phantoms-{tiles}-{size}px"
     if not (folder / "index.parquet").exists():
-        _command("tools.shard", "phantom", "--count", str(tiles), "--size", str(size), "--out", str(folder))
+        _command("shard", "phantom", "--count", str(tiles), "--size", str(size), "--out", str(folder))
     return folder
 
 
@@ -200,7 +200,7 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     if seen >= options.images + run.options["train"]["batch"]:
         raise ValueError(f"{run.folder / 'run'}: is at {seen:,} images already; ask for as many or more, or take another --out")
     _command(
-        "launch.train",
+        "train",
         "--config",
         str(run.folder / "study.yaml"),
         f"data.shards={shards}",
@@ -209,7 +209,7 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
         f"train.seed={run.seed}",
     )
     _command(
-        "tools.evaluate",
+        "evaluate",
         str(run.folder / "run"),
         "--shards",
         shards,
@@ -220,11 +220,11 @@ def _carry_out(run: Run, shards: str, options: argparse.Namespace) -> None:
     )
 
 
-def _command(module: str, *arguments: str) -> None:
+def _command(name: str, *arguments: str) -> None:
     """Run one of our commands in a process of its own; its output goes where ours goes, and what is to stop us stops it, in good order."""
-    print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
+    print(f"$ attributegan-{name} {' '.join(arguments)}", flush=True)
     stops = (signal.SIGINT, signal.SIGTERM)
-    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
+    with subprocess.Popen(commands.child(name, *arguments)) as child:
         before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in stops}
         try:
             status = child.wait()
@@ -234,7 +234,7 @@ def _command(module: str, *arguments: str) -> None:
     if -status in stops or status - 128 in stops:
         raise KeyboardInterrupt
     if status:
-        raise ValueError(f"{module} ended with status {status}; what it said is above")
+        raise ValueError(f"attributegan-{name} ended with status {status}; what it said is above")
 
 
 def write_table(options: argparse.Namespace, studies: Mapping[str, dict[str, Any]]) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from attributegan import presets
 from attributegan.config import Config
 
 NETWORKS = ("generator", "discriminator")
@@ -200,8 +200,9 @@ def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:
 
 
 def _read(file: str) -> Tree:
+    path = presets.resolve("deepspeed", file)
     try:
-        tree = json.loads(Path(file).read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a readable DeepSpeed configuration: {error}") from error
     if not isinstance(tree, dict):

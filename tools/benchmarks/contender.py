@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from attributegan.utils.layout import bundled_root
+
 
 class Contender:
     """Processes of ``python -m tools.benchmarks.contender``.
@@ -40,7 +42,8 @@ class Contender:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
-        command = [sys.executable, "-m", "tools.benchmarks.contender", *words]
+        command = [sys.executable, "-P", "-m", "tools.benchmarks.contender", *words]
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(bundled_root()), environ.get("PYTHONPATH")]))
         self.children = [
             subprocess.Popen(
                 command,

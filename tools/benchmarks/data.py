@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attributegan.commands import child
+
 if TYPE_CHECKING:  # these import slowly
     from tools.benchmarks.harness import Result
 
@@ -154,7 +156,7 @@ def _pack(arguments: argparse.Namespace) -> Result:
         here = Path(folder)
         table = _jpegs(here / "jpegs", arguments.count, arguments.images)
         megabytes = sum(path.stat().st_size for path in (here / "jpegs").iterdir()) / 1e6
-        command = [sys.executable, "-m", "tools.shard", "pack", "--quick", "--images", str(here / "jpegs"), "--labels", str(table)]
+        command = child("shard", "pack", "--quick", "--images", str(here / "jpegs"), "--labels", str(table))
         command += ["--group", "slide", "--out", str(here / "set"), *(["--workers", str(arguments.workers)] if arguments.workers else [])]
         tar = ["tar", "cf", str(here / "plain.tar"), "-C", folder, "jpegs"]
         used: dict[str, list[float]] = {}

@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from attributegan.commands import child
+
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
 
-NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
+NETWORKS = ("small", "paper")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def _untrained(config: str, run: Path) -> int:
 @contextlib.contextmanager
 def _served(run: Path) -> Iterator[str]:
     """The explorer in a process of its own; its host and port."""
-    command = [sys.executable, "-m", "tools.explore", str(run), "--port", "0"]
+    command = child("explore", str(run), "--port", "0")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

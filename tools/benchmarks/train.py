@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmarks to those of ``attributegan-bench``."""
     shared = argparse.ArgumentParser(add_help=False, parents=[common])
-    shared.add_argument("--config", default="configs/train/published.yaml", metavar="FILE", help="of the networks (%(default)s)")
+    shared.add_argument("--config", default="published", metavar="NAME|FILE", help="of the networks (%(default)s)")
     shared.add_argument("--batch", type=int, default=4, metavar="N", help="images of a step and process (%(default)s)")
     shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
     train = commands.add_parser("train", parents=[shared], help="training steps: ours in fp32 and bf16, and the plain form")

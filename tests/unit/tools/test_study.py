@@ -65,7 +65,7 @@ def test_what_is_missing_is_run_and_nothing_twice(out: Path, capfd: pytest.Captu
     before = (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns
     assert study.main(command(out, "--images", "16")) == 0
     told = capfd.readouterr().out
-    assert told.count("$ python -m launch.train") == told.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in told
+    assert told.count("$ attributegan-train") == told.count("$ attributegan-evaluate") == 1 and "second/seed-0" not in told
     assert (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns == before
     assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
 
@@ -104,7 +104,7 @@ def test_a_study_that_fails_does_not_keep_the_next_from_running(tmp_path: Path, 
     suite = study.merged(SUITE, {"studies": {"first": {"change": {"data": {"split": "absent"}}}}})
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     assert study.main(command(tmp_path, "--images", "8")) == 2
-    assert "first, seed 0: launch.train ended with status 2" in capfd.readouterr().err.splitlines()[-1]
+    assert "first, seed 0: attributegan-train ended with status 2" in capfd.readouterr().err.splitlines()[-1]
     assert [row["study"] for row in json.loads((tmp_path / "out" / "table.json").read_text())] == ["second"]
 
 
