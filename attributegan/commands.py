@@ -1,4 +1,4 @@
-"""The commands by name, for ``python -m attributegan COMMAND``, launchers (``accelerate launch -m attributegan train``) and console scripts.
+"""The commands by name, for ``python -m attributegan COMMAND``, ``accelerate launch -m attributegan COMMAND`` and the console scripts.
 
 Owns their import: `launch`, `slurm`, `tools` and `data_shards` are those of this installation, whatever the current folder has.
 """
@@ -36,11 +36,8 @@ help of a command: python -m attributegan COMMAND --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; returns its exit status."""
+    """Run the command that the first argument names, and return its exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["--version"]:
-        print(version())
-        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -50,14 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(arguments[0], arguments[1:])
 
 
-def version() -> str:
-    from attributegan import __version__
-
-    return f"attributegan {__version__}"
-
-
 def run(command: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command with ``arguments`` (the process's by default); returns its exit status."""
+    """Run a command with ``arguments`` (the process's by default), and return its exit status."""
     sys.argv = [f"attributegan-{command}", *(sys.argv[1:] if arguments is None else arguments)]
     sys.path.insert(0, str(layout.bundled_root()))
     if problem := foreign_package():

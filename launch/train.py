@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # these import slowly, and help texts should not
     from launch.evaluator import BackgroundEvaluator
 
 EXAMPLES = """\
-  attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
-  accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes 2 \\
-      launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
+  attributegan-train --config small data.shards=shards run.dir=runs/first train.images=40000
+  accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" --num_processes 2 \\
+      -m attributegan train --config small data.shards=shards run.dir=runs/first
 Started again with the same run.dir, a run goes on from its newest checkpoint. Ctrl-C or SIGTERM saves first."""
 
 FINISH_S = 5.0  # for a checkpoint that is being written when an error ends the run; a process whose part is missing may be gone
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME|FILE", help="a preset (attributegan-presets lists them), such as small, or a YAML file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
     return parser
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ if TYPE_CHECKING:  # imports slowly, and help texts should not
     from submitit.core.core import Job, PicklingExecutor
 
 EXAMPLES = """\
-  attributegan-submit --config configs/train/paper.yaml --cluster configs/slurm/gpu.yaml data.shards=shards run.dir=runs/paper
+  attributegan-submit --config paper --cluster gpu data.shards=shards run.dir=runs/paper
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
-  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/sweep/rates.yaml
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array rates
   attributegan-runs runs                                                                          what became of them
 docs/cluster.md leads through a new cluster in ten minutes."""
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
-    parser.add_argument("--cluster", required=True, metavar="FILE", help="a cluster, such as configs/slurm/gpu.yaml")
+    parser.add_argument("--config", required=True, metavar="NAME|FILE", help="a preset, such as paper, or a configuration of yours")
+    parser.add_argument("--cluster", required=True, metavar="NAME|FILE", help="a preset, such as gpu, or a cluster file of yours")
     parser.add_argument("--array", metavar="FILE", help="a sweep: every combination of its values is a run in a folder of run.dir")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
@@ -61,6 +62,8 @@ def submit(options: argparse.Namespace) -> None:
         ValueError: bad settings or data, a run that is alive or waits already, or no Slurm.
     """
     cluster = clusters.load(options.cluster)
+    if find_spec("submitit") is None:
+        raise ValueError("submitting needs submitit: pip install 'attributegan[cluster]'")
     if options.array and options.local:
         raise ValueError("--array: is for Slurm; try one of the runs with --local first")
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()

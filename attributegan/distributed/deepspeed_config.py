@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from attributegan import presets
@@ -159,6 +160,8 @@ def _add_offload(zero: Tree, file: str, launched: Mapping[str, str]) -> None:
 
 
 def _check_right(network: str, stage: int, config: Config, file: str) -> None:
+    if find_spec("deepspeed") is None:
+        raise ValueError(f"{file or ACCELERATE}: ZeRO needs deepspeed: pip install 'attributegan[train]'")
     if config.train.precision == "fp64":
         raise ValueError(
             "train.precision: fp64 is not possible under ZeRO, which keeps its weights in fp32; use configs/accelerate/ddp.yaml"
