@@ -49,9 +49,9 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist of a copy of this checkout, and the wheel that is built from the sdist alone."""
+    """The sdist of what `docker build` copies of this checkout, and the wheel that is built from the sdist alone."""
     folder = tmp_path_factory.mktemp("dist")
-    left = shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__", "runs", "quickstart")
+    left = shutil.ignore_patterns(*(ROOT / ".dockerignore").read_text().replace("**/", "").split())
     shutil.copytree(ROOT, folder / "checkout", ignore=left)
     sdist = build("sdist", folder / "checkout", folder)
     with tarfile.open(sdist) as archive:
@@ -144,6 +144,18 @@ def test_every_python_file_is_in_the_wheel(dist: tuple[Path, Path]) -> None:
     packages = ("attributegan", "data_shards", "launch", "slurm", "tools")
     sources = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*") if path.is_file()}
     assert {name for name in sources if "__pycache__" not in name} <= names
+
+
+def test_files_of_the_apptainer_definition_make_the_same_wheel(dist: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its build step, on the files that it copies."""
+    text = (ROOT / "configs" / "slurm" / "apptainer.def").read_text()
+    for line in text.partition("%files\n")[2].partition("%post")[0].strip().splitlines():
+        source, target = line.split()
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        (tmp_path / "src").mkdir(exist_ok=True)
+        copy(ROOT / source, tmp_path / target.removeprefix("/"))
+    with zipfile.ZipFile(build("wheel", tmp_path / "src", tmp_path)) as mine, zipfile.ZipFile(dist[1]) as other:
+        assert {name for name in mine.namelist() if "__pycache__" not in name} == set(other.namelist())
 
 
 def test_what_runs_is_the_wheel_and_has_the_digest_of_the_checkout(installed: Installed) -> None:
