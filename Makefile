@@ -11,13 +11,13 @@ WORKERS ?= 2# of make test: test files that run at once
 CASES ?= 20# of make chaos
 EXAMPLES ?= 850# of make fuzz, for each of its 12 readers
 SAMPLE ?= 40# of make mutants, for each module
-EXTRAS := fast,s3,deepspeed,slides,qupath,slurm,eval,movie,measure,export,explore,dev,docs
+EXTRAS := all,dev,docs
 
 .PHONY: venv quickstart test test-fast lint docs chaos fuzz mutants licences audit clean
 
 venv: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg pyproject.toml configs/constraints.txt
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml configs/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint configs/constraints.txt $(TORCH)

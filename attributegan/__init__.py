@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from attributegan.export import AttributeGenerator
 
 __all__ = ["AttributeGenerator"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

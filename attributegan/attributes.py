@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attributegan import strict_yaml
+from attributegan import presets, strict_yaml
 from attributegan.strict_yaml import YAML_ERRORS as YAML_ERRORS
 
 UNKNOWN = -1  # stored instead of a level when the tile has no label. Differs from "not assessable", which is a label
@@ -283,7 +283,8 @@ class AttributeSchema:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> AttributeSchema:
-        """Reads a schema file; ``configs/attributes/bladder.yaml`` is an example."""
+        """Reads a schema file, or a preset by name; ``configs/attributes/bladder.yaml`` is an example."""
+        path = presets.resolve("attributes", path)
         return cls.from_dict(strict_yaml.read(path, as_text=True), where=str(path))
 
 

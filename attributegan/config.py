@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from attributegan import options, strict_yaml
+from attributegan import options, presets, strict_yaml
 from attributegan.errors import require
 from attributegan.old_names import current_option, with_current_keys, with_current_names
 from attributegan.options import check_limits, option
@@ -404,11 +404,12 @@ def fill(cls: type[T], tree: Mapping[str, Any], where: str, section: str = "") -
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``section.key=value`` overrides (values in YAML syntax).
+    """Read a YAML file, or a preset by its name, and apply ``section.key=value`` overrides (values in YAML syntax).
 
     Raises:
         ValueError: As `options.fill`; names the override if the error is in one.
     """
+    path = presets.resolve("train", path)
     tree, given = with_current_names(read_yaml(path), str(path)), {}
     for override in overrides:
         dotted, equals, value = override.partition("=")

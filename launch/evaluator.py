@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from attributegan import commands
 from attributegan.config import Config
 
 log = logging.getLogger("attributegan")
@@ -73,4 +73,4 @@ def command(settings: Config) -> list[str]:
         "shards-cache-gb": settings.data.cache_gb,
     }
     words = [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only
-    return [sys.executable, "-m", "tools.evaluate", "watch", settings.run.dir, "--attached", *words]
+    return commands.child("evaluate", "watch", settings.run.dir, "--attached", *words)

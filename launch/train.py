@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # slow imports, deferred so that --help is fast
     from launch.evaluator import BackgroundEvaluator
 
 EXAMPLES = """\
-  attributegan-train --config configs/train/small.yaml data.shards=shards run.dir=runs/first train.images=40000
-  accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes 2 \\
-      launch/train.py --config configs/train/small.yaml data.shards=shards run.dir=runs/first
+  attributegan-train --config small data.shards=shards run.dir=runs/first train.images=40000
+  accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" --num_processes 2 \\
+      -m attributegan train --config small data.shards=shards run.dir=runs/first
 With the same run.dir, training resumes from the latest checkpoint. Ctrl-C and SIGTERM save a checkpoint before exiting."""
 
 FINISH_S = 5.0  # to finish a checkpoint write after an error; other ranks may have exited without writing their part
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Train an AttributeGAN on a set of shards.", EXAMPLES, add_help=False)
     option_help.add_option_help(parser)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/small.yaml")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME|FILE", help="a preset such as small (attributegan-presets lists them), or a YAML file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that override the file")
     return parser
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attributegan import config
+from attributegan import config, presets
 from attributegan.config import read_yaml
 from attributegan.errors import require
 from attributegan.options import check_limits, option
@@ -130,5 +130,6 @@ class ClusterConfig:
 
 
 def load(path: str | Path) -> ClusterConfig:
-    """Read a cluster file. Raises ValueError as `attributegan.options.fill`."""
+    """Read a cluster file, or a preset by name. Raises ValueError as `attributegan.options.fill`."""
+    path = presets.resolve("slurm", path)
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))

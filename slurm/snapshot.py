@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("attributegan", "data_shards", "launch", "slurm", "tools")
+from attributegan.utils.layout import BUNDLE, PACKAGES, configs_dir, package_dir
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,7 +22,8 @@ def take(submission: Path) -> Path:
     """
     code = submission / "code"
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(package_dir(package), code / package, ignore=shutil.ignore_patterns("__pycache__", ".*", BUNDLE, "configs"))
+    shutil.copytree(configs_dir(), code / "configs")
     (submission / "environment.txt").write_text(_environment())
     if (ROOT / ".git").exists():
         (submission / "commit.txt").write_text(_git("rev-parse", "HEAD"))

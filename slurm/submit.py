@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ if TYPE_CHECKING:  # slow import, deferred so that --help is fast
     from submitit.core.core import Job, PicklingExecutor
 
 EXAMPLES = """\
-  attributegan-submit --config configs/train/paper.yaml --cluster configs/slurm/gpu.yaml data.shards=shards run.dir=runs/paper
+  attributegan-submit --config paper --cluster gpu data.shards=shards run.dir=runs/paper
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
-  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array configs/sweep/rates.yaml
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array rates
   attributegan-runs runs                                                                          show their states
 To set up a new cluster, see docs/cluster.md."""
 
@@ -45,11 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False)
     option_help.add_option_help(parser)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a configuration, such as configs/train/paper.yaml")
-    parser.add_argument("--cluster", required=True, metavar="FILE", help="cluster configuration, such as configs/slurm/gpu.yaml")
-    parser.add_argument(
-        "--array", metavar="FILE", help="sweep, such as configs/sweep/rates.yaml: a job array with a run for each combination of values"
-    )
+    parser.add_argument("--config", required=True, metavar="NAME|FILE", help="a preset, such as paper, or a YAML file")
+    parser.add_argument("--cluster", required=True, metavar="NAME|FILE", help="a preset, such as gpu, or a cluster file")
+    parser.add_argument("--array", metavar="NAME|FILE", help="sweep, such as rates: a job array with a run for each combination of values")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
     mode.add_argument("--local", action="store_true", help="run the job on this machine without Slurm, to test it")
@@ -64,6 +63,8 @@ def submit(options: argparse.Namespace) -> None:
         ValueError: invalid settings or data, a run that is already running or queued, or no Slurm.
     """
     cluster = clusters.load(options.cluster)
+    if find_spec("submitit") is None:
+        raise ValueError("submitting needs submitit: pip install 'attributegan[cluster]'")
     if options.array and options.local:
         raise ValueError("--array: requires Slurm; test a single run with --local first")
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()

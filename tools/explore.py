@@ -19,11 +19,14 @@ from tools import options as options_module
 from tools.options import settings_of
 from tools.progress import StageProgress
 
+DEMO = Path(__file__).parent / "explorer" / "demo"  # its model card is README.md
+
 if TYPE_CHECKING:  # slow to import; --help must be fast
     from attributegan.attributes import AttributeSchema
     from attributegan.evaluation.reference import Split
 
 EXAMPLES = """\
+  attributegan-explore --demo                                           a small generator that is included, trained on phantoms
   attributegan-explore runs/first                                       prints the address to open
   attributegan-explore runs/first --shards shards                       adds nearest real tiles and predicted levels
   attributegan-explore exported                                         a folder written by `attributegan-export generator`
@@ -38,7 +41,8 @@ class ExploreSettings:
         ValueError: names the option that is wrong.
     """
 
-    model: Path  # run folder, checkpoint or exported generator
+    model: Path | None = None  # run folder, checkpoint or exported generator
+    demo: bool = False  # the included generator
     shards: str | None = None  # shard set with real tiles
     shards_cache: str = ""
     shards_cache_gb: float = DataConfig.cache_gb
@@ -54,6 +58,8 @@ class ExploreSettings:
     token_file: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.demo == (self.model is not None):
+            raise ValueError("give either MODEL (a run folder, a checkpoint or an exported generator) or --demo")
         options_module.require_at_least(self, max_real=1)
         check_address(self.host, self.port)
 
@@ -73,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "model",
+        nargs="?",
         metavar="RUN|CHECKPOINT|EXPORT",
         type=Path,
         help="run folder (uses its latest checkpoint), a checkpoint, or an exported generator",
@@ -84,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--train", metavar="SPLIT", default=default.train, help="split that the model was trained on (default: %(default)s)"
     )
+    result.add_argument("--demo", action="store_true", help="show the included small generator, trained on phantoms")
     result.add_argument(
         "--max-real",
         metavar="N",
@@ -144,7 +152,7 @@ def explore(settings: ExploreSettings) -> None:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
     token = given if given or auth.is_loopback(settings.host) else secrets.token_urlsafe(24)
     with server.listen(settings.host, settings.port) as listening:
-        shown = model.load(settings.model, settings.no_ema)
+        shown = model.load(settings.model or DEMO, settings.no_ema)
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(settings, settings.shards, schema, size) if settings.shards else None
         progress = StageProgress(sys.stderr.isatty())

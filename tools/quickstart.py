@@ -12,24 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attributegan.cli import exit_status, parser
+from attributegan.commands import child
 from attributegan.run_dir import status
 
 EVALUATION = ["--max-real", "1024", "--count", "512", "--predictor", "cnn", "--predictor-steps", "150"]  # sufficient for phantoms
 IMAGES, MIN_IMAGES = 24_000, 16_000  # with fewer images the generator does not follow the attributes well
 MEASURED = 960  # images trained to measure the speed
-COMMANDS = {
-    "attributegan-shard": "tools.shard",
-    "attributegan-train": "launch.train",
-    "attributegan-sample": "tools.sample",
-    "attributegan-evaluate": "tools.evaluate",
-}
 EXAMPLES = "  python -m tools.quickstart --out quickstart"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser("Make phantom tiles, train on them, sample and evaluate. Rerun the command to resume after an interruption.", EXAMPLES)
     options.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="output folder (default: %(default)s)")
-    options.add_argument("--config", default="configs/train/small.yaml", metavar="FILE", help="training config (default: %(default)s)")
+    options.add_argument("--config", default="small", metavar="NAME|FILE", help="training config (default: %(default)s)")
     options.add_argument(
         "--minutes",
         type=float,
@@ -87,7 +82,7 @@ def _affordable(run: Path, minutes: float) -> int:
 def _run(command: str, *arguments: str) -> None:
     print(f"\n$ {command} {' '.join(arguments)}", flush=True)
     began = time.monotonic()
-    if code := subprocess.run([sys.executable, "-m", COMMANDS[command], *arguments], check=False).returncode:
+    if code := subprocess.run(child(command.removeprefix("attributegan-"), *arguments), check=False).returncode:
         raise ValueError(f"{command} failed with exit status {code}; see its message above")
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
 

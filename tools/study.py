@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attributegan import commands, presets
 from attributegan.cli import exit_status, parser
 from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
@@ -25,13 +26,11 @@ from tools.evaluation.report import LOW_CONTROL_SCORE
 from tools.options import settings_of
 
 EXAMPLES = """\
-  attributegan-study configs/studies/recipes.yaml --out study                                  all studies, 40,000 images each
-  attributegan-study configs/studies/recipes.yaml --out study --only published paper controlled --images 160000 --seeds 3
-  attributegan-study configs/studies/recipes.yaml --out study --table                          only write the table of finished studies
+  attributegan-study recipes --out study                                  all studies, 40,000 images each
+  attributegan-study recipes --out study --only published paper controlled --images 160000 --seeds 3
+  attributegan-study recipes --out study --table                          only write the table of finished studies
 Rerun the same command to resume after an interruption; finished studies are skipped. With more --images, runs resume from their latest
 checkpoint."""
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -200,10 +199,11 @@ def read_suite(path: Path) -> dict[str, dict[str, Any]]:
     """
     from attributegan.config import from_dict, read_yaml
 
+    path = presets.resolve("studies", path)
     suite = read_yaml(path)
     if set(suite) != {"common", "studies"} or not all(isinstance(part, dict) for part in suite.values()):
         raise ValueError(f"{path}: a suite must have exactly two sections, `common` and `studies`")
-    bases = {file.stem: file for file in sorted((ROOT / "configs" / "train").glob("*.yaml"))}
+    bases = presets.presets("train")
     found = {}
     for name, entry in suite["studies"].items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -237,7 +237,7 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
     size = sizes.pop()
     folder = out / f"phantoms-{tiles}-{size}px"
     if not (folder / "index.parquet").exists():
-        _command("tools.shard", "phantom", "--count", str(tiles), "--size", str(size), "--out", str(folder))
+        _command("shard", "phantom", "--count", str(tiles), "--size", str(size), "--out", str(folder))
     return folder
 
 
@@ -247,7 +247,7 @@ def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
     if trained >= settings.images + run.options["train"]["batch"]:
         raise ValueError(f"{run.folder / 'run'}: is already at {trained:,} images; increase --images, or use another --out")
     _command(
-        "launch.train",
+        "train",
         "--config",
         str(run.folder / "study.yaml"),
         f"data.shards={shards}",
@@ -256,7 +256,7 @@ def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
         f"train.seed={run.seed}",
     )
     _command(
-        "tools.evaluate",
+        "evaluate",
         str(run.folder / "run"),
         "--shards",
         shards,
@@ -267,16 +267,16 @@ def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
     )
 
 
-def _command(module: str, *arguments: str) -> None:
+def _command(name: str, *arguments: str) -> None:
     """Run a command in a child process with the same output; forwards SIGINT and SIGTERM to it, so that it shuts down cleanly.
 
     Raises:
         KeyboardInterrupt: the child was stopped by one of these signals.
         ValueError: the command failed.
     """
-    print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
+    print(f"$ attributegan-{name} {' '.join(arguments)}", flush=True)
     stops = (signal.SIGINT, signal.SIGTERM)
-    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:
+    with subprocess.Popen(commands.child(name, *arguments)) as child:
         before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in stops}
         try:
             status = child.wait()
@@ -286,7 +286,7 @@ def _command(module: str, *arguments: str) -> None:
     if -status in stops or status - 128 in stops:
         raise KeyboardInterrupt
     if status:
-        raise ValueError(f"{module} failed with exit status {status}; see its message above")
+        raise ValueError(f"attributegan-{name} failed with exit status {status}; see its message above")
 
 
 def write_table(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
+from attributegan import presets
 from attributegan.config import Config
 
 NETWORKS = ("generator", "discriminator")
@@ -162,6 +163,8 @@ def _add_offload(zero: Tree, file: str, launched: Mapping[str, str]) -> None:
 
 
 def _check_supported(network: str, stage: int, config: Config, file: str) -> None:
+    if find_spec("deepspeed") is None:
+        raise ValueError(f"{file or ACCELERATE}: ZeRO requires deepspeed: pip install 'attributegan[train]'")
     if config.train.precision == "fp64":
         raise ValueError(
             "train.precision: fp64 is not supported with ZeRO, which keeps master weights in fp32; use configs/accelerate/ddp.yaml"
@@ -208,8 +211,9 @@ def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:
 
 
 def _read(file: str) -> Tree:
+    path = presets.resolve("deepspeed", file)
     try:
-        tree = json.loads(Path(file).read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a readable DeepSpeed configuration: {error}") from error
     if not isinstance(tree, dict):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+
+from attributegan.utils import layout
 
 PACKAGES = ("attributegan", "data_shards", "launch")
 
 
 def code_digest() -> str:
     """Returns a short SHA-256 of the Python files of `PACKAGES`, independent of the install location."""
-    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode())
-            digest.update(path.read_bytes())
+        folder = layout.package_dir(package)
+        for path in sorted(folder.rglob("*.py")):
+            if layout.BUNDLE not in path.relative_to(folder).parts:  # those of a wheel are hashed as packages of their own
+                digest.update(f"{path.relative_to(folder.parent)}\n".encode())
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -119,7 +119,9 @@ def test_evaluation_ends_with_a_training_that_is_stopped(tmp_path: Path, monkeyp
     run = tmp_path / "run"
     process = runs.start(shards, run, "train.images=100000", "evaluate.every=16", "evaluate.features=tests.helpers.fake_features:pooled")
     runs.wait_for(run, 32, process)
-    watchers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "tools.evaluate"], capture_output=True, text=True).stdout.split()
+    watchers = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "attributegan evaluate"], capture_output=True, text=True
+    ).stdout.split()
     assert len(watchers) == 1
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=seconds(120)) == 128 + signal.SIGTERM, runs.output(run)

@@ -26,6 +26,8 @@ from tools.options import settings_of
 if TYPE_CHECKING:
     from attributegan.config import Config
 
+from attributegan.utils.layout import bundled_root
+
 
 class Contender:
     """Processes of ``python -m tools.benchmarks.contender``.
@@ -47,7 +49,8 @@ class Contender:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
-        command = [sys.executable, "-m", "tools.benchmarks.contender", *arguments]
+        command = [sys.executable, "-P", "-m", "tools.benchmarks.contender", *arguments]
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(bundled_root()), environ.get("PYTHONPATH")]))
         self.children = [
             subprocess.Popen(
                 command,

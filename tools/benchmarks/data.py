@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attributegan.commands import child
 from tools.options import add_command, add_workers, with_settings
 
 if TYPE_CHECKING:  # these import slowly
@@ -209,7 +210,7 @@ def _pack(settings: PackSettings) -> Result:
         here = Path(folder)
         table = _jpegs(here / "jpegs", settings.count, settings.images)
         megabytes = sum(path.stat().st_size for path in (here / "jpegs").iterdir()) / 1e6
-        command = [sys.executable, "-m", "tools.shard", "pack", "--quick", "--images", str(here / "jpegs"), "--labels", str(table)]
+        command = child("shard", "pack", "--quick", "--images", str(here / "jpegs"), "--labels", str(table))
         command += ["--group", "slide", "--out", str(here / "set"), *(["--workers", str(settings.workers)] if settings.workers else [])]
         tar = ["tar", "cf", str(here / "plain.tar"), "-C", folder, "jpegs"]
         used: dict[str, list[float]] = {}

@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from attributegan.commands import child
 from tools.options import add_command, require_at_least, with_settings
 
 if TYPE_CHECKING:
     from tools.benchmarks.harness import Result
 
-NETWORKS = ("configs/train/small.yaml", "configs/train/paper.yaml")
+NETWORKS = ("small", "paper")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _untrained(config: str, run: Path) -> int:
 @contextlib.contextmanager
 def _served(run: Path) -> Iterator[str]:
     """Run the explorer in its own process; yields its "host:port"."""
-    command = [sys.executable, "-m", "tools.explore", str(run), "--port", "0"]
+    command = child("explore", str(run), "--port", "0")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -65,7 +65,7 @@ class ProcessesSettings(StepSettings):
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """Add the benchmarks to those of ``attributegan-bench``."""
     shared = argparse.ArgumentParser(add_help=False, parents=[common])
-    shared.add_argument("--config", default="configs/train/published.yaml", metavar="FILE", help="training config (default: %(default)s)")
+    shared.add_argument("--config", default="published", metavar="NAME|FILE", help="training config (default: %(default)s)")
     shared.add_argument("--batch", type=int, default=4, metavar="N", help="images per step and process (default: %(default)s)")
     shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="config options that replace those of the file")
     train = add_command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ def test_a_run_with_more_images_is_not_shortened(tmp_path: Path) -> None:
     assert quickstart._affordable(tmp_path, minutes=6.0) == 100_000
 
 
-def test_commands_and_options_exist() -> None:
-    assert all(importlib.util.find_spec(module) for module in quickstart.COMMANDS.values())
+def test_options_exist() -> None:
     options = evaluate._parser().parse_args(["report", "run", "--shards", "shards", "--out", "out", *quickstart.EVALUATION])
     assert options.predictor_steps == 150 and options.max_real == 1024

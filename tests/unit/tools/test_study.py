@@ -65,7 +65,7 @@ def test_only_missing_runs_are_started(out: Path, capfd: pytest.CaptureFixture[s
     before = (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns
     assert study.main(command(out, "--images", "16")) == 0
     output = capfd.readouterr().out
-    assert output.count("$ python -m launch.train") == output.count("$ python -m tools.evaluate") == 1 and "second/seed-0" not in output
+    assert output.count("$ attributegan-train") == output.count("$ attributegan-evaluate") == 1 and "second/seed-0" not in output
     assert (out / "out" / "second" / "seed-0" / REPORT / "result.json").stat().st_mtime_ns == before
     assert {row["study"] for row in json.loads((out / "out" / "table.json").read_text())} == {"first", "second"}
 
@@ -104,7 +104,7 @@ def test_a_failed_study_does_not_stop_the_others(tmp_path: Path, capfd: pytest.C
     suite = study.merged(SUITE, {"studies": {"first": {"change": {"data": {"split": "absent"}}}}})
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     assert study.main(command(tmp_path, "--images", "8")) == 2
-    assert "first, seed 0: launch.train failed with exit status 2" in capfd.readouterr().err.splitlines()[-1]
+    assert "first, seed 0: attributegan-train failed with exit status 2" in capfd.readouterr().err.splitlines()[-1]
     assert [row["study"] for row in json.loads((tmp_path / "out" / "table.json").read_text())] == ["second"]
 
 

@@ -1,0 +1,42 @@
+"""Presets: the files of `configs/` by name, such as ``small`` for ``configs/train/small.yaml``, from any folder.
+
+Owns the rule by which an option takes a name or a path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from attributegan.errors import require
+from attributegan.utils.layout import configs_dir
+
+SUFFIXES = (".yaml", ".json")
+
+
+def presets(kind: str) -> dict[str, Path]:
+    """The files of ``configs/{kind}`` by their names without the suffix."""
+    return {path.stem: path for path in sorted((configs_dir() / kind).glob("*")) if path.suffix in SUFFIXES}
+
+
+def resolve(kind: str, value: str | Path) -> Path:
+    """The file that ``value`` means: a preset's name, or a path.
+
+    Args:
+        kind: folder of `configs/`: train, slurm, attributes, studies, sweep, accelerate or deepspeed.
+        value: a name without folder and suffix is a preset; anything else is a path, which need not exist.
+
+    Raises:
+        ValueError: a name that is no preset and no file, or is both; lists the presets.
+    """
+    text, known = str(value), presets(kind)
+    if text in known:
+        require(not os.path.isfile(text), f"{text}: is a preset and also a file here; for the file, give {os.path.abspath(text)}")
+        return known[text]
+    if os.path.exists(text):
+        return Path(value)
+    name, suffix = os.path.splitext(os.path.basename(text))
+    listed = f"presets are {', '.join(known)}"
+    require(bool(suffix) or os.sep in text, f"{text}: not a preset and not a file; {listed}")
+    require(name not in known or suffix not in SUFFIXES, f"{text}: no such file; for the preset that ships, give {name} ({listed})")
+    return Path(value)
