@@ -68,7 +68,8 @@ RECIPES = {"published": PLAIN, "controlled": CONTROLLED}
 def steps(context: Context) -> Outcome:
     """Ten steps in fp32 without TF32, by gradient descent, whose steps are proportional to the gradients."""
     other: Tree = {"train": {"device": "cpu"} if context.device != "cpu" else {"channels_last": False}}
-    rows, count = [], TINY_STEPS if context.tiny else STEPS
+    rows: list[dict[str, Any]] = []
+    count = TINY_STEPS if context.tiny else STEPS
     for name, recipe in RECIPES.items():
         expected, start = _trained(settings_of(context, small(context), recipe, FP32, SGD, other), count)
         found, _ = _trained(settings_of(context, small(context), recipe, FP32, SGD), count)
@@ -82,7 +83,7 @@ def steps(context: Context) -> Outcome:
 
 def precisions(context: Context) -> Outcome:
     """Adam's steps by autocast: finite terms and weights, and no more skipped steps than the loss scale needs."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for precision in ("bf16", "fp16"):
         trainer = trainer_of(settings_of(context, small(context), CONTROLLED, {"train": {"precision": precision}}))
         terms = take(trainer, TINY_STEPS if context.tiny else STEPS)
@@ -100,7 +101,8 @@ def precisions(context: Context) -> Outcome:
 
 def syncs(context: Context) -> Outcome:
     """Places of a step, after the first, at which the host waits."""
-    rows, bad = [], {}
+    rows: list[dict[str, Any]] = []
+    bad: dict[str, int] = {}
     for name, recipe in RECIPES.items():
         trainer = trainer_of(settings_of(context, small(context), recipe, FP32))
         take(trainer, 1)
@@ -234,7 +236,7 @@ def collectives(context: Context) -> Outcome:
 def sync_batchnorm(context: Context) -> Outcome:
     """The synchronised kernels, torch's SyncBatchNorm on CUDA and ours on CPUs, in a group of one, against `nn.BatchNorm2d`."""
     device = torch.device(context.device)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with _group(BACKENDS[context.device]):
         for layout in (torch.contiguous_format, torch.channels_last):
             generator = torch.Generator().manual_seed(0)
@@ -264,7 +266,7 @@ def zero(context: Context) -> Outcome:
     steps_taken = 2 if context.tiny else 5
     base = (small(context), PLAIN, FP32, SGD)
     expected, start = _trained(settings_of(context, *base), steps_taken)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ("1", "3 offload") if context.tiny else STAGES:
         stage, offload = STAGES[name]
         zero_tree = {"stage": stage} | {f"offload_{part}": {"device": "cpu"} for part in offload}
@@ -281,7 +283,7 @@ def zero(context: Context) -> Outcome:
         rows.append({"ZeRO": name, "updates": updates, "error": ""})
     if dist.is_initialized():
         dist.destroy_process_group()
-    good = all(not row["error"] and row["updates"] <= UPDATE_TOLERANCE for row in rows)  # type: ignore[operator]
+    good = all(not row["error"] and row["updates"] <= UPDATE_TOLERANCE for row in rows)
     summary = "; ".join(f"{row['ZeRO']}: {row['error'] or format(row['updates'], '.1e')}" for row in rows)
     return _judged(good, f"relative difference of the generator's updates: {summary}", {"stages": rows})
 
@@ -293,7 +295,7 @@ def graphs(context: Context) -> Outcome:
 
 def graphs_of(settings: dict[str, Config], device: str) -> Outcome:
     """`graphs` of these configurations."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, each in settings.items():
         for what, call in _graphs(each, torch.device(device)).items():
             torch._dynamo.reset()
