@@ -102,7 +102,7 @@ def precisions(context: Context) -> Outcome:
 def syncs(context: Context) -> Outcome:
     """Places of a step, after the first, at which the host waits."""
     rows: list[dict[str, Any]] = []
-    bad: dict[str, Any] = {}
+    bad: dict[str, int] = {}
     for name, recipe in RECIPES.items():
         trainer = trainer_of(settings_of(context, small(context), recipe, FP32))
         take(trainer, 1)
@@ -263,10 +263,10 @@ def _synchronised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 def zero(context: Context) -> Outcome:
     """Gradient descent under each stage and with offloading, against the whole network on one process."""
-    rows: list[dict[str, Any]] = []
     steps_taken = 2 if context.tiny else 5
     base = (small(context), PLAIN, FP32, SGD)
     expected, start = _trained(settings_of(context, *base), steps_taken)
+    rows: list[dict[str, Any]] = []
     for name in ("1", "3 offload") if context.tiny else STAGES:
         stage, offload = STAGES[name]
         zero_tree = {"stage": stage} | {f"offload_{part}": {"device": "cpu"} for part in offload}
