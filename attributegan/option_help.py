@@ -21,7 +21,7 @@ _METAVARS = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}
 
 
 def add_option_help(parser: argparse.ArgumentParser) -> None:
-    """Replace ``--help`` of ``parser`` by one that lists all options, or explains the option or section that follows it.
+    """Replace ``--help`` of ``parser`` by a help text that lists all options, or explains the option or section that follows it.
 
     Args:
         parser: A parser that was built with ``add_help=False``.

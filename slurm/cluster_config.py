@@ -27,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class NetworkConfig:
     """Network between the processes of a job: interface, timeouts and NCCL settings."""
 
-    interface: str = option("", 'Network interface for Gloo and NCCL, such as ib0. "" takes the one that leads to the first node.')
+    interface: str = option("", 'Network interface for Gloo and NCCL, such as ib0. "" takes the interface of the route to the first node.')
     environment: dict[str, str] = option({}, "Variables set in every training process, such as NCCL_DEBUG: WARN.")
 
 
@@ -54,7 +54,7 @@ class ClusterConfig:
     setup: tuple[str, ...] = option((), "Shell lines to run before the training, such as module load cuda.")
     environment: dict[str, str] = option({}, "Environment variables of the job.")
     container: str = option("", "Command in front of python, such as apptainer exec --nv image.sif.")
-    python: str = option("", 'Python on the nodes, or in the container. "" takes the one that submits.')
+    python: str = option("", 'Python on the nodes, or in the container. "" takes the Python that submits.')
     signal_s: int = option(
         120, "Seconds before the time limit at which the run is signalled to save. Longer than a step and a checkpoint take.", minimum=1
     )

@@ -160,7 +160,7 @@ def analyze_reference(
         features: the feature extractor.
         processes: of this launch.
         cache: for features and predictors.
-        kind: of the predictor: "cnn", "features", or "auto" for the one that predicts left-out training groups better.
+        kind: of the predictor: "cnn", "features", or "auto" for the better of the two on left-out training groups.
         seed: of the training of a CNN.
         steps: of the training of a CNN.
         progress: called with a description, tiles done and the total.

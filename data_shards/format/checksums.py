@@ -32,7 +32,7 @@ def check_index(folder: Path) -> index.Header:
     The index is checked before it is parsed, because its levels and offsets are trusted afterwards.
 
     Raises:
-        ValueError: the index is missing, unreadable or not the one that was written.
+        ValueError: the index is missing, unreadable or not as written.
     """
     path = folder / index.FILE
     try:

@@ -39,7 +39,7 @@ def check(data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes) -> bool:
-    """Returns True for a complete JPEG; False for one that only Pillow supports."""
+    """Returns True for a complete JPEG; False for a JPEG that only Pillow supports."""
     try:
         _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
         simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1, min_factor=8)

@@ -23,7 +23,7 @@ def opened(data: bytes, formats: tuple[str, ...] | None = None) -> Iterator[Imag
     """Open an image from the bytes of a file.
 
     Raises:
-        any of `tile.DECODING_ERRORS`: not an image, or one that Pillow decodes wrongly.
+        any of `tile.DECODING_ERRORS`: not an image, or an image that Pillow decodes wrongly.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)

@@ -15,7 +15,7 @@ def by_attribute(text: str, schema: AttributeSchema) -> dict[str, str]:
     """Parse the measurement of each attribute from ``attribute=measurement,…`` or an attributes file of ``attributegan-shard measure``.
 
     Raises:
-        ValueError: unknown attribute or measurement, or one that requires the pixel size, which generated tiles lack.
+        ValueError: unknown attribute or measurement, or a measurement that requires the pixel size, which generated tiles lack.
     """
     require()
     rules = levels.parse(text) if "=" in text else levels.read(Path(text), {})

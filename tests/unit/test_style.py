@@ -12,19 +12,23 @@ ROOT = Path(__file__).parents[2]
 COVERED = (  # files and folders
     ".github",
     "AGENTS.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "Dockerfile",
+    "Makefile",
+    "README.md",
     "SECURITY.md",
-    "configs/slurm/plain.sbatch",
+    "attributegan",
+    "configs",
+    "data_shards",
+    "docs",
     "launch",
+    "mkdocs.yml",
+    "setup.cfg",
+    "setup.py",
     "slurm",
-    "tests/chaos",
-    "tests/conftest.py",
-    "tests/helpers",
-    "tests/integration",
-    "tests/mutants",
-    "tests/slurm",
-    "tests/unit/slurm",
-    "tests/unit/test_style.py",
+    "tests",
+    "tools",
 )
 EXCLUDED = ("tests/data",)  # recorded files
 SUFFIXES = {".cff", ".cfg", ".css", ".html", ".js", ".md", ".py", ".sbatch", ".toml", ".yaml", ".yml"}
@@ -46,14 +50,15 @@ BANNED = {  # regular expression: what to write instead
     r"one that": "a NOUN that",
     r"(take|takes|took|taking) part": "joins",
     r"tells?|told": "report, log, signal, configure",
-    r"there is none": "there is no NOUN",
     r"whoever": "the process or user that",
     r"without a word": "silently",
 }
 PATTERN = re.compile("|".join(r"\b(?:" + pattern.replace(" ", r"\s+") + r")\b" for pattern in BANNED), re.IGNORECASE)
 ALLOWED: dict[str, dict[str, str]] = {  # by file: a word that it may have, and why
-    "tests/integration/test_remote.py": {"goes on": "matches a message of data_shards"},
+    "attributegan/run_dir/status.py": {"told": "the name of a field in the status.json of earlier versions"},
+    "data_shards/packing/index_tars.py": {"as they were": "stored in the index"},
     "tests/unit/test_style.py": {"*": "has the list"},
+    "tools/explorer/templates/base.html": {"aside": "an HTML element"},
 }
 
 

@@ -114,7 +114,7 @@ class Writer:
             stream.write(data)
 
     def _check(self, path: Path) -> None:
-        """Raise ValueError if a file is not one that we have written; a crash may have left an older version of it."""
+        """Raise ValueError if the command did not write the file; a crash may have left an older version of it."""
         if not path.exists():
             return
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The whole evaluation: a generator that follows its labels, one that ignores them, rules for what is assessed, and the report."""
+"""The whole evaluation: a generator that follows its labels, a generator that ignores them, rules for what is assessed, and the report."""
 
 from __future__ import annotations
 

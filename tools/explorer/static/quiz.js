@@ -9,7 +9,7 @@ const levels = new SequentialLoader();
 let round = null;
 let loading = new AbortController();
 
-/** Load a new tile and its question; cancels one that is still loading. */
+/** Load a new tile and its question; cancels a request that is still loading. */
 async function next() {
   loading.abort();
   const { signal } = (loading = new AbortController());

@@ -1,7 +1,7 @@
 """What can be known of GPUs without one: where a step waits for the device, what it copies, and that it can be compiled.
 
 CUDA tensors of `FakeTensorMode` can't be written in place without a torch built for CUDA. Meta tensors stand in for them: an operation on
-tensors of two devices, or one that needs numbers on the host, is an error there as well.
+tensors of two devices, or an operation that needs numbers on the host, is an error there as well.
 """
 
 from __future__ import annotations
