@@ -15,8 +15,9 @@ SUFFIXES = (".yaml", ".json")
 
 
 def presets(kind: str) -> dict[str, Path]:
-    """The files of ``configs/{kind}`` by their names without the suffix."""
-    return {path.stem: path for path in sorted((configs_dir() / kind).glob("*")) if path.suffix in SUFFIXES}
+    """Returns the files of ``configs/{kind}`` by name without suffix; not the JSON Schema that editors use."""
+    paths = sorted((configs_dir() / kind).glob("*"))
+    return {path.stem: path for path in paths if path.suffix in SUFFIXES and path.stem != "schema"}
 
 
 def resolve(kind: str, value: str | Path) -> Path:

@@ -66,7 +66,7 @@ def search(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_mutant_that_matters_is_killed_and_one_that_can_not_is_listed(tmp_path: Path) -> None:
     """An equivalent mutant survives, so not everything counts as detected."""
-    done = search(tmp_path, "--module", "losses", "--module", "adam", "--only", "level_B <= 0", "--only", "REGISTER + len(end)")
+    done = search(tmp_path, "--module", "losses", "--module", "adam", "--only", "level_B <= 0", "--only", "REGISTER + len(tail)")
     assert done.returncode == 0, done.stdout + done.stderr
     killed, survived = (
         json.loads((tmp_path / f"attributegan.{name}.jsonl").read_text()) for name in ("training.losses", "distributed.adam")

@@ -103,7 +103,7 @@ def test_help_lists_every_option_with_its_type_and_default(capsys: pytest.Captur
             main(["--help"])
         assert not ended.value.code
         shown = capsys.readouterr().out
-        assert "--config FILE" in shown and list_all() in shown
+        assert "--config NAME|FILE" in shown and list_all() in shown
     words = " ".join(list_all().split())
     for each in list_options(Config):
         assert f" {each.name}=" in words and f"(default: {each.shown_default})" in words

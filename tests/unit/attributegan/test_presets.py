@@ -20,7 +20,7 @@ from tools import presets as command
 
 @pytest.mark.parametrize("kind", sorted(command.OPTIONS))
 def test_every_file_of_configs_is_a_preset(kind: str) -> None:
-    files = [path for path in (ROOT / "configs" / kind).iterdir() if path.suffix in (".yaml", ".json")]
+    files = [path for path in (ROOT / "configs" / kind).iterdir() if path.suffix in (".yaml", ".json") and path.name != "schema.json"]
     assert files
     assert [resolve(kind, path.stem).resolve() for path in files] == files
     assert len(presets(kind)) == len(files)
@@ -41,7 +41,7 @@ def test_a_name_that_is_none_lists_the_presets(tmp_path: Path, monkeypatch: pyte
         config.load("tiny")
     with pytest.raises(ValueError, match=r"^configs/train/paper.yaml: no such file; for the preset that ships, give paper \(presets are"):
         config.load("configs/train/paper.yaml")
-    with pytest.raises(ValueError, match="^mine.yaml: not a readable YAML file"):
+    with pytest.raises(ValueError, match="^mine.yaml: can't be read: No such file"):
         config.load("mine.yaml")
 
 
@@ -122,5 +122,5 @@ def test_submitting_without_submitit_names_the_extra(monkeypatch: pytest.MonkeyP
 def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     settings = config.load("small", ["deepspeed.generator=zero2"])
-    with pytest.raises(ValueError, match=r"^zero2: ZeRO needs deepspeed: pip install 'attributegan\[train\]'$"):
+    with pytest.raises(ValueError, match=r"^zero2: ZeRO requires deepspeed: pip install 'attributegan\[train\]'$"):
         deepspeed_config.resolve(settings, {}, 1)

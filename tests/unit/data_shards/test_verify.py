@@ -178,6 +178,7 @@ def random_damage(folder: Path, rng: random.Random) -> None:
         bless(folder)
 
 
+@pytest.mark.slow
 def test_random_damage_is_found_and_never_crashes_the_loader(tmp_path: Path) -> None:
     original = make_set(tmp_path, 20, shard_count=6, val_fraction=0.2, size=8)
     files = {path.name: path.read_bytes() for path in original.iterdir()}

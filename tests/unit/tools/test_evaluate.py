@@ -121,6 +121,7 @@ def test_generator_that_follows_its_labels_scores_like_real_data(reference_set: 
     assert crowding[0] < crowding[1]
 
 
+@pytest.mark.slow
 def test_pixel_change_is_from_the_lowest_to_the_highest_level(reference_set: reference.ReferenceSet) -> None:
     model = rows_of(reference_set, follows_labels=True)["generator"]
     plan = samples.make_plan(reference_set, PUBLISHED, Processes(), count=160, sweeps=SWEEPS, seed=0)
@@ -369,7 +370,7 @@ def test_compare_writes_reports_to_one_page(report: Path, tmp_path: Path, capsys
     [
         (["--count", "3"], "--count: 3 must be at least 16"),
         (["--held-out", "train"], "--held-out: train is also the training split"),
-        (["--held-out", "test"], "has no tiles in split 'test'; it has train, val"),
+        (["--held-out", "test"], "has no split 'test'; found train, val"),
         (["--train", "test"], "--train: "),
         (["--features", "nothing-here"], "--features 'nothing-here': no such file"),
         (["--baseline", "RUN"], "--baseline: the same model is given twice"),

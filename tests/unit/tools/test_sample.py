@@ -235,7 +235,7 @@ def test_interrupted_samples_are_replaced_and_files_of_others_are_not(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--levels", "grade=1"), "write attribute=level, with attributes cell_crowding"),
+        (("--levels", "grade=1"), "write attribute=level; attributes are cell_crowding"),
         (("--levels", "mitosis=7"), "mitosis has the levels 0"),
         (("--interpolate", "mitosis=0", "mitosis=2"), "mitosis: level 0 is not on the scale; interpolate between 1, 2, 3"),
         (("--count", "0"), "--count: 0 must be at least 1"),

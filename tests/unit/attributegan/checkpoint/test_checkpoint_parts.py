@@ -227,3 +227,27 @@ def test_leftovers_of_earlier_starts_are_removed(tmp_path: Path) -> None:
         (tmp_path / name / "deep").mkdir(parents=True)
     writer_module.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_files_are_on_the_disk_before_they_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(writer_module.os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    write(tmp_path, 8)
+    assert any(path.endswith("/generator.safetensors") for path in synced)
+
+
+def test_replaced_and_old_checkpoints_leave_nothing_behind(tmp_path: Path) -> None:
+    for images in (8, 8, 16, 24):
+        write(tmp_path, images, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000016", "images-000000000024"]
+
+
+def test_corrupted_checkpoints_are_skipped_with_a_warning_and_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = write(tmp_path / "checkpoints", 8), write(tmp_path / "checkpoints", 16)
+    (bad / "generator.safetensors").write_bytes(b"")
+    assert store.latest(tmp_path / "checkpoints") == good == store.resolve(tmp_path)
+    assert "skipping corrupted checkpoint" in caplog.text and f"{bad / 'generator.safetensors'}" in caplog.text
+    assert store.resolve(good) == good
+    with pytest.raises(CheckpointCorrupted, match="has 0 bytes"):
+        store.resolve(bad)

@@ -222,3 +222,16 @@ def test_predictors_are_cached_with_their_kind_and_note(tmp_path: Path) -> None:
     assert PredictorCache(tmp_path / "deep" / "cnn").load(TWO) is not None
     (tmp_path / "deep" / "cnn" / "judge.safetensors").write_bytes(b"no")
     assert PredictorCache(tmp_path / "deep" / "cnn").load(TWO) is None
+
+
+def test_training_depends_on_its_seed_alone_and_each_step_has_its_own_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, levels = tiles_of(64), np.array([[1, 0], [2, 1], [3, 0], [0, 1]] * 16)
+    rows: list[list[int]] = []
+    images = predictor._images
+    monkeypatch.setattr(predictor, "_images", lambda batch, device: (rows.append(batch[:, 0, 0, 0].tolist()), images(batch, device))[1])
+    weights = []
+    for unrelated in (1, 2):
+        torch.manual_seed(unrelated)
+        weights.append(predictor.fit_cnn(tiles, levels, TWO, steps=3).state_dict())
+    assert rows[:3] == rows[3:] and rows[0] != rows[1] != rows[2]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

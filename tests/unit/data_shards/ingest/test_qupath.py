@@ -561,7 +561,7 @@ def test_the_command_and_then_pack(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(*pack, "--val-fraction", "0", "--workers", "1") == 0
     assert run(*command[:1], export, write(tmp_path / "H9.geojson", []), *command[2:]) == 2
     assert run("import-qupath", export, "--tiles", table, "--cover", "0", "--out", out) == 2
-    assert "--cover: 0.0 is not above 0" in capsys.readouterr().err
+    assert "--cover: 0.0 must be above 0" in capsys.readouterr().err
 
 
 def test_cut_slides_can_be_imported(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_a_folder_without_a_table_becomes_a_shard_set(folder: Path, tmp_path: Pa
     assert yaml.safe_load((tmp_path / "again.yaml").read_text()) == yaml.safe_load((tmp_path / "m.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_table_becomes_a_model_on_a_page(folder: Path, tmp_path: Path) -> None:
     """The steps of docs/measure.md: measure, pack, train, explore, without writing a CSV."""
     pytest.importorskip("starlette", reason="needs attributegan[explore]")
@@ -294,8 +295,8 @@ def test_a_custom_network_segments_the_nuclei(folder: Path, tmp_path: Path, caps
     ("words", "message"),
     [
         (["--mpp", "0"], "--mpp: 0.0 must be between 0 and 100"),
-        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 needs --mpp"),
-        (["--attributes", "area_spread=area_spread"], "the table has a column"),
+        (["--attributes", "crowding=nuclei_per_mm2"], "nuclei_per_mm2 requires --mpp"),
+        (["--attributes", "area_spread=area_spread"], "is the name of another column"),
         (["--attributes", "a=area_spread", "--edges", "b=1"], "b is not in --attributes"),
         (["--attributes", "a=area_spread", "--edges", "a=x"], "write ATTRIBUTE=NUMBER"),
         (["--levels", "3"], "require --attributes"),

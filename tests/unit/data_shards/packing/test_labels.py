@@ -144,3 +144,17 @@ def test_files_that_are_not_csv_are_named(tmp_path: Path) -> None:
             read_labels([path], TWO)
     (tmp_path / "c.csv").write_text("\ufefffile,grade,size\na.png,1,0\n", encoding="utf-8")  # as written by Excel
     assert len(read_labels([tmp_path / "c.csv"], TWO).table) == 1
+
+
+def test_digits_of_other_scripts_stay_text(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "file,grade,size,age\na.png,0,0,\uff17\uff10\n").table.to_pylist()
+    assert json.loads(row["more"]) == {"age": "\uff17\uff10"}
+
+
+def test_tables_of_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    table = labels._table
+    monkeypatch.setattr(labels, "CHUNK", 3)
+    monkeypatch.setattr(labels, "_table", lambda schema, rows: (sizes.append(len(rows)), table(schema, rows))[1])
+    found = read(tmp_path, "file,grade,size\n" + "".join(f"{number}.png,0,0\n" for number in range(7)))
+    assert sizes == [3, 3, 1] and found.table["file"].to_pylist() == [f"{number}.png" for number in range(7)]

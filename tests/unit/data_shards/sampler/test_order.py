@@ -249,3 +249,20 @@ def test_unknown_levels_are_not_balanced() -> None:
     share_L = np.bincount(levels_NA[tile_N, 1] + 1) / len(tile_N)
     assert share_L[0] == pytest.approx(unknown_N.mean(), abs=0.01)
     assert np.abs(share_L[1:] - (1 - share_L[0]) / (len(share_L) - 1)).max() < 0.01
+
+
+def test_draws_at_the_first_point_of_a_tile_are_of_that_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the offset of a pass, draws fall on the boundaries between tiles, where one step to the left is another tile."""
+    monkeypatch.setattr(SystematicDraws, "_offset", lambda self, pass_B: np.zeros(np.shape(pass_B), np.int64))
+    order = WindowedShuffle(np.zeros((12, 1), np.int8), np.repeat(np.arange(3), 4), seed=1, balance=0.0, window=1)
+    assert sorted(order[np.arange(12)].tolist()) == list(range(12))
+    for shard in np.split(order[np.arange(12)], 3):  # one shard after the other
+        assert len(np.unique(shard // 4)) == 1
+
+
+def test_tiles_of_a_large_shard_keep_the_order_of_the_index() -> None:
+    """The order of equal shards matters: the same set must have the same order on every machine."""
+    shard_N = np.tile(np.arange(3), 200)
+    order = WindowedShuffle(np.zeros((600, 1), np.int8), shard_N, seed=0, balance=0.0, window=1)
+    for shard in range(3):
+        assert order._tiles_N[200 * shard : 200 * (shard + 1)].tolist() == list(range(shard, 600, 3))
