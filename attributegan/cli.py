@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 def command(commands: Any, name: str, help: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Adds a subcommand to ``commands`` (from ``add_subparsers``); its help ends with ``examples``."""
-    return commands.add_parser(
+    added: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
         description=description,
@@ -74,6 +74,7 @@ def command(commands: Any, name: str, help: str, description: str, examples: str
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    return added
 
 
 def parser(description: str, examples: str, add_help: bool = True) -> argparse.ArgumentParser:

@@ -54,7 +54,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
     if problem := foreign_package():
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[command]).main()
+    status: int = importlib.import_module(COMMANDS[command]).main()
+    return status
 
 
 def foreign_package() -> str:

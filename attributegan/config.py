@@ -388,7 +388,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns nested dicts, lists and scalars, which `from_dict` reads back."""
-        return _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> Config:

@@ -250,7 +250,8 @@ def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = F
         def script(self, array: int) -> str:
             """Returns the batch script, of a job array if ``array`` (its number of runs) is not 0."""
             self.parameters.update({"map_count": array} if array else {})
-            return self._make_submission_file_text(self._submitit_command_str, "")
+            text: str = self._make_submission_file_text(self._submitit_command_str, "")
+            return text
 
     executor = Executor(submission, python=cluster.command)
     setup = [

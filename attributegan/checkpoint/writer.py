@@ -62,7 +62,7 @@ class Layout:
         text += b" " * (-len(text) % 8)
         self.head = struct.pack("<Q", len(text)) + text
         self.size = len(self.head) + end
-        self._first = {name: entry["data_offsets"][0] for name, entry in header.items()}
+        self._first: dict[str, int] = {name: entry["data_offsets"][0] for name, entry in header.items()}
         self._shapes = state_dict.shapes
 
     def offset(self, part: TensorSlice) -> int:

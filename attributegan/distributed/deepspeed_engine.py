@@ -134,11 +134,14 @@ class DeepSpeedEngine(Engine):
 
     @property
     def _base_state(self) -> dict[Tensor, dict[str, Any]]:
-        return self.optimizer.optimizer.state
+        state: dict[Tensor, dict[str, Any]] = self.optimizer.optimizer.state
+        return state
 
     def _flats(self) -> Sequence[Tensor]:
         """Returns the flat master weights that the torch optimizer updates."""
-        return self.optimizer.fp32_partitioned_groups_flat if self.stage == 3 else self.optimizer.single_partition_of_fp32_groups
+        optimizer = self.optimizer
+        flats: Sequence[Tensor] = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        return flats
 
     def _numel(self, name: str) -> int:
         return torch.Size(self.shapes[name]).numel()
@@ -148,7 +151,8 @@ class DeepSpeedEngine(Engine):
         if self.stage < 3:
             return self.share.local(p.detach())
         first, end = self.share.bounds(p.ds_numel)
-        return p.ds_tensor.detach()[: end - first]
+        shard: Tensor = p.ds_tensor.detach()[: end - first]
+        return shard
 
     def _saved_buffers(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.buffers}

@@ -115,7 +115,8 @@ class Runtime:
                 chosen, self.precision_reason = previous, f"as in {self.config.run.dir}/config.yaml, which is resumed"
             else:
                 chosen, self.precision_reason = precision.choose(self.device)
-        return self.broadcast_object(chosen)
+        shared: str = self.broadcast_object(chosen)
+        return shared
 
     def log_precision(self) -> None:
         """Logs how "auto" was resolved, and a warning if the precision is slow on this device."""
@@ -132,7 +133,8 @@ class Runtime:
         module = module.to(self.device, self.dtype)
         if self.sharding[network].stage:  # DeepSpeed keeps weights in flat buffers; activations are channels-last nevertheless
             return module
-        return module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        moved: M = module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        return moved
 
     def images(self, images_BCHW: Tensor) -> Tensor:
         """Converts uint8 tiles to [-1, 1] on this device, in the dtype and memory format of training."""
@@ -178,7 +180,8 @@ class Runtime:
             future = pool.submit(work if self.is_main else lambda: None)
             while not self.broadcast_object(bool(futures.wait([future], POLL_S).done)):
                 pass
-            return self.broadcast_object(future.result())
+            result: T = self.broadcast_object(future.result())
+        return result
 
     def all_gather_object(self, value: T) -> list[T]:
         """Returns the ``value`` (JSON-like) of every process, in rank order, on every process."""

@@ -127,9 +127,10 @@ class FeatureCache:
     def load(self, path: Path) -> np.ndarray | None:
         """Loads an array; returns None if it is missing or unreadable."""
         try:
-            return np.load(path.with_suffix(".npy"), allow_pickle=False)
+            found: np.ndarray = np.load(path.with_suffix(".npy"), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
+        return found
 
     def save(self, path: Path, array: np.ndarray) -> None:
         """Saves an array."""

@@ -86,7 +86,8 @@ class AttributeGenerator(Generator, PyTorchModelHubMixin):
             ValueError: no such generator, or corrupted files; names the file.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **download)
+            generator: Self = super().from_pretrained(pretrained_model_name_or_path, **download)
+            return generator
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{pretrained_model_name_or_path}: config.json is corrupted: {error}; export or download it again") from error
 

@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -47,7 +48,7 @@ class MetricLogger:
     def __init__(self, folder: Path, images: int, total: int, is_main: bool) -> None:
         self.folder, self.total, self.is_main = folder, total, is_main
         self.started, self.first = time.monotonic(), images
-        self.bar: tqdm | None = None
+        self.bar: tqdm[NoReturn] | None = None
         if not is_main:
             return
         from torch.utils.tensorboard import SummaryWriter

@@ -17,7 +17,8 @@ def world_size() -> int:
 
 def gather(tensor: Tensor) -> Tensor:
     """All-gathers tensors of one shape, stacked in rank order: (W, ...). Gradients flow back to the rank that a tensor came from."""
-    return _Gather.apply(tensor)
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

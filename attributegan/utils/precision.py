@@ -85,7 +85,8 @@ def slowdown(precision: str, device: torch.device | str) -> float:
     steps = [_step(dtype, torch.device(device)), _step(torch.float32, torch.device(device))]
     seconds = [[step() for step in steps] for _ in range(REPEATS + 1)][1:]  # the first is a warm-up
     reduced, fp32 = (min(column) for column in zip(*seconds, strict=True))
-    return reduced / fp32
+    ratio: float = reduced / fp32
+    return ratio
 
 
 def warning(precision: str, device: torch.device | str, option: str) -> str:

@@ -117,9 +117,10 @@ def _fast_jpeg(data: bytes) -> np.ndarray | None:
     if not jpeg_size(data):
         return None
     try:
-        return simplejpeg.decode_jpeg(data)  # the same pixels in 4/5 of Pillow's time
+        pixels_HWC: np.ndarray = simplejpeg.decode_jpeg(data)  # the same pixels in 4/5 of Pillow's time
     except ValueError:
         return None
+    return pixels_HWC
 
 
 def encode_png(pixels: np.ndarray | Image.Image) -> bytes:

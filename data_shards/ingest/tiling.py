@@ -187,7 +187,8 @@ def tissue_mask(slide: Slide) -> np.ndarray:
         image = slide.read(left + first_x * scale_x, top + first_y * scale_y, columns * scale_x, rows * scale_y, (columns, rows))
         pixels_HWC = np.asarray(image)
         chroma_HW[first_y : first_y + rows, first_x : first_x + columns] = pixels_HWC.max(axis=2) - pixels_HWC.min(axis=2)
-    return chroma_HW > np.clip(otsu(np.bincount(chroma_HW.ravel(), minlength=256)), *TISSUE_CHROMA)
+    tissue_HW: np.ndarray = chroma_HW > np.clip(otsu(np.bincount(chroma_HW.ravel(), minlength=256)), *TISSUE_CHROMA)
+    return tissue_HW
 
 
 def otsu(counts_V: np.ndarray) -> int:
@@ -436,9 +437,11 @@ def _means(values_HW: np.ndarray, start_N: np.ndarray, length: float) -> np.ndar
     def until(end_N: np.ndarray) -> np.ndarray:
         row_N = np.minimum(end_N.astype(int), len(values_HW) - 1)
         part_N1 = np.minimum(end_N - row_N, 1)[:, None]
-        return sums_HW[row_N] * (1 - part_N1) + sums_HW[row_N + 1] * part_N1
+        sums_NW: np.ndarray = sums_HW[row_N] * (1 - part_N1) + sums_HW[row_N + 1] * part_N1
+        return sums_NW
 
-    return (until(start_N + length) - until(start_N)) / length
+    means_NW: np.ndarray = (until(start_N + length) - until(start_N)) / length
+    return means_NW
 
 
 def _encoded(image: Image.Image, quality: int | None) -> bytes:

@@ -98,7 +98,7 @@ class ShardSet:
 
     def shard_of(self, tile: int) -> str:
         """Returns the name of the shard that contains a tile."""
-        return self.header.shards[self.rows.shard_N[tile]].name
+        return self.header.shards[int(self.rows.shard_N[tile])].name
 
 
 def assessable(levels_NA: np.ndarray, schema: AttributeSchema, location: str) -> np.ndarray:

@@ -66,7 +66,8 @@ class Plan:
 
     def rows(self, job: Job) -> list[dict[str, Any]]:
         """Returns the rows of one shard."""
-        return self.table.take(pa.array(job.row_T)).to_pylist()
+        rows: list[dict[str, Any]] = self.table.take(pa.array(job.row_T)).to_pylist()
+        return rows
 
 
 def make_plan(labels: Labels, source: Source, options: Options) -> Plan:

@@ -158,7 +158,8 @@ class _S3Stream:
         self.body = self._translated(lambda: _s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"])
 
     def read(self, size: int) -> bytes:
-        return self._translated(lambda: self.body.read(size))
+        data: bytes = self._translated(lambda: self.body.read(size))
+        return data
 
     def close(self) -> None:
         self.body.close()

@@ -197,7 +197,7 @@ def _gpu_hidden_by(environ: Mapping[str, str]) -> str:
 
 def _memory_free() -> int:
     """Returns the free bytes of the machine, or of the cgroup limit of this container or job if that is less."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
         path = next(line.split("::")[1].strip() for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attributegan.attributes import PUBLISHED
 from attributegan.models import Generator
 from attributegan.training import trainer as trainer_module
+from attributegan.training.phases import discriminator_phase, generator_phase
 from attributegan.training.trainer import Trainer
 from attributegan.utils.precision import autocast
 from tools.benchmarks.gpu_parts import Context, Outcome
@@ -327,8 +328,8 @@ def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
         return call
 
     with (
-        mock.patch.object(trainer_module, "discriminator_phase", timed("discriminator", trainer_module.discriminator_phase)),
-        mock.patch.object(trainer_module, "generator_phase", timed("generator", trainer_module.generator_phase)),
+        mock.patch.object(trainer_module, "discriminator_phase", timed("discriminator", discriminator_phase)),
+        mock.patch.object(trainer_module, "generator_phase", timed("generator", generator_phase)),
     ):
         for _ in range(1 if context.tiny else 5):
             began = time.perf_counter()

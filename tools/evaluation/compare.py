@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
 
     file = path if path.is_file() else path / "result.json"
     try:
-        found = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(file.read_text())
         version = found["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a result of attributegan-evaluate ({error}); give a folder with a result.json") from error

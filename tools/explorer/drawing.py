@@ -43,7 +43,8 @@ class Painter:
             latents_BL = latents.truncate_latents(latents_BL, state.truncation)
         whole = all(level == int(level) for level in state.levels)
         levels_BA = torch.tensor([state.levels], dtype=torch.int64 if whole else torch.float32)
-        return generate.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]
+        image_HWC: np.ndarray = generate.generate(self.generator, latents_BL, levels_BA, precision=self.precision)[0]
+        return image_HWC
 
     def _texts(self, state: State) -> dict[str, str]:
         schema, model = self.generator.schema, self.model

@@ -29,7 +29,8 @@ class RealTiles:
     def nearest(self, feature_D: np.ndarray) -> list[int]:
         """Return the rows of the `NEAREST` tiles by feature distance, nearest first."""
         distance_N = quality.distances(feature_D[None], self.features_ND)[0]
-        return np.argsort(distance_N, kind="stable")[:NEAREST].tolist()
+        rows: list[int] = np.argsort(distance_N, kind="stable")[:NEAREST].tolist()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class TileAnalyzer:
             return None
         small = reference.thumbs(tile_HWC[None])
         features_ND = self._features(tile_HWC) if isinstance(self.attribute_predictor, predictor.Head) else None
-        return self.attribute_predictor.predict(small, features_ND)[0].tolist()
+        levels: list[float] = self.attribute_predictor.predict(small, features_ND)[0].tolist()
+        return levels
 
     def nearest(self, tile_HWC: np.ndarray) -> list[int]:
         """Return the rows of the nearest real tiles; [] without real tiles."""

@@ -333,7 +333,8 @@ def _same_origin(handler: Callable[[Mapping[str, Any]], Any]) -> Callable[[Reque
             return JSONResponse({"error": "The request must be JSON."}, status_code=415)
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             return JSONResponse({"error": "Requests from other sites are not allowed."}, status_code=403)
-        return await handler(await _body(request))
+        response: Response = await handler(await _body(request))
+        return response
 
     return checked
 
