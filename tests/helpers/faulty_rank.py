@@ -30,7 +30,7 @@ if __name__ == "__main__":
                 case "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "stuck":  # the network is cut: requests to the store never return
-                    watchdog_of_run._store = SimpleNamespace(set=lambda *_: time.sleep(1000))
+                    watchdog_of_run._store = SimpleNamespace(set=lambda *_: time.sleep(1000))  # type: ignore[assignment]
                     time.sleep(1000)
                 case "hang":
                     os.kill(os.getpid(), signal.SIGSTOP)

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Job:
     facts: str = ""  # file for facts about the final state
 
 
-SPOILS = {
+SPOILS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "unfrozen discriminator": lambda: unittest.mock.patch.object(Engine, "frozen", contextlib.nullcontext),
     "unsynchronised batch norm": lambda: unittest.mock.patch("attributegan.models.batchnorm.world_size", lambda: 1),
     "ungathered contrastive loss": lambda: unittest.mock.patch("attributegan.training.phases._contrastive", _own_contrastive),

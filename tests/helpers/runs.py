@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from time_limits import seconds
 
 ROOT = Path(__file__).parents[2]
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "model": {
         "image_size": 32,
         "latent_dim": 16,

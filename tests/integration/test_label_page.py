@@ -53,9 +53,10 @@ def serving(work: Path, *options: str):  # type: ignore[no-untyped-def]
 def opened(browser: Browser, at: Served, rater: str, **context: object) -> Page:
     """Open the page of a rater in a new browser context; page errors and requests to other hosts fail the test in `closed`."""
     page = browser.new_context(base_url=at.address, **context).new_page()  # type: ignore[arg-type]
-    page.troubles = []  # type: ignore[attr-defined]
-    page.on("pageerror", lambda error: page.troubles.append(str(error)))  # type: ignore[attr-defined]
-    page.on("request", lambda one: None if one.url.startswith(at.address) else page.troubles.append(one.url))  # type: ignore[attr-defined]
+    troubles: list[str] = []
+    page.troubles = troubles  # type: ignore[attr-defined]
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda one: None if one.url.startswith(at.address) else troubles.append(one.url))
     page.goto("/")
     page.get_by_label("Your name or initials").fill(rater)
     page.keyboard.press("Enter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from test_fuzz import EXAMPLES
 
 from attributegan.attributes import Attribute, AttributeSchema
 from data_shards.format import tile as tile_format
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from data_shards.loader.tile_reader import TileReader, TileRequest
 from data_shards.packing.labels import read_labels
 from data_shards.packing.packer import pack
@@ -105,7 +106,8 @@ def lab_to_srgb(values_HWC: np.ndarray) -> np.ndarray | None:
     transparency=st.one_of(st.none(), st.integers(0, 15), st.binary(min_size=1, max_size=16)),
 )
 def test_images(mode: str, kind: str, seed: int, size: int, transparency: int | bytes | None) -> None:
-    image, buffer, more = image_of(mode, seed, size), io.BytesIO(), dict(EXACT.get(kind, {}))
+    image, buffer = image_of(mode, seed, size), io.BytesIO()
+    more: dict[str, Any] = dict(EXACT.get(kind, {}))
     has_a_place = (mode == "P" and kind in ("PNG", "GIF")) or (mode in ("1", "L", "I;16") and kind == "PNG")
     if has_a_place and (isinstance(transparency, int) or (transparency and mode == "P" and kind == "PNG")):
         more["transparency"] = transparency
@@ -226,5 +228,6 @@ def test_a_whole_set_of_all_kinds(tmp_path: Path) -> None:
     for tile in range(len(shards)):
         number = int(shards.name(tile)[-3:])
         place = (rows.shard_N[tile], rows.offset_N[tile], rows.length_N[tile], rows.checksum_N[tile])
-        assert np.abs(files.read(TileRequest(*map(int, place), 0)) - wanted[number]).max() <= 1.01
+        shard, offset, length, checksum = map(int, place)
+        assert np.abs(files.read(TileRequest(shard, offset, length, checksum, 0)) - wanted[number]).max() <= 1.01
         assert shards.levels_NA[tile, 0] == number % 3

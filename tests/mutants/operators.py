@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
@@ -41,7 +42,7 @@ SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 HARMLESS_ARGUMENTS = {"strict", "non_blocking", "stacklevel"}
 SHOWN = 110  # characters of an expression in a label
 SKIPPED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Global, ast.arg)
-Change = Callable[[ast.AST], ast.AST]  # turns a copy of a node into its mutant
+Change = Callable[[Any], ast.AST]  # turns a copy of a node into its mutant
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,8 @@ class _Watcher:
     """Pytest plugin that records coverage and CPU time of each test, including its child processes."""
 
     def __init__(self, watch: coverage.Coverage) -> None:
-        self.watch, self.seconds = watch, {}
+        self.watch = watch
+        self.seconds: dict[str, float] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
@@ -255,9 +256,9 @@ def _forked(work: Callable[[], dict[str, Any]], limit_s: float, show: bool = Fal
     if process == 0:
         try:
             os.setsid()
-            output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = os.open(folder / "output", os.O_WRONLY | os.O_CREAT, 0o600)
             for number in (1, 2):
-                os.dup2(output, number)
+                os.dup2(descriptor, number)
             resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s) + 1, int(limit_s) + 3))
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             os.environ["TMPDIR"] = str(folder)

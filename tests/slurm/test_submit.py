@@ -167,7 +167,7 @@ def test_local_job_equals_two_processes_and_names_a_killed_rank(shards: Path, tm
         assert time.monotonic() < deadline + seconds(60)
         time.sleep(0.1)
     os.kill(pids[0], signal.SIGKILL)
-    now = wait_until_over(run)
+    now: status.Status | None = wait_until_over(run)
     while "rank 1" not in (now := status.read(run)).error:
         assert time.monotonic() < deadline + seconds(120)
         time.sleep(0.1)

@@ -173,7 +173,7 @@ def _no_memory(trainer: ModuleType) -> None:
             bytearray(1 << 26)
         return plain(self, wanted)
 
-    TileReader.read = read
+    TileReader.read = read  # type: ignore[assignment]
 
 
 STRIKES = {"in write": _in_write, "not finite": _not_finite, "clock": _clock, "no memory": _no_memory}

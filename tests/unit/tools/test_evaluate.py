@@ -134,10 +134,10 @@ def test_pixel_change_is_from_the_lowest_to_the_highest_level(reference_set: ref
         )
         assert model["paths"][name]["changed"] == pytest.approx(np.abs(high - low).mean() / apart), name
     (table,) = report_module.sweep_levels([model])
-    for name, *cells in table.rows:
-        path = model["paths"][name]
+    for attribute, *cells in table.rows:
+        path = model["paths"][attribute]
         assert [cell.text for cell in cells] == [
-            f"{value:.2f}" for value in (model["monotone"][name], path["order"], path["length"], path["largest"], path["changed"])
+            f"{value:.2f}" for value in (model["monotone"][attribute], path["order"], path["length"], path["largest"], path["changed"])
         ]
     assert [heading.split()[0] for heading in table.header] == ["attribute", "steps", "order", "path", "longest", "pixel"]
 

@@ -25,7 +25,8 @@ class Painted(nn.Module):
     def __init__(self, size: int = 32) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((3,), 2.0))
-        self.size, self.batches = size, []
+        self.size = size
+        self.batches: list[int] = []
 
     def forward(self, latents_BL: Tensor, levels_BA: Tensor) -> Tensor:
         self.batches.append(len(latents_BL))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from test_sample import SMALL, Painted, cells
 from time_limits import seconds
 from torch import Tensor, nn
@@ -202,7 +203,7 @@ def test_pictures_and_movies(sampled: Callable[..., Path]) -> None:
     out = sampled("pictures", "--count", "2", "--pair", "mitosis", "nucleoli", "--interpolate", "mitosis=1", "mitosis=3", "--movie", "gif")
     assert pixels(out / "pair.png").shape[0] == 3 * (32 + grids.GAP)
     film = Image.open(out / "interpolation.gif")
-    assert film.n_frames > 10 and film.size == (64, 32) and film.info["loop"] == 0
+    assert isinstance(film, GifImageFile) and film.n_frames > 10 and film.size == (64, 32) and film.info["loop"] == 0
 
 
 @pytest.mark.slow

@@ -146,7 +146,8 @@ def test_state_round_trip(name: str) -> None:
     def convolution(seed: int) -> DataParallel:
         torch.manual_seed(seed)
         engine = engine_of(name=name)
-        module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)).to(memory_format=torch.channels_last)
+        module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1))
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module[2].weight.requires_grad_(False)
         return DataParallel(engine.runtime, module, 0.1, compile=False)
 

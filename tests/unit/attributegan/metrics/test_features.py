@@ -146,7 +146,7 @@ def test_normalisation_and_identity_by_hand() -> None:
     plain = features.Features("net", "2", 8, Means())
     assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     moved = plain.to(torch.device("meta"))
-    assert next(moved.network.parameters()).is_meta and moved.identity == plain.identity
+    assert isinstance(moved.network, nn.Module) and next(moved.network.parameters()).is_meta and moved.identity == plain.identity
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3, 4), (1, 3), (3, 3), (2, 3, 4, 4, 1)])
@@ -176,7 +176,8 @@ def test_sizes_that_can_be_requested() -> None:
 
 
 def test_networks_are_loaded_for_evaluation() -> None:
-    assert not features.load("tests.unit.attributegan.metrics.test_features:means").network.training
+    network = features.load("tests.unit.attributegan.metrics.test_features:means").network
+    assert isinstance(network, nn.Module) and not network.training
     weights = features._weights_hash(Means())
     assert features._weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
 
@@ -190,4 +191,5 @@ def test_names_of_no_form_are_refused(name: str) -> None:
 def test_default_network_has_its_own_normalisation() -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="in the extra `eval`")
     found = features.load()
-    assert (found.size, found.mean, found.std) == (224, (127 / 255,) * 3, (128 / 255,) * 3) and not found.network.training
+    assert (found.size, found.mean, found.std) == (224, (127 / 255,) * 3, (128 / 255,) * 3)
+    assert isinstance(found.network, nn.Module) and not found.network.training

@@ -218,8 +218,8 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     for name, reason in {"nowhere": "No such file", ".": "directory"}.items():
         with pytest.raises(ValueError, match=f"can't be read: .*{reason}"):
             published.load(tmp_path / name)
-    for content in ([1, 2], {"GAN": 5}, {1: 2}):
-        torch.save(content, whole)
+    for other in ([1, 2], {"GAN": 5}, {1: 2}):
+        torch.save(other, whole)
         with pytest.raises(ValueError, match=r"whole\.pt: contains no state dict"):
             published.load(whole)
 

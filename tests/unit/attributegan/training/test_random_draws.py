@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attributegan.config import AugmentConfig, Config
-from attributegan.training.random_draws import StepNoise, rng_for
+from attributegan.training.random_draws import StepNoise
+from attributegan.utils.rng import rng_for
 
 CONFIG = dataclasses.replace(
     Config(), train=dataclasses.replace(Config().train, batch=12, seed=5), augment=AugmentConfig(policy=("color",))

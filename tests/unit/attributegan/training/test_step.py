@@ -47,7 +47,8 @@ class FormulaDiscriminator:
         self.calls: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.last: list[bool] = []
-        self.is_frozen, self.frozen_calls = False, []
+        self.is_frozen = False
+        self.frozen_calls: list[Any] = []
 
     def __call__(
         self,
@@ -218,7 +219,8 @@ def test_generator_phase_is_the_weighted_sum_of_its_terms(adversarial: str) -> N
     config = configured(adversarial=adversarial, **weights)
     batches, generator, discriminator = two_batches(config), FormulaGenerator(), FormulaDiscriminator()
     found, taken = phases.generator_phase(config, RUNTIME, generator, discriminator, batches)
-    sums, totals = {}, []
+    sums: dict[str, Any] = {}
+    totals = []
     for batch in batches:
         levels = batch.levels_BA[[0, 0, 2, 2]]
         plain = images_for(batch.noise.latents_generator_BL, levels)

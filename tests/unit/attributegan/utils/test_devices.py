@@ -83,7 +83,8 @@ class Recorded:
     device = torch.device("cpu")
 
     def __init__(self, pinned: bool) -> None:
-        self.pinned, self.calls = pinned, []
+        self.pinned = pinned
+        self.calls: list[Any] = []
 
     def is_pinned(self) -> bool:
         return self.pinned

@@ -372,7 +372,7 @@ def test_errors_without_workers_do_not_mention_workers(folder: Path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
 def test_shared_memory_of_dead_workers_is_removed(folder: Path) -> None:
-    data = read(folder, workers=1)
+    data: Any = read(folder, workers=1)  # a generator
     next(data)
     [worker] = data.gi_frame.f_locals["results"]._workers
     of_it, of_another = (Path(f"/dev/shm/torch_{pid}_1_0") for pid in (worker.pid, 10**9))

@@ -82,7 +82,7 @@ def test_pieces_of_one_ellipse_are_merged_and_two_discs_are_not() -> None:
     for mask, expected in ((whole, 1), (left | right, 2)):
         middle = 40 if expected == 1 else 43
         labels = np.where(mask, np.where(np.arange(120) < middle, 1, 2), 0).astype(np.int32)
-        dark = mask * 0.8
+        dark: np.ndarray = mask * 0.8
         if expected == 2:
             dark = np.where(np.abs(np.arange(120) - middle) < 2, 0.55, 0.8) * mask
         joined = merging.merge(labels, ndimage.distance_transform_edt(mask), dark, contrast=0.6)
@@ -244,7 +244,8 @@ def test_an_interrupted_command_resumes(folder: Path, tmp_path: Path, monkeypatc
     whole, out = tmp_path / "whole.csv", tmp_path / "m.csv"
     assert measured("--images", folder, "--out", whole) == 0
     settings, partial = table.Settings(), tmp_path / "m.csv.partial"
-    first, read = table.FolderTiles(folder), []
+    first = table.FolderTiles(folder)
+    read: list[int] = []
 
     def stops(self: table.FolderTiles, number: int) -> np.ndarray:
         if len(read) == 2 * table.JOB_TILES:

@@ -79,8 +79,8 @@ def test_round_trip(schema: tuple[str, ...]) -> None:
         assert attribute.read(written) == attribute.parse(str(written)) == level
         assert attribute.read(json.loads(json.dumps(written))) == level
         assert attribute.read(schema[level]) == attribute.parse(schema[level]) == level
-    for level in (0.5, 0.3):
-        assert attribute.parse(str(attribute.written(level))) == pytest.approx(level)
+    for between in (0.5, 0.3):
+        assert attribute.parse(str(attribute.written(between))) == pytest.approx(between)
     assert attribute.read(attribute.written(-1)) == -1
     assert AttributeSchema.from_dict(AttributeSchema((attribute,)).to_dict()) == AttributeSchema((attribute,))
 

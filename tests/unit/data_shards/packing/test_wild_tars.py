@@ -18,7 +18,7 @@ from PIL import Image
 from shards import pixels_of, rows_of
 
 from data_shards.format import index
-from data_shards.loader.loader import ShardSet
+from data_shards.loader.shard_set import ShardSet
 from tools.shard import main
 
 ROOT = Path(__file__).parents[4]
