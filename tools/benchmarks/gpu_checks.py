@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch.nn.modules._functions import SyncBatchNorm
 
 from attributegan import config
 from attributegan.attributes import PUBLISHED
+from attributegan.commands import child
 from attributegan.config import Config
 from attributegan.distributed.engine import _data_parallel
 from attributegan.models import Discriminator, Generator, batchnorm
@@ -186,7 +186,7 @@ def resume(context: Context) -> Outcome:
         written.write_text(config.dump(settings))
         launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-        return subprocess.Popen([sys.executable, "-m", "launch.train", "--config", str(written)], env=environ)
+        return subprocess.Popen(child("train", "--config", str(written)), env=environ)
 
     for name in ("whole", "killed"):
         process = start(name)

@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attributegan
 import data_shards
+from attributegan.utils.layout import BUNDLE
 
 # Operations whose result the host needs: `.item()`, `bool(tensor)`, shapes that depend on numbers, and (lift_fresh) `torch.tensor` of
 # Python numbers, which copies from pageable memory.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh", "item"}
 PACKAGES = tuple(f"{package.__path__[0]}{os.sep}" for package in (attributegan, data_shards))
+BUNDLED = f"{attributegan.__path__[0]}{os.sep}{BUNDLE}{os.sep}"  # of a wheel: this file and the other tools, which are not counted
 ALLOWED = {"distributed/engine.py:_step": 2}  # whether the gradients are finite, once for each network
 ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its input on CPUs only, and draws are made on the CPU everywhere
     "models/blocks.py:_columns",
@@ -78,6 +80,8 @@ def _leaves_device(tensor: torch.Tensor, device: Any) -> bool:
 def _place() -> str:
     """The innermost function of ours on the stack."""
     for frame in reversed(traceback.extract_stack()):
+        if frame.filename.startswith(BUNDLED):
+            continue
         if package := next((folder for folder in PACKAGES if frame.filename.startswith(folder)), ""):
             return f"{frame.filename.removeprefix(package)}:{frame.name}"
     return "elsewhere"
