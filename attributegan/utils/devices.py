@@ -44,7 +44,7 @@ def choose(option: str, environ: Mapping[str, str]) -> tuple[str, str]:
 def problem(device: str, precision: str, world: int, sharded: bool) -> str:
     """Why a run can't be trained on a type of device, with the fix; "" when it can."""
     if sharded and device in MISSING:
-        return f"train.device: DeepSpeed is not supported on {device}; use configs/accelerate/one_gpu.yaml, or train.device=cpu"
+        return f"train.device: DeepSpeed is not supported on {device}; use the preset accelerate/one_gpu, or train.device=cpu"
     if device == "mps" and world > 1:
         return f"train.device: mps has no collectives, and {world} processes were started; start one, or use train.device=cpu"
     if device == "mps" and precision == "fp64":
@@ -87,7 +87,7 @@ def _available(device: str) -> bool:
 
 def _why_not(device: str) -> str:
     if device == "cuda" and torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without CUDA (README, Choosing torch)"
+        return f"torch {torch.__version__} is built without CUDA (see docs/install.md, Choosing torch)"
     if device == "mps" and not torch.backends.mps.is_built():
         return f"torch {torch.__version__} is built without it; it needs macOS on Apple silicon"
     return f"torch {torch.__version__} finds no such device; run attributegan-doctor"
