@@ -1,6 +1,6 @@
-"""A process that runs parts of ``attributegan-bench gpu``, so that a crash, a hang or a poisoned CUDA context costs one part alone.
+"""A process that runs parts of ``attributegan-bench gpu``, so that a crash, a hang or a broken CUDA context affects one part only.
 
-The protocol: the name of a part in, a line of JSON out. `Worker` is the side that asks.
+Protocol: the name of a part on stdin, a line of JSON on stdout. `Worker` is the parent's side.
 """
 
 from __future__ import annotations

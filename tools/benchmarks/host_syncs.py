@@ -1,4 +1,4 @@
-"""Counts where a step makes the host wait for the device, on any device: by the operations that torch dispatches."""
+"""Counts host-device synchronizations of a step, by the operations that torch dispatches; works on any device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its inpu
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts waiting operations by where they are asked for, as ``file:function`` within its package.
+    """Counts synchronizing operations by their caller, as ``file:function`` within its package.
 
     Args:
         device: operations on tensors elsewhere don't count.
@@ -50,13 +50,13 @@ class HostSyncs(TorchDispatchMode):
 
 
 def unexpected(found: Mapping[str, int], device: str) -> dict[str, int]:
-    """What is beyond the allowed places and numbers of one step."""
+    """Returns the synchronizations beyond the allowed numbers of one step."""
     allowed = ALLOWED | (dict.fromkeys(ON_CPUS, 10**9) if device == "cpu" else {})
     return {place: count for place, count in found.items() if count > allowed.get(place, 0)}
 
 
 def reported_by_cuda(step: Callable[[], object]) -> Counter[str]:
-    """Synchronising calls that CUDA's own debug mode reports in ``step()``, by place."""
+    """Returns the synchronizing calls that CUDA's own debug mode reports in ``step()``, by place."""
     found: Counter[str] = Counter()
 
     def note(*_: Any, **__: Any) -> None:
@@ -78,7 +78,7 @@ def _leaves_device(tensor: torch.Tensor, device: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost function of ours on the stack."""
+    """Returns the innermost function of these packages on the stack."""
     for frame in reversed(traceback.extract_stack()):
         if frame.filename.startswith(BUNDLED):
             continue
