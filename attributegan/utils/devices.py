@@ -34,11 +34,15 @@ def choose(option: str, environ: Mapping[str, str]) -> tuple[str, str]:
         reach the rendezvous and report the error.
     """
     if option == "auto":
-        cpu_wanted = environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-        return ("cuda" if torch.cuda.is_available() and not cpu_wanted else "cpu"), ""
+        return ("cuda" if torch.cuda.is_available() and not cpu_requested(environ) else "cpu"), ""
     if option == "cpu" or _available(option):
         return option, ""
     return "cpu", f"train.device: {option} is not available: {_why_not(option)}; use train.device=auto, or cpu"
+
+
+def cpu_requested(environ: Mapping[str, str]) -> bool:
+    """Returns whether ACCELERATE_USE_CPU is true, by the same spellings as accelerate."""
+    return environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "t", "1", "yes", "y", "on")
 
 
 def problem(device: str, precision: str, world: int, sharded: bool) -> str:

@@ -17,7 +17,9 @@ def test_auto_takes_cuda_where_it_is_unless_the_launcher_wants_the_cpu(monkeypat
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert devices.choose("auto", {}) == ("cuda" if there else "cpu", "")
-        assert devices.choose("auto", {"ACCELERATE_USE_CPU": "true"}) == ("cpu", "")
+        for true in ("true", "yes", "1", "on", "T"):  # as accelerate reads it
+            assert devices.choose("auto", {"ACCELERATE_USE_CPU": true}) == ("cpu", "")
+        assert devices.choose("auto", {"ACCELERATE_USE_CPU": "false"})[0] == ("cuda" if there else "cpu")
         assert devices.choose("cpu", {}) == ("cpu", "")
 
 
