@@ -64,7 +64,9 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         if self.device.type != device:
             chosen = self.device.type
-            self._device_problem = f"train.device: accelerate chose {chosen}, not {device}; use train.device={chosen}, or unset ACCELERATE_*"
+            self._device_problem = (
+                f"train.device: accelerate chose {chosen}, not {device}; use train.device={chosen}, or unset ACCELERATE_*"
+            )
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0
