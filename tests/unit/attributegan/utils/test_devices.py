@@ -41,6 +41,13 @@ def test_the_runtime_refuses_it_before_anything_is_computed() -> None:
         from_dict({"train": {"device": "tpu"}})
 
 
+def test_a_device_that_accelerate_does_not_choose_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "choose", lambda option, environ: ("xpu", ""))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match=r"^train\.device: accelerate chose cpu, not xpu; use train\.device=cpu, or unset ACCELERATE_\*$"):
+        Runtime(from_dict({"train": {"device": "xpu", "precision": "fp32"}}))
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "world", "sharded", "part"),
     [
