@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attributegan.models.conv_transpose import conv_transpose2d
 from attributegan.models.precision import full_precision
 
 TRANSPOSED_FROM = 32  # pixels of a map from which transposed convolution is faster (on CPUs, forward and backward)
@@ -70,7 +71,7 @@ class UpsampleBlurConv2d(nn.Conv2d):
         if min(input.shape[2:]) < TRANSPOSED_FROM:
             return F.conv2d(_bilinear(input), weight, bias, padding=1)
         padded, *lines = _Extended.apply(input)
-        output = _InnerBlur.apply(F.conv_transpose2d(padded, _doubled(weight), stride=2, padding=2), bias)
+        output = _InnerBlur.apply(conv_transpose2d(padded, _doubled(weight), stride=2, padding=2), bias)
         top, bottom, left, right = (F.interpolate(line, scale_factor=2, mode="linear", align_corners=False) for line in lines)
         top, bottom = (F.pad(line, (1, 1), mode="replicate") for line in (top, bottom))  # include the corners
         corrections = [
@@ -91,7 +92,7 @@ class UpsampleNearestConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if min(input.shape[2:]) < TRANSPOSED_FROM:
             return F.conv2d(F.interpolate(input, scale_factor=2), weight, bias, padding=1)
-        output = F.conv_transpose2d(input, _doubled(weight), stride=2, padding=1)
+        output = conv_transpose2d(input, _doubled(weight), stride=2, padding=1)
         return output if bias is None else output + bias.to(output.dtype)[:, None, None]  # faster than inside for bf16 on CPUs
 
 
