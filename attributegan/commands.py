@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,6 +76,12 @@ def foreign_package() -> str:
 def child(command: str, *arguments: str) -> list[str]:
     """The command line of a command in its own process, which the current folder can't interfere with (``-P``)."""
     return [sys.executable, "-P", "-m", "attributegan", command, *arguments]
+
+
+def module_process(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a module in its own process; those in a wheel's bundle need this environment."""
+    path = os.pathsep.join(filter(None, [str(layout.bundled_root()), os.environ.get("PYTHONPATH")]))
+    return [sys.executable, "-P", "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def __getattr__(name: str) -> Callable[[], int]:

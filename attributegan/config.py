@@ -96,7 +96,7 @@ class ModelConfig:
         "does, so that only two ever learn; `level` has one per level.",
     )
     attributes: str = option(
-        "", 'Attributes of the model: "published", a YAML file such as configs/attributes/bladder.yaml, or "" for those of the shards.'
+        "", 'Attributes of the model: "published", a preset such as bladder, a YAML file, or "" for those of the shards.'
     )
 
     def __post_init__(self) -> None:
@@ -319,9 +319,7 @@ class TrainConfig:
 class DeepSpeedConfig:
     """DeepSpeed (ZeRO) configuration per network. It must agree with the launcher's configuration."""
 
-    generator: str = option(
-        "", 'DeepSpeed JSON file of the generator, such as configs/deepspeed/zero2.json. "" takes the launcher\'s settings.'
-    )
+    generator: str = option("", 'DeepSpeed JSON file of the generator, or a preset such as zero2. "" takes the launcher\'s settings.')
     discriminator: str = option("", 'DeepSpeed JSON file of the discriminator. "" takes the launcher\'s settings, at most ZeRO stage 2.')
 
 

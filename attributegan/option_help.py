@@ -79,9 +79,14 @@ def explain(name: str) -> str:
         return "\n\n".join([f"{name}: {section_doc(classes[name])}", *entries])
     found = known.get(name) or known.get("" if "." in name else suggestion(name, [], known))
     if found is None:
-        siblings = [option.key for option in known.values() if option.section == name.rpartition(".")[0]] or list(classes)
+        section = name.rpartition(".")[0]
+        siblings = [option.key for option in known.values() if option.section == section] or list(classes)
         similar = suggestion(name, siblings, known)
-        hint = f"did you mean {similar}?" if similar else f"sections: {', '.join(classes)}"
+        hint = (
+            f"did you mean {similar}?"
+            if similar
+            else f"{f'options of {section}' if section in classes else 'sections'}: {', '.join(siblings)}"
+        )
         raise ValueError(f"--help {name}: unknown option; {hint}")
     return _entry(found)
 

@@ -26,10 +26,10 @@ RENDEZVOUS_S = 30.0  # for processes to reach the rendezvous and exchange their 
 PROCESS_GROUP_S = 30.0  # to initialize a process group
 DISK_S = 10.0  # for a file to become visible on other machines; network file systems cache directory contents for seconds
 EXAMPLES = """\
-  accelerate launch --config_file configs/accelerate/ddp.yaml launch/doctor.py --processes 8
-  accelerate launch --config_file configs/accelerate/multinode_zero2.yaml --machine_rank 0 --main_process_ip 10.0.0.1 \\
-      launch/doctor.py --processes 16 --shared /shared/runs       (and on the second machine, --machine_rank 1)
-  torchrun --nproc-per-node 2 launch/doctor.py
+  accelerate launch --config_file "$(attributegan-presets --path accelerate/ddp)" -m attributegan doctor --processes 8
+  accelerate launch --config_file "$(attributegan-presets --path accelerate/multinode_zero2)" --machine_rank 0 --main_process_ip 10.0.0.1 \\
+      -m attributegan doctor --processes 16 --shared /shared/runs       (and on the second machine, --machine_rank 1)
+  torchrun --nproc-per-node 2 -m attributegan doctor
 Exits with 0 if all checks pass, 1 if there are problems (launchers turn any nonzero status into 1), 2 for invalid options."""
 
 

@@ -19,7 +19,8 @@ EXAMPLES = """\
   attributegan-evaluate runs/first --shards shards --out report
   attributegan-evaluate runs/first --shards shards --out report --baseline runs/second --baseline runs/third
   attributegan-evaluate runs/first --shards shards --out report --features inception.pt --feature-size 299
-  accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes 2 tools/evaluate.py runs/first --shards shards --out report
+  accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" --num_processes 2 \\
+      -m attributegan evaluate runs/first --shards shards --out report
   attributegan-evaluate compare report-a report-b --out comparison.html
   attributegan-evaluate watch runs/first --shards shards          evaluates new checkpoints during training, keeps the best"""
 

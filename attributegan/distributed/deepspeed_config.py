@@ -167,16 +167,16 @@ def _check_supported(network: str, stage: int, config: Config, file: str) -> Non
         raise ValueError(f"{file or ACCELERATE}: ZeRO requires deepspeed: pip install 'attributegan[train]'")
     if config.train.precision == "fp64":
         raise ValueError(
-            "train.precision: fp64 is not supported with ZeRO, which keeps master weights in fp32; use configs/accelerate/ddp.yaml"
+            "train.precision: fp64 is not supported with ZeRO, which keeps master weights in fp32; use the preset accelerate/ddp"
         )
     if stage == 3 and network == "discriminator" and config.loss.r1_gamma > 0:
         raise ValueError(
             f"{file}: zero_optimization.stage is 3 for the discriminator, but the gradient penalty (loss.r1_gamma={config.loss.r1_gamma}) "
             "needs its weights in double backward, when stage 3 has released them; "
-            "use deepspeed.discriminator=configs/deepspeed/zero2.json"
+            "use deepspeed.discriminator=zero2"
         )
     if config.train.compile:
-        raise ValueError(f"train.compile: not supported with ZeRO ({network}: stage {stage}); use false, or configs/accelerate/ddp.yaml")
+        raise ValueError(f"train.compile: not supported with ZeRO ({network}: stage {stage}); use false, or the preset accelerate/ddp")
 
 
 def _complete(tree: Tree, file: str, config: Config, world: int) -> Tree:

@@ -16,18 +16,18 @@ def launch_problem(environ: Mapping[str, str]) -> str:
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and not any(name in environ for name in WORLD):
         return (
             "accelerate launch was asked for several processes but started single ones, as it does for --cpu and for distributed_type "
-            "MULTI_CPU or NO; use a configuration such as configs/accelerate/cpu.yaml, which has distributed_type MULTI_GPU with use_cpu"
+            "MULTI_CPU or NO; use a configuration such as the preset accelerate/cpu, which has distributed_type MULTI_GPU with use_cpu"
         )
     # For several machines accelerate runs DeepSpeed's launcher, which sets CROSS_SIZE; without a hostfile it starts only one.
     if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and environ.get("CROSS_SIZE") == "1":
         return (
             "accelerate launch was asked for several machines, but DeepSpeed's launcher (pdsh) started the processes of one, "
-            "since it has no hostfile; use deepspeed_multinode_launcher: standard, as in configs/accelerate/multinode_zero2.yaml, on every "
+            "since it has no hostfile; use deepspeed_multinode_launcher: standard, as in the preset accelerate/multinode_zero2, on every "
             "machine"
         )
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not any(name in environ for name in WORLD):
         return (
             f"srun started {environ['SLURM_STEP_NUM_TASKS']} processes without a rendezvous (no WORLD_SIZE); use attributegan-submit, or "
-            "accelerate launch in each task as in configs/slurm/plain.sbatch"
+            "accelerate launch in each task as in slurm/plain.sbatch (attributegan-presets --copy DIR)"
         )
     return ""

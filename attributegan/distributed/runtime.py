@@ -63,7 +63,10 @@ class Runtime:
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
         self.device: torch.device = self.accelerator.device
         if self.device.type != device:
-            self._device_problem = f"train.device: accelerate chose {self.device.type} instead of {device}; name one of them"
+            chosen = self.device.type
+            self._device_problem = (
+                f"train.device: accelerate chose {chosen}, not {device}; use train.device={chosen}, or unset ACCELERATE_*"
+            )
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main = self.rank == 0

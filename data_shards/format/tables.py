@@ -75,7 +75,9 @@ def header_of(path: Path) -> list[str]:
 def _naming_file(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeError as error:
         raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
 
 
@@ -84,7 +86,7 @@ def _encoding(path: Path) -> str:
         with path.open("rb") as stream:
             start = stream.read(4)
     except OSError as error:
-        raise ValueError(f"{path}: not a readable CSV in UTF-8: {error}") from error
+        raise ValueError(f"{path}: can't be read: {error.strerror}") from error
     return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 

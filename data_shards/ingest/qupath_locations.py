@@ -105,7 +105,9 @@ def tiles_of_slides(table: Path, slide_mpp: float | None) -> TileLocations:
                     raise ValueError(f"{table}:{reader.line_num}: x, y, size and mpp must be numbers") from None
                 boxes[slide].append(Box(file, x - origin_XY[0], y - origin_XY[1], length / um_XY[0], length / um_XY[1], um_XY))
                 rows[file] = {name: row[name] for name in columns}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ValueError(f"{error.filename or table}: can't be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: not a readable CSV in UTF-8: {error}") from error
     return TileLocations(boxes, {}, columns, rows)
 

@@ -15,7 +15,7 @@ OPEN_FILES = 128
 
 
 class ShardFiles(Protocol):
-    """Access to the shards of a set; pickled to worker processes before anything is read."""
+    """Access to the shards of a set; can be pickled to worker processes."""
 
     def read(self, number: int, length: int, offset: int) -> bytes:
         """Returns up to ``length`` bytes at ``offset`` of shard ``number``."""
@@ -30,6 +30,10 @@ class LocalShardFiles:
     def __init__(self, folder: Path, shards: tuple[index.Shard, ...]) -> None:
         self.paths = [folder / shard.name for shard in shards]
         self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves out the open files: in another process their descriptors are closed, or other files."""
+        return self.__dict__ | {"_open": OrderedDict()}
 
     def read(self, number: int, length: int, offset: int) -> bytes:
         return os.pread(self._descriptor(number), length, offset)

@@ -18,6 +18,7 @@ import torch
 
 from attributegan.distributed import launcher
 from attributegan.run_dir import code_digest
+from attributegan.utils.devices import cpu_requested
 from launch.checks import nccl as nccl_settings
 
 NVIDIA = "0x10de"  # PCI vendor
@@ -60,7 +61,7 @@ def collect(environ: Mapping[str, str] = os.environ) -> Facts:
         versions=versions(),
         launch_problem=launcher.launch_problem(environ),
         slurm_tasks=int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "0"))),
-        cpu_requested=environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
+        cpu_requested=cpu_requested(environ),
         gpus_installed=_gpus_installed(),
         gpus_visible=torch.cuda.device_count(),
         gpu=str(torch.cuda.get_device_properties(local_rank).uuid) if local_rank < torch.cuda.device_count() else "",

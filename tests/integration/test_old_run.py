@@ -51,7 +51,7 @@ def test_makes_the_tiles_that_it_made_then(run: Path, tmp_path: Path) -> None:
 
 def test_old_names_of_options_and_fields_are_read(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample([str(run), "--out", str(tmp_path / "tiles"), "--count", "1", "--raw"]) == 0
-    assert "--raw is now --no-ema" in capsys.readouterr().err
+    assert "--raw was renamed to --no-ema" in capsys.readouterr().err
     found = status.read(run)
     assert found is not None and found.updated_at > 1e9 and found.state == "finished"
 

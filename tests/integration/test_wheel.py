@@ -197,6 +197,14 @@ def test_sample_and_export(trained: Installed) -> None:
     assert (trained.here / "exported" / "model.safetensors").is_file()
 
 
+def test_parts_of_the_gpu_checks_run_in_their_own_process(installed: Installed) -> None:
+    """A module and a command, each in a child process."""
+    given = ("gpu", "--device", "cpu", "--tiny", "--only", "syncs", "resume", "--out", "checks")
+    result = installed.run("attributegan-bench", *given)
+    log = installed.here / "checks" / "worker.log"
+    assert result.returncode == 0, result.stdout + result.stderr + (log.read_text() if log.exists() else "")
+
+
 def test_accelerate_launches_the_training(trained: Installed) -> None:
     file = trained.done("attributegan-presets", "--path", "accelerate/cpu").strip()
     launch = ("accelerate.commands.accelerate_cli", "launch", "--config_file", file, "--main_process_port", "0")

@@ -265,4 +265,4 @@ def test_a_percent_sign_in_a_run_folder_is_no_pattern_of_slurm(tmp_path: Path, c
         f"run.dir={tmp_path / 'run%j'}",
     ]
     assert submit.main(arguments) == 2
-    assert "run%j has a %, with which Slurm begins patterns" in capsys.readouterr().err
+    assert "run%j contains %, which Slurm replaces in the names of logs" in capsys.readouterr().err

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attributegan.commands import module_process
 from tools.options import settings_of
 
 if TYPE_CHECKING:
     from attributegan.config import Config
-
-from attributegan.utils.layout import bundled_root
 
 
 class Contender:
@@ -43,14 +42,13 @@ class Contender:
     """
 
     def __init__(self, arguments: Sequence[str], processes: int = 1, threads: int = 0, independent: bool = False) -> None:
-        environ = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        command, environ = module_process("tools.benchmarks.contender", *arguments)
+        environ |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
         grouped = processes > 1 and not independent
         if grouped:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(processes)}
-        command = [sys.executable, "-P", "-m", "tools.benchmarks.contender", *arguments]
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(bundled_root()), environ.get("PYTHONPATH")]))
         self.children = [
             subprocess.Popen(
                 command,

@@ -48,11 +48,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
         commands,
         "explore",
         "measure the latency of a tile in the explorer after a slider has moved, in ms",
-        ["attributegan-bench explore", "attributegan-bench explore --config configs/train/small.yaml --count 30"],
+        ["attributegan-bench explore", "attributegan-bench explore --config small --count 30"],
         parents=[common],
     )
     explore.add_argument(
-        "--config", action="append", metavar="FILE", help=f"training config of a network; repeatable (default: {', '.join(NETWORKS)})"
+        "--config", action="append", metavar="NAME|FILE", help=f"training config of a network; repeatable (default: {', '.join(NETWORKS)})"
     )
     explore.add_argument(
         "--count", type=int, default=10, metavar="N", help="slider moves per turn, of which the median is reported (default: %(default)s)"

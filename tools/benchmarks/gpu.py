@@ -1,4 +1,4 @@
-"""``attributegan-bench gpu``: proves and measures everything on this machine's GPU, part by part; on CPUs the same parts.
+"""``attributegan-bench gpu``: checks and measures training on this machine's GPU in parts, which also run on CPUs.
 
 Owns the command, the order, the time and the table. Results are kept by part, so that the same command resumes.
 """
@@ -18,9 +18,9 @@ from tools.benchmarks.gpu_worker import Worker
 SLOWER_ON_CPUS = 10  # times the time limit of a part
 LEAST_S = 10.0  # what must be left of --minutes to begin a part
 EXAMPLES = """\
-  attributegan-bench gpu --out gpu                 all parts in at most 7 minutes; the same command runs those that are left
+  attributegan-bench gpu --out gpu                 all parts in at most 7 minutes; rerun to resume
   attributegan-bench gpu --out gpu --only steps profile
-  attributegan-bench gpu --out gpu --device cpu --tiny        the same parts with tiny sizes, to see that they run"""
+  attributegan-bench gpu --out gpu --device cpu --tiny        a quick run on the CPU, without meaningful speeds"""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,23 +28,30 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = cli.command(
         commands,
         "gpu",
-        "correctness and speed of training on this machine's GPU",
-        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file for "
-        "each part. Status 1 when a check fails.",
+        "check training on this machine's GPU, and measure its speed",
+        "Check training on this machine's GPU and measure its speed. Writes report.md, report.json and a file for each part to DIR. "
+        "Exits with 1 if a check fails.",
         EXAMPLES,
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="folder of the results (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"run these parts, again if need be: {', '.join(BY_NAME)}")
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="output folder (default: %(default)s)")
     parser.add_argument(
-        "--minutes", type=float, default=7.0, metavar="M", help="time to begin parts in; the next call resumes (%(default)s)"
+        "--only", nargs="+", default=[], metavar="PART", help=f"run only these parts, even if they have results: {', '.join(BY_NAME)}"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one, else the CPU")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, on which speeds mean nothing")
+    parser.add_argument(
+        "--minutes", type=float, default=7.0, metavar="M", help="start no part after M minutes; rerun to resume (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device; auto: the GPU if there is one, else the CPU (default: auto)",
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes; speeds are then meaningless")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the parts and write the report; the exit status."""
+    """Run the parts, write the report and return the exit status."""
     status = 0
 
     def work() -> None:
@@ -85,12 +92,12 @@ def _run(arguments: argparse.Namespace) -> int:
         worker.close()
         gpu_report.write(folder, machine, arguments.tiny, outcomes)
     print(f"wrote {folder / 'report.md'} and {folder / 'report.json'}")
-    return int(any(outcome.status == "failed" and BY_NAME[name].kind == "right" for name, outcome in outcomes.items()))
+    return int(any(outcome.status == "failed" and BY_NAME[name].kind == "check" for name, outcome in outcomes.items()))
 
 
 def _outcome(worker: Worker, part: Part, left_s: float, slower: int) -> Outcome:
     if left_s < LEAST_S:
-        return Outcome("not run", "no time left; start the same command again")
+        return Outcome("not run", "no time left; rerun the same command")
     return worker.run(part, min(slower * part.limit_s, left_s))
 
 
@@ -104,6 +111,6 @@ def _check_folder(folder: Path, key: str) -> None:
 
 
 def _load(folder: Path) -> dict[str, Outcome]:
-    """Outcomes of earlier calls."""
+    """Returns the outcomes of earlier calls by part."""
     files = {name: folder / "parts" / f"{name}.json" for name in BY_NAME}
     return {name: Outcome(**json.loads(path.read_text())) for name, path in files.items() if path.exists()}

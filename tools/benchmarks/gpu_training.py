@@ -54,7 +54,7 @@ _runtimes: list[Runtime] = []
 
 
 def merged(*trees: Mapping[str, Mapping[str, Any]]) -> Tree:
-    """Sections of options put together; later ones win."""
+    """Returns merged sections of options; later ones win."""
     result: Tree = {}
     for tree in trees:
         for section, options in tree.items():

@@ -1,6 +1,6 @@
-"""A process that runs parts of ``attributegan-bench gpu``, so that a crash, a hang or a poisoned CUDA context costs one part alone.
+"""A process that runs parts of ``attributegan-bench gpu``, so that a crash, a hang or a broken CUDA context affects one part only.
 
-The protocol: the name of a part in, a line of JSON out. `Worker` is the side that asks.
+Protocol: the name of a part on stdin, a line of JSON on stdout. `Worker` is the parent's side.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+from attributegan.commands import module_process
 from tools.benchmarks.gpu_parts import BY_NAME, Context, Outcome, Part, Skip
 
 LOG_LINES = 15  # of a dead process's output that are kept
@@ -40,8 +41,10 @@ class Worker:
         began = time.monotonic()
         if self.child is None:
             with self.log.open("ab") as log:
-                command = [sys.executable, "-m", "tools.benchmarks.gpu_worker", *self.words]
-                self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+                command, environ = module_process("tools.benchmarks.gpu_worker", *self.words)
+                self.child = subprocess.Popen(
+                    command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                )
         assert self.child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.child.stdin.write(f"{part.name}\n".encode())

@@ -1,4 +1,4 @@
-"""Counts where a step makes the host wait for the device, on any device: by the operations that torch dispatches."""
+"""Counts host-device synchronizations of a step, by the operations that torch dispatches; works on any device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attributegan
 import data_shards
+from attributegan.utils.layout import BUNDLE
 
 # Operations whose result the host needs: `.item()`, `bool(tensor)`, shapes that depend on numbers, and (lift_fresh) `torch.tensor` of
 # Python numbers, which copies from pageable memory.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh", "item"}
 PACKAGES = tuple(f"{package.__path__[0]}{os.sep}" for package in (attributegan, data_shards))
+BUNDLED = f"{attributegan.__path__[0]}{os.sep}{BUNDLE}{os.sep}"  # of a wheel: this file and the other tools, which are not counted
 ALLOWED = {"distributed/engine.py:_step": 2}  # whether the gradients are finite, once for each network
 ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its input on CPUs only, and draws are made on the CPU everywhere
     "models/blocks.py:_columns",
@@ -27,7 +29,7 @@ ON_CPUS = {  # where no GPU would wait: `F.one_hot` checks the range of its inpu
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts waiting operations by where they are asked for, as ``file:function`` within its package.
+    """Counts synchronizing operations by their caller, as ``file:function`` within its package.
 
     Args:
         device: operations on tensors elsewhere don't count.
@@ -48,13 +50,13 @@ class HostSyncs(TorchDispatchMode):
 
 
 def unexpected(found: Mapping[str, int], device: str) -> dict[str, int]:
-    """What is beyond the allowed places and numbers of one step."""
+    """Returns the synchronizations beyond the allowed numbers of one step."""
     allowed = ALLOWED | (dict.fromkeys(ON_CPUS, 10**9) if device == "cpu" else {})
     return {place: count for place, count in found.items() if count > allowed.get(place, 0)}
 
 
 def reported_by_cuda(step: Callable[[], object]) -> Counter[str]:
-    """Synchronising calls that CUDA's own debug mode reports in ``step()``, by place."""
+    """Returns the synchronizing calls that CUDA's own debug mode reports in ``step()``, by place."""
     found: Counter[str] = Counter()
 
     def note(*_: Any, **__: Any) -> None:
@@ -76,8 +78,10 @@ def _leaves_device(tensor: torch.Tensor, device: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost function of ours on the stack."""
+    """Returns the innermost function of these packages on the stack."""
     for frame in reversed(traceback.extract_stack()):
+        if frame.filename.startswith(BUNDLED):
+            continue
         if package := next((folder for folder in PACKAGES if frame.filename.startswith(folder)), ""):
             return f"{frame.filename.removeprefix(package)}:{frame.name}"
     return "elsewhere"

@@ -92,7 +92,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
         commands,
         "sample",
         "measure sampling in images/s, in fp32 and bf16, against the reference model",
-        ["attributegan-bench sample --batch 16", "attributegan-bench sample --config configs/train/small.yaml"],
+        ["attributegan-bench sample --batch 16", "attributegan-bench sample --config small"],
         parents=[shared],
     )
     sample.set_defaults(measure=with_settings(_sample, StepSettings))

@@ -91,7 +91,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text())
         version = found["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ValueError(f"{file}: can't be read: {error.strerror}; give a folder with the result.json of attributegan-evaluate") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a result of attributegan-evaluate ({error}); give a folder with a result.json") from error
     if version != FORMAT:
         raise ValueError(f"{file}: has format {version}, but this version reads only format {FORMAT}; run attributegan-evaluate again")

@@ -136,6 +136,7 @@ def test_help_explains_one_option_or_section(name: str, parts: list[str], capsys
         ("dat", "did you mean data?"),
         ("train.workers", "did you mean data.workers?"),
         ("nonsense", "sections: model, loss, augment"),
+        ("data.nonsense", "options of data: shards, cache,"),
     ],
 )
 def test_help_of_an_unknown_option_is_an_error(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """Names of presets and paths, and the commands by name."""
 
+import ast
 import importlib
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -124,3 +126,20 @@ def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     settings = config.load("small", ["deepspeed.generator=zero2"])
     with pytest.raises(ValueError, match=r"^zero2: ZeRO requires deepspeed: pip install 'attributegan\[train\]'$"):
         deepspeed_config.resolve(settings, {}, 1)
+
+
+def test_messages_and_help_name_presets_and_not_files_of_the_checkout() -> None:
+    """In a wheel `configs`, `launch` and `tools` are elsewhere."""
+    of_checkout, found = re.compile(r"configs/\w+/\w|\b(launch|slurm|tools)/\w+\.py"), []
+    for path in (path for package in layout.PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in docstrings
+                and of_checkout.search(node.value)
+            ):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}")
+    assert not found, "\n".join(found)

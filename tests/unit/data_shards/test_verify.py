@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import random
 import re
 import shutil
@@ -36,6 +37,16 @@ def folder(tmp_path: Path) -> Path:
 def test_a_packed_set_is_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder)]) == 0
     assert "clean, 40 tiles" in capsys.readouterr().out
+
+
+def test_a_pickled_copy_does_not_close_the_files_of_its_original(folder: Path) -> None:
+    """Two shards: `verify` reads images with equal checksums before it pickles the set to its workers."""
+    files = LocalShardFiles(folder, index.read_header(folder / index.FILE).shards)
+    first = files.read(0, 512, 0)
+    copy = pickle.loads(pickle.dumps(files))
+    assert copy.read(0, 512, 0) == first
+    del copy
+    assert files.read(0, 512, 0) == first
 
 
 def test_a_set_with_left_out_tiles_is_valid(tmp_path: Path) -> None:

@@ -360,8 +360,11 @@ def test_compare_writes_reports_to_one_page(report: Path, tmp_path: Path, capsys
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text(json.dumps(other))
     assert evaluate.main(["compare", str(report), str(tmp_path / "other"), "--out", str(out)]) == 0
-    assert "Not comparable" in out.read_text() and "other features" in capsys.readouterr().err
+    assert "Not comparable" in out.read_text() and "different features" in capsys.readouterr().err
     assert evaluate.main(["compare", str(report), str(tmp_path), "--out", str(out)]) == 2
+    assert f"{tmp_path / 'result.json'}: can't be read: No such file or directory" in capsys.readouterr().err
+    (tmp_path / "other" / "result.json").write_text("{}")
+    assert evaluate.main(["compare", str(report), str(tmp_path / "other"), "--out", str(out)]) == 2
     assert "not a result of attributegan-evaluate" in capsys.readouterr().err
 
 

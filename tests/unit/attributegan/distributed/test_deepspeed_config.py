@@ -258,7 +258,7 @@ def test_combinations_that_would_train_wrongly(write: Write) -> None:
         ValueError, match=r"three\.json: zero_optimization\.stage is 3 for the discriminator, .* use deepspeed\.discriminator="
     ):
         resolve(config(deepspeed={"generator": file, "discriminator": file}), {}, WORLD)
-    with pytest.raises(ValueError, match=r"train\.precision: fp64 .* use configs/accelerate/ddp\.yaml"):
+    with pytest.raises(ValueError, match=r"train\.precision: fp64 .* use the preset accelerate/ddp"):
         resolve(config(train={"batch": 8, "precision": "fp64"}), DEEPSPEED, WORLD)
     with pytest.raises(ValueError, match=r"train\.compile: not supported with ZeRO \(generator: stage 2\)"):
         resolve(config(train={"batch": 8, "compile": True}), DEEPSPEED, WORLD)

@@ -17,7 +17,9 @@ def test_auto_takes_cuda_where_it_is_unless_the_launcher_wants_the_cpu(monkeypat
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert devices.choose("auto", {}) == ("cuda" if there else "cpu", "")
-        assert devices.choose("auto", {"ACCELERATE_USE_CPU": "true"}) == ("cpu", "")
+        for true in ("true", "yes", "1", "on", "T"):  # as accelerate reads it
+            assert devices.choose("auto", {"ACCELERATE_USE_CPU": true}) == ("cpu", "")
+        assert devices.choose("auto", {"ACCELERATE_USE_CPU": "false"})[0] == ("cuda" if there else "cpu")
         assert devices.choose("cpu", {}) == ("cpu", "")
 
 
@@ -37,6 +39,13 @@ def test_the_runtime_refuses_it_before_anything_is_computed() -> None:
     assert Runtime(from_dict({"train": {"device": "cpu", "precision": "fp32"}})).device.type == "cpu"
     with pytest.raises(ValueError, match=r"train\.device: 'tpu' is not one of auto, cpu, cuda, mps, xpu"):
         from_dict({"train": {"device": "tpu"}})
+
+
+def test_a_device_that_accelerate_does_not_choose_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "choose", lambda option, environ: ("xpu", ""))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match=r"^train\.device: accelerate chose cpu, not xpu; use train\.device=cpu, or unset ACCELERATE_\*$"):
+        Runtime(from_dict({"train": {"device": "xpu", "precision": "fp32"}}))
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def test_every_part_runs_on_a_cpu_and_results_are_kept(tmp_path: Path, capsys: p
     assert list(tree["parts"]) == [part.name for part in PARTS]
     for part in PARTS:
         outcome = tree["parts"][part.name]
-        assert outcome["status"] == ("passed" if part.kind == "right" else "measured") and outcome["seconds"] > 0, (part.name, outcome)
+        assert outcome["status"] == ("passed" if part.kind == "check" else "measured") and outcome["seconds"] > 0, (part.name, outcome)
         assert f"| {part.name} | {part.kind} | {outcome['status']} |" in page and f"| {part.name} |" in printed
-    assert "**No GPU**" in page and "They prove nothing about GPUs" in page and torch.__version__ in page
+    assert "**No GPU**" in page and "They say nothing about GPUs" in page and torch.__version__ in page
     assert tree["machine"]["device"] == "cpu" and tree["machine"]["CPU"] in page and "Checks that failed: none" in page
     rows = tree["parts"]["steps"]["details"]["recipes"]
     assert [row["recipe"] for row in rows] == ["published", "controlled"] and all(0 < row["updates"] < 1e-2 for row in rows)
@@ -57,7 +57,7 @@ class FakeWorker:
 
     def run(self, part: Part, limit_s: float) -> Outcome:
         self.ran.append(part.name)
-        return self.outcomes.get(part.name, Outcome("passed" if part.kind == "right" else "measured", "well"))
+        return self.outcomes.get(part.name, Outcome("passed" if part.kind == "check" else "measured", "well"))
 
     def close(self) -> None: ...
 
@@ -117,11 +117,11 @@ def test_exceptions_become_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module.lacks, module.br_eaks = lacks, breaks  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
     context = Context("cpu", True, tmp_path)
-    assert run_part(Part("lacks", "right", "", module.__name__), context) == Outcome("skipped", "no luck here")
-    found = run_part(Part("br-eaks", "right", "", module.__name__), context)
+    assert run_part(Part("lacks", "check", "", module.__name__), context) == Outcome("skipped", "no luck here")
+    found = run_part(Part("br-eaks", "check", "", module.__name__), context)
     assert (found.status, found.summary) == ("failed", "RuntimeError: CUDA error: an illegal memory access")
     assert any("illegal" in line for line in found.details["traceback"])
-    missing = run_part(Part("lacks", "right", "", module.__name__, needs=("json", "no_such_package")), context)
+    missing = run_part(Part("lacks", "check", "", module.__name__, needs=("json", "no_such_package")), context)
     assert missing == Outcome("skipped", "not installed: no_such_package")
 
 
@@ -140,7 +140,7 @@ def test_page_names_the_gpu(tmp_path: Path) -> None:
     (line, _) = gpu_report.machine_lines(machine)
     assert "**NVIDIA H100, 80 GiB**, driver 550.1, CUDA 12.4, torch" in line and str(machine["CPU"]) in line and "flags" in line
     details = {"steps": [{"precision": "bf16", "images/s": 5}], "output": ["one", "two"], "GFLOP": 3}
-    gpu_report.write(tmp_path, machine, False, {"speed-256": Outcome("measured", "fast", details, 3.0)})
+    gpu_report.write(tmp_path, machine, False, {"speed-256": Outcome("measured", "speed", details, 3.0)})
     page = (tmp_path / "report.md").read_text()
     assert "| precision | images/s |\n|---|---|\n| bf16 | 5 |" in page and "```\none\ntwo\n```" in page and "- GFLOP: 3" in page
     assert "Sizes are tiny" not in page and page.count("| not run |") == len(PARTS) - 1
