@@ -295,7 +295,7 @@ def test_commands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert main(["verify", 'pipe:cat "$SET"/{}', *options]) == 0
     fresh = ["--cache", str(tmp_path / "fresh"), "--workers", "1"]
     for command, said in (
-        ("pipe:head -c 100 '/nowhere'/{}", "ended with status 1"),
+        ("pipe:head -c 100 '/nowhere'/{}", "failed with exit status 1"),
         ("pipe:no-such-program {}", "no such program"),
         (f"pipe:sleep {LONG_S:.0f}; echo {{}}", "no data for 0.5 s"),
         (f'pipe:cat "$SET"/{{}}; sleep {LONG_S:.0f}', "no data for 0.5 s"),

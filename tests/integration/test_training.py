@@ -189,14 +189,14 @@ MOVED = [[1, 1, 1, 1, 1], [4, 1, 1, 2, 3], [1, 1, 3, 1, 1]]
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["train.batch=7", "train.grad_accumulation=2"], "train.batch: 7 does not divide"),
+        (["train.batch=7", "train.grad_accumulation=2"], "train.batch: 7 is not a multiple of train.grad_accumulation=2"),
         (["train.world_size=3"], "train.world_size: 3 were asked for, the launcher gave 1"),
         (["data.shards=nowhere"], "nowhere"),
         (["model.attributes=SCHEMA"], "necrosis"),
         (["data.split=absent"], "absent"),
         (["data.attributes=[necrosis]"], "data.attributes: necrosis: not in the shards, which have cell_crowding"),
         (["loss.diversity=1", "train.batch=6", "train.grad_accumulation=2"], "train.batch: loss.diversity and loss.residual compare pairs"),
-        (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles a micro-batch"),
+        (["loss.residual=1", "train.batch=6", "train.grad_accumulation=2"], "each of 1 processes gets 3 tiles per micro-batch"),
     ],
 )
 def test_bad_input_is_refused_with_status_2(
@@ -218,7 +218,7 @@ def test_checkpoint_of_another_network_is_refused(shards: Path, tmp_path: Path) 
     run = tmp_path / "run"
     train(shards, run, "train.images=8")
     assert start(shards, run, "train.images=16", "model.proxy=published").wait(timeout=seconds(120)) == 2
-    assert "model.proxy was 'level', is 'published'" in output(run)
+    assert "model.proxy is 'published', was 'level'" in output(run)
     assert status.read(run).state == "finished"  # a refused start does not change it
 
 

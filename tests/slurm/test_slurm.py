@@ -285,7 +285,7 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
 def test_submitted_code_runs_and_the_first_failure_is_named(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     """A bug on one rank stays in the submitted job and after its requeue, although it is fixed in the checkout."""
     checkout = tmp_path / "checkout"
-    for package in ("attributegan", "data_shards", "launch", "slurm", "tools"):
+    for package in ("attributegan", "configs", "data_shards", "launch", "slurm", "tools"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "original"]):
         subprocess.run(["git", *command], cwd=checkout, check=True)

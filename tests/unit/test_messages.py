@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -150,12 +151,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
+@contextlib.contextmanager
+def fresh_logging() -> Iterator[None]:
+    """Without the handlers that other tests of this process have left, as in a new process."""
+    loggers = [logging.getLogger(), logging.getLogger("attributegan")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [], True
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 def run_in_process(command: str) -> tuple[int, str]:
     """Exit status and output of a command."""
     name, *arguments = shlex.split(command)
     main = importlib.import_module(MODULES.get(name, f"tools.{name}")).main
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), fresh_logging():
         try:
             status = main(arguments)
         except SystemExit as ended:

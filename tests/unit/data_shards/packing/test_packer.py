@@ -252,12 +252,12 @@ def test_a_killed_pack_resumes_after_its_complete_shards(tmp_path: Path) -> None
     arguments = ["phantom", "--count", "120", "--size", "64", "--shard-count", "10", "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "tools.shard", *arguments, "--out", str(tmp_path / "killed")], cwd=ROOT)
     tmp_folder = tmp_path / ".killed.packing"
-    while len(list(tmp_folder.glob("*.parquet"))) < 2:
+    while len(list(tmp_folder.glob("[!.]*.parquet"))) < 2:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    whole = {path.name.removesuffix(f".{index.FILE}") for path in tmp_folder.glob("*.parquet")}
+    whole = {path.name.removesuffix(f".{index.FILE}") for path in tmp_folder.glob("[!.]*.parquet")}
     assert not (tmp_path / "killed").exists() and 2 <= len(whole) < 12
     times = {name: os.stat(tmp_folder / name).st_mtime_ns for name in whole}
     assert main([*arguments, "--out", str(tmp_path / "killed")]) == 0
