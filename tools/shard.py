@@ -239,7 +239,7 @@ def _output_options(parser: argparse.ArgumentParser, val_fraction: float) -> Non
         help="fraction of the tiles held out in split `val` (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=OutputSettings.seed, help="random seed of the split, the order and phantoms (default: %(default)s)"
+        "--seed", type=int, default=OutputSettings.seed, help="random seed of the split and the order (default: %(default)s)"
     )
     parser.add_argument(
         "--shard-size",

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     default = StudySettings
     result = parser("Train and evaluate the recipes of a suite on phantom tiles, and write DIR/table.md and DIR/table.json.", EXAMPLES)
-    result.add_argument("suite", metavar="SUITE.yaml", type=Path, help="YAML file with the recipes")
+    result.add_argument("suite", metavar="NAME|FILE", type=Path, help="a preset, or a YAML file with the recipes")
     result.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder of the runs and the table")
     result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of the studies to run (default: all)")
     result.add_argument(
