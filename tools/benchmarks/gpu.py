@@ -29,16 +29,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         commands,
         "gpu",
         "correctness and speed of training on this machine's GPU",
-        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file for "
-        "each part. Status 1 when a check fails.",
+        "Check that training is right on this machine's GPU, and measure how fast it is. DIR gets report.md, report.json and a file\n"
+        "for each part. Exit status: 1 if a check fails, else 0.",
         EXAMPLES,
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="folder of the results (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"run these parts, again if need be: {', '.join(BY_NAME)}")
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), metavar="DIR", help="folder of the results (default: %(default)s)")
     parser.add_argument(
-        "--minutes", type=float, default=7.0, metavar="M", help="time to begin parts in; the next call resumes (%(default)s)"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help=f"run these parts, also if they are done: {', '.join(BY_NAME)} (default: those that are left)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one, else the CPU")
+    parser.add_argument(
+        "--minutes", type=float, default=7.0, metavar="M", help="time to begin parts in; the next call resumes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one, else the CPU (default: auto)"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on which speeds mean nothing")
     parser.set_defaults(run=run)
 
