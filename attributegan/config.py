@@ -266,8 +266,7 @@ class DataConfig:
     )
     shuffle_window: int = option(
         0,
-        "Number of shards open at a time, for reading whole shards in random order; 0 shuffles all tiles of a local set, and uses 8 shards "
-        "for a remote set.",
+        "Shards open at a time, for reading whole shards in random order; 0: all tiles of a local set, 8 shards of a remote one.",
         minimum=0,
     )
     assessable_only: bool = option(False, 'Skip tiles with any attribute at its "not assessable" level.')
