@@ -102,6 +102,8 @@ class Attribute:
         text = value.strip() if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
         if text is None:
             raise ValueError(f"{self.name} is {str(value)[:40]}, neither a number nor a level name")
+        if not text:
+            raise ValueError(f"{self.name} is empty; write {UNKNOWN} for unknown")
         if text in self.levels:
             return self.levels.index(text)
         number = number_in(text.removeprefix(INDEX_PREFIX))

@@ -92,8 +92,8 @@ class ModelConfig:
     )
     proxy: Literal["published", "level"] = option(
         "published",
-        "Proxy embeddings of the contrastive loss. `published` indexes them by the 0/1 values of the label columns, as the published code "
-        "does, so that only two ever learn; `level` has one per level.",
+        "Proxy embeddings of the contrastive loss. `published` picks row 0 or 1 by the value of each label column, as the published code "
+        "does, so that only two rows are trained; `level` has one row per level.",
     )
     attributes: str = option(
         "", 'Attributes of the model: "published", a preset such as bladder, a YAML file, or "" for those of the shards.'
@@ -158,8 +158,8 @@ class LossConfig:
     )
     residual: float = option(
         0.0,
-        "Weight of the penalty on pixel change when one attribute of a generated tile changes. With loss.diversity, steps alternate "
-        "between both terms, each at twice its weight.",
+        "Weight of the penalty on pixel change when one attribute of a generated tile changes. With loss.diversity, each step draws "
+        "at random one of the two terms, at twice its weight.",
         minimum=0,
         source="Shen & Liu, residual images, CVPR 2017",
     )
@@ -228,7 +228,7 @@ class OptimConfig:
     generator_lr: float = option(2e-4, "Learning rate of the generator.", above=0)
     discriminator_lr: float = option(2e-4, "Learning rate of the discriminator.", above=0)
     betas: tuple[float, ...] = option((0.5, 0.9), "The two beta coefficients of Adam.", minimum=0, below=1)
-    grad_clip: float = option(0.0, "Largest gradient norm of each network. 0 turns clipping off.", minimum=0)
+    grad_clip: float = option(0.0, "Largest gradient norm of each network; 0 turns clipping off.", minimum=0)
     ema_half_life: float = option(
         88_000,
         "Half-life, in images, of the generator's exponential moving average. 88,000 equals the published decay of 0.995 every 10 steps "
@@ -253,7 +253,7 @@ class DataConfig:
     """Training tiles: where the shards are, and how tiles are sampled."""
 
     shards: str = option("", "Shard set to train on: a folder or a URL (https://, s3://, gs://, hf://, pipe:) with an index and tars.")
-    cache: str = option("", 'Cache folder for the shards of a remote set, shared by all processes of a node. "" is ~/.cache/attributegan.')
+    cache: str = option("", 'Cache folder for the shards of a remote set, shared by all processes of a node; "" is ~/.cache/attributegan.')
     cache_gb: float = option(50.0, "Size limit of the cache in GB. The least recently used shards are deleted first.", above=0)
     split: str = option("train", "Split of the shard set to train on.")
     balance: float = option(
@@ -266,7 +266,7 @@ class DataConfig:
     )
     shuffle_window: int = option(
         0,
-        "Number of shards open at a time, for reading whole shards in random order. 0 shuffles all tiles (remote sets: a window of 8).",
+        "Shards open at a time, for reading whole shards in random order; 0: all tiles of a local set, 8 shards of a remote one.",
         minimum=0,
     )
     assessable_only: bool = option(False, 'Skip tiles with any attribute at its "not assessable" level.')
@@ -292,7 +292,7 @@ class TrainConfig:
         "Floating-point precision (autocast for bf16 and fp16). `auto` is bf16 where the hardware supports it natively, otherwise fp16 on "
         "GPUs and fp32 on CPUs. fp64 is meant for tests.",
     )
-    world_size: int = option(0, "Number of processes the run must have; it fails with any other. 0 accepts any number.", minimum=0)
+    world_size: int = option(0, "Number of processes that the run must have, else it fails; 0 accepts any number.", minimum=0)
     timeout_s: int = option(600, "Timeout of collective operations in seconds. A rank that does not join in time ends the run.", minimum=1)
     tf32: bool = option(True, "Use TensorFloat-32 for fp32 convolutions and matrix products on GPUs that support it.")
     channels_last: bool = option(True, "Use the channels-last memory layout for images and feature maps.")
@@ -335,10 +335,10 @@ class RunConfig:
     grid_every: int = option(10_000, "Images between attribute grids.", minimum=1)
     save_every: int = option(10_000, "Images between checkpoints.", minimum=1)
     keep_last: int = option(3, "Number of newest checkpoints to keep. 0 keeps all.", minimum=0)
-    trace: int = option(0, "Number of steps to profile with torch.profiler, from the fourth step of each start. 0 is off.", minimum=0)
+    trace: int = option(0, "Number of steps to profile with torch.profiler, from the fourth step of each start; 0 is off.", minimum=0)
     scratch: str = option(
         "",
-        'Folder on a local disk that buffers checkpoints while they are written in the background, to free memory early. "" is none.',
+        'Folder on a local disk to which checkpoints are copied first, so that memory is free before a slow disk has them; "" is none.',
     )
 
     def __post_init__(self) -> None:
@@ -350,7 +350,7 @@ class RunConfig:
 class EvaluateConfig:
     """Evaluation during training, in a background process. It reads checkpoints, so ``run.save_every`` limits how often it runs."""
 
-    every: int = option(0, "Least number of images between evaluations. 0 turns evaluation off.", minimum=0)
+    every: int = option(0, "Least number of images between evaluations; 0 turns evaluation off.", minimum=0)
     split: str = option("val", "Held-out split of the shard set to evaluate on.")
     best: Literal["kid", "control_score"] = option(
         "kid", "Criterion for the checkpoint kept in RUN/best: the lowest KID, or the highest control score."

@@ -30,6 +30,7 @@ EXAMPLES = """\
   accelerate launch --config_file "$(attributegan-presets --path accelerate/multinode_zero2)" --machine_rank 0 --main_process_ip 10.0.0.1 \\
       -m attributegan doctor --processes 16 --shared /shared/runs       (and on the second machine, --machine_rank 1)
   torchrun --nproc-per-node 2 -m attributegan doctor
+One process alone checks its versions, GPUs and memory, but no network, clocks and shared disk: start it like the training.
 Exits with 0 if all checks pass, 1 if there are problems (launchers turn any nonzero status into 1), 2 for invalid options."""
 
 
@@ -132,8 +133,13 @@ class Doctor:
         self.problems += diagnosis.check_versions(all_facts) + diagnosis.check_gpus(all_facts)
         self.problems += diagnosis.check_addresses(all_facts) + diagnosis.check_memory(all_facts)
         if is_first:
-            disk = f"shared disk {self.arguments.shared}: checked" if self.arguments.shared else "shared disk: not checked (--shared DIR)"
-            self._print([f"{self.world} process{'es' if self.world > 1 else ''}", *_describe(all_facts), *lines, disk])
+            self._print([f"{self.world} process{'es' if self.world > 1 else ''}", *_describe(all_facts), *lines, self._scope()])
+
+    def _scope(self) -> str:
+        """Returns the line about the shared disk: whether it was checked."""
+        if self.world == 1:
+            return "network, clocks and shared disk: not checked, since there is only one process; start it like the training"
+        return f"shared disk {self.arguments.shared}: checked" if self.arguments.shared else "shared disk: not checked (--shared DIR)"
 
     def _print(self, lines: Sequence[str]) -> None:
         """Print the report with a single write, so that output of other ranks does not interleave."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -115,11 +116,16 @@ def _resolve(run: Config, processes: int) -> Config:
 
 
 def _check_data(runs: Sequence[Config]) -> None:
-    """Check the data of each run, so that errors appear before the job waits in the queue."""
+    """Check the data of each run, so that errors appear before the job waits in the queue.
+
+    Reads indexes of remote sets through a temporary folder, since ``data.cache`` may be a disk that only compute nodes have.
+    """
     from launch.train import model_schema, open_shards
 
-    for run in {(r.data, r.model.attributes): r for r in runs}.values():
-        model_schema(run, open_shards(run).schema)
+    with tempfile.TemporaryDirectory() as folder:
+        for run in {(r.data, r.model.attributes): r for r in runs}.values():
+            checked = dataclasses.replace(run, data=dataclasses.replace(run.data, cache=folder)) if run.data.cache else run
+            model_schema(checked, open_shards(checked).schema)
 
 
 def _lock(folder: Path, locks: ExitStack) -> None:

@@ -161,7 +161,7 @@ def explore(settings: ExploreSettings) -> None:
         port = listening.getsockname()[1]
         explorer = server.Explorer(shown, analyzer, options_module.resolve_precision(settings.precision))
         app = server.application(explorer, settings.host, token, port)
-        address = f"http://{auth.in_address(settings.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+        address = f"http://{auth.host_to_open(settings.host)}:{port}/" + (f"?token={token}" if token and not given else "")
         print(f"{shown.name}: {address}    (Ctrl-C to stop)", flush=True)
         server.serve(app, listening)
 

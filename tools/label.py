@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
 
 EXAMPLES = """\
   attributegan-label tiles --out levels.csv                                       prints the address to open
-  attributegan-label tiles --out levels.csv --attributes my_attributes.yaml --shared 0.2     every rater labels a fifth of the tiles
+  attributegan-label tiles --out levels.csv --attributes my.yaml --shared 0.2     a fifth of the tiles goes to every rater,
+                                                                                  each other tile to one
   attributegan-label tiles --out levels.csv --predictor CACHE/judge-0123          most uncertain tiles first
   attributegan-label tiles --out levels.csv --disagreement 1 --no-page            rewrite the CSV files with another rule
   attributegan-shard pack --images tiles --labels levels.csv --out shards         pack the labelled tiles"""
@@ -100,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", metavar="S", type=int, help="random seed of the tile order and of the shared tiles (default: the last value, or 0)"
     )
     result.add_argument(
-        "--shared", metavar="X", type=float, help="fraction of the tiles that every rater labels, 0 to 1 (default: the last value, or 0)"
+        "--shared",
+        metavar="X",
+        type=float,
+        help="fraction of the tiles that go to every rater, 0 to 1; each other tile goes to one rater (default: the last value, or 0)",
     )
     result.add_argument(
         "--disagreement", metavar="N", type=int, help="write -1 if raters differ by more than N levels (default: always write the median)"
@@ -165,7 +169,7 @@ def _serve(settings: LabelSettings, tiles: Tiles, answers: Ratings, writer: Writ
     labeler = Labeler(tiles, answers, queue, writer, predictions.levels if predictions else {})
     token = given if given or auth.is_loopback(settings.host) else secrets.token_urlsafe(24)
     port = listening.getsockname()[1]
-    address = f"http://{auth.in_address(settings.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+    address = f"http://{auth.host_to_open(settings.host)}:{port}/" + (f"?token={token}" if token and not given else "")
     print(f"{len(tiles.files):,} tiles of {settings.tiles}: {address}    (Ctrl-C to stop)", flush=True)
     serve(application(labeler, settings.host, token, port), listening)
 

@@ -124,7 +124,12 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 def add_attributes(parser: argparse.ArgumentParser) -> None:
     """Add ``--attributes``."""
-    parser.add_argument("--attributes", type=Path, metavar="FILE", help="YAML file with your attributes (default: the five of the paper)")
+    parser.add_argument(
+        "--attributes",
+        type=Path,
+        metavar="NAME|FILE",
+        help="a preset such as bladder, or a YAML file with your attributes (default: the attributes of the paper, preset bladder)",
+    )
 
 
 def resolve_precision(precision: str) -> str:

@@ -224,11 +224,11 @@ def _phantom_options(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="draw the levels from the rows of this table that have all five assessable (default: uniform levels)",
     )
-    _output_options(parser, val_fraction=0.1)
+    _output_options(parser, val_fraction=0.1, seeded="the tiles, the split and the order")
     parser.set_defaults(run=with_settings(_phantom, PhantomSettings))
 
 
-def _output_options(parser: argparse.ArgumentParser, val_fraction: float) -> None:
+def _output_options(parser: argparse.ArgumentParser, val_fraction: float, seeded: str = "the split and the order") -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the new shard set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing shard set in that folder")
     parser.add_argument(
@@ -238,9 +238,7 @@ def _output_options(parser: argparse.ArgumentParser, val_fraction: float) -> Non
         metavar="X",
         help="fraction of the tiles held out in split `val` (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=OutputSettings.seed, help="random seed of the split, the order and phantoms (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=OutputSettings.seed, help=f"random seed of {seeded} (default: %(default)s)")
     parser.add_argument(
         "--shard-size",
         type=float,

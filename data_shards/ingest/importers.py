@@ -24,7 +24,7 @@ from data_shards.ingest.captions import DIAGNOSES, DIAGNOSIS, read_tile
 PUBLISHED_PREFIX = "/data/AttributeGAN/data/Images/"
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"))
 
-Row = dict[str, str | int]
+Row = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)

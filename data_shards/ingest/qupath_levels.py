@@ -67,7 +67,7 @@ def levels_from(
             levels[file][attribute.name] = level
     rows = [
         {name: entry for name, entry in tiles.rows[file].items() if name not in schema.names}
-        | {name: found.get(name, UNKNOWN) for name in schema.names}
+        | schema.written([found.get(name, UNKNOWN) for name in schema.names])
         for file, found in levels.items()
         if any(level != UNKNOWN for level in found.values())
     ]

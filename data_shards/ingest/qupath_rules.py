@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from attributegan.attributes import YAML_ERRORS, Attribute, AttributeSchema
+from attributegan.attributes import UNKNOWN, YAML_ERRORS, Attribute, AttributeSchema
 
 ALL = "*"  # class name that matches every object
 QUANTILES = "quantiles"
@@ -135,11 +135,14 @@ def _class_levels(attribute: Attribute, entry: Mapping[str, Any]) -> dict[frozen
 
 
 def _level(attribute: Attribute, level: Any) -> int:
-    if type(level) is int and 0 <= level < len(attribute.levels):
-        return level
-    if str(level) in attribute.levels:
-        return attribute.levels.index(str(level))
-    raise ValueError(f"{level!r} is not a level; choose from {', '.join(f'{n} ({name})' for n, name in enumerate(attribute.levels))}")
+    try:
+        found = attribute.read(level)
+    except ValueError:
+        found = UNKNOWN
+    if found == UNKNOWN:
+        choices = attribute.levels if attribute.numbered else [f"{number} ({name})" for number, name in enumerate(attribute.levels)]
+        raise ValueError(f"{level!r} is not a level; choose from {', '.join(choices)}")
+    return found
 
 
 def _edges(attribute: Attribute, entry: Mapping[str, Any]) -> tuple[float, ...] | None:

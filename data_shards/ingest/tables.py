@@ -12,6 +12,7 @@ import math
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _read(path: Path, below: str, schema: AttributeSchema, columns: Mapping[str,
         for where, entry in entries:
             try:
                 file = _file(below, entry.get(names["file"]))
-                levels = {attribute.name: level_of(attribute, entry.get(names[attribute.name])) for attribute in schema.attributes}
+                levels = schema.written([level_of(attribute, entry.get(names[attribute.name])) for attribute in schema.attributes])
             except ValueError as error:
                 bad.append(f"{where}: {error}")
                 continue
@@ -153,23 +154,14 @@ def _text(value: Any) -> str | int:
 
 
 def level_of(attribute: Attribute, value: Any) -> int:
-    """Parse a level given by number or name; `UNKNOWN` for -1 and for missing values.
+    """Parse a level as `Attribute.read` does; `UNKNOWN` also for empty cells and NaN.
 
     Raises:
         ValueError: no such level.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         return UNKNOWN
-    if isinstance(value, str) and value.strip() in attribute.levels:
-        return attribute.levels.index(value.strip())
-    try:
-        number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if number == UNKNOWN or number in range(len(attribute.levels)):
-        return int(number)
-    levels = ", ".join(f"{level} ({name})" for level, name in enumerate(attribute.levels))
-    raise ValueError(f"{attribute.name} is {value!r}; levels are {levels}, and {UNKNOWN} or empty for unknown")
+    return attribute.read(str(value) if isinstance(value, Decimal) else value)
 
 
 def _joined(parts: Sequence[Imported]) -> Imported:
@@ -189,7 +181,7 @@ def write_imagefolder(labels: Labels, images: Path, kind: str, names: bool, over
     Args:
         labels: with files relative to ``images``.
         kind: "jsonl" or "csv".
-        names: write levels by name instead of number; unknown levels are empty.
+        names: write levels by name instead of number, as for attributes whose level names are numbers; unknown levels are empty.
 
     Returns:
         The file, and the number of images in the folder without a row.
@@ -217,8 +209,8 @@ def write_imagefolder(labels: Labels, images: Path, kind: str, names: bool, over
 
 def _entry(schema: AttributeSchema, row: Mapping[str, Any], names: bool) -> dict[str, Any]:
     levels = {
-        attribute.name: None if row[attribute.name] == UNKNOWN else attribute.levels[row[attribute.name]] if names else row[attribute.name]
-        for attribute in schema.attributes
+        attribute.name: None if level == UNKNOWN else attribute.levels[level] if names else attribute.written(level)
+        for attribute, level in ((attribute, row[attribute.name]) for attribute in schema.attributes)
     }
     more = json.loads(row["more"]) if row["more"] else {}
     return {FILE_NAME: row["file"]} | levels | {name: value for name, value in more.items() if name != FILE_NAME}

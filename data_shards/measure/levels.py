@@ -81,7 +81,7 @@ class Rule:
 
 
 def parse(text: str) -> list[Rule]:
-    """Parse ``crowding=nuclei_per_mm2,pleomorphism=area_spread`` into rules without edges."""
+    """Parse ``crowding=nuclei_per_mm2,nuclear_size_spread=area_spread`` into rules without edges."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     rules = [Rule(name.strip(), by.strip()) for name, _, by in pairs]
     if not rules or len({rule.attribute for rule in rules}) < len(rules):

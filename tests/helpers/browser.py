@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,10 @@ def served(model: Path, *options: str, module: str = "tools.explore") -> Iterato
             line = process.stdout.readline()
             found = re.search(r"(http://\S+:\d+)/(?:\?token=(\S+))?", line)
             assert found, f"no address in {line!r}; status {process.wait(seconds(60))}"
-            yield Served(found[1].replace("0.0.0.0", "127.0.0.1"), found[2] or "", process)
+            address = found[1]
+            if "0.0.0.0" in options:  # the printed host is the name of this machine, which may not resolve in a sandbox
+                assert f"//{socket.gethostname()}:" in address
+                address = f"http://127.0.0.1:{address.rpartition(':')[2]}"
+            yield Served(address, found[2] or "", process)
         finally:
             process.terminate()

@@ -97,6 +97,16 @@ def test_finds_slurm_tasks_that_are_separate_runs(monkeypatch: pytest.MonkeyPatc
     assert doctor.main([]) == 0
 
 
+def test_one_process_claims_no_check_of_network_and_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    doctor.main(["--shared", str(tmp_path)])
+    report = capsys.readouterr().out
+    assert report.startswith("1 process\n") and "network, clocks and shared disk: not checked" in report and ": checked" not in report
+
+
 def test_names_missing_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)

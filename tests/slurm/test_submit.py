@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from runs import ROOT, TINY, differing, tensors, train
+from stores import web
 from time_limits import seconds
 
 from attributegan.run_dir import status
@@ -197,6 +198,19 @@ def test_configuration_of_a_submission_is_private(tmp_path: Path, files: list[st
 
     submission = _write_submission(tmp_path, [load(tmp_path / "train.yaml")], ClusterConfig())
     assert (submission / "config-0.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_data_is_checked_where_the_cache_disk_is_missing(tmp_path: Path, files: list[str], shards: Path) -> None:
+    """The login node lacks the disk of data.cache, as of a scratch disk of compute nodes."""
+    from attributegan.config import load
+    from slurm.submit import _check_data
+
+    with web(shards) as site:
+        set_options = [f"data.shards={site.url}/set", "data.cache=/dev/null/scratch"]
+        _check_data([load(tmp_path / "train.yaml", set_options)])
+        assert site.asked["index.parquet"] == 1
+        with pytest.raises(ValueError, match=r"data\.split: .*absent"):
+            _check_data([load(tmp_path / "train.yaml", [*set_options, "data.split=absent"])])
 
 
 def test_first_failure_is_a_silent_death_or_the_first_error() -> None:

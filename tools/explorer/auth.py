@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+import socket
 from typing import Protocol
 from urllib.parse import parse_qs, urlencode
 
@@ -48,6 +49,15 @@ def is_loopback(host: str) -> bool:
 def in_address(host: str) -> str:
     """Return a host as part of a URL, with IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def host_to_open(host: str) -> str:
+    """Return the host of the address to open: `in_address`, but this machine's name for all interfaces (0.0.0.0 and ::)."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    return socket.gethostname() if everywhere else in_address(host)
 
 
 def guarded(app: ASGIApp, pages: Pages, host: str, token: str, port: int) -> ASGIApp:

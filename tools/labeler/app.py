@@ -37,7 +37,8 @@ FOLDER = Path(__file__).parent
 STYLE = FOLDER.parent / "explorer" / "static" / "explorer.css"  # shared with the explorer
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
 LARGEST_BODY = 65536  # bytes
-KEYS = "0123456789qwertyiopdfghjkl"  # keys of the levels; c, n, s and u have other functions
+DIGITS = "0123456789"
+KEYS = f"{DIGITS}qwertyiopdfghjkl"  # keys of the levels; c, n, s and u have other functions
 WRITE_S = 2.0  # minimum seconds between two writes of the CSV files
 
 
@@ -50,8 +51,17 @@ def choices(attribute: Attribute) -> list[dict[str, Any]]:
     """Return level, name and key of each button of an attribute; "not assessable" is last, as -1 if the attribute has no such level."""
     not_assessable = UNKNOWN if attribute.not_assessable is None else attribute.not_assessable
     name = "not assessable" if attribute.not_assessable is None else attribute.levels[not_assessable]
-    levels = [{"level": level, "name": attribute.levels[level], "key": KEYS[level : level + 1]} for level in attribute.assessable]
+    key_of = _level_keys(attribute)
+    levels = [{"level": level, "name": attribute.levels[level], "key": key_of.get(level, "")} for level in attribute.assessable]
     return [*levels, {"level": not_assessable, "name": name, "key": "n"}]
+
+
+def _level_keys(attribute: Attribute) -> dict[int, str]:
+    """Return the key of each assessable level: its index as a digit or letter; where names are numbers, a digit is the name."""
+    if not attribute.numbered:
+        return {level: KEYS[level] for level in attribute.assessable if level < len(KEYS)}
+    digits = {level: attribute.levels[level] for level in attribute.assessable if attribute.levels[level] in tuple(DIGITS)}
+    return digits | dict(zip((level for level in attribute.assessable if level not in digits), KEYS[len(DIGITS) :], strict=False))
 
 
 def level_name(attribute: Attribute, level: float) -> str:
@@ -73,7 +83,10 @@ class Pages:
 
     def page(self, template: str, **context: Any) -> str:
         """Render a template."""
-        attributes = [{"name": one.name, "title": title(one.name), "choices": choices(one)} for one in self.schema.attributes]
+        attributes = [
+            {"name": one.name, "title": title(one.name), "choices": choices(one), "numbered": one.numbered}
+            for one in self.schema.attributes
+        ]
         common = {"folder": self.name, "attributes": attributes, "title": title, "longest_name": LONGEST_NAME, "longest": LONGEST_COMMENT}
         return TEMPLATES.get_template(template).render(**common, **context)
 

@@ -95,13 +95,13 @@ class Writer:
         rows = []
         for file, ratings in found.items():
             by_attribute = zip(*(rating.levels for rating in ratings), strict=True)
-            levels = [
-                consensus(attribute, given, self.most_apart) for attribute, given in zip(schema.attributes, by_attribute, strict=True)
-            ]
+            levels = schema.written(
+                [consensus(attribute, given, self.most_apart) for attribute, given in zip(schema.attributes, by_attribute, strict=True)]
+            )
             comments = "; ".join(f"{rating.rater}: {rating.comment}" for rating in ratings if rating.comment)
             about = {"raters": len(ratings), "spread": spread(schema, ratings) if len(ratings) > 1 else "", "comments": comments}
             more = self.tiles.row(file)
-            rows.append([file, *(more.get(name, "") for name in columns), *levels, *(about[name] for name in own)])
+            rows.append([file, *(more.get(name, "") for name in columns), *levels.values(), *(about[name] for name in own)])
         return ["file", *columns, *schema.names, *own], rows
 
     def _write(self, path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

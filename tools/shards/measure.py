@@ -25,7 +25,7 @@ their agreement with manual outlines are documented in docs/measure.md. Requires
 
 examples:
   attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv
-  attributegan-shard measure --images tiles --attributes crowding=area_fraction,pleomorphism=area_spread --levels 3 --out measured.csv
+  attributegan-shard measure --images tiles --attributes crowding=area_fraction,nuclear_size_spread=area_spread --levels 3 --out levels.csv
   attributegan-shard measure --images more --attributes measured.yaml --out more.csv       reuses the edges
   attributegan-shard measure --images tiles --segment my_stardist:outlines --out measured.csv"""
 

@@ -29,12 +29,16 @@ examples:
 
 FOLDER_EXAMPLES = """\
 Reads levels from metadata.csv, .jsonl or .parquet, by number or name; empty and -1 mean "unknown". Other columns are kept.
+Exit status: 2 if invalid rows are listed on stderr (the valid rows are written), else 0.
 
 examples:
   attributegan-shard import-imagefolder dataset --attributes my.yaml --out levels.csv
   attributegan-shard pack --images dataset --labels levels.csv --attributes my.yaml --out shards"""
 
 TABLE_EXAMPLES = """\
+Reads levels by number or name; empty and -1 mean "unknown". Other columns are kept.
+Exit status: 2 if invalid rows are listed on stderr (the valid rows are written), else 0.
+
 examples:
   attributegan-shard import-table levels.parquet --column file=path --column grade=isup --attributes my.yaml --out levels.csv"""
 

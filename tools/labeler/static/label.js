@@ -119,7 +119,8 @@ function answer() {
 /** Set the level of a key, for the focused attribute or the first one without a level. */
 function choose(key) {
   const scale = document.activeElement.closest?.("fieldset.graded") ?? scales.find((one) => !checked(one));
-  const input = [...(scale?.querySelectorAll("input") ?? [])].find((one) => one.dataset.key === key || (key !== "n" && one.value === key));
+  const byIndex = scale && !scale.hasAttribute("data-numbered"); // else a digit is only ever the name of a level
+  const input = [...(scale?.querySelectorAll("input") ?? [])].find((one) => one.dataset.key === key || (byIndex && one.value === key));
   if (!input) return false;
   input.checked = true;
   input.dispatchEvent(new Event("change", { bubbles: true }));

@@ -68,7 +68,7 @@ def test_short_rows_and_rows_without_group_are_rejected(tmp_path: Path) -> None:
     found = read(tmp_path, "file,grade,size,slide\na.png,1,0,s\n\nb.png,1\nc.png,1,0,\nd.png,1,0\n", group="slide")
     assert found.table["file"].to_pylist() == ["a.png"]
     assert [line.split(": ", 1)[1] for line in found.bad][1:] == ["c.png: column slide is empty", "d.png: column slide is empty"]
-    assert found.bad[0].startswith("a.csv:4: size is ''")
+    assert found.bad[0].startswith("a.csv:4: size is empty; write -1 for unknown")
 
 
 @pytest.mark.parametrize(

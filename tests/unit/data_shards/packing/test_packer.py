@@ -138,7 +138,7 @@ def test_all_invalid_rows_are_reported_and_nothing_is_written(tiles: Path, capsy
         "labels.csv:43: grade is 9, levels are 0 to 2",
         "labels.csv:44: grade is 'much', neither a number nor one of none, low, high",
         "labels.csv:45: file '../t0007.png'",
-        "labels.csv:46: grade is ''",
+        "labels.csv:46: grade is empty; write -1 for unknown",
     ):
         assert line in report
     assert sorted(tiles.iterdir()) == before

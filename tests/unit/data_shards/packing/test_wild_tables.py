@@ -218,7 +218,7 @@ def test_blank_rows_are_skipped(tmp_path: Path) -> None:
         ),
         ('file,grade\nt0.png,0\n"t1.png,1\nt2.png,2\n"t3.png",0\n', "levels.csv:3: "),
         ("file,grade\na,b.png,1\n", "levels.csv:2: has 3 entries for 2 columns"),
-        ("file,grade\nt0.png,0\nt1.png\n", "levels.csv:3: grade is ''"),
+        ("file,grade\nt0.png,0\nt1.png\n", "levels.csv:3: grade is empty; write -1 for unknown"),
         ("file;Grade\nt0.png;0\n", "no column grade; found file, Grade"),
     ],
 )

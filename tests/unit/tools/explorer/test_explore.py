@@ -276,6 +276,12 @@ def test_other_addresses_than_loopback_require_a_token(run: Path) -> None:
     ] * 3
 
 
+def test_the_address_to_open_names_this_machine() -> None:
+    here = socket.gethostname()
+    hosts = {"0.0.0.0": here, "::": here, "::1": "[::1]", "127.0.0.1": "127.0.0.1", "10.0.0.1": "10.0.0.1", "host.example": "host.example"}
+    assert {host: auth.host_to_open(host) for host in hosts} == hosts
+
+
 def test_too_many_requests_get_status_503(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue is bounded while the drawing thread is blocked."""
     import uvicorn
