@@ -342,6 +342,12 @@ class RunConfig:
         "",
         'Folder on a local disk that buffers checkpoints while they are written in the background, to free memory early. "" is none.',
     )
+    notify: str = option(
+        "",
+        'Shell command that rank 0 runs when the run starts, finishes, stops or fails. "" is none. Its environment has ATTRIBUTEGAN_EVENT '
+        "(start, finished, stopped or failed), ATTRIBUTEGAN_RUN (the run folder), ATTRIBUTEGAN_IMAGES and ATTRIBUTEGAN_MESSAGE. It is "
+        "killed after 30 seconds; if it fails, a warning is logged. The command is saved in config.yaml: keep secrets in a script.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "run")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # slow imports, deferred so that --help is fast
     from data_shards.sampler.global_order import GlobalShuffle
     from data_shards.sampler.windowed_order import WindowedShuffle
     from launch.evaluator import BackgroundEvaluator
+    from launch.notify import Notifier
 
 EXAMPLES = """\
   attributegan-train --config small data.shards=shards run.dir=runs/first train.images=40000
@@ -92,10 +93,12 @@ def run(settings: Config) -> int:
     from attributegan.run_dir.reporter import init_logging
     from attributegan.training.loop import StopSignal
     from launch.evaluator import BackgroundEvaluator
+    from launch.notify import Notifier
 
     runtime = Runtime(settings)
     settings = runtime.config  # with train.precision=auto resolved
     evaluator, code = BackgroundEvaluator(settings), None
+    notifier = Notifier(settings.run.notify if runtime.is_main else "", Path(settings.run.dir))
     try:
 
         def open_data() -> tuple[ShardSet, AttributeSchema]:
@@ -113,12 +116,13 @@ def run(settings: Config) -> int:
             init_logging(Path(settings.run.dir), runtime.is_main)
             runtime.log_precision()
             # `record` writes the error to a file for the launcher, which reports the first one as the root cause.
-            code = record(_train)(settings, shards, schema, runtime, stop, evaluator)
+            code = record(_train)(settings, shards, schema, runtime, stop, evaluator, notifier)
             assert code is not None
             return code
     finally:
         runtime.shutdown()
         evaluator.end(wait=code == 0)
+        notifier.close()
 
 
 def _redacted(settings: Config) -> Config:
@@ -139,7 +143,13 @@ def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
 
 
 def _train(
-    settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: StopSignal, evaluator: BackgroundEvaluator
+    settings: Config,
+    shards: ShardSet,
+    schema: AttributeSchema,
+    runtime: Runtime,
+    stop: StopSignal,
+    evaluator: BackgroundEvaluator,
+    notifier: Notifier,
 ) -> int:
     from attributegan.distributed.watchdog import Watchdog
     from attributegan.training.loop import train
@@ -192,6 +202,7 @@ def _train(
             update_status(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(folder, config.dump(settings))
+                notifier.send("start", began, f"training to {settings.train.images:,} images")
                 evaluator.start()  # reads train.images from config.yaml, to know which checkpoint is the last
             for line in trainer.memory_report():
                 log.info(line)
@@ -204,6 +215,7 @@ def _train(
                 status.restore(folder, before)  # a refused start does not change the status of a finished run
             else:
                 update_status(state="failed", error=_describe_error(error))
+            notifier.send("failed", trainer.images if trainer is not None else 0, _describe_error(error))
             if trainer is not None:
                 trainer.writer.finish(FINISH_S)
             if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
@@ -216,6 +228,8 @@ def _train(
             shlex.quote(settings.run.dir),
         )
         update_status(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
+        how = "finished" if finished else f"stopped by {signal.Signals(stop.signal).name}" if stop.signal else "stopped"
+        notifier.send("finished" if finished else "stopped", trainer.images, f"{how} at {trainer.images:,} images")
         runtime.barrier()  # a launcher may terminate all ranks when the first one exits
     return 0 if finished else stop.signal or signal.SIGTERM
 
