@@ -377,7 +377,7 @@ def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
     processes = options_module.worker_count(settings.workers)
     require_writable(settings.out.absolute().parent, "--out")
     try:
-        with TileProgress(len(labels.table)) as progress:
+        with TileProgress(len(labels.table) if part.count == 1 else None) as progress:
             header = pack(
                 labels,
                 source,
