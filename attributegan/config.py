@@ -342,6 +342,11 @@ class RunConfig:
         "",
         'Folder on a local disk that buffers checkpoints while they are written in the background, to free memory early. "" is none.',
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        ("tensorboard",),
+        "Experiment trackers that receive options, metrics, grids and evaluations. [] is none. wandb and mlflow require "
+        "`pip install 'attributegan[trackers]'`.",
+    )
     notify: str = option(
         "",
         'Shell command that rank 0 runs when the run starts, finishes, stops or fails. "" is none. Its environment has ATTRIBUTEGAN_EVENT '
