@@ -340,6 +340,17 @@ class RunConfig:
         "",
         'Folder on a local disk to which checkpoints are copied first, so that memory is free before a slow disk has them; "" is none.',
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        ("tensorboard",),
+        "Experiment trackers that receive options, metrics, grids and evaluations. [] is none. wandb and mlflow require "
+        "`pip install 'attributegan[trackers]'`.",
+    )
+    notify: str = option(
+        "",
+        'Shell command that rank 0 runs when the run starts, finishes, stops or fails. "" is none. Its environment has ATTRIBUTEGAN_EVENT '
+        "(start, finished, stopped or failed), ATTRIBUTEGAN_RUN (the run folder), ATTRIBUTEGAN_IMAGES and ATTRIBUTEGAN_MESSAGE. It is "
+        "killed after 30 seconds; if it fails, a warning is logged. The command is saved in config.yaml: keep secrets in a script.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "run")

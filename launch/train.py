@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attributegan import cli, config, errors, option_help
 from attributegan.attributes import PUBLISHED, AttributeSchema
@@ -21,11 +21,13 @@ from attributegan.run_dir import resolved_config, status
 
 if TYPE_CHECKING:  # slow imports, deferred so that --help is fast
     from attributegan.distributed.runtime import Runtime
+    from attributegan.run_dir.trackers import Trackers
     from attributegan.training.loop import StopSignal
     from data_shards.loader.shard_set import ShardSet
     from data_shards.sampler.global_order import GlobalShuffle
     from data_shards.sampler.windowed_order import WindowedShuffle
     from launch.evaluator import BackgroundEvaluator
+    from launch.notify import Notifier
 
 EXAMPLES = """\
   attributegan-train --config small data.shards=shards run.dir=runs/first train.images=40000
@@ -90,15 +92,20 @@ def run(settings: Config) -> int:
     from attributegan.distributed.runtime import Runtime
     from attributegan.distributed.watchdog import Watchdog
     from attributegan.run_dir.reporter import init_logging
+    from attributegan.run_dir.trackers import Trackers, require_installed
     from attributegan.training.loop import StopSignal
     from launch.evaluator import BackgroundEvaluator
+    from launch.notify import Notifier
 
     runtime = Runtime(settings)
     settings = runtime.config  # with train.precision=auto resolved
     evaluator, code = BackgroundEvaluator(settings), None
+    notifier = Notifier(settings.run.notify if runtime.is_main else "", Path(settings.run.dir))
+    trackers = Trackers(settings.run.trackers if runtime.is_main else (), Path(settings.run.dir))
     try:
 
         def open_data() -> tuple[ShardSet, AttributeSchema]:
+            require_installed(trackers.names)
             shards = open_shards(settings)
             return shards, model_schema(settings, shards.schema)
 
@@ -113,12 +120,15 @@ def run(settings: Config) -> int:
             init_logging(Path(settings.run.dir), runtime.is_main)
             runtime.log_precision()
             # `record` writes the error to a file for the launcher, which reports the first one as the root cause.
-            code = record(_train)(settings, shards, schema, runtime, stop, evaluator)
+            code = record(_train)(settings, shards, schema, runtime, stop, evaluator, notifier, trackers)
             assert code is not None
             return code
     finally:
         runtime.shutdown()
         evaluator.end(wait=code == 0)
+        notifier.close()
+        trackers.evaluations()  # that of the last checkpoint
+        trackers.close()
 
 
 def _redacted(settings: Config) -> Config:
@@ -128,18 +138,30 @@ def _redacted(settings: Config) -> Config:
     return replace(settings, data=replace(settings.data, shards=stores.redact(settings.data.shards)))
 
 
+def by_name(settings: Config) -> dict[str, Any]:
+    """Returns all options as ``section.key``."""
+    return {f"{section}.{key}": value for section, tree in settings.to_dict().items() for key, value in tree.items()}
+
+
 def facts(settings: Config, shards: ShardSet) -> dict[str, str]:
     """Returns what must be equal on all ranks: options, code, data, and the version of torch."""
     import torch
 
     from attributegan.run_dir import code_digest
 
-    options = {f"{section}.{key}": str(value) for section, tree in settings.to_dict().items() for key, value in tree.items()}
+    options = {name: str(value) for name, value in by_name(settings).items()}
     return options | {"code": code_digest.code_digest(), "data.shards (index)": shards.fingerprint, "torch": torch.__version__}
 
 
 def _train(
-    settings: Config, shards: ShardSet, schema: AttributeSchema, runtime: Runtime, stop: StopSignal, evaluator: BackgroundEvaluator
+    settings: Config,
+    shards: ShardSet,
+    schema: AttributeSchema,
+    runtime: Runtime,
+    stop: StopSignal,
+    evaluator: BackgroundEvaluator,
+    notifier: Notifier,
+    trackers: Trackers,
 ) -> int:
     from attributegan.distributed.watchdog import Watchdog
     from attributegan.training.loop import train
@@ -192,18 +214,21 @@ def _train(
             update_status(images=began, error="", shards=shards.fingerprint)
             if runtime.is_main:
                 resolved_config.write(folder, config.dump(settings))
+                notifier.send("start", began, f"training to {settings.train.images:,} images")
+                trackers.start(began, by_name(settings))
                 evaluator.start()  # reads train.images from config.yaml, to know which checkpoint is the last
             for line in trainer.memory_report():
                 log.info(line)
             log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
             for line in level_counts.absent(schema, shards.levels_NA):
                 log.warning(line)
-            finished = train(trainer, open_data, stop)
+            finished = train(trainer, open_data, stop, trackers)
         except Exception as error:
             if isinstance(error, ValueError) and before and before.state == "finished":
                 status.restore(folder, before)  # a refused start does not change the status of a finished run
             else:
                 update_status(state="failed", error=_describe_error(error))
+            notifier.send("failed", trainer.images if trainer is not None else 0, _describe_error(error))
             if trainer is not None:
                 trainer.writer.finish(FINISH_S)
             if _is_permanent(error, took_a_step=trainer is not None and trainer.images > began):
@@ -216,6 +241,8 @@ def _train(
             shlex.quote(settings.run.dir),
         )
         update_status(state="finished" if finished else _stopped_state(stop.signal), images=trainer.images)
+        how = "finished" if finished else f"stopped by {signal.Signals(stop.signal).name}" if stop.signal else "stopped"
+        notifier.send("finished" if finished else "stopped", trainer.images, f"{how} at {trainer.images:,} images")
         runtime.barrier()  # a launcher may terminate all ranks when the first one exits
     return 0 if finished else stop.signal or signal.SIGTERM
 

@@ -1,11 +1,12 @@
 """``attributegan-shard``: makes shard sets from tiles, checks them, and converts labels.
 
-Owns ``pack``, ``phantom``, ``verify`` and ``index``; the other subcommands are in `tools.shards`.
+Owns ``pack``, ``phantom``, ``merge``, ``verify`` and ``index``; the other subcommands are in `tools.shards`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tools.shards import card, import_labels, measure, tables, tile
 if TYPE_CHECKING:  # slow to import; --help must be fast
     from data_shards.format.index import Header
     from data_shards.packing.labels import Labels
+    from data_shards.packing.parts import Part
     from data_shards.packing.sources import Source
 
 EXAMPLES = """\
@@ -36,7 +38,15 @@ separated by , ; tab or |. Transparent pixels become white, 16-bit images are sc
 examples:
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards
   attributegan-shard pack --images tiles --labels levels.csv --out shards --size 256 --column file=path --column mitosis=mit
-  attributegan-shard pack --images tiles --labels a.csv --labels b.csv --out shards --attributes my_attributes.yaml --val-fraction 0"""
+  attributegan-shard pack --images tiles --labels a.csv --labels b.csv --out shards --attributes my_attributes.yaml --val-fraction 0
+  attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards --part 2/8   # then merge shards"""
+
+MERGE_EXAMPLES = """\
+The files are the same as those of an undivided pack. Until then the shards are in the folder DIR.parts; parts that were packed on machines
+without a common disk can be copied into one such folder. A missing or incomplete part is an error that names it.
+
+examples:
+  attributegan-shard merge shards"""
 
 INDEX_EXAMPLES = """\
 A sample needs an image (jpg, png or webp) and its levels: in .json by attribute name, at the top level or under "levels", or in .cls if
@@ -53,6 +63,7 @@ class OutputSettings:
 
     out: Path
     val_fraction: float
+    part: str = "1/1"
     overwrite: bool = False
     seed: int = 0
     shard_size: float = 256
@@ -101,6 +112,14 @@ class PhantomSettings(OutputSettings):
             raise ValueError(f"--count: {self.count} must be above 0")
         if not 32 <= self.size <= 1024:
             raise ValueError(f"--size: {self.size} is not from 32 to 1024")
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Options of ``merge``."""
+
+    set: Path
+    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,15 @@ def _parser() -> argparse.ArgumentParser:
             description="Render phantom tiles, synthetic images with known levels of the published attributes, and pack them.",
             formatter_class=layout,
             epilog="examples:\n  attributegan-shard phantom --count 4000 --size 64 --out shards",
+        )
+    )
+    _merge_options(
+        commands.add_parser(
+            "merge",
+            help="merge the parts of a pack into the shard set",
+            description="Check that all parts of a pack are complete and publish them as one shard set.",
+            formatter_class=layout,
+            epilog=MERGE_EXAMPLES,
         )
     )
     _verify_options(
@@ -232,6 +260,13 @@ def _output_options(parser: argparse.ArgumentParser, val_fraction: float, seeded
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the new shard set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing shard set in that folder")
     parser.add_argument(
+        "--part",
+        default=OutputSettings.part,
+        metavar="K/N",
+        help="write only part K of N of the shards; parts can run at the same time, and `attributegan-shard merge` joins them "
+        "(default: %(default)s, the whole set)",
+    )
+    parser.add_argument(
         "--val-fraction",
         type=float,
         default=val_fraction,
@@ -254,6 +289,12 @@ def _output_options(parser: argparse.ArgumentParser, val_fraction: float, seeded
         help="maximum number of tiles in a shard (default: %(default)s)",
     )
     options_module.add_workers(parser)
+
+
+def _merge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, metavar="DIR", help="folder of the new shard set, the --out of the parts")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing shard set in that folder")
+    parser.set_defaults(run=with_settings(_merge, MergeSettings))
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
@@ -325,20 +366,22 @@ def _phantom(settings: PhantomSettings) -> int:
 def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
     from attributegan.utils.files import require_writable
     from data_shards.packing.packer import pack
+    from data_shards.packing.parts import Part
     from data_shards.packing.plan import Options
     from tools.progress import TileProgress
 
     shard_bytes = int(settings.shard_size * 2**20)
-    options = Options(settings.val_fraction, settings.seed, shard_bytes, settings.shard_count)
+    options, part = Options(settings.val_fraction, settings.seed, shard_bytes, settings.shard_count), Part.parse(settings.part)
     processes = options_module.worker_count(settings.workers)
     require_writable(settings.out.absolute().parent, "--out")
     try:
-        with TileProgress(len(labels.table)) as progress:
+        with TileProgress(len(labels.table) if part.count == 1 else None) as progress:
             header = pack(
                 labels,
                 source,
                 settings.out,
                 options,
+                part=part,
                 processes=processes,
                 progress=progress,
                 skip_bad=settings.skip_bad,
@@ -346,7 +389,20 @@ def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
             )
     except OSError as error:  # no space, no permission
         raise ValueError(f"--out: {error}; finished shards are kept, rerun the same command to resume") from error
-    return _report(settings.out, header)
+    return _report(settings.out, header) if header else _report_part(settings.out, part)
+
+
+def _report_part(out: Path, part: Part) -> int:
+    from data_shards.packing.parts import parts_folder
+
+    print(f"{parts_folder(out)}: part {part} is complete; when all parts are: attributegan-shard merge {shlex.quote(str(out))}")
+    return 0
+
+
+def _merge(settings: MergeSettings) -> int:
+    from data_shards.packing.parts import merge
+
+    return _report(settings.set, merge(settings.set, settings.overwrite))
 
 
 def _verify(settings: VerifySettings) -> int:

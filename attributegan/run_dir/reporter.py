@@ -1,6 +1,6 @@
-"""Logging of a run: progress lines, TensorBoard scalars and grids, and metrics as JSON lines.
+"""Logging of a run: progress lines, scalars and grids for the trackers, and metrics as JSON lines.
 
-Owns train.log, metrics.jsonl, grids/ and tensorboard/ in the run folder; status.json is in status.py.
+Owns train.log, metrics.jsonl and grids/ in the run folder; status.json is in status.py, TensorBoard and other trackers in trackers.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attributegan.run_dir import status
+from attributegan.run_dir.trackers import Trackers
 from attributegan.utils.files import WRITING, atomic_write
 
 log = logging.getLogger("attributegan")
@@ -43,19 +44,17 @@ class MetricLogger:
         images: images seen before this start. Older entries are kept; later ones are dropped, since training repeats them.
         total: length of the run in images.
         is_main: whether this is rank 0.
+        trackers: receive scalars and grids.
     """
 
-    def __init__(self, folder: Path, images: int, total: int, is_main: bool) -> None:
-        self.folder, self.total, self.is_main = folder, total, is_main
+    def __init__(self, folder: Path, images: int, total: int, is_main: bool, trackers: Trackers) -> None:
+        self.folder, self.total, self.is_main, self.trackers = folder, total, is_main, trackers
         self.started, self.first = time.monotonic(), images
         self.bar: tqdm[NoReturn] | None = None
         if not is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         for leftover in [*folder.glob(f"{WRITING}*"), *folder.glob(f"grids/{WRITING}*")]:  # of a start that was killed
             leftover.unlink()
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
         _drop_lines_after(folder / "metrics.jsonl", images)
         self.metrics = (folder / "metrics.jsonl").open("a")
         if sys.stdout.isatty():
@@ -67,13 +66,12 @@ class MetricLogger:
             self.bar.update(images - self.bar.n)
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
-        """Writes scalars to TensorBoard, metrics.jsonl and status.json, and a progress line to the log."""
+        """Writes scalars to the trackers, metrics.jsonl and status.json, and a progress line to the log."""
         if not self.is_main:
             return
         rate = (images - self.first) / max(time.monotonic() - self.started, 1e-9)
         values = values | {"images_per_second": rate}
-        for name, value in values.items():
-            self.board.add_scalar(name, value, images)
+        self.trackers.scalars(images, values)
         self.metrics.write(json.dumps({"images": images, **values}) + "\n")
         self.metrics.flush()
         status.update(self.folder, images=images, images_per_second=rate, losses=_losses(values))
@@ -86,20 +84,19 @@ class MetricLogger:
             log.info(line)
 
     def grid(self, images: int, name: str, image_HWC: np.ndarray) -> None:
-        """Writes a uint8 image to ``grids/{name}-{images}.png`` and to TensorBoard."""
+        """Writes a uint8 image to ``grids/{name}-{images}.png`` and to the trackers."""
         if not self.is_main:
             return
         path = self.folder / "grids" / f"{name}-{images:012d}.png"
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path, fsync=False) as stream:
             Image.fromarray(image_HWC).save(stream, format="PNG")
-        self.board.add_image(name, image_HWC, images, dataformats="HWC")
+        self.trackers.image(images, name, image_HWC, path)
 
     def close(self) -> None:
         """Closes all files."""
         if self.is_main:
             self.metrics.close()
-            self.board.close()
         if self.bar is not None:
             self.bar.close()
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir.reporter import MetricLogger
+from attributegan.run_dir.trackers import Trackers
 from attributegan.sampling import grids, latents
 from attributegan.training.profiling import profile_steps
 from attributegan.training.trainer import Batch, Trainer
@@ -53,19 +54,20 @@ class StopSignal:
             signal.raise_signal(number)
 
 
-def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, None]], stop: StopSignal) -> bool:
+def train(trainer: Trainer, open_data: Callable[[int], Generator[Batch, None, None]], stop: StopSignal, trackers: Trackers) -> bool:
     """Trains until ``train.images`` images have been seen or a stop signal arrives.
 
     Args:
         trainer: the training state, new or resumed.
         open_data: opens an endless iterator over this process's micro-batches, from a number of images seen.
         stop: requests an early stop.
+        trackers: receive scalars and grids.
 
     Returns:
         True if the run is finished, False if it was stopped.
     """
     config, runtime = trainer.config, trainer.runtime
-    metrics = MetricLogger(Path(config.run.dir), trainer.images, config.train.images, runtime.is_main)
+    metrics = MetricLogger(Path(config.run.dir), trainer.images, config.train.images, runtime.is_main, trackers)
     stopped, save_pending = runtime.any_rank(stop.signal != 0), False
     terms: dict[str, Tensor] = {}  # the latest value of each term; a step need not compute all of them
 

@@ -12,7 +12,7 @@ from typing import Any
 from attributegan.attributes import AttributeSchema
 from attributegan.utils import files
 from data_shards.format import index
-from data_shards.packing.packer import check_output, finish
+from data_shards.packing import parts
 from data_shards.packing.sources import EncodedImage
 from data_shards.packing.tar_writer import write_tar
 
@@ -29,13 +29,12 @@ def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
     Raises:
         ValueError: ``out`` has other contents.
     """
-    if check_output(out, fingerprint, overwrite):
+    if parts.check_output(out, fingerprint, overwrite):
         return False
     folder = tmp_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if any(index.read_header(part).source != fingerprint for part in folder.glob(f"*.{index.FILE}")):
-        for path in folder.iterdir():
-            path.unlink()
+        parts.remove_files(folder)
     return True
 
 
@@ -52,17 +51,15 @@ def names(count: int, shard_count: int) -> list[str]:
 def write(out: Path, schema: AttributeSchema, fingerprint: str, count: int, shard_count: int, tiles: Tiles, number: int) -> None:
     """Write shard ``number`` unless it exists; all shards but the last have ``shard_count`` tiles."""
     name = names(count, shard_count)[number]
-    part = tmp_path(out) / f"{name}.{index.FILE}"
-    if part.exists():
+    path = parts.index_of(tmp_path(out), name)
+    if path.exists():
         return
     numbers = range(number * shard_count, min(count, (number + 1) * shard_count))
     with files.atomic_write(tmp_path(out) / name) as stream:
         entry, table, size = write_tar(stream, name, SPLIT, schema, tiles(numbers))
-    index.write(part, index.Header(schema, (entry,), size, fingerprint), [table])
+    index.write(path, index.Header(schema, (entry,), size, fingerprint), [table])
 
 
 def end(out: Path, fingerprint: str, count: int, shard_count: int) -> index.Header:
     """Publish the shards of all processes as a set; call on the main process only, after all have finished."""
-    header = finish(tmp_path(out), names(count, shard_count), fingerprint, [])
-    files.replace_folder(tmp_path(out), out)
-    return header
+    return parts.publish(tmp_path(out), out, parts.finish(tmp_path(out), names(count, shard_count), fingerprint, []))

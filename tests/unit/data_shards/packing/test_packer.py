@@ -267,7 +267,7 @@ def test_a_killed_pack_resumes_after_its_complete_shards(tmp_path: Path) -> None
 
 
 def test_only_one_process_packs_a_set_at_a_time(tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_shards.packing.packer.LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("data_shards.packing.parts.LOCK_WAIT_S", 0.0)
     with lock_holder(tiles / ".set.packing.lock") as other:
         assert main(command(tiles)) == 2
         assert f"{tiles / '.set.packing'}: another process is packing this set" in capsys.readouterr().err
