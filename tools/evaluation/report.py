@@ -27,7 +27,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
     sections = [
         Section("Summary", summary_text(result), [summary(rows)]),
         assessment(result),
-        Section("Control", CONTROL_TEXT, [*control(rows), *confusions(rows)]),
+        Section("Control", CONTROL_TEXT + left_out(rows), [*control(rows), *confusions(rows)]),
         Section("Leakage", LEAK_TEXT, [*leaks(rows), *sweep_levels(rows)]),
         Section(
             "Sweeps",
@@ -51,7 +51,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
             )
         )
     sections.append(method(result))
-    names = ", ".join(result["models"])
+    names = ", ".join(row["name"] for row in rows if row["kind"] == "generator")
     return to_html(f"Evaluation: {names}", "Generated tiles compared with real tiles. Not for diagnosis.", sections)
 
 
@@ -195,6 +195,18 @@ def control(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         yield Table(["", *SCORES], body, title=name)
 
 
+def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence about tile sets, whose generator can't be sampled; "" without them."""
+    names = [row["name"] for row in rows if "left_out" in row]
+    if not names:
+        return ""
+    missing = next(", ".join(row["left_out"]) for row in rows if "left_out" in row)
+    return (
+        f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles. Not computed, "
+        f"since it needs the generator: {missing}."
+    )
+
+
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Yield a confusion matrix per model and attribute, requested by predicted level."""
     for row in rows:
@@ -278,6 +290,7 @@ def method(result: Mapping[str, Any]) -> Section:
         ["features", f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"],
         ["real tiles", f"{data['shards']}, splits {' and '.join(data['splits'])}; {' '.join(part[:16] for part in data['identity'])}"],
         ["settings", ", ".join(f"{name} {value}" for name, value in settings.items())],
+        *([f"tiles {name}", f"{found['tiles']:,} tiles of {found['location']}"] for name, found in result.get("tile_sets", {}).items()),
         *([f"model {name}", f"after {model['images']:,} images, {model['image_size']} pixels"] for name, model in result["models"].items()),
     ]
     text = (
@@ -313,8 +326,8 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     found = {name: row["quality"][name][0] for name in row["quality"]}
     found |= {"memory_ratio": row["memory"]["ratio"]} if "memory" in row else {}
     found |= {f"spearman/{name}": scores["spearman"][0] for name, scores in row["control"].items()}
-    if "obeys" in row:
-        found |= {"obeys": row["obeys"], "leak": row["leak"]["mean"]}
+    found |= {"obeys": row["obeys"]} if "obeys" in row else {}
+    found |= {"leak": row["leak"]["mean"]} if "obeys" in row and "leak" in row else {}
     return found
 
 
