@@ -15,7 +15,7 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.evaluation.reference import ReferenceSet
 from attributegan.evaluation.samples import POINTS, GeneratedSet, SamplingPlan
-from attributegan.evaluation.small_sets import memorisation, quality_problem
+from attributegan.evaluation.small_sets import privacy, quality_problem
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
 
@@ -80,13 +80,13 @@ def generator_rows(
         predicted = real.attribute_predictor.predict(generated.sweep_tiles, generated.sweep_features)
     sweeps = _by_attribute(plan, plan.sweep_rows(), predicted)
     kernels = quality.Kernels.of(generated.features_ND, real.train_ND)
-    memory = memorisation(real, generated.features_ND)
+    memory, privacy_numbers = privacy(real, generated.features_ND)
     numbers = {
         "name": name,
         "kind": "generator",
         "tiles": len(generated.tiles),
         "quality": quality_of(real, generated.features_ND, kernels, equal),
-        **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
+        **privacy_numbers,
         "level_kid": level_kid(real, kernels, plan.levels_NA),
         "control": {
             plan.schema.names[a]: plain(control.interval(level_N, predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))

@@ -14,7 +14,7 @@ from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import scores
 from attributegan.evaluation.reference import FeatureCache, HeldOutPredictions, ReferenceSet, Split, features_of
 from attributegan.evaluation.scores import SHUFFLED_LABELS, Measure, Row
-from attributegan.evaluation.small_sets import memorisation
+from attributegan.evaluation.small_sets import privacy
 from attributegan.metrics import control, quality
 from attributegan.metrics.features import Features
 from attributegan.metrics.quality import REPLICATES
@@ -69,14 +69,14 @@ def rows(real: ReferenceSet, generated: TileSet, equal: int, measure: Measure | 
     shuffled_NA = control.shuffle(levels_NA, seed)
     predicted_NA = real.attribute_predictor.predict(thumbs_NHWC, generated.features_ND)
     kernels = quality.Kernels.of(generated.features_ND, real.train_ND)
-    memory = memorisation(real, generated.features_ND)
+    memory, privacy_numbers = privacy(real, generated.features_ND)
     numbers: dict[str, Any] = {
         "name": generated.name,
         "kind": "generator",
         "tiles": len(generated.tiles),
         "left_out": list(NEED_GENERATOR),
         "quality": scores.quality_of(real, generated.features_ND, kernels, equal),
-        **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
+        **privacy_numbers,
         "level_kid": scores.level_kid(real, kernels, levels_NA),
         "control": _control(real, generated.tiles, levels_NA, predicted_NA),
         "confusion": scores.confusions(real, {a: (levels_NA[:, a], predicted_NA[:, a]) for a in _scored(real, levels_NA)}),

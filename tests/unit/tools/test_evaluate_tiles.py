@@ -62,12 +62,25 @@ def test_real_tiles_score_like_the_ceiling_and_noise_badly(real: reference.Refer
     assert abs(floor["obeys"]) < 0.25
     intervals = [row["quality"]["kid"][1:] for row in (posing, ceiling)]
     assert max(low for low, _ in intervals) < min(high for _, high in intervals) and posing["quality"]["coverage"][0] > 0.7
+    assert posing["memory"]["membership"][1] <= 0.5 < posing["memory"]["membership"][2]
     assert 0.8 < posing["memory"]["ratio"] < 1.25 and 0.7 < posing["diversity"] < 1.4
     assert min(posing["measured"].values()) > 0.3
     assert {"leak", "paths", "monotone"}.isdisjoint(posing) and "sweeps" in posing["left_out"]
     _, noisy, _ = found[True]
     assert noisy["quality"]["precision"][0] == 0 and noisy["quality"]["kid"][1] > 3 * max(high for _, high in intervals)
     assert abs(noisy["obeys"]) < 0.3
+
+
+def test_training_tiles_with_noise_are_caught(real: reference.ReferenceSet, cache: reference.FeatureCache) -> None:
+    train, rng = real.train, np.random.default_rng(0)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        tiles = train.read(rows)
+        return (tiles + 3 * rng.standard_normal(tiles.shape)).clip(0, 255).astype(np.uint8)
+
+    copies = reference.Split(train.levels_NA, train.group_N, read, "copies")
+    memory = evaluation.evaluate(copies, real, NETWORK, cache=cache)[1].numbers["memory"]
+    assert memory["membership"][1] > 0.6 and memory["ratio"] < 0.5 and memory["nearer"] > 0.2
 
 
 @pytest.fixture(scope="module")
