@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, to_html
+from tools.evaluation.sentences import sentences
 
 if TYPE_CHECKING:
     from tools.evaluation.figures import Pictures
@@ -25,6 +26,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
     """Render the report as HTML."""
     rows = result["rows"]
     sections = [
+        Section("In short", " ".join(sentences(result))),
         Section("Summary", summary_text(result), [summary(rows)]),
         assessment(result),
         Section("Control", CONTROL_TEXT + left_out(rows), [*control(rows), *confusions(rows)]),

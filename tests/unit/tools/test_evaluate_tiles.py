@@ -142,6 +142,7 @@ def test_folder_and_set_beside_a_checkpoint(shards: Path, tmp_path: Path) -> Non
     page = (out / "report.html").read_text()
     assert "stylegan, diffusion: tiles without their generator" in page and "Not computed, since it needs the generator: sweeps" in page
     assert f"40 tiles of {folder}" in page and "Evaluation: stylegan, diffusion, untrained" in page
+    assert "In short" in page and "Tiles of stylegan are" in page and "They " in page.partition("In short")[2]
     assert list((out / "tensorboard").iterdir())
 
 
