@@ -19,6 +19,7 @@ EXAMPLES = """\
   attributegan-evaluate runs/first --shards shards --out report
   attributegan-evaluate runs/first --shards shards --out report --baseline runs/second --baseline runs/third
   attributegan-evaluate runs/first --shards shards --out report --features inception.pt --feature-size 299
+  attributegan-evaluate stylegan-tiles --shards shards --out report --baseline runs/first      tiles of any model, with a CSV of levels
   accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" --num_processes 2 \\
       -m attributegan evaluate runs/first --shards shards --out report
   attributegan-evaluate compare report-a report-b --out comparison.html
@@ -50,10 +51,19 @@ def _parser() -> argparse.ArgumentParser:
         "Evaluate one or more models. Writes report.html (a self-contained page), result.json and tensorboard/ to DIR.",
         EXAMPLES,
     )
-    report.add_argument("model", metavar="RUN|CHECKPOINT", help="run folder (uses its latest checkpoint) or a checkpoint")
+    report.add_argument(
+        "model",
+        metavar="RUN|CHECKPOINT|TILES",
+        help="run folder (uses its latest checkpoint), checkpoint, or generated tiles: a folder of images with one CSV of levels, or a "
+        "shard set",
+    )
     report.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder of the report; created if it does not exist")
     report.add_argument(
-        "--baseline", metavar="RUN", action="append", default=[], help="run folder or checkpoint of a further model to evaluate; repeatable"
+        "--baseline",
+        metavar="RUN|TILES",
+        action="append",
+        default=[],
+        help="run folder, checkpoint or tiles of a further model to evaluate; repeatable",
     )
     add_common(report)
     report.set_defaults(work=with_settings(_report, EvaluationSettings))

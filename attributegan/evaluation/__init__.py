@@ -2,3 +2,5 @@
 
 Uses `attributegan.metrics` for every number. Reads no dataset files: real tiles are arrays, through `reference.Split`.
 """
+
+from attributegan.evaluation.tile_sets import evaluate as evaluate

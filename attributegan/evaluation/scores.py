@@ -15,7 +15,7 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.evaluation.reference import ReferenceSet
 from attributegan.evaluation.samples import POINTS, GeneratedSet, SamplingPlan
-from attributegan.evaluation.small_sets import memorisation, quality_problem
+from attributegan.evaluation.small_sets import privacy, quality_problem
 from attributegan.metrics import control, quality
 from attributegan.metrics.quality import NEIGHBOURS, REPLICATES, Estimate
 
@@ -49,17 +49,17 @@ def real_data_row(real: ReferenceSet, equal: int, measure: Measure | None) -> Ro
         "name": REAL_DATA,
         "kind": "ceiling",
         "tiles": len(real.held_out),
-        "quality": _quality(real, real.held_out_ND, kernels, equal),
-        "level_kid": _level_kid(real, kernels, real.held_out.levels_NA),
-        "control": {real.schema.names[a]: _plain(real.held_out_scores[real.schema.names[a]]) for a in real.assessed_columns},
-        "confusion": _confusions(
+        "quality": quality_of(real, real.held_out_ND, kernels, equal),
+        "level_kid": level_kid(real, kernels, real.held_out.levels_NA),
+        "control": {real.schema.names[a]: plain(real.held_out_scores[real.schema.names[a]]) for a in real.assessed_columns},
+        "confusion": confusions(
             real,
             {a: (real.held_out_predictions.levels_NA[:, a], real.held_out_predictions.predicted_NA[:, a]) for a in real.assessed_columns},
         ),
     }
     if measure:
-        numbers["measured"] = _measured(real.schema, real.held_out.levels_NA, measure(real.thumbs))
-    return Row(_with_control_score(numbers))
+        numbers["measured"] = measured(real.schema, real.held_out.levels_NA, measure(real.thumbs))
+    return Row(with_control_score(numbers))
 
 
 def generator_rows(
@@ -80,19 +80,19 @@ def generator_rows(
         predicted = real.attribute_predictor.predict(generated.sweep_tiles, generated.sweep_features)
     sweeps = _by_attribute(plan, plan.sweep_rows(), predicted)
     kernels = quality.Kernels.of(generated.features_ND, real.train_ND)
-    memory = memorisation(real, generated.features_ND)
+    memory, privacy_numbers = privacy(real, generated.features_ND)
     numbers = {
         "name": name,
         "kind": "generator",
         "tiles": len(generated.tiles),
-        "quality": _quality(real, generated.features_ND, kernels, equal),
-        **({"memory": {"ratio": memory.ratio, "nearer": memory.nearer}} if memory else {}),
-        "level_kid": _level_kid(real, kernels, plan.levels_NA),
+        "quality": quality_of(real, generated.features_ND, kernels, equal),
+        **privacy_numbers,
+        "level_kid": level_kid(real, kernels, plan.levels_NA),
         "control": {
-            plan.schema.names[a]: _plain(control.interval(level_N, predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))
+            plan.schema.names[a]: plain(control.interval(level_N, predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed))
             for a, (level_N, predicted_N, latent_N) in sweeps.items()
         },
-        "confusion": _confusions(real, {a: (level_N, predicted_N) for a, (level_N, predicted_N, _) in sweeps.items()}),
+        "confusion": confusions(real, {a: (level_N, predicted_N) for a, (level_N, predicted_N, _) in sweeps.items()}),
         "paths": _paths(real, plan, generated),
         **_sweeps(plan, predicted),
     }
@@ -104,9 +104,9 @@ def generator_rows(
         "name": f"{name}, {SHUFFLED_LABELS}",
         "kind": "floor",
         "tiles": len(generated.tiles),
-        "level_kid": _level_kid(real, kernels, shuffled_NA),
+        "level_kid": level_kid(real, kernels, shuffled_NA),
         "control": {
-            plan.schema.names[a]: _plain(
+            plan.schema.names[a]: plain(
                 control.interval(control.shuffle(level_N, plan.seed), predicted_N, plan.sweep_levels[a], latent_N, REPLICATES, plan.seed)
             )
             for a, (level_N, predicted_N, latent_N) in sweeps.items()
@@ -114,12 +114,12 @@ def generator_rows(
     }
     if measure:
         measured_NA = measure(generated.tiles) if generated.measured_NA is None else generated.measured_NA
-        numbers["measured"] = _measured(real.schema, plan.levels_NA, measured_NA)
-        shuffled_baseline["measured"] = _measured(real.schema, shuffled_NA, measured_NA)
-    return [Row(_with_control_score(numbers), memory), Row(_with_control_score(shuffled_baseline))]
+        numbers["measured"] = measured(real.schema, plan.levels_NA, measured_NA)
+        shuffled_baseline["measured"] = measured(real.schema, shuffled_NA, measured_NA)
+    return [Row(with_control_score(numbers), memory), Row(with_control_score(shuffled_baseline))]
 
 
-def _quality(real: ReferenceSet, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
+def quality_of(real: ReferenceSet, x_ND: np.ndarray, kernels: quality.Kernels, equal: int) -> dict[str, Any]:
     """Scores features against the training tiles.
 
     KID uses all tiles. The other metrics depend on the set size and use the first ``equal`` tiles of both sets, a fair sample, because
@@ -131,10 +131,10 @@ def _quality(real: ReferenceSet, x_ND: np.ndarray, kernels: quality.Kernels, equ
     estimates = {"kid": kernels.distance(REPLICATES), "fid": Estimate(quality.frechet_distance(x_ND[:equal], reference_ND))}
     if equal > NEIGHBOURS:
         estimates |= quality.manifolds(reference_ND, x_ND[:equal]).estimates(REPLICATES)
-    return _plain(estimates)
+    return plain(estimates)
 
 
-def _level_kid(real: ReferenceSet, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
+def level_kid(real: ReferenceSet, kernels: quality.Kernels, levels_NA: np.ndarray) -> dict[str, dict[str, Any]]:
     """Computes KID between the tiles of each level in both sets; omits levels with too few tiles."""
     kids: dict[str, dict[str, Any]] = {}
     for a, attribute in enumerate(real.schema.attributes):
@@ -202,7 +202,7 @@ def _paths(real: ReferenceSet, plan: SamplingPlan, generated: GeneratedSet) -> d
     return paths
 
 
-def _measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndarray) -> dict[str, float]:
+def measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndarray) -> dict[str, float]:
     """Returns the Spearman score of values measured on pixels, without any network, by attribute."""
     correlations = {}
     for a, attribute in enumerate(schema.attributes):
@@ -212,7 +212,7 @@ def _measured(schema: AttributeSchema, levels_NA: np.ndarray, values_NA: np.ndar
     return correlations
 
 
-def _confusions(real: ReferenceSet, pairs: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def confusions(real: ReferenceSet, pairs: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Counts requested by predicted level, for the assessed levels."""
     tables = {}
     for a, (level_N, predicted_N) in pairs.items():
@@ -223,13 +223,13 @@ def _confusions(real: ReferenceSet, pairs: dict[int, tuple[np.ndarray, np.ndarra
     return tables
 
 
-def _with_control_score(numbers: dict[str, Any]) -> dict[str, Any]:
+def with_control_score(numbers: dict[str, Any]) -> dict[str, Any]:
     """Adds the control score, the mean Spearman over the assessed attributes; its key in result files is "obeys"."""
     correlations = [scores["spearman"][0] for scores in numbers["control"].values()]
     return numbers | ({"obeys": float(np.mean(correlations))} if correlations else {})
 
 
-def _plain(estimates: dict[str, Estimate]) -> dict[str, list[float | None]]:
+def plain(estimates: dict[str, Estimate]) -> dict[str, list[float | None]]:
     """Converts estimates to ``{name: [value, low, high]}``; None for bounds that were not computed."""
     return {
         name: [None if np.isnan(value) else float(value) for value in (estimate.value, estimate.low, estimate.high)]
@@ -255,7 +255,7 @@ def data_notes(real: ReferenceSet) -> dict[str, Any]:
             name: {
                 "judged": assessed.is_assessed,
                 "why": assessed.reason,
-                "judge": _plain(real.held_out_scores.get(name, {})),
+                "judge": plain(real.held_out_scores.get(name, {})),
                 "levels": [
                     {"level": level, "name": attribute.levels[level], "train": train, "exam": held_out, "judged": level in assessed.levels}
                     for level, (train, held_out) in assessed.tiles.items()

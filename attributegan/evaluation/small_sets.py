@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from attributegan.evaluation.reference import MIN_TRAIN, ReferenceSet
+from attributegan.evaluation.reference import MIN_CLUSTERS, MIN_TRAIN, ReferenceSet
 from attributegan.metrics import quality
 from attributegan.metrics.quality import NEIGHBOURS, Memorisation
 
@@ -30,6 +32,22 @@ def memorisation(reference: ReferenceSet, generated_ND: np.ndarray) -> Memorisat
     if np.median(distance_M) <= SAME_TILE * _mean_norm(reference.train_ND):
         return None
     return quality.memorisation(reference.train_ND, generated_ND, reference.held_out_ND)
+
+
+def privacy(reference: ReferenceSet, generated_ND: np.ndarray) -> tuple[Memorisation | None, dict[str, Any]]:
+    """Computes both privacy tests; returns the nearest neighbours, for pictures, and the numbers of the row, {} where not possible."""
+    memory = memorisation(reference, generated_ND)
+    if memory is None:
+        return None, {}
+    group_T, group_M = (split.group_N if _has_slides(split.group_N) else None for split in (reference.train, reference.held_out))
+    found = quality.membership(reference.train_ND, reference.held_out_ND, generated_ND, group_T, group_M)
+    numbers = {"ratio": memory.ratio, "nearer": memory.nearer, "membership": [found.value, found.low, found.high]}
+    return memory, {"memory": numbers}
+
+
+def _has_slides(group_N: np.ndarray) -> bool:
+    """Whether there are enough slides to resample them instead of tiles."""
+    return len(np.unique(group_N)) >= MIN_CLUSTERS
 
 
 def _mean_norm(x_ND: np.ndarray) -> float:

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 DEFAULT = "efficientnet-lite0"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HELP = """\
-efficientnet-lite0 (default, offline); timm:NAME; hub:OWNER/REPO:ENTRY or hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or FILE.pt2
-(torch.export); MODULE:FUNCTION, which returns a torch module or attributegan.metrics.features.Features"""
+efficientnet-lite0 (default, offline); inception or inception:FILE (FID's weights); timm:NAME; hub:OWNER/REPO:ENTRY or
+hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or FILE.pt2 (torch.export); MODULE:FUNCTION, which returns a torch
+module or attributegan.metrics.features.Features"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def _load(name: str) -> Features:
     kind, _, rest = name.partition(":")
     if name == DEFAULT:
         return _efficientnet_lite0()
+    if kind == "inception":
+        return _inception(rest)
     if kind == "timm" and rest:
         return _timm(name, rest)
     if kind == "hub" and rest:
@@ -140,6 +143,16 @@ class _Body(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.network.extract_features(images_BCHW)
+
+
+def _inception(file: str) -> Features:
+    """Inception-v3 with FID's weights: 2048 features, normalised to [-1, 1] as by clean-fid. ``resize`` is clean-fid's as well."""
+    from attributegan.metrics import inception
+
+    if file and not Path(file).is_file():
+        raise ValueError(f"--features inception:{file}: no such file")
+    network = inception.load(Path(file) if file else inception.find())
+    return Features("inception", _weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def _timm(name: str, model: str) -> Features:

@@ -178,6 +178,46 @@ def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD:
     return Memorisation(nearest_N, distance_N, float(ratio), float((distance_N < np.quantile(held_out_distance_M, 0.01)).mean()))
 
 
+def membership(
+    training_TD: np.ndarray,
+    held_out_MD: np.ndarray,
+    generated_ND: np.ndarray,
+    group_T: np.ndarray | None = None,
+    group_M: np.ndarray | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Estimate:
+    """Returns the AUC of separating training from held-out tiles by their distance to the nearest generated tile.
+
+    The share of pairs in which the training tile is nearer, ties count half: 0.5 without memorisation (distance to the nearest sample,
+    as in the membership attacks of Chen et al., GAN-Leaks, CCS 2020).
+
+    Args:
+        training_TD: features of training tiles.
+        held_out_MD: features of held-out tiles.
+        generated_ND: features of generated tiles.
+        group_T: slide of each training tile; slides are resampled together. None resamples single tiles.
+        group_M: slide of each held-out tile, likewise.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    distance_T, distance_M = (nearest(x_ND, generated_ND)[1] for x_ND in (training_TD, held_out_MD))
+    win_TM = (distance_T[:, None] < distance_M) + 0.5 * (distance_T[:, None] == distance_M)
+    rng = np.random.default_rng(seed)
+    weight_RT, weight_RM = (
+        _counts(rng, np.arange(len(distance)) if group is None else group, replicates)
+        for distance, group in ((distance_T, group_T), (distance_M, group_M))
+    )
+    return Estimate(float(win_TM.mean()), *bounds(_crossed(win_TM, weight_RT, weight_RM)))
+
+
+def _counts(rng: np.random.Generator, group_N: np.ndarray, replicates: int) -> np.ndarray:
+    """Returns how often each tile occurs in each replicate of a bootstrap over groups, (R, N)."""
+    _, index_N = np.unique(group_N, return_inverse=True)
+    count = int(index_N.max()) + 1
+    return rng.multinomial(count, np.full(count, 1 / count), replicates).astype(float)[:, index_N]
+
+
 def nearest(x_ND: np.ndarray, reference_MD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest row of ``reference_MD`` for each row of ``x_ND``: (indices, distances)."""
     parts = [distances(x_ND[first : first + CHUNK], reference_MD) for first in range(0, len(x_ND), CHUNK)]

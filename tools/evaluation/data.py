@@ -49,15 +49,14 @@ class Data:
         return np.concatenate([self.measure(self.held_out.read(rows_N[first : first + 64])) for first in range(0, len(rows_N), 64)])
 
 
-def open_data(settings: EvaluationSettings, model: Loaded) -> Data:
-    """Open both splits, with tiles resized to the model's image size.
+def open_data(settings: EvaluationSettings, size: int) -> Data:
+    """Open both splits, with tiles resized to ``size`` pixels, the image size of the generated ones.
 
     Raises:
         ValueError: not a shard set, or a split that it does not have.
     """
     if settings.train == settings.held_out:
         raise ValueError(f"--held-out: {settings.held_out} is also the training split; give a split that the model was not trained on")
-    size = model.config.model.image_size
     cache = Cache.of(settings.shards_cache, settings.shards_cache_gb)
     opened = [
         open_split(settings.shards, split, size, settings.max_real, settings.assessable_only, cache, option)
@@ -96,36 +95,54 @@ def open_split(
     return shards, names, _split(shards, names, size, most, assessable_only)
 
 
-def check_model(name: str, loaded: Loaded, first: Loaded, data: Data) -> None:
-    """Check that a model fits the tiles and has the image size of the first model.
+def check_model(name: str, loaded: Loaded, data: Data) -> None:
+    """Check that a model fits the tiles.
 
     Raises:
         ValueError: names the model and the difference.
     """
     if differences := loaded.schema.difference(data.schema):
         raise ValueError(f"{name}: does not fit the shards: {'; '.join(differences)}")
-    sizes = (loaded.config.model.image_size, first.config.model.image_size)
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"{name}: generates tiles of {sizes[0]} pixels, the first model of {sizes[1]}; evaluate them separately")
+
+
+def common_size(sizes: Mapping[str, int]) -> int:
+    """Returns the image size of all models and tile sets.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    first = next(iter(sizes.values()))
+    for name, size in sizes.items():
+        if size != first:
+            raise ValueError(f"{name}: has tiles of {size} pixels, the first of {first}; evaluate them separately")
+    return first
 
 
 def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
     """Draw tiles at random from the whole split: indexed tars may be sorted by level."""
-    files = TileReader(shards.tars, size)
-    rows = shards.rows
+    rows, read_tiles = shards.rows, set_reader(shards, size)
     use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
     drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
-        tiles_N = drawn_N[number_N]
-        columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
-        requests = [TileRequest(*location, 0) for location in zip(*columns, strict=True)]  # type: ignore[call-arg]
-        return np.stack([_read(shards, files, tile, request) for tile, request in zip(tiles_N.tolist(), requests, strict=True)])
+        return read_tiles(drawn_N[number_N])
 
     digest = hashlib.sha256((shards.folder / checksums.FILE).read_bytes())
     digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
     group_of_tile = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
     return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(group_of_tile, return_inverse=True)[1], read, digest.hexdigest())
+
+
+def set_reader(shards: ShardSet, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function that reads tiles of a split by number, resized to ``size`` pixels: (N, size, size, 3) uint8."""
+    files, rows = TileReader(shards.tars, size), shards.rows
+
+    def read(tiles_N: np.ndarray) -> np.ndarray:
+        columns = [column[tiles_N].tolist() for column in (rows.shard_N, rows.offset_N, rows.length_N, rows.checksum_N)]
+        requests = [TileRequest(*location, 0) for location in zip(*columns, strict=True)]  # type: ignore[call-arg]
+        return np.stack([_read(shards, files, tile, request) for tile, request in zip(tiles_N.tolist(), requests, strict=True)])
+
+    return read
 
 
 def _read(shards: ShardSet, files: TileReader, tile: int, request: TileRequest) -> np.ndarray:

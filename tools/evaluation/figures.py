@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,13 +49,13 @@ def draw(
     models: Mapping[str, Loaded],
     reference_set: ReferenceSet,
     rows: Sequence[Row],
-    generated: Mapping[str, Any],
+    generated: Mapping[str, np.ndarray],
     paths: Sequence[str | Path],
 ) -> Pictures:
     """Draw all pictures.
 
     Args:
-        generated: generated tiles by the name of the model.
+        generated: generated tiles, resized for the predictor, by the name of the model or tile set.
         paths: run folders or checkpoints of the models, for curves over training.
     """
     sheets = {
@@ -66,14 +65,15 @@ def draw(
     }
     sweeps, neighbours = {}, {}
     memories = {row.numbers["name"]: row.memory for row in rows if row.memory}
-    for name, loaded in models.items():
-        sheets[name] = png(sheet(generated[name].tiles[:TILES]), f"tiles of {name}")
-        latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
-        sweeps[name] = png(grids.sweep_grid(loaded.generator, reference_set.schema, latents_BL), f"sweeps of {name}")
+    for name, tiles_NHWC in generated.items():
+        sheets[name] = png(sheet(tiles_NHWC[:TILES]), f"tiles of {name}")
+        if loaded := models.get(name):
+            latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
+            sweeps[name] = png(grids.sweep_grid(loaded.generator, reference_set.schema, latents_BL), f"sweeps of {name}")
         if name not in memories:  # too few real tiles to detect memorization
             continue
         closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
-        columns = [generated[name].tiles[closest], thumbs(reference_set.train.read(memories[name].nearest_N[closest]))]
+        columns = [tiles_NHWC[closest], thumbs(reference_set.train.read(memories[name].nearest_N[closest]))]
         usual_N, distance_N = nearest(reference_set.held_out_ND, reference_set.train_ND)
         held = np.argsort(distance_N, kind="stable")[:NEIGHBOURS]
         columns += [reference_set.thumbs[held], thumbs(reference_set.train.read(usual_N[held]))]

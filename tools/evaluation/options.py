@@ -79,8 +79,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network: efficientnet-lite0, timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION "
-        "(default: %(default)s)",
+        help="feature network: efficientnet-lite0, inception[:FILE], timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or "
+        "MODULE:FUNCTION (default: %(default)s)",
     )
     parser.add_argument(
         "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"

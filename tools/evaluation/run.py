@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # slow to import; --help must be fast
+    import numpy as np
+
     from attributegan.checkpoint.loading import Loaded
     from attributegan.distributed.process_group import Processes
     from attributegan.evaluation.reference import ReferenceSet
     from attributegan.evaluation.scores import Row
+    from tools.evaluation.tiles import TileSource
 from tools.evaluation.options import EvaluationSettings
 from tools.options import resolve_precision
 from tools.progress import StageProgress
@@ -27,20 +30,26 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
         The contents of result.json on the main process, None on others.
 
     Raises:
-        ValueError: a model, shard set or feature network that can't be used, or that don't fit each other.
+        ValueError: a model, tile set, shard set or feature network that can't be used, or that don't fit each other.
     """
     from attributegan.checkpoint.loading import load_for_sampling
     from attributegan.distributed.process_group import Processes
     from attributegan.evaluation.reference import FeatureCache
     from attributegan.utils.files import require_writable
+    from data_shards.storage.cache import Cache
+    from tools.evaluation.tiles import is_tiles, open_tiles
 
     require_writable(settings.out, "--out")
     require_writable(FeatureCache.at(settings.cache).folder, "--cache")
     paths = [settings.model, *settings.baseline]
-    models = {name: load_for_sampling(path, ema=not settings.no_ema) for name, path in zip(names_of(paths), paths, strict=True)}
+    cache = Cache.of(settings.shards_cache, settings.shards_cache_gb)
+    subjects: dict[str, Loaded | TileSource] = {
+        name: open_tiles(path, cache) if is_tiles(path) else load_for_sampling(path, ema=not settings.no_ema)
+        for name, path in zip(names_of(paths), paths, strict=True)
+    }
     processes = Processes()
     try:
-        return Evaluation(settings, models, processes).run()
+        return Evaluation(settings, subjects, processes).run()
     finally:
         processes.shutdown()
 
@@ -66,26 +75,34 @@ def _name(path: Path) -> str:
 
 
 class Evaluation:
-    """An evaluation of one or more models against one set of real tiles."""
+    """An evaluation of one or more models or tile sets against one set of real tiles."""
 
-    def __init__(self, settings: EvaluationSettings, models: dict[str, Loaded], processes: Processes) -> None:
+    def __init__(self, settings: EvaluationSettings, subjects: dict[str, Loaded | TileSource], processes: Processes) -> None:
+        from attributegan.checkpoint.loading import Loaded
         from attributegan.metrics import features
         from attributegan.utils.html_page import require_jinja2
         from tools.evaluation import data
 
         require_jinja2()  # for the report, written at the end
-        self.settings, self.models, self.processes = settings, models, processes
-        first = next(iter(models.values()))
-        self.data = data.open_data(settings, first)
-        for name, loaded in models.items():
-            data.check_model(name, loaded, first, self.data)
+        self.settings, self.processes, self.subjects = settings, processes, list(subjects)
+        self.models = {name: subject for name, subject in subjects.items() if isinstance(subject, Loaded)}
+        self.sources = {name: subject for name, subject in subjects.items() if not isinstance(subject, Loaded)}
+        sizes = {
+            name: subject.config.model.image_size if isinstance(subject, Loaded) else subject.image_size
+            for name, subject in subjects.items()
+        }
+        self.size = data.common_size(sizes)
+        self.data = data.open_data(settings, self.size)
+        for name, loaded in self.models.items():
+            data.check_model(name, loaded, self.data)
+        self.tiles = {name: source.open(self.data.schema, settings.count, self.size) for name, source in self.sources.items()}
         self.features = features.load(settings.features, settings.feature_size).to(processes.device)
         self.precision = processes.broadcast_object(resolve_precision(settings.precision) if processes.is_main else "")
         self.progress = StageProgress(processes.is_main)
 
     def run(self) -> dict[str, Any] | None:
         """Compute all scores and write the report; returns what `evaluate` returns."""
-        from attributegan.evaluation import reference, samples, scores
+        from attributegan.evaluation import reference, samples, scores, tile_sets
 
         settings, processes = self.settings, self.processes
         cache = reference.FeatureCache.at(settings.cache)
@@ -102,10 +119,18 @@ class Evaluation:
             progress=self.progress,
         )
         plan = samples.make_plan(reference_set, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
-        equal = min(len(self.data.train), len(self.data.held_out), settings.count)
+        equal = min(len(self.data.train), len(self.data.held_out), settings.count, *map(len, self.tiles.values()))
         rows = [scores.real_data_row(reference_set, equal, self.data.measure_held_out)] if reference_set else []
-        generated = {}
-        for name, loaded in self.models.items():
+        generated: dict[str, np.ndarray] = {}
+        for name in self.subjects:
+            if name in self.tiles:
+                features_ND = reference.features_of(self.tiles[name], name, self.features, processes, cache, self.progress)
+                if reference_set and features_ND is not None:
+                    tile_set = tile_sets.TileSet(name, self.tiles[name], features_ND)
+                    generated[name] = tile_set.tiles.thumbs()
+                    rows += tile_sets.rows(reference_set, tile_set, equal, self.data.measure, settings.seed)
+                continue
+            loaded = self.models[name]
             loaded.generator.to(processes.device)
             tiles = samples.make(
                 loaded.generator,
@@ -119,7 +144,7 @@ class Evaluation:
                 self.data.measure if self.data.measured_by else None,
             )
             if reference_set and tiles:
-                generated[name] = tiles
+                generated[name] = tiles.tiles
                 rows += scores.generator_rows(reference_set, plan, tiles, name, equal, self.data.measure)
         self.progress.close()
         if reference_set is None:
@@ -159,10 +184,15 @@ class Evaluation:
             "models": {
                 name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
             },
+            **(
+                {"tile_sets": {name: {"location": self.sources[name].location, "tiles": len(tiles)} for name, tiles in self.tiles.items()}}
+                if self.tiles
+                else {}
+            ),
             "rows": [row.numbers for row in rows],
         }
 
-    def _write(self, reference_set: ReferenceSet, rows: Sequence[Row], generated: dict[str, Any], summary: dict[str, Any]) -> None:
+    def _write(self, reference_set: ReferenceSet, rows: Sequence[Row], generated: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
         """Write the report. result.json is written last: its presence means that the report is complete."""
         from attributegan.utils.files import atomic_write
         from tools.evaluation import figures, report
@@ -175,8 +205,8 @@ class Evaluation:
         pictures = figures.draw(self.models, reference_set, rows, generated, [self.settings.model, *self.settings.baseline])
         with atomic_write(out / PAGE) as stream:
             stream.write(report.page(summary, pictures).encode())
-        main_images = next(iter(self.models.values())).images
-        report.write_tensorboard(out / "tensorboard", main_images, summary)
+        first = self.models.get(self.subjects[0])
+        report.write_tensorboard(out / "tensorboard", first.images if first else 0, summary)
         with atomic_write(out / RESULT) as stream:
             stream.write(json.dumps(summary, indent=1, allow_nan=False).encode())
         print(report.as_text(summary))

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -394,11 +393,10 @@ def test_tiles_that_are_not_assessable_can_be_skipped(tmp_path: Path) -> None:
     from tools.evaluation import data as data_module
 
     place = make_set(tmp_path, 70, val_fraction=0.3)
-    model = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(image_size=16)))
     identities = set()
     for words in ([], ["--assessable-only"]):
         options = evaluate._parser().parse_args(["report", "run", "--shards", str(place), "--out", "o", *words])
-        data = data_module.open_data(settings_of(EvaluationSettings, options), model)  # type: ignore[arg-type]
+        data = data_module.open_data(settings_of(EvaluationSettings, options), 16)
         for name, part in (("train", data.train), ("val", data.held_out)):
             expected = [number_of(row["key"]) for row in rows_of_set(place) if row["split"] == name and (row["grade"] or not words)]
             pixels_NHWC = part.read(np.arange(len(part))).astype(int)
@@ -417,7 +415,9 @@ def test_models_of_other_attributes_are_refused(run: Path, tmp_path: Path) -> No
     schema = AttributeSchema((Attribute("grade", ("low", "high")),))
     data = data_module.Data("shards", schema, split(4, 0), split(4, 1), None, None)
     with pytest.raises(ValueError, match="does not fit the shards: the model has the attributes cell_crowding"):
-        data_module.check_model("untrained", loaded, loaded, data)
+        data_module.check_model("untrained", loaded, data)
+    with pytest.raises(ValueError, match="b: has tiles of 64 pixels, the first of 32; evaluate them separately"):
+        data_module.common_size({"a": 32, "b": 64})
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""The membership test: training tiles with noise are caught, independent tiles are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from attributegan.metrics import quality
+
+
+def sets(copies: bool, count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    training_TD, held_out_MD, other_ND = (rng.standard_normal((count, 12)) for _ in range(3))
+    return training_TD, held_out_MD, training_TD + 0.3 * rng.standard_normal((count, 12)) if copies else other_ND
+
+
+def test_copies_are_caught_by_both_tests_and_independent_tiles_by_none() -> None:
+    for copies in (True, False):
+        training_TD, held_out_MD, generated_ND = sets(copies)
+        auc = quality.membership(training_TD, held_out_MD, generated_ND)
+        memory = quality.memorisation(training_TD, generated_ND, held_out_MD)
+        assert (auc.low > 0.5) is copies and (memory.ratio < 0.6) is copies and (memory.nearer > 0.1) is copies
+        assert auc.value > 0.95 if copies else 0.42 < auc.value < 0.58
+        assert auc.low <= auc.value <= auc.high
+
+
+def test_copies_of_a_few_training_tiles_are_caught() -> None:
+    training_TD, held_out_MD, generated_ND = sets(copies=False, count=400)
+    generated_ND[:120] = training_TD[:120]
+    assert quality.membership(training_TD, held_out_MD, generated_ND).low > 0.5
+
+
+def test_membership_by_hand() -> None:
+    """Distances 0, 2 of training and 1, 2 of held-out tiles: nearer in 2 of 4 pairs, with one tie."""
+    training, held_out, generated = np.array([[0.0], [2.0]]), np.array([[1.0], [-2.0]]), np.array([[0.0]])
+    assert quality.membership(training, held_out, generated).value == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+
+
+def test_slides_are_resampled_together() -> None:
+    """Ten slides, each at its own distance: wide over slides, narrow over tiles."""
+    rng = np.random.default_rng(0)
+    group = np.arange(200) // 20
+    training, held_out = (
+        rng.standard_normal(10)[group][:, None] + 0.01 * rng.standard_normal((200, 1)) + np.array([10.0]) for _ in range(2)
+    )
+    over = [quality.membership(training, held_out, np.zeros((1, 1)), *groups) for groups in ((), (group, group))]
+    assert over[0].value == over[1].value and over[1].high - over[1].low > 2 * (over[0].high - over[0].low)
