@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ def tiles(count: int, size: int) -> np.ndarray:
 
 def test_architecture_is_the_published_one(weights: Path) -> None:
     """Sizes of table 1 of Szegedy et al. (CVPR 2016), names of torchvision, and the parameter count of its 1008-class network."""
-    network, shapes = inception.load(weights), {}
+    network = inception.load(weights)
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_children():
         module.register_forward_hook(lambda _, __, output, name=name: shapes.__setitem__(name, tuple(output.shape[1:])))
     with torch.inference_mode():
@@ -97,8 +99,8 @@ class Layers(nn.Module):
 def test_cached_files_are_found(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch-fidelity's, pytorch-fid's and clean-fid's file names; nothing is downloaded."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    places = [tmp_path / "hub" / "checkpoints" / name for name in (*inception.STATE_DICTS, inception.SCRIPT)]
     monkeypatch.setattr(inception, "candidates", lambda: [path for path in places if path.is_relative_to(tmp_path)])
-    places = list(map(Path, [tmp_path / "hub" / "checkpoints" / name for name in (*inception.STATE_DICTS, inception.SCRIPT)]))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
     with pytest.raises(ValueError, match=r"no weights found. They are not downloaded(?s:.*)weights-inception-2015-12-05-6726825d.pth"):
         features.load("inception")
@@ -116,7 +118,7 @@ def test_cached_files_are_found(weights: Path, tmp_path: Path, monkeypatch: pyte
     renamed = tmp_path / f"weights-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}.pth"
     renamed.write_bytes(weights.read_bytes())
     assert features.load(f"inception:{renamed}").version == features.load(f"inception:{weights}").version != found.version
-    monkeypatch.setattr(inception.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     monkeypatch.setattr(Path, "stat", lambda path, **_: type("Stat", (), {"st_uid": 999, "st_mode": 0o100644})())
     with pytest.raises(ValueError, match="no weights found"):
         inception.find()  # a file of another user
