@@ -80,3 +80,11 @@ def test_it_is_a_fused_optimizer_to_torch() -> None:
     """On CUDA, torch then loads the step counts to the device of the weights, as the kernel requires."""
     (group,) = Adam([nn.Parameter(torch.ones(2))], LEARNING_RATE, BETAS).param_groups
     assert group["fused"] is True and group["betas"] == BETAS and group["lr"] == LEARNING_RATE
+
+
+def test_learning_rate_is_used_and_groups_without_gradients_are_skipped() -> None:
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = Adam([{"params": [first]}, {"params": [second]}], lr=0.25, betas=(0.0, 0.9))
+    second.grad = torch.full((3,), 2.0)
+    optimizer.step()
+    assert first.tolist() == [1, 1, 1] and second.tolist() == pytest.approx([0.75] * 3, abs=1e-6)  # the first step of Adam is the rate

@@ -156,3 +156,12 @@ def test_offset_passes_the_whole_gradient_and_cutout_only_what_shows() -> None:
     assert torch.equal(gradient, torch.ones_like(gradient))
     (gradient,) = torch.autograd.grad(by_hand("cutout", batch, 0.5, 0.5).sum(), batch)
     assert gradient.sum() == 3 * (256 - 64) and gradient[..., 4:12, 4:12].abs().max() == 0
+
+
+def test_a_draw_at_the_probability_is_above_it() -> None:
+    config = AugmentConfig(policy=("color",), probability=0.5)
+    images = torch.zeros(2, 3, 4, 4)
+    draws = torch.full((2, augment.draws_per_image(config)), 0.9)
+    draws[:, 0] = torch.tensor([0.5, 0.49])
+    changed = (augment.apply(images, draws, config) != images).flatten(1).any(dim=1)
+    assert changed.tolist() == [False, True]

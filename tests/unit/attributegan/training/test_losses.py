@@ -200,3 +200,9 @@ def test_losses_are_computed_in_at_least_single_precision(dtype: torch.dtype) ->
     with torch.autocast("cpu", torch.bfloat16):
         exact = losses.contrastive_2c(EMBEDDING + 0.1, PROXY, LEVELS, 0.3)
     assert exact.item() == pytest.approx(losses.contrastive_2c(EMBEDDING.double() + 0.1, PROXY.double(), LEVELS, 0.3).item(), abs=1e-6)
+
+
+def test_unknown_levels_add_nothing_to_the_classification_loss() -> None:
+    """Not even through the mean over the batch: the tile of an unknown level is far off here."""
+    logits = torch.log(torch.tensor([[0.9, 0.1, 1e-9, 1e-9], [1e-6, 1.0, 1e-9, 1e-9]]))
+    assert losses.control([logits], torch.tensor([[0], [-1]])).item() == pytest.approx(-math.log(0.9) / 2, abs=1e-5)
