@@ -1,6 +1,7 @@
 """``attributegan-submit``: submits a training run, or a sweep of them, to Slurm.
 
-Owns the command line, the checks before submission, and the submission folder. The job itself is in job.py and requeue.py.
+Owns the command line, the checks before submission, and the submission folder. The batch script is in batch_script.py, the job in job.py
+and requeue.py.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 from attributegan import cli, config, option_help
 from attributegan.config import Config
 from attributegan.run_dir import status
+from slurm import batch_script
 from slurm import cluster_config as clusters
 from slurm.cluster_config import ClusterConfig
 
 if TYPE_CHECKING:  # slow import, deferred so that --help is fast
-    from submitit.core.core import Job, PicklingExecutor
+    from submitit.core.core import Job
 
 EXAMPLES = """\
   attributegan-submit --config paper --cluster gpu data.shards=shards run.dir=runs/paper
@@ -71,7 +73,11 @@ def submit(options: argparse.Namespace) -> None:
     home = Path(config.load(options.config, options.overrides).run.dir).resolve()
     runs = [_resolve(run, cluster.processes) for run in _runs(options, home)]
     if options.dry_run:
-        print(_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(array=len(runs) if len(runs) > 1 else 0))
+        print(
+            batch_script.slurm_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(
+                array=len(runs) if len(runs) > 1 else 0
+            )
+        )
         return
     if not options.local and not shutil.which("srun"):
         raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local")
@@ -184,7 +190,7 @@ def _submit_jobs(
 
     from slurm.job import TrainJob
 
-    executor = _local_executor(submission, cluster) if options.local else _executor(submission, cluster, name)
+    executor = batch_script.local_executor(submission, cluster) if options.local else batch_script.slurm_executor(submission, cluster, name)
     before = {run.run.dir: status.read(Path(run.run.dir)) for run in runs}
     queued = {"state": "queued", "processes": cluster.processes, "job": "", "host": "", "pid": 0, "error": "", "requeues": 0}
     for run in runs:
@@ -243,46 +249,6 @@ def _output_to_log(submission: Path | None) -> Iterator[None]:
         for number, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-
-
-def _executor(submission: Path, cluster: ClusterConfig, name: str, dry: bool = False) -> Any:
-    from submitit import SlurmExecutor
-
-    class Executor(SlurmExecutor):
-        @classmethod
-        def affinity(cls) -> int:
-            return 1 if dry else super().affinity()
-
-        def script(self, array: int) -> str:
-            """Returns the batch script, of a job array if ``array`` (its number of runs) is not 0."""
-            self.parameters.update({"map_count": array} if array else {})
-            text: str = self._make_submission_file_text(self._submitit_command_str, "")
-            return text
-
-    executor = Executor(submission, python=cluster.command)
-    setup = [
-        "trap : INT TERM USR1 USR2  # signals are for the training processes; slurm.requeue runs after they exit",
-        *cluster.exports(),
-        f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
-    ]
-    requeue = f"{shlex.quote(sys.executable)} -m slurm.requeue {shlex.quote(str(submission))} $?"
-    executor.update_parameters(**cluster.parameters(name, setup, [requeue]))
-    return executor
-
-
-def _local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecutor:
-    from submitit import LocalExecutor
-
-    os.environ.update(cluster.environment)
-    os.environ |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(submission / "code"), os.environ.get("PYTHONPATH")])),
-        "PYTHONSAFEPATH": "1",
-    }
-    executor = LocalExecutor(submission)
-    executor.update_parameters(
-        tasks_per_node=cluster.processes, gpus_per_node=cluster.gpus_per_node, timeout_min=cluster.minutes, signal_delay_s=cluster.signal_s
-    )
-    return executor
 
 
 if __name__ == "__main__":
