@@ -147,8 +147,8 @@ def test_files_that_are_not_csv_are_named(tmp_path: Path) -> None:
 
 
 def test_digits_of_other_scripts_stay_text(tmp_path: Path) -> None:
-    (row,) = read(tmp_path, "file,grade,size,age\na.png,0,0,\uff17\uff10\n").table.to_pylist()
-    assert json.loads(row["more"]) == {"age": "\uff17\uff10"}
+    (row,) = read(tmp_path, "file,grade,size,age\na.png,0,0,7\uff10\n").table.to_pylist()
+    assert json.loads(row["more"]) == {"age": "7\uff10"}
 
 
 def test_tables_of_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
