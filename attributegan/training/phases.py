@@ -1,6 +1,7 @@
 """The two phases of a training step. Each function is the complete recipe of its network.
 
-Losses follow AttributeGAN (Ye et al., MICCAI 2021); they are defined in losses.py.
+Losses follow AttributeGAN (Ye et al., MICCAI 2021); they are defined in losses.py,
+except for the reconstruction loss, which the discriminator computes where its decoders are.
 """
 
 from __future__ import annotations

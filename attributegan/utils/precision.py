@@ -1,6 +1,7 @@
 """Numeric precision of a device: resolves ``auto``, detects native bf16, measures the slowdown of emulated types, and autocast.
 
-The only file that queries instruction sets.
+The only file that queries instruction sets. In training, the launcher's precision and that of a resumed run come before ``auto``
+(`Runtime._precision`).
 """
 
 from __future__ import annotations

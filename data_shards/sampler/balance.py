@@ -1,6 +1,6 @@
 """Sampling weights of tiles that balance the levels of every attribute, fully or partially.
 
-Owns the weights. The order of tiles is in global_order.py.
+Owns the weights: how often a tile is drawn. The order of the draws is in global_order.py and windowed_order.py.
 """
 
 from __future__ import annotations
