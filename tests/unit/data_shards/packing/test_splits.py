@@ -98,3 +98,14 @@ def test_the_split_of_a_seed_never_changes() -> None:
     levels_NA = np.stack([np.arange(20) % 3, np.arange(20) % 7 % 2], axis=1).astype(np.int8)
     assert np.flatnonzero(hold_out(levels_NA, None, 0.2, 3)).tolist() == [6, 7, 8, 15]
     assert np.flatnonzero(hold_out(levels_NA, np.arange(20) // 3, 0.2, 3)).tolist() == [9, 10, 11]
+
+
+def test_tiles_are_taken_from_the_middle_of_their_stretches() -> None:
+    """Seven tiles in the order of their levels, two of them held out: the middle one of each half."""
+    held_out_N = hold_out(np.arange(7, dtype=np.int8)[:, None], None, 2 / 7, seed=0)
+    assert np.flatnonzero(held_out_N).tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("group_N", [None, np.arange(7) // 2])
+def test_splits_are_masks(group_N: np.ndarray | None) -> None:
+    assert hold_out(np.arange(7, dtype=np.int8)[:, None], group_N, 0.3, seed=0).dtype == bool
