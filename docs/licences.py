@@ -1,4 +1,5 @@
-"""Write docs/licences.md: the packages of setup.cfg and configs/constraints.txt, as installed here, with their licences.
+"""Write docs/licences.md: the packages of setup.cfg and configs/constraints.txt, as installed here, with their licences; rows of packages
+that are not installed are kept.
 
 .venv/bin/python docs/licences.py
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 HEAD = """# Licences of dependencies
 
-The packages that `make venv` installs, with the licences in their metadata; written by `make licences`. None of them is part of this
+The packages that `make venv` and the extra `trackers` install, with the licences in their metadata; written by `make licences`. None of them is part of this
 repository.
 
 | package | version | licence |
@@ -28,14 +29,19 @@ def licence(package: metadata.PackageMetadata) -> str:
 def main() -> None:
     pinned = [line.partition("==")[0] for line in (ROOT / "configs" / "constraints.txt").read_text().splitlines() if "==" in line]
     named = re.findall(r"^    ([A-Za-z0-9_.-]+)(?:\[\w+\])?(?:[><=]=?[^\n]*)?$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    page = ROOT / "docs" / "licences.md"
+    before = {
+        line.split("|")[1].strip().lower().replace("_", "-"): f"{line}\n" for line in page.read_text().splitlines() if line.startswith("| ")
+    }
     lines = []
     for name in sorted({name.lower().replace("_", "-") for name in [*pinned, *named]}):
         try:
             package = metadata.metadata(name)
-        except metadata.PackageNotFoundError:
+        except metadata.PackageNotFoundError:  # of an extra that is not installed here
+            lines += [before[name]] if name in before else []
             continue
         lines.append(f"| {package['Name']} | {package['Version']} | {licence(package)} |\n")
-    (ROOT / "docs" / "licences.md").write_text(HEAD + "".join(lines))
+    page.write_text(HEAD + "".join(lines))
 
 
 if __name__ == "__main__":
