@@ -41,8 +41,8 @@ class Spec:
         if self.minimum is not None and self.maximum is not None:
             text = f"from {self.minimum:g} to {self.maximum:g}"
         else:
-            words = (("at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below))
-            text = " and ".join(f"{word} {value:g}" for word, value in words if value is not None)
+            bounds = (("at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below))
+            text = " and ".join(f"{name} {value:g}" for name, value in bounds if value is not None)
         return ", ".join(filter(None, (text, f"a multiple of {self.multiple_of}" if self.multiple_of else "")))
 
     def allows(self, value: float) -> bool:

@@ -17,6 +17,7 @@ from data_shards.packing.plan import Options
 from data_shards.packing.sources import Folder
 
 TWO = AttributeSchema((Attribute("grade", ("none", "low", "high"), 0), Attribute("size", ("small", "large"))))
+TWO_YAML = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\nsize:\n  levels: [small, large]\n"
 
 
 def pixels_of(number: int, size: int = 16) -> np.ndarray:

@@ -240,12 +240,12 @@ def test_secrets_of_an_address_are_used_and_not_told(site: Web, tmp_path: Path, 
     site.faults["train-000001.tar"] = ["404"]
     location = site.url + "/a%20b/set?sig=secret"
     assert main(["verify", location, "--cache", str(tmp_path), "--workers", "1"]) == 1
-    told = capsys.readouterr().out
-    assert "train-000001.tar: request rejected" in told and "secret" not in told
+    printed = capsys.readouterr().out
+    assert "train-000001.tar: request rejected" in printed and "secret" not in printed
     assert all(request["path"].startswith("/a%20b/set/") and request["path"].endswith("?sig=secret") for request in site.headers)
     assert main(["verify", site.url + "/a b/set?sig=secret", "--cache", str(tmp_path), "--workers", "1"]) == 1
-    told = capsys.readouterr().out
-    assert "request rejected: URL can't contain control characters" in told and "secret" not in told
+    printed = capsys.readouterr().out
+    assert "request rejected: URL can't contain control characters" in printed and "secret" not in printed
     assert stores.redact("https://me:secret@host/x") == "https://host/x"
 
 

@@ -221,8 +221,8 @@ def test_the_command_on_very_small_sets(
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert evaluate.main(arguments) == 0
-    told = capsys.readouterr()
-    assert "Image quality is not assessed:" in told.out and "not assessed" in told.out and "Warning" not in told.err
+    printed = capsys.readouterr()
+    assert "Image quality is not assessed:" in printed.out and "not assessed" in printed.out and "Warning" not in printed.err
     row = next(row for row in json.loads((tmp_path / "report" / "result.json").read_text())["rows"] if row["kind"] == "generator")
     assert row["quality"] == {} and "memory" not in row
 

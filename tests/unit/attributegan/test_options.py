@@ -104,10 +104,10 @@ def test_help_lists_every_option_with_its_type_and_default(capsys: pytest.Captur
         assert not ended.value.code
         shown = capsys.readouterr().out
         assert "--config NAME|FILE" in shown and list_all() in shown
-    words = " ".join(list_all().split())
+    listed = " ".join(list_all().split())
     for each in list_options(Config):
-        assert f" {each.name}=" in words and f"(default: {each.shown_default})" in words
-    assert "train.batch=INT Global batch size" in words and "loss.adversarial=hinge|relativistic" in words
+        assert f" {each.name}=" in listed and f"(default: {each.shown_default})" in listed
+    assert "train.batch=INT Global batch size" in listed and "loss.adversarial=hinge|relativistic" in listed
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_levels_are_counted_for_each_split(folder: Path) -> None:
 def test_combinations_and_co_occurrence_match_the_tiles(folder: Path) -> None:
     page = Page(html_of(folder))
     wanted = Counter(levels_of(number) for number in range(40))
-    told = {(line[0], line[1]): int(line[2]) + int(line[3]) for table in page.tables["Combinations"] for line in table[1:]}
-    assert told == {(TWO.attributes[0].levels[a], TWO.attributes[1].levels[b]): count for (a, b), count in wanted.items()}
+    printed = {(line[0], line[1]): int(line[2]) + int(line[3]) for table in page.tables["Combinations"] for line in table[1:]}
+    assert printed == {(TWO.attributes[0].levels[a], TWO.attributes[1].levels[b]): count for (a, b), count in wanted.items()}
     lines = page.tables["Co-occurrence"][0][2:]
     assert len(lines) == 5
     for a in range(3):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_tiles
+from shards import TWO, TWO_YAML, levels_of, make_set, number_of, pixels_of, rows_of, write_tiles
 
 from data_shards.format import checksums, index, tile
 from data_shards.loader.loader import batches
@@ -237,9 +237,6 @@ def in_json(number: int) -> dict[str, object]:
     return {"json": dict(zip(("grade", "size"), levels_of(number), strict=True)) | {"slide": f"s{number // 10}"}, "txt": "something else"}
 
 
-TWO_YAML = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\nsize:\n  levels: [small, large]\n"
-
-
 def test_existing_tars_are_indexed(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TWO_YAML)
     foreign(tmp_path / "tars" / "a-0.tar", range(10), in_json)
@@ -300,8 +297,8 @@ def test_all_invalid_samples_are_reported(tmp_path: Path, capsys: pytest.Capture
 def test_tar_names_with_shell_characters_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a b.tar").touch()
     assert main(["index", str(tmp_path), "--workers", "1"]) == 2
-    told = capsys.readouterr().err
-    assert f"{tmp_path}: 'a b.tar' is not a valid shard name" in told and "Rename the tar" in told
+    printed = capsys.readouterr().err
+    assert f"{tmp_path}: 'a b.tar' is not a valid shard name" in printed and "Rename the tar" in printed
 
 
 def test_folders_without_tars_and_files_that_are_not_tars_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,9 @@ def refusal(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> str:
     paths = ["--images", str(folder), "--labels", str(folder / "labels.csv"), "--out", str(folder / "set")]
     assert main(["pack", *paths, "--attributes", str(folder / "grade.yaml"), "--val-fraction", "0", "--workers", "1"]) == 2
     assert not (folder / "set").exists()
-    told = capsys.readouterr().err
-    assert name in told and "BytesIO" not in told
-    return told
+    printed = capsys.readouterr().err
+    assert name in printed and "BytesIO" not in printed
+    return printed
 
 
 def on_white(colour_HWC: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:

@@ -164,8 +164,8 @@ def test_images_determine_file_names(tmp_path: Path, capsys: pytest.CaptureFixtu
         Image.new("RGB", (4, 4)).save(tmp_path / "images" / name)
     assert run("import-captions", path, "--out", tmp_path / "levels.csv", "--images", tmp_path / "images") == 2
     assert list(rows_of(tmp_path / "levels.csv")) == ["a/H7_1_2.jpg"]
-    told = capsys.readouterr()
-    assert f"2 images with this name in {tmp_path / 'images'}: a/H7_1_4.jpg, b/H7_1_4.png" in told.err and "1 left out" in told.out
+    printed = capsys.readouterr()
+    assert f"2 images with this name in {tmp_path / 'images'}: a/H7_1_4.jpg, b/H7_1_4.png" in printed.err and "1 left out" in printed.out
     assert run("import-captions", path, "--out", tmp_path / "none.csv", "--images", tmp_path / "absent") == 2
     assert not (tmp_path / "none.csv").exists()
 

@@ -121,8 +121,10 @@ def test_tiles_of_plain_images_by_the_command(tmp_path: Path, capsys: pytest.Cap
         "1",
     ]
     assert shard.main(["tile", *map(str, sorted(slides.iterdir())), *arguments]) == 0
-    told = capsys.readouterr()
-    assert "skipped, not a slide" in told.err and "README.md" in told.err and "zoom_files" in told.err and "16 tiles" in told.out
+    printed = capsys.readouterr()
+    assert (
+        "skipped, not a slide" in printed.err and "README.md" in printed.err and "zoom_files" in printed.err and "16 tiles" in printed.out
+    )
     for name in ("core", "zoom"):
         with Image.open(out / name / "64_64.png") as tile:
             assert np.array_equal(tile, np.asarray(smooth())[64:128, 64:128])

@@ -18,7 +18,7 @@ import pytest
 import webdataset
 from lock_holder import lock_holder
 from PIL import Image
-from shards import TWO, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
+from shards import TWO, TWO_YAML, levels_of, make_set, number_of, pixels_of, rows_of, write_csv, write_tiles
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from data_shards.format import index, tile
@@ -31,7 +31,6 @@ from data_shards.packing.tar_writer import header
 from tools.shard import main
 
 ROOT = Path(__file__).parents[4]
-TWO_YAML = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\nsize:\n  levels: [small, large]\n"
 
 
 @pytest.fixture
@@ -65,9 +64,9 @@ def test_files_are_stored_byte_for_byte_and_indexed(tiles: Path) -> None:
 
 def test_progress_and_summary_are_printed(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tiles, "--val-fraction", "0.25")) == 0
-    told = capsys.readouterr()
-    assert "40 tiles, " in told.err and "tiles/s" in told.err
-    assert "train: 30 tiles in 1 shards" in told.out and "val: 10 tiles in 1 shards" in told.out
+    printed = capsys.readouterr()
+    assert "40 tiles, " in printed.err and "tiles/s" in printed.err
+    assert "train: 30 tiles in 1 shards" in printed.out and "val: 10 tiles in 1 shards" in printed.out
 
 
 def test_plain_webdataset_reads_what_is_written(tiles: Path) -> None:

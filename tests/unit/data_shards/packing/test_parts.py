@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from lock_holder import lock_holder
-from shards import number_of, rows_of, write_tiles
+from shards import TWO_YAML, number_of, rows_of, write_tiles
 
 from data_shards.format import checksums, index
 from data_shards.packing import parts
@@ -19,7 +19,6 @@ from data_shards.packing.parts import Part
 from tools.shard import main
 
 ROOT = Path(__file__).parents[4]
-TWO_YAML = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\nsize:\n  levels: [small, large]\n"
 
 
 @pytest.fixture

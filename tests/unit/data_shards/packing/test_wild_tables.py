@@ -328,12 +328,12 @@ def test_levels_without_a_tile_are_named(tmp_path: Path, capsys: pytest.CaptureF
 def test_levels_without_a_tile_by_schema() -> None:
     import numpy as np
 
-    def told(levels_NA: list[list[int]]) -> list[str]:
+    def printed(levels_NA: list[list[int]]) -> list[str]:
         return level_counts.absent(AttributeSchema(PUBLISHED.attributes[2:4]), np.array(levels_NA, np.int8))
 
-    assert told(list(map(list, itertools.product(range(4), range(3))))) == []
-    assert told([[1, 1], [2, 2], [3, 1]]) == [
+    assert printed(list(map(list, itertools.product(range(4), range(3))))) == []
+    assert printed([[1, 1], [2, 2], [3, 1]]) == [
         "mitosis: no tile has level 0 (insufficient information)",
         "nucleoli: no tile has level 0 (insufficient information)",
     ]
-    assert told([[-1, 0], [-1, 1], [-1, 2]]) == ["mitosis: all levels are unknown"]
+    assert printed([[-1, 0], [-1, 1], [-1, 2]]) == ["mitosis: all levels are unknown"]

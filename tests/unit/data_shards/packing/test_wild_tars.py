@@ -162,8 +162,8 @@ def test_other_files_are_listed_and_the_set_is_valid(tmp_path: Path, capsys: pyt
     (folder / "a_stats.json").write_text("{}")
     (folder / "empty").mkdir()
     assert index_of(folder) == 0
-    told = capsys.readouterr()
-    assert "a_stats.json: skipped: not a tar" in told.err and "empty/: skipped" in told.err and "2 files skipped" in told.out
+    printed = capsys.readouterr()
+    assert "a_stats.json: skipped: not a tar" in printed.err and "empty/: skipped" in printed.err and "2 files skipped" in printed.out
     clean(folder)
     (folder / "new.txt").write_text("")
     assert main(["verify", str(folder), "--workers", "1"]) == 1
@@ -187,8 +187,8 @@ def test_truncated_concatenated_and_empty_tars(tmp_path: Path, capsys: pytest.Ca
         write_tar(folder / "a.tar", sample(9))
         (folder / "b.tar").write_bytes(data)
         for more in ((), ("--skip-bad",)):
-            told = refused(folder, capsys, *more)
-            assert message in told and "b.tar" in told, name
+            printed = refused(folder, capsys, *more)
+            assert message in printed and "b.tar" in printed, name
 
 
 def test_verify_finds_data_after_the_end_of_a_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
