@@ -21,7 +21,8 @@ from typing import Literal
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir import status
 from attributegan.run_dir.checkpoint_dirs import list_checkpoints
-from slurm import exit_records
+from launch.notify import Event
+from slurm import exit_records, missed_events
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
 
@@ -34,15 +35,23 @@ def main() -> int:
     submission, srun_status = Path(sys.argv[1]), int(sys.argv[2])
     job, index = status.slurm_job(), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     folder = Path(Plan.load(submission).runs[index].folder)
-    if (state := _job_state(job)) != "running":
+    where = exit_records.folder(submission, job, status.slurm_restarts())
+    if (state := job_state(job)) != "running":
         if (now := status.read(folder)) and now.state != "finished":
             status.update(folder, state="queued" if state == "requeued" else "stopped", error="")
+            event: tuple[Event, str] = ("failed", missed_events.LOST) if state == "requeued" else ("stopped", "the job was cancelled")
+            missed_events.send(submission, index, where, *event)
         return srun_status
-    records = exit_records.read(exit_records.folder(submission, job, status.slurm_restarts()))
+    records = exit_records.read(where)
     if not any(record.status is not None for record in records) and srun_status - 128 in STOP_SIGNALS:
         records = [ExitRecord(0, 1, "", srun_status)]  # stopped by a signal before any process started
-    if conclude(submission, index, records, srun_status) == "requeue":
-        _requeue(job, folder)
+    decision = conclude(submission, index, records, srun_status)
+    if end := missed_events.event_of(records, srun_status):
+        missed_events.send(submission, index, where, *end)
+    if decision == "requeue" and (error := requeue(job)):
+        error = f"{error}; submit the run again"
+        print(f"error: {error}", file=sys.stderr)
+        status.update(folder, state="failed", error=error)
     first = exit_records.first_failure(records)
     return (first.status if first and first.status and first.status > 0 else 0) or srun_status
 
@@ -87,7 +96,7 @@ def _count_consecutive_errors(submission: Path, index: int, folder: Path) -> int
     return count
 
 
-def _job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
+def job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
     """Returns what Slurm or a user has done with the job already; "running" if it is still to be decided."""
     result = _scontrol("show", "job", "-o", job)
     fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", result.stdout))
@@ -96,16 +105,14 @@ def _job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
     return "requeued" if int(fields.get("Restarts", "0")) > status.slurm_restarts() else "cancelled"
 
 
-def _requeue(job: str, folder: Path) -> None:
-    """Requeue the job, with retries and exponential backoff."""
+def requeue(job: str) -> str:
+    """Requeue the job, with retries and exponential backoff; returns the error, or ""."""
     for wait_s in [2.0**k for k in range(RETRIES)]:
         result = _scontrol("requeue", job)
         if result.returncode == 0:
-            return
+            return ""
         time.sleep(wait_s)
-    error = f"scontrol requeue {job} failed: {result.stderr.strip()}; submit the run again"
-    print(f"error: {error}", file=sys.stderr)
-    status.update(folder, state="failed", error=error)
+    return f"scontrol requeue {job} failed: {result.stderr.strip()}"
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:

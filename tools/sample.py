@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(lambda: sample(settings_of(SamplingSettings, options)))
 
 
+def settings(argv: Sequence[str]) -> SamplingSettings:
+    """Return the settings of a command line; ValueError or SystemExit if it is invalid."""
+    return settings_of(SamplingSettings, _parser().parse_args(argv))
+
+
 def _parser() -> argparse.ArgumentParser:
     result = parser(
         "Generate tiles with a trained model. Writes image files and samples.csv with their levels, or a shard set.\n"
