@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,7 +117,11 @@ def scripts(submission: Path, cluster: ClusterConfig, name: str, follow_ups: Seq
     lines = []
     for number, one in enumerate(follow_ups):
         made, command = executor(submission, cluster, name, follow_ups, number, "JOB", dry=True)
-        lines += ["", f"# then, as another job: {one}", *(f"# {line}" for line in made._make_submission_file_text(command, "").splitlines())]
+        lines += [
+            "",
+            f"# then, as another job: {one}",
+            *(f"# {line}" for line in made._make_submission_file_text(command, "").splitlines()),
+        ]
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """Sends the event of ``run.notify`` that a training process could not send, because it was killed or its node failed.
 
-A training process that ends by itself sends its event and leaves a file in the folder of the exit records (`launch.notify.SENT`). Where the
-file is missing, the batch script sends the event (requeue.py), or the next start of the job, if the batch script was killed as well (task.py).
+A training process that ends by itself sends its event and leaves a file in the folder of the exit records (`launch.notify.SENT`). Where
+the file is missing, the batch script sends the event (requeue.py), or the next start of the job, if the batch script was killed as well
+(task.py).
 """
 
 from __future__ import annotations

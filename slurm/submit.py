@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 from attributegan import cli, config, option_help
 from attributegan.config import Config
 from attributegan.run_dir import status
-from slurm import batch_script
+from slurm import batch_script, follow_up
 from slurm import cluster_config as clusters
-from slurm import follow_up
 from slurm.cluster_config import ClusterConfig
 
 if TYPE_CHECKING:  # slow import, deferred so that --help is fast

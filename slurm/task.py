@@ -75,10 +75,15 @@ def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: ExitRe
         print(f"error: {error}", file=sys.stderr)
         return _record(me, BAD_INPUT, error_file, f"error: {error}")
     # The network settings of the plan override detected ones. launch/train.py writes errors to TORCHELASTIC_ERROR_FILE.
-    variables = os.environ | process_group | plan.environment | {
-        "TORCHELASTIC_ERROR_FILE": str(error_file),
-        SENT: str(where / missed_events.SENT),
-    }
+    variables = (
+        os.environ
+        | process_group
+        | plan.environment
+        | {
+            "TORCHELASTIC_ERROR_FILE": str(error_file),
+            SENT: str(where / missed_events.SENT),
+        }
+    )
     command = [sys.executable, "-u", str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", config]
     with _signals_blocked(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=_end_with_parent) as process:
         assert process.stderr
