@@ -456,10 +456,12 @@ def _absent_levels(folder: Path, header: Header) -> list[str]:
     from data_shards.format import index
     from data_shards.packing import level_counts
 
-    names, different = header.schema.names, []
-    for table in index.read_row_groups(folder / index.FILE, names):  # at once, they would need memory for each row
-        different.append(np.unique(np.stack([table[name].to_numpy() for name in names], axis=1), axis=0))
-    return level_counts.absent(header.schema, np.concatenate(different))
+    seen: dict[str, set[int]] = {name: set() for name in header.schema.names}
+    for table in index.read_row_groups(folder / index.FILE, header.schema.names):  # at once, they would need memory for each row
+        for name, levels in seen.items():
+            levels.update(table[name].unique().to_pylist())
+    longest = max(map(len, seen.values()))
+    return level_counts.absent(header.schema, np.stack([np.resize(sorted(levels), longest) for levels in seen.values()], axis=1))
 
 
 def summary(folder: Path, header: Header) -> str:
