@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
-from attributegan.metrics.features import Features, resize
+from attributegan.metrics.features import Features, resize, spread
 from attributegan.metrics.quality import REPLICATES, Estimate
 from attributegan.utils.files import atomic_write, user_cache
 
@@ -211,24 +211,40 @@ def analyze_reference(
     )
 
 
+def standardised(
+    features: Features,
+    train: Split,
+    processes: Processes,
+    cache: FeatureCache,
+    progress: Progress = lambda description, done, total: None,
+) -> Features:
+    """Returns the extractor standardised by the real training tiles if it needs that, else unchanged. Every process must call it."""
+    if not features.standardise or features.scaling is not None:
+        return features
+    train_ND = features_of(train, "training tiles", features.unscaled, processes, cache, progress)
+    scaling = processes.broadcast_object(None if train_ND is None else spread(train_ND))
+    return replace(features, scaling=scaling, scaled_by=train.identity)
+
+
 def features_of(
     split: Split, name: str, features: Features, processes: Processes, cache: FeatureCache, progress: Progress
 ) -> np.ndarray | None:
     """Returns the features of all tiles, cached, on rank 0 and None on other ranks. Every process must call it."""
-    path = cache.path("features", split.identity, features.identity)
+    unscaled = features.unscaled
+    path = cache.path("features", split.identity, unscaled.identity)
     cached = cache.load(path) if processes.is_main else None
     if processes.broadcast_object(cached is not None):
-        return cached
+        return None if cached is None else features.scale(cached)
     arrays = processes.map(
         len(split),
         CHUNK,
-        lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
+        lambda chunk: [unscaled(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
         lambda done: progress(f"features of {name}", done, len(split)),
     )
     if not processes.is_main:
         return None
     cache.save(path, arrays[0])
-    return arrays[0]
+    return features.scale(arrays[0])
 
 
 def predictor_cache(

@@ -32,7 +32,8 @@ class EvaluationSettings:
     count: int = 1024  # tiles generated for image quality
     sweeps: int = 64  # latents for which every attribute is swept
     max_real: int = 5000  # maximum number of real tiles per split
-    features: str = "efficientnet-lite0"
+    features: str = "auto"  # name of a network; auto for an EfficientNet that trained none of the models
+    allow_trained_features: bool = False
     feature_size: int | None = None  # pixels; None for the network's default
     predictor: str = "auto"  # predictor of levels: auto, cnn or features
     measure: str | None = None  # ATTRIBUTE=MEASUREMENT,... or an attributes file
@@ -79,8 +80,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network: efficientnet-lite0, inception[:FILE], timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or "
-        "MODULE:FUNCTION (default: %(default)s)",
+        help="feature network: efficientnet-lite0, -lite1 or -lite2, random, handcrafted, inception[:FILE], timm:NAME, "
+        "hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION (default: efficientnet-lite0, or the next of the three "
+        "that no model was trained on)",
+    )
+    parser.add_argument(
+        "--allow-trained-features",
+        action="store_true",
+        help="use the network of --features even if a model was trained on its features; the report is marked",
     )
     parser.add_argument(
         "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"

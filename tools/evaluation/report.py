@@ -106,9 +106,17 @@ def summary_text(result: Mapping[str, Any]) -> str:
         f"KID (x 1000; unbiased, the main metric) uses all tiles. FID, precision, recall, density and coverage depend on the number of "
         f"tiles and use {equal} real and {equal} generated ones.{small} All are computed against the training tiles. The first row has the "
         f"scores of {result['data']['held_out_tiles']} real tiles that the model was not trained on. "
-        f"{APART[result['data']['groups_apart']]} {_quality_text(result)}Attributes assessed: {', '.join(assessed) or 'none'}."
+        f"{APART[result['data']['groups_apart']]} {trained_text(result)}{_quality_text(result)}"
+        f"Attributes assessed: {', '.join(assessed) or 'none'}."
         + (f" Not assessed: {', '.join(others)}; see the reasons below." if others else "")
     )
+
+
+def trained_text(result: Mapping[str, Any]) -> str:
+    """Return the warning that models are scored with the features that they were trained on; "" if they are not."""
+    if not (names := result.get("trained_on_features")):
+        return ""
+    return f"Trained on these features: {', '.join(names)}; KID, FID and the other scores of features are better than the tiles. "
 
 
 def _quality_text(result: Mapping[str, Any]) -> str:
@@ -294,7 +302,12 @@ def method(result: Mapping[str, Any]) -> Section:
     """Return the section about data, features and settings."""
     features, data, settings = result["features"], result["data"], result["settings"]
     body = [
-        ["features", f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"],
+        [
+            "features",
+            f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"
+            + ("; standardised by the training tiles" if "standardised_by" in features else "")
+            + ("; " + trained_text(result).strip() if result.get("trained_on_features") else ""),
+        ],
         ["real tiles", f"{data['shards']}, splits {' and '.join(data['splits'])}; {' '.join(part[:16] for part in data['identity'])}"],
         ["settings", ", ".join(f"{name} {value}" for name, value in settings.items())],
         *([f"tiles {name}", f"{found['tiles']:,} tiles of {found['location']}"] for name, found in result.get("tile_sets", {}).items()),
@@ -319,6 +332,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     output = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if warning := trained_text(result):
+        output.append(f"\n{warning.strip()}")
     if why := _quality_text(result):
         output.append(f"\n{why.strip()}")
     for row in result["rows"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -79,9 +80,8 @@ class Evaluation:
 
     def __init__(self, settings: EvaluationSettings, subjects: dict[str, Loaded | TileSource], processes: Processes) -> None:
         from attributegan.checkpoint.loading import Loaded
-        from attributegan.metrics import features
         from attributegan.utils.html_page import require_jinja2
-        from tools.evaluation import data
+        from tools.evaluation import data, feature_networks
 
         require_jinja2()  # for the report, written at the end
         self.settings, self.processes, self.subjects = settings, processes, list(subjects)
@@ -96,7 +96,12 @@ class Evaluation:
         for name, loaded in self.models.items():
             data.check_model(name, loaded, self.data)
         self.tiles = {name: source.open(self.data.schema, settings.count, self.size) for name, source in self.sources.items()}
-        self.features = features.load(settings.features, settings.feature_size).to(processes.device)
+        self.trained_on = {name: feature_networks.trained_on(loaded.config) for name, loaded in self.models.items()}
+        self.network = feature_networks.choose(settings.features, self.trained_on, settings.allow_trained_features)
+        if processes.is_main and settings.features == feature_networks.AUTO and any(self.trained_on.values()):
+            trained = ", ".join(f"{name} was trained on features of {network}" for name, network in self.trained_on.items() if network)
+            print(f"features: {self.network}, because {trained}", file=sys.stderr)
+        self.features = feature_networks.load(self.network, settings.feature_size).to(processes.device)
         self.precision = processes.broadcast_object(resolve_precision(settings.precision) if processes.is_main else "")
         self.progress = StageProgress(processes.is_main)
 
@@ -106,6 +111,7 @@ class Evaluation:
 
         settings, processes = self.settings, self.processes
         cache = reference.FeatureCache.at(settings.cache)
+        self.features = reference.standardised(self.features, self.data.train, processes, cache, self.progress)
         reference_set = reference.analyze_reference(
             self.data.schema,
             self.data.train,
@@ -180,6 +186,7 @@ class Evaluation:
                 "equal": equal,
             },
             "precision": self.precision,
+            **({"trained_on_features": trained} if (trained := self._trained_on_features()) else {}),
             **({"measured_by": self.data.measured_by} if self.data.measured_by else {}),
             "models": {
                 name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
@@ -191,6 +198,10 @@ class Evaluation:
             ),
             "rows": [row.numbers for row in rows],
         }
+
+    def _trained_on_features(self) -> list[str]:
+        """Return the models that were trained on the features of the network that scores them."""
+        return [name for name, network in self.trained_on.items() if network == self.network]
 
     def _write(self, reference_set: ReferenceSet, rows: Sequence[Row], generated: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
         """Write the report. result.json is written last: its presence means that the report is complete."""
