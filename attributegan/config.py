@@ -368,7 +368,11 @@ class EvaluateConfig:
     )
     count: int = option(1_024, "Number of generated tiles for image quality metrics.", minimum=16)
     sweeps: int = option(64, "Number of latents for which every attribute is moved through its levels.", minimum=2)
-    features: str = option("efficientnet-lite0", "Feature network of the metrics; see attributegan-evaluate --help.")
+    features: str = option(
+        "efficientnet-lite0",
+        "Feature network of the metrics; see attributegan-evaluate --help. If the model is trained on features of efficientnet-lite0, the "
+        "default is efficientnet-lite1.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")

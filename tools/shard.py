@@ -17,7 +17,7 @@ from attributegan import cli
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from tools import options as options_module
 from tools.options import with_settings
-from tools.shards import card, import_labels, measure, tables, tile
+from tools.shards import card, crop, import_labels, measure, tables, tile
 
 if TYPE_CHECKING:  # slow to import; --help must be fast
     from data_shards.format.index import Header
@@ -208,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     tile.add(commands)
+    crop.add(commands)
     import_labels.add(commands)
     tables.add(commands)
     card.add(commands)

@@ -7,6 +7,7 @@ a file in configs/train) and a ``change`` to it. Runs the training and evaluatio
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import signal
@@ -22,6 +23,7 @@ from attributegan.cli import exit_status, parser
 from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
+from tools.evaluation.feature_networks import AUTO, choose
 from tools.evaluation.report import LOW_CONTROL_SCORE
 from tools.options import settings_of
 
@@ -48,7 +50,7 @@ class StudySettings:
     seeds: int = 1  # runs of each study
     shards: str | None = None  # None: make phantoms
     tiles: int = 4096  # phantoms to make
-    features: str = "efficientnet-lite0"  # network of KID
+    features: str = AUTO  # network of KID
     table: bool = False  # only write the table
 
     def __post_init__(self) -> None:
@@ -83,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network for KID, as in attributegan-evaluate (default: %(default)s)",
+        help="feature network for KID, as in attributegan-evaluate (default: efficientnet-lite0, or the next of the EfficientNets that no study "
+        "trains on)",
     )
     result.add_argument("--table", action="store_true", help="only write the table of finished studies")
     return result
@@ -155,11 +158,13 @@ def study(settings: StudySettings) -> None:
     """Run the missing studies, and write the table after each. A failed study does not stop the others.
 
     Raises:
-        ValueError: an invalid suite, an unknown study, a folder with other runs, or commands that failed.
+        ValueError: an invalid suite, an unknown study, features that a study trains on, a folder with other runs, or commands that failed.
     """
     studies = read_suite(settings.suite)
     if unknown := set(settings.only) - set(studies):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: unknown; {settings.suite} has {', '.join(studies)}")
+    networks = {name: options["model"].get("discriminator_features", "") for name, options in studies.items()}
+    settings = dataclasses.replace(settings, features=choose(settings.features, networks))
     failed = [] if settings.table else _run(settings, studies)
     write_table(settings, studies)
     print((settings.out / "table.md").read_text())

@@ -162,14 +162,14 @@ def _efficientnet(name: str) -> Features:
     """EfficientNet-Lite up to its last feature map: 1280 features."""
     body, package = efficientnet.load(name)
     body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    version = f"package {package}, {_weights_hash(body.network)}"
+    version = f"package {package}, {weights_hash(body.network)}"
     return Features(name, version, efficientnet.SIZES[name], body, *efficientnet.SCALE)
 
 
 def _random() -> Features:
     """A network with random weights: 960 features."""
     network = random_network.RandomNetwork()
-    return Features(RANDOM, _weights_hash(network), random_network.SIZE, network, (0.5,) * 3, (0.25,) * 3, standardise=True)
+    return Features(RANDOM, weights_hash(network), random_network.SIZE, network, (0.5,) * 3, (0.25,) * 3, standardise=True)
 
 
 def _inception(file: str) -> Features:
@@ -179,7 +179,7 @@ def _inception(file: str) -> Features:
     if file and not Path(file).is_file():
         raise ValueError(f"--features inception:{file}: no such file")
     network = inception.load(Path(file) if file else inception.find())
-    return Features("inception", _weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
+    return Features("inception", weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def _timm(name: str, model: str) -> Features:
@@ -190,7 +190,7 @@ def _timm(name: str, model: str) -> Features:
     except (RuntimeError, OSError) as error:
         raise ValueError(f"--features {name}: timm failed to create the model: {error}") from error
     data = timm.data.resolve_model_data_config(network)
-    version = f"timm {timm.__version__}, {_weights_hash(network)}"
+    version = f"timm {timm.__version__}, {weights_hash(network)}"
     return Features(name, version, data["input_size"][-1], network, tuple(data["mean"]), tuple(data["std"]))
 
 
@@ -203,7 +203,7 @@ def _hub(name: str, rest: str) -> Features:
         network = torch.hub.load(repository, entry, source=source, trust_repo="check")
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"--features {name}: torch.hub failed to load it: {error}") from error
-    return Features(name, _weights_hash(network), 224, network)
+    return Features(name, weights_hash(network), 224, network)
 
 
 def _file(name: str) -> Features:
@@ -230,10 +230,10 @@ def _function(name: str, module: str, function: str) -> Features:
         raise ValueError(
             f"--features {name}: returned {type(network).__name__}; return a torch module or attributegan.metrics.features.Features"
         )
-    return Features(name, _weights_hash(network), 224, network)
+    return Features(name, weights_hash(network), 224, network)
 
 
-def _weights_hash(network: Any) -> str:
+def weights_hash(network: Any) -> str:
     """Returns a hash of the weights, since weights published under one name may change."""
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):

@@ -164,6 +164,7 @@ class Evaluation:
 
     def _summary(self, reference_set: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
         from attributegan.evaluation import scores
+        from attributegan.metrics.features import weights_hash
 
         settings = self.settings
         return {
@@ -189,10 +190,16 @@ class Evaluation:
             **({"trained_on_features": trained} if (trained := self._trained_on_features()) else {}),
             **({"measured_by": self.data.measured_by} if self.data.measured_by else {}),
             "models": {
-                name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
+                name: {"images": loaded.images, "image_size": loaded.config.model.image_size, "identity": weights_hash(loaded.generator)}
+                for name, loaded in self.models.items()
             },
             **(
-                {"tile_sets": {name: {"location": self.sources[name].location, "tiles": len(tiles)} for name, tiles in self.tiles.items()}}
+                {
+                    "tile_sets": {
+                        name: {"location": self.sources[name].location, "tiles": len(tiles), "identity": tiles.identity}
+                        for name, tiles in self.tiles.items()
+                    }
+                }
                 if self.tiles
                 else {}
             ),

@@ -27,12 +27,17 @@ examples:
   attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv
   attributegan-shard measure --images tiles --attributes crowding=area_fraction,nuclear_size_spread=area_spread --levels 3 --out levels.csv
   attributegan-shard measure --images more --attributes measured.yaml --out more.csv       reuses the edges
+  attributegan-shard measure --images crops/images --outlines crops/outlines --out measured.csv
   attributegan-shard measure --images tiles --segment my_stardist:outlines --out measured.csv"""
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """Options of ``measure``."""
+    """Options of ``measure``.
+
+    Raises:
+        ValueError: options that exclude each other.
+    """
 
     images: Path | None
     shards: str | None
@@ -45,9 +50,14 @@ class MeasureSettings:
     attributes_out: Path | None
     stains: str | None
     segment: str | None
+    outlines: Path | None
     workers: int | None
     shards_cache: str
     shards_cache_gb: float
+
+    def __post_init__(self) -> None:
+        if self.outlines and (self.segment or not self.images):
+            raise ValueError("--outlines requires --images, and replaces --segment")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +103,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="MODULE:FUNCTION",
         help="segmentation function to use: (H, W, 3) uint8 -> instance map (H, W) (default: built in)",
     )
+    parser.add_argument(
+        "--outlines",
+        type=Path,
+        metavar="DIR",
+        help="folder with the outlines of nuclei to use, an instance map NAME.png for each image (default: nuclei are segmented)",
+    )
     options_module.add_workers(parser)
     options_module.add_cache(parser)
     parser.set_defaults(run=with_settings(run, MeasureSettings))
@@ -110,13 +126,13 @@ def run(options: MeasureSettings) -> int:
 
     measure.require()
     workers = options_module.worker_count(options.workers)
-    settings = table.Settings(options.mpp, _stains(options.stains), options.segment)
+    settings = table.Settings(options.mpp, _stains(options.stains), options.segment, options.outlines is not None)
     if settings.segment:
         segment.load(settings.segment)
     rules = _rules(options, settings)
     partial = _check_out(options.out, options.overwrite)
     if options.images:
-        source: table.Source = table.FolderTiles(options.images)
+        source: table.Source = table.FolderTiles(options.images, options.outlines)
     else:
         assert options.shards is not None
         source = table.ShardTiles(options.shards, options_module.open_cache(options))

@@ -30,6 +30,7 @@ from attributegan.metrics import control, features, predictor
 from attributegan.sampling import generate, latents
 from data_shards.phantoms import measure, render
 from tools import evaluate
+from tools.evaluation import feature_networks, ranking
 from tools.evaluation import report as report_module
 from tools.evaluation import run as run_module
 from tools.evaluation.options import EvaluationSettings
@@ -429,7 +430,7 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
 def test_settings_come_from_the_parser() -> None:
     options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
     assert settings_of(EvaluationSettings, options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
-    assert EvaluationSettings.features == features.DEFAULT
+    assert EvaluationSettings.features == feature_networks.AUTO
 
 
 def test_models_are_named_after_their_run(tmp_path: Path) -> None:

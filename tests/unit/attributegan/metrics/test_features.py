@@ -53,7 +53,7 @@ def test_a_plain_module_gets_imagenet_normalisation_and_a_version_by_its_weights
     assert found.identity["size"] == 8 and found.version.startswith("weights ")
     changed = Means()
     changed.factor.data *= 2
-    assert features._weights_hash(changed) not in found.version and features._weights_hash(Means()) in found.version
+    assert features.weights_hash(changed) not in found.version and features.weights_hash(Means()) in found.version
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -178,8 +178,8 @@ def test_sizes_that_can_be_requested() -> None:
 def test_networks_are_loaded_for_evaluation() -> None:
     network = features.load("tests.unit.attributegan.metrics.test_features:means").network
     assert isinstance(network, nn.Module) and not network.training
-    weights = features._weights_hash(Means())
-    assert features._weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
+    weights = features.weights_hash(Means())
+    assert features.weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
 
 
 @pytest.mark.parametrize("name", ["timm:", "hub:", "a b:c", "no.such-module:f", ":f", "tests:"])
