@@ -33,7 +33,8 @@ def text(*results: dict[str, Any]) -> str:
 
 def test_the_same_order_agrees_whatever_the_scale() -> None:
     found = text(FIRST, result("random", {GOOD: 10, BAD: 30, LAST: 700}, {GOOD: 0.3, BAD: 0.2, LAST: 0.1}))
-    assert "The ranking of 3 models by KID agrees under all of lite1 at 64 pixels, random at 64 pixels (Kendall's tau at least 1.00)" in found
+    assert "The ranking of 3 models by KID agrees under all of lite1 at 64 pixels, random at 64 pixels (" in found
+    assert "(Kendall's tau at least 1.00)" in found
     assert "by control score agrees under all" in found
 
 

@@ -67,8 +67,8 @@ def test_measurements_are_those_of_the_outlines(folder: Path) -> None:
     pytest.importorskip("skimage", reason="needs attributegan[measure]")
     assert crop(folder, *outlined(folder)) == 0
     crops, out = folder / "crops", folder / "m.csv"
-    words = ["--images", crops / "images", "--outlines", crops / "outlines", "--attributes", "size=median_area", "--levels", 2, "--out", out]
-    assert shard.main(["measure", *map(str, words), "--workers", "1"]) == 0
+    words = ["--images", crops / "images", "--outlines", crops / "outlines", "--out", out, "--attributes", "size=median_area"]
+    assert shard.main(["measure", *map(str, words), "--levels", "2", "--workers", "1"]) == 0
     for row in table(out):
         labels_HW = np.asarray(Image.open(crops / "outlines" / row["file"]))
         assert float(row["area_fraction"]) == pytest.approx((labels_HW > 0).mean(), rel=1e-4)
