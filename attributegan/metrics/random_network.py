@@ -20,7 +20,7 @@ SEED = 0
 class RandomNetwork(nn.Module):
     """VGG-like: two convolutions of 3 pixels with ReLU, then max pooling, for each of `WIDTHS`.
 
-    Returns the mean and the standard deviation of every channel after each stage: images_BCHW -> (B, 960).
+    Returns the mean and the standard deviation of every channel after each stage: images_BCHW -> (B, 960). Some channels are always 0.
     """
 
     def __init__(self, seed: int = SEED) -> None:

@@ -478,7 +478,9 @@ def test_standardised_features_have_their_real_tiles_in_their_identity(run: Path
     network = features.load("random", size=32)
     found = reference.standardised(network, train, Processes(), cache)
     train_ND = reference.features_of(train, "training tiles", found, Processes(), cache, lambda *progress: None)
-    assert train_ND is not None and train_ND.std(axis=0).mean() == pytest.approx(1, abs=0.05)
+    assert train_ND is not None
+    spread_D = train_ND.std(axis=0)
+    assert np.isclose(spread_D, 1, atol=0.01).mean() > 0.7 and np.isclose(spread_D, [[0], [1]], atol=0.01).any(axis=0).all()
     assert np.array_equal(train_ND, reference.features_of(train, "again", found, Processes(), cache, lambda *progress: None))
     assert found.identity != reference.standardised(network, other, Processes(), cache).identity
     assert reference.standardised(found, other, Processes(), cache) is found
