@@ -28,6 +28,7 @@ ATTRIBUTEGAN = "Ye et al., AttributeGAN, MICCAI 2021"
 CONTRAGAN = "Kang & Park, ContraGAN, NeurIPS 2020, eq. 8"
 ADC_GAN = "Hou et al., ADC-GAN, ICML 2022"
 DIFFAUGMENT = "Zhao et al., DiffAugment, NeurIPS 2020"
+STAIN = "Tellez et al., Medical Image Analysis 2019"
 R3GAN = "Huang et al., R3GAN, NeurIPS 2024"
 
 
@@ -208,10 +209,11 @@ class AugmentConfig:
         above=0,
         maximum=1,
     )
-    policy: tuple[Literal["translation", "offset", "cutout", "color"], ...] = option(
+    policy: tuple[Literal["translation", "offset", "cutout", "color", "hed"], ...] = option(
         ("translation", "offset"),
-        "Differentiable augmentations applied to real and generated tiles. [] turns them off.",
-        source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code",
+        "Differentiable augmentations applied to real and generated tiles, in this order. [] turns them off. `hed` scales and shifts the "
+        "concentrations of hematoxylin, eosin and residual stain.",
+        source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code; hed: {STAIN}",
     )
     probability: float = option(1.0, "Probability of augmenting an image. Requires augment.policy.", minimum=0, maximum=1)
 
@@ -302,6 +304,11 @@ class TrainConfig:
     compile: bool = option(False, "Compile both networks with torch.compile.")
     max_nonfinite: int = option(
         20, "Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps are skipped.", minimum=1
+    )
+    init: str = option(
+        "",
+        "Start a new run from the weights of another one: a run folder (its latest checkpoint), a checkpoint, or an exported generator. "
+        'Layers that fit are taken, the others start as usual; optimizers start fresh. Ignored when a run resumes. "" is none.',
     )
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = option(
         "auto", "Device to train on. `auto` is CUDA if there is a GPU, otherwise the CPU. mps and xpu are untested."

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.checkpoint import store
+from attributegan.checkpoint import store, transfer
+from attributegan.checkpoint.weight_matching import Labels
 from attributegan.checkpoint.writer import Writer, remove_leftovers
 from attributegan.config import Config, ModelConfig, fill
 from attributegan.distributed.build import build_engine
@@ -82,14 +83,9 @@ class Trainer:
             )
         self.skipped: Counter[str] = Counter()  # skipped steps, by network
         self.skipped_in_a_row = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
-            generator = Generator(config.model, schema)
-            generator.zero_label_weights(
-                a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
-            )
-            generator = runtime.place(generator, "generator")
-            discriminator = runtime.place(Discriminator(config.model, schema), "discriminator")
+        self.init: dict[str, Any] = {}  # origin of the initial weights; see `transfer.Source`
+        generator, discriminator = _initial_networks(config, schema)
+        generator, discriminator = runtime.place(generator, "generator"), runtime.place(discriminator, "discriminator")
         for network in (generator, discriminator):
             network.activation_checkpointing = config.train.activation_checkpointing
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
@@ -196,7 +192,8 @@ class Trainer:
                 "skipped": dict(self.skipped),
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
-            },
+            }
+            | ({"init": self.init} if self.init else {}),
             **weights,
             generator_optimizer=self.generator.optimizer_state(),
             discriminator_optimizer=self.discriminator.optimizer_state(),
@@ -216,25 +213,40 @@ class Trainer:
     def resume(self) -> bool:
         """Resumes from the latest complete checkpoint of the run folder, if there is one; every process must call it.
 
+        Without one, loads the weights of ``train.init``.
+
         Returns:
             whether training was resumed.
 
         Raises:
-            ValueError: the checkpoint does not match the network or schema, or ``run.resume`` is "never"; names the fix.
+            ValueError: the checkpoint does not match the network or schema, ``run.resume`` is "never", or nothing in ``train.init`` fits;
+                names the fix.
         """
         self._check_shared()
         if self.runtime.is_main:
             remove_leftovers(self.folder)
         checkpoint = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
         if not checkpoint:
+            if self.config.train.init:
+                self._load_initial_weights(self.config.train.init)
             return False
         if self.config.run.resume == "never":
             raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {checkpoint}; choose another folder or run.resume=auto")
         self.runtime.run_and_raise_everywhere(lambda: self._load(Path(checkpoint)))
-        log.info("resuming from %s", checkpoint)
+        log.info("resuming from %s%s", checkpoint, "; train.init is ignored" if self.config.train.init else "")
         for line in _changed_options(store.load_state(Path(checkpoint))["config"], self.config.to_dict()):
             log.info("option changed since the checkpoint: %s", line)
         return True
+
+    def _load_initial_weights(self, init: str) -> None:
+        generator, discriminator = (network.to(self.runtime.dtype).state_dict() for network in _initial_networks(self.config, self.schema))
+        labels = Labels(self.config.model, self.schema, self.config.data.attributes)
+        networks = {
+            "generator": (generator, self.generator.load_model_state),
+            "generator_ema": (generator, self.ema.load_model_state),
+            "discriminator": (discriminator, self.discriminator.load_model_state),
+        }
+        self.init = transfer.load_weights(init, networks, labels, self.runtime)
 
     def _check_shared(self) -> None:
         """Checks that all processes see the same run folder, since all of them write into it."""
@@ -267,6 +279,18 @@ class Trainer:
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self.init = state.get("init", {})
+
+
+def _initial_networks(config: Config, schema: AttributeSchema) -> tuple[Generator, Discriminator]:
+    """Returns both networks with their initial weights, on the CPU; the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
+        generator = Generator(config.model, schema)
+        generator.zero_label_weights(
+            a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
+        )
+        return generator, Discriminator(config.model, schema)
 
 
 def _buffers(engine: Engine) -> dict[str, Tensor]:

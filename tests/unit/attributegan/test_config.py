@@ -42,7 +42,7 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"train": {"channels_last": 1}}, "train.channels_last: expected true or false"),
         ({"optim": {"generator_lr": float("nan")}}, "optim.generator_lr: nan is not a finite number"),
         ({"optim": {"betas": [0.5]}}, "optim.betas"),
-        ({"augment": {"policy": ["zoom"]}}, "augment.policy: 'zoom' is not one of translation, offset, cutout, color"),
+        ({"augment": {"policy": ["zoom"]}}, "augment.policy: 'zoom' is not one of translation, offset, cutout, color, hed"),
         ({"run": {"save_every": 0}}, "run.save_every"),
         ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 requires loss.r1_gamma > 0"),
         ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 does not fit model.auxiliary_heads=false"),
