@@ -164,6 +164,19 @@ class LossConfig:
         minimum=0,
         source="Shen & Liu, residual images, CVPR 2017",
     )
+    mmd: float = option(
+        0.0,
+        "Weight of the generator's maximum mean discrepancy (energy distance) to the real tiles of the batch, in features of "
+        "EfficientNet-Lite0 trained on ImageNet. For few and real tiles; use batches of at least 16.",
+        minimum=0,
+        source="Sejdinovic et al., Annals of Statistics 2013 (energy distance); Santos et al., ICCV 2019 (perceptual features)",
+    )
+    mmd_levels: float = option(
+        0.5,
+        "Weight of a differing level in the distances of loss.mmd, so that tiles are compared together with their levels; 0 ignores "
+        "levels. Requires loss.mmd > 0.",
+        minimum=0,
+    )
     reconstruction: float = option(
         1.0,
         "Weight of the reconstruction loss of the discriminator's self-supervised decoders, on real tiles.",
@@ -193,6 +206,7 @@ class LossConfig:
         check_limits(self, "loss")
         require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} requires loss.auxiliary > 0")
         require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} requires loss.r1_gamma > 0")
+        require(self.mmd > 0 or self.mmd_levels == 0.5, f"loss.mmd_levels: {self.mmd_levels} requires loss.mmd > 0")
         for name, default in (("contrastive_over", "label"), ("temperature", 1.0)):
             value = getattr(self, name)
             require(self.contrastive > 0 or value == default, f"loss.{name}: {value} requires loss.contrastive > 0")

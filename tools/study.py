@@ -23,7 +23,7 @@ from attributegan.cli import exit_status, parser
 from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
-from tools.evaluation.feature_networks import AUTO, choose
+from tools.evaluation.feature_networks import AUTO, MMD_NETWORK, choose
 from tools.evaluation.report import LOW_CONTROL_SCORE
 from tools.options import settings_of
 
@@ -163,7 +163,7 @@ def study(settings: StudySettings) -> None:
     studies = read_suite(settings.suite)
     if unknown := set(settings.only) - set(studies):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: unknown; {settings.suite} has {', '.join(studies)}")
-    networks = {name: options["model"].get("discriminator_features", "") for name, options in studies.items()}
+    networks = {name: MMD_NETWORK if options["loss"].get("mmd") else "" for name, options in studies.items()}
     settings = dataclasses.replace(settings, features=choose(settings.features, networks))
     failed = [] if settings.table else _run(settings, studies)
     write_table(settings, studies)

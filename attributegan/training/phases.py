@@ -16,6 +16,7 @@ from attributegan.config import Config
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import DiscriminatorOutput
+from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.training import augment, losses
 from attributegan.training.random_draws import StepNoise
 
@@ -84,11 +85,16 @@ def discriminator_phase(
 
 
 def generator_phase(
-    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch]
+    config: Config,
+    runtime: Runtime,
+    generator: Engine,
+    discriminator: Engine,
+    batches: Sequence[MicroBatch],
+    features: PerceptualFeatures | None = None,
 ) -> tuple[dict[str, Tensor], bool]:
     """Trains the generator to make tiles that the discriminator classifies as real tiles with the requested levels.
 
-    Args and Returns: as `discriminator_phase`.
+    Args and Returns: as `discriminator_phase`; ``features`` are those of the MMD loss.
     """
     weights, terms = config.loss, _Terms(len(batches))
     # With both pair losses on, each step uses one of them at random, with doubled weight.
@@ -118,6 +124,9 @@ def generator_phase(
                 elif weights.diversity:
                     diversity_loss = losses.diversity(generated, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + pair_losses * weights.diversity * terms.add("generator/diversity", diversity_loss)
+                if features is not None:
+                    mmd_loss = _mmd(runtime, features, generated, levels_BA, batch, rows_per_latent=2 if vary_attribute else 1)
+                    loss = loss + weights.mmd * terms.add("generator/mmd", mmd_loss)
                 if weights.contrastive:
                     contrastive_loss = _contrastive(config, runtime, output.embedding, output.proxy, levels_BA)
                     loss = loss + weights.contrastive * terms.add("generator/contrastive", contrastive_loss)
@@ -182,6 +191,20 @@ def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:
     """Returns the mean absolute difference between tiles 2k and 2k + 1 of the global batch of real tiles."""
     distance_P = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
     return runtime.gather(distance_P).mean()
+
+
+def _mmd(
+    runtime: Runtime, features: PerceptualFeatures, fakes_BCHW: Tensor, levels_BA: Tensor, batch: MicroBatch, rows_per_latent: int
+) -> Tensor:
+    """Returns the energy distance of this process's generated tiles, before augmentation, to the real tiles of all processes."""
+    with runtime.autocast():
+        fake_BD = features(fakes_BCHW, levels_BA)
+        with torch.no_grad():
+            real_BD = features(batch.images_BCHW, batch.levels_BA)
+    all_fakes_MD = runtime.gather(fake_BD)
+    latent_M = torch.arange(len(all_fakes_MD), device=runtime.device) // rows_per_latent
+    own_B = latent_M[runtime.rank * len(fake_BD) :][: len(fake_BD)]
+    return losses.energy_distance(fake_BD, runtime.gather(real_BD), all_fakes_MD, own_B[:, None] == latent_M)
 
 
 def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_BE: Tensor, levels_BA: Tensor) -> Tensor:

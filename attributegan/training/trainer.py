@@ -26,6 +26,7 @@ from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.old_names import with_current_names
 from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
@@ -38,6 +39,7 @@ from attributegan.utils.rng import Purpose, rng_for
 log = logging.getLogger("attributegan")
 
 
+MIN_MMD_TILES = 4  # generated tiles may share a latent in pairs
 SHARED_WAIT_S = 10.0  # until a folder created on one node must be visible on the others
 
 
@@ -81,6 +83,14 @@ class Trainer:
                 f"train.batch: loss.diversity and loss.residual compare pairs, but each of {runtime.world} processes gets "
                 f"{share} tiles per micro-batch; choose a batch that makes this number even"
             )
+        if config.loss.mmd and share * runtime.world < MIN_MMD_TILES:
+            raise ValueError(
+                f"train.batch: loss.mmd compares {share * runtime.world} tiles per micro-batch; choose a batch that makes this number at "
+                f"least {MIN_MMD_TILES}"
+            )
+        self.features = None
+        if config.loss.mmd:
+            self.features = runtime.place(PerceptualFeatures(schema.num_levels, config.loss.mmd_levels), "discriminator")
         self.skipped: Counter[str] = Counter()  # skipped steps, by network
         self.skipped_in_a_row = 0
         self.init: dict[str, Any] = {}  # origin of the initial weights; see `transfer.Source`
@@ -122,7 +132,7 @@ class Trainer:
         statistics = {engine: _buffers(engine) for engine in (self.generator, self.discriminator)}
         inputs = self.config, self.runtime, self.generator, self.discriminator, micro_batches
         d_terms, d_taken = discriminator_phase(*inputs, penalise=self._penalty_is_due())
-        g_terms, g_taken = generator_phase(*inputs)
+        g_terms, g_taken = generator_phase(*inputs, self.features)
         for engine, taken in ((self.generator, g_taken), (self.discriminator, d_taken)):
             if not taken:  # restore batch-norm statistics, which the failed pass has updated
                 for name, buffer in engine.module.named_buffers():

@@ -17,11 +17,12 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
 
 AUTO, HANDCRAFTED = "auto", "handcrafted"
 ALLOW = "--allow-trained-features"
+MMD_NETWORK = "efficientnet-lite0"  # `attributegan.models.perceptual.NETWORK`, which is slow to import
 
 
 def trained_on(config: Config) -> str:
-    """Returns the network whose features trained a model (``model.discriminator_features``), or ""."""
-    return getattr(config.model, "discriminator_features", "")
+    """Returns the network whose features trained a model (``loss.mmd``), or ""."""
+    return MMD_NETWORK if config.loss.mmd else ""
 
 
 def choose(asked: str, networks: Mapping[str, str], allow: bool = False) -> str:

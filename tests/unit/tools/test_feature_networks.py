@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from attributegan.config import Config
+from attributegan.config import Config, LossConfig
+from attributegan.models import perceptual
 from tools.evaluation.feature_networks import AUTO, choose, trained_on
 
 
@@ -36,5 +35,4 @@ def test_the_trained_network_is_refused_unless_allowed() -> None:
 
 
 def test_the_configuration_names_the_network() -> None:
-    config: Any = SimpleNamespace(model=SimpleNamespace(discriminator_features="efficientnet-lite0"))
-    assert trained_on(config) == "efficientnet-lite0" and trained_on(Config()) == ""
+    assert trained_on(Config(loss=LossConfig(mmd=1))) == perceptual.NETWORK and trained_on(Config()) == ""
