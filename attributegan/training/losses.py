@@ -15,7 +15,6 @@ from torch import Tensor
 
 from attributegan.models.precision import full_precision
 
-
 SMOOTHING = 1e-4  # added to squared distances of features, which are about 2 between two real tiles
 
 
@@ -121,8 +120,8 @@ def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
 def energy_distance(fake_BD: Tensor, real_ND: Tensor, all_fakes_MD: Tensor, excluded_BM: Tensor) -> Tensor:
     """2 E|f - r| - E|f - f'|: the energy distance of the generated tiles to the real ones, up to a constant of the real tiles.
 
-    It is a maximum mean discrepancy (MMD; Gretton et al., JMLR 2012) with the kernel -|x - y| (Sejdinovic et al., Annals of Statistics 2013),
-    unbiased in mini-batches (Székely & Rizzo, 2013), and smallest where both distributions are equal.
+    A maximum mean discrepancy (MMD; Gretton et al., JMLR 2012) with the kernel -|x - y| (Sejdinovic et al., Annals of Statistics 2013).
+    Unbiased in mini-batches, and smallest where both distributions are equal (Székely & Rizzo, 2013).
 
     Args:
         fake_BD: features of generated tiles of this process.
