@@ -22,16 +22,17 @@ from attributegan.models.precision import full_precision
 
 NETWORK = "efficientnet-lite0"
 MAX_SIZE = 224  # pixels; the network was trained at this size, larger tiles are reduced to it
+QUADRANTS = 4
 # Blocks whose output is used (strides 4, 8, 16 and 32), and how much the mean and the standard deviation over the positions of a map vary
 # between H&E tiles, relative to the scale of the last batch norm of these blocks. Medians over channels and 2,140 tiles of 64 pixels.
 TAPS = {2: (0.17, 0.09), 4: (0.21, 0.12), 10: (0.32, 0.19), 15: (0.78, 0.07)}
 
 
 class PerceptualFeatures(nn.Module):
-    """``forward(images_BCHW, levels_BA) -> (B, D + K)``: D = 992 statistics of the maps of EfficientNet-Lite0, and K label columns.
+    """``forward(images_BCHW, levels_BA) -> (B, D + K)``: D = 2480 statistics of the maps of EfficientNet-Lite0, and K label columns.
 
-    The statistics are mean and standard deviation over the positions of each channel, scaled so that their squares sum to about 1 around
-    the mean of real tiles. The label columns are one-hot, 0 for unknown levels; with them, a distance between rows compares tiles
+    The statistics are of each channel the means over the four quadrants of its map, so that layouts count too, and the standard
+    deviation over all positions. They are scaled so that their squares sum to about 1 around the mean of real tiles. The label columns are one-hot, 0 for unknown levels; with them, a distance between rows compares tiles
     together with their levels.
 
     Args:
@@ -73,9 +74,9 @@ class PerceptualFeatures(nn.Module):
         for k, block in enumerate(self.blocks):
             x = block(x)
             if k in TAPS:
-                map_BCN = full_precision(x).flatten(2)
-                means.append(map_BCN.mean(2))
-                deviations.append(map_BCN.std(2))
+                map_BCHW = full_precision(x)
+                means.append(F.adaptive_avg_pool2d(map_BCHW, 2).flatten(1))
+                deviations.append(map_BCHW.flatten(2).std(2))
         features_BD = torch.cat(means + deviations, dim=1) * self.scale_D
         return torch.cat([features_BD, self.level_weight * self.columns(levels_BA).to(features_BD.dtype)], dim=1)
 
@@ -92,7 +93,7 @@ def _spread(blocks: Any) -> Tensor:
         squares_C = block._bn2.weight.detach().square() + (squares_C if skips else 0)
         if k in TAPS:
             of_mean, of_deviation = TAPS[k]
-            means.append(of_mean * squares_C.sqrt())
+            means.append(of_mean * squares_C.sqrt().repeat_interleave(QUADRANTS))
             deviations.append(of_deviation * squares_C.sqrt())
     spread_D = torch.cat(means + deviations)
     return spread_D * math.sqrt(len(spread_D))

