@@ -31,9 +31,9 @@ TAPS = {2: (0.17, 0.09), 4: (0.21, 0.12), 10: (0.32, 0.19), 15: (0.78, 0.07)}
 class PerceptualFeatures(nn.Module):
     """``forward(images_BCHW, levels_BA) -> (B, D + K)``: D = 2480 statistics of the maps of EfficientNet-Lite0, and K label columns.
 
-    The statistics are of each channel the means over the four quadrants of its map, so that layouts count too, and the standard
-    deviation over all positions. They are scaled so that their squares sum to about 1 around the mean of real tiles. The label columns are one-hot, 0 for unknown levels; with them, a distance between rows compares tiles
-    together with their levels.
+    The statistics of a channel are its means over the four quadrants of the map, so that layouts count too, and its standard deviation
+    over all positions. They are scaled so that their squares sum to about 1 around the mean of real tiles. The label columns are
+    one-hot, 0 for unknown levels; with them, a distance between rows compares tiles together with their levels.
 
     Args:
         num_levels: of each attribute.
