@@ -1,5 +1,6 @@
 """Adaptive augmentation: the statistic by hand, the rule of the probability, and its state."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 
 from attributegan.config import AugmentConfig, Config, LossConfig
 from attributegan.training.adaptive import ADAPT_EVERY, AdaptiveProbability, real_sign
+from attributegan.training.trainer import Trainer
+from tools.benchmarks.gpu_parts import Context
+from tools.benchmarks.gpu_training import TINY, Tree, settings_of, take, trainer_of
 
 ONE: Any = SimpleNamespace(mean=lambda values: {name: float(value) for name, value in values.items()})
 
@@ -88,3 +92,30 @@ def test_constant_probability_has_no_state() -> None:
     limited = adaptive(probability=0.5)
     limited.load({"probability": 0.9, "sum": 0.0, "images": 0})
     assert limited.value == 0.5
+
+
+def test_interrupted_training_adapts_with_the_same_bits(tmp_path: Path) -> None:
+    """Steps of 64 images: the probability changes after the fourth; the checkpoint is from after the third."""
+    adapt: Tree = {
+        "train": {"batch": 64, "precision": "fp32"},
+        "loss": {"contrastive": 0, "reconstruction": 0, "adversarial": "relativistic"},
+        "model": {"head_32": False},
+        "augment": {"policy": ["translation", "hed"], "target": 1e-3, "adapt_images": 500, "probability": 0.4},
+    }
+
+    def trainer(run: str) -> Trainer:
+        return trainer_of(settings_of(Context("cpu", True, tmp_path), TINY, adapt, {"run": {"dir": str(tmp_path / run)}}))
+
+    whole = trainer("whole")
+    probabilities = [float(take(whole, 1)["augment/probability"]) for _ in range(6)]
+    assert probabilities == pytest.approx([0.0] * 4 + [0.4] * 2)
+    parts = trainer("parts")
+    take(parts, 3)
+    parts.save()
+    parts.wait_for_checkpoint()
+    resumed = trainer("parts")
+    assert resumed.resume() and resumed.augmenting.images == 192
+    take(resumed, 3)
+    assert resumed.augmenting.state(resumed.runtime) == whole.augmenting.state(whole.runtime)
+    for network, other in ((resumed.generator, whole.generator), (resumed.discriminator, whole.discriminator)):
+        assert all(torch.equal(tensor, other.module.state_dict()[name]) for name, tensor in network.module.state_dict().items())
