@@ -221,9 +221,9 @@ class AugmentConfig:
     )
     target: float = option(
         0.0,
-        "Adapt the probability of augmenting, from 0, so that the discriminator separates real from generated tiles by this much: 1 is "
-        "completely, the paper uses 0.6. With loss.adversarial=relativistic it is 2 P - 1, where P is the share of pairs of a real and a "
-        "generated tile that it orders correctly. 0 keeps the probability constant. Requires augment.policy.",
+        "Adapt the probability of augmenting to how well the discriminator separates real from generated tiles: the target, 0 to 1. "
+        "The paper uses 0.6; 0 keeps the probability constant. With loss.adversarial=relativistic the separation is 2 P - 1, where P is "
+        "the share of pairs of a real and a generated tile that are ordered correctly. Requires augment.policy.",
         minimum=0,
         below=1,
         source=f"{ADA}, eq. 1",
