@@ -24,6 +24,7 @@ from attributegan.strict_yaml import YAML_ERRORS
 T = TypeVar("T")
 
 # Papers that several options refer to.
+ADA = "Karras et al., Training GANs with Limited Data, NeurIPS 2020"
 ATTRIBUTEGAN = "Ye et al., AttributeGAN, MICCAI 2021"
 CONTRAGAN = "Kang & Park, ContraGAN, NeurIPS 2020, eq. 8"
 ADC_GAN = "Hou et al., ADC-GAN, ICML 2022"
@@ -229,11 +230,31 @@ class AugmentConfig:
         "concentrations of hematoxylin, eosin and residual stain.",
         source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code; hed: {STAIN}",
     )
-    probability: float = option(1.0, "Probability of augmenting an image. Requires augment.policy.", minimum=0, maximum=1)
+    probability: float = option(
+        1.0, "Probability of augmenting an image; with augment.target, its upper limit. Requires augment.policy.", minimum=0, maximum=1
+    )
+    target: float = option(
+        0.0,
+        "Adapt the probability of augmenting to how well the discriminator separates real from generated tiles: the target, 0 to 1. "
+        "The paper uses 0.6; 0 keeps the probability constant. With loss.adversarial=relativistic the separation is 2 P - 1, where P is "
+        "the share of pairs of a real and a generated tile that are ordered correctly. Requires augment.policy.",
+        minimum=0,
+        below=1,
+        source=f"{ADA}, eq. 1",
+    )
+    adapt_images: int = option(
+        500_000,
+        "Images in which the adapted probability can rise from 0 to 1. Shorter runs need fewer. Requires augment.target.",
+        minimum=1,
+        source=ADA,
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "augment")
         require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} requires augment.policy")
+        require(bool(self.policy) or not self.target, f"augment.target: {self.target} requires augment.policy")
+        default = self.adapt_images == 500_000
+        require(self.target > 0 or default, f"augment.adapt_images: {self.adapt_images} requires augment.target > 0")
 
 
 @dataclass(frozen=True)

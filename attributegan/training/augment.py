@@ -39,23 +39,25 @@ def draw(config: AugmentConfig, batch: int, rng: torch.Generator) -> Tensor:
     return torch.rand(batch, draws_per_image(config), generator=rng)
 
 
-def apply(images_BCHW: Tensor, draws_BP: Tensor, config: AugmentConfig) -> Tensor:
+def apply(images_BCHW: Tensor, draws_BP: Tensor, config: AugmentConfig, probability: float | None = None) -> Tensor:
     """Augments each image by its row of draws, independently of the rest of the batch; twice differentiable.
 
     Args:
         images_BCHW: about [-1, 1]; any floating type and device, square or not.
         draws_BP: from `draw`, on the same device.
         config: as passed to `draw`.
+        probability: of augmenting an image; default ``config.probability``.
     """
+    probability = config.probability if probability is None else probability
     assert draws_BP.shape == (len(images_BCHW), draws_per_image(config)), f"draws {tuple(draws_BP.shape)} for {len(images_BCHW)} images"
-    if not config.policy or config.probability == 0:
+    if not config.policy or probability == 0:
         return images_BCHW
     augmented, column = images_BCHW, 1
     for name in config.policy:
         columns, policy = _POLICIES[name]
         augmented = policy(augmented, draws_BP[:, column : column + columns])
         column += columns
-    apply_B111 = (draws_BP[:, 0] < config.probability).view(-1, 1, 1, 1)
+    apply_B111 = (draws_BP[:, 0] < probability).view(-1, 1, 1, 1)
     return torch.where(apply_B111, augmented, images_BCHW)
 
 

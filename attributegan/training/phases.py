@@ -18,6 +18,7 @@ from attributegan.distributed.runtime import Runtime
 from attributegan.models import DiscriminatorOutput
 from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.training import augment, losses
+from attributegan.training.adaptive import real_sign
 from attributegan.training.random_draws import StepNoise
 
 
@@ -29,6 +30,7 @@ class MicroBatch:
     levels_BA: Tensor
     assessable_BA: Tensor  # whether each level is known and on its scale
     noise: StepNoise
+    augment_probability: float | None = None  # None: augment.probability
 
 
 def discriminator_phase(
@@ -52,8 +54,8 @@ def discriminator_phase(
         with discriminator.micro_batch(last=k == len(batches) - 1):
             with torch.no_grad():
                 fakes = generator(batch.noise.latents_discriminator_BL, batch.levels_BA)
-            fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment)
-            reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
+            fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment, batch.augment_probability)
+            reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment, batch.augment_probability)
             output = discriminator(
                 torch.cat([reals, fakes]),
                 batch.levels_BA.repeat(2, 1),
@@ -80,6 +82,8 @@ def discriminator_phase(
             discriminator.backward(loss / len(batches))
             for name, logits in zip(("real_score", "fake_score"), output.logits.float().chunk(2), strict=True):
                 terms.add(name, -logits.mean())
+            if config.augment.target:
+                terms.add("augment/real_sign", real_sign(config, *output.logits.chunk(2)))
     norm, taken = discriminator.step()
     return terms.means | {"discriminator/gradient_norm": norm}, taken
 
@@ -105,7 +109,7 @@ def generator_phase(
             with generator.micro_batch(last=k == len(batches) - 1):
                 latents_BL, levels_BA = _sample_conditions(batch, paired, vary_attribute)
                 generated = generator(latents_BL, levels_BA)
-                fakes = augment.apply(generated, batch.noise.augment_generator_BP, config.augment)
+                fakes = augment.apply(generated, batch.noise.augment_generator_BP, config.augment, batch.augment_probability)
                 output = discriminator.unwrapped(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, predict_levels=weights.auxiliary > 0
                 )
@@ -155,7 +159,7 @@ def _real_outputs(config: Config, discriminator: Engine, batch: MicroBatch, pair
     """
     rows = slice(None, None, 2 if paired else 1)  # both tiles of a pair have the levels of its first real tile
     with torch.no_grad():
-        reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment)
+        reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment, batch.augment_probability)
         outputs = _heads(discriminator.unwrapped(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
     return {head: output.repeat_interleave(2, dim=0) for head, output in outputs.items()} if paired else outputs
 

@@ -30,6 +30,7 @@ from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.old_names import with_current_names
 from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
+from attributegan.training.adaptive import AdaptiveProbability
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.training.random_draws import StepNoise
@@ -93,6 +94,7 @@ class Trainer:
             self.features = runtime.place(PerceptualFeatures(schema.num_levels, config.loss.mmd_levels), "discriminator")
         self.skipped: Counter[str] = Counter()  # skipped steps, by network
         self.skipped_in_a_row = 0
+        self.augmenting = AdaptiveProbability(config.augment)
         self.init: dict[str, Any] = {}  # origin of the initial weights; see `transfer.Source`
         generator, discriminator = _initial_networks(config, schema)
         generator, discriminator = runtime.place(generator, "generator"), runtime.place(discriminator, "discriminator")
@@ -140,6 +142,9 @@ class Trainer:
         self.images += self.config.train.batch
         self.ema.update(self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
+        if self.config.augment.target:
+            d_terms["augment/probability"] = torch.full((), self.augmenting.value, device=self.runtime.device)
+            self.augmenting.update(d_terms["augment/real_sign"], self.config.train.batch, self.runtime)
         return d_terms | g_terms
 
     def memory_report(self) -> list[str]:
@@ -164,7 +169,8 @@ class Trainer:
         for batch, micro_noise in zip(batches, noise, strict=True):
             levels_BA = to_device(batch.levels_BA, runtime.device)
             assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
-            micro_batches.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
+            images_BCHW = runtime.images(batch.images_BCHW)
+            micro_batches.append(MicroBatch(images_BCHW, levels_BA, assessable_BA, micro_noise, self.augmenting.value))
         return micro_batches
 
     def _count_skipped(self, **taken: bool) -> None:
@@ -203,7 +209,7 @@ class Trainer:
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
             }
-            | ({"init": self.init} if self.init else {}),
+            | {name: value for name, value in (("init", self.init), ("augment", self.augmenting.state(self.runtime))) if value},
             **weights,
             generator_optimizer=self.generator.optimizer_state(),
             discriminator_optimizer=self.discriminator.optimizer_state(),
@@ -290,6 +296,7 @@ class Trainer:
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.init = state.get("init", {})
+        self.augmenting.load(state.get("augment", {}))
 
 
 def _initial_networks(config: Config, schema: AttributeSchema) -> tuple[Generator, Discriminator]:

@@ -50,6 +50,13 @@ def test_probability_chooses_images() -> None:
     assert 0.2 < changed.float().mean() < 0.4
 
 
+def test_probability_of_the_call_overrides_that_of_the_configuration() -> None:
+    settings, adapted = config("color", probability=0.9), config("color", probability=0.2)
+    batch, draws = images(100, size=8), drawn(settings, 100)
+    assert torch.equal(augment.apply(batch, draws, settings, 0.2), augment.apply(batch, draws, adapted))
+    assert torch.equal(augment.apply(batch, draws, settings, 0.0), batch)
+
+
 @pytest.mark.parametrize(
     ("draws", "down", "right"),
     [((0.0, 0.5), -2, 0), ((0.999, 0.0), 2, -2), ((0.5, 0.75), 0, 1), ((0.0, 0.0), -2, -2), ((0.999, 0.999), 2, 2)],
