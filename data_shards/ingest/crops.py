@@ -128,7 +128,8 @@ def _renumbered(labels_HW: np.ndarray) -> np.ndarray:
     """Numbers the nuclei of a crop 1, 2, … as 16-bit."""
     used = np.bincount(labels_HW.ravel()) > 0
     used[0] = False  # the background
-    return np.where(used, np.cumsum(used), 0).astype(np.uint16)[labels_HW]
+    number_N: np.ndarray = np.where(used, np.cumsum(used), 0).astype(np.uint16)
+    return np.asarray(number_N[labels_HW])
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:

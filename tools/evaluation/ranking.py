@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attributegan.utils.html_page import Figure, Section, Table
+from attributegan.utils.html_page import Cell, Figure, Section, Table
 
 AGREE = 0.8  # Kendall's tau from which two rankings agree
 SCORES = {"KID": ("kid", 1), "control score": ("obeys", -1)}  # field, and 1 if less is better
@@ -130,7 +130,7 @@ def _ranks(score: str, scored: Scored) -> Table:
     """Returns the ranks of the models, 1 for the best, a column per network; the score in small print."""
     table = scored.scores[score]
     sign, scale = SCORES[score][1], 1000 if score == "KID" else 1
-    body = [
+    body: list[list[Cell]] = [
         [scored.names[model], *(_rank(model, of_network, sign * scale, f".{1 if score == 'KID' else 2}f") for of_network in table.values())]
         for model in scored.names
     ]
@@ -150,7 +150,7 @@ def _pairs(score: str, scored: Scored) -> Table:
 
     from attributegan.metrics.control import spearman
 
-    body = []
+    body: list[list[Cell]] = []
     for a, b in itertools.combinations(scored.scores[score], 2):
         x, y = _common(score, scored, a, b)
         if len(x) > 1:
