@@ -142,7 +142,11 @@ def label(settings: LabelSettings) -> None:
     schema = AttributeSchema.from_yaml(settings.attributes) if settings.attributes else PUBLISHED
     given = read_token(settings.token_file) if settings.token_file else ""
     found = tiles.find_tiles(settings.tiles, settings.table)
-    with closing(ratings.Ratings(settings.out.with_name(f"{settings.out.stem}.ratings.jsonl"), schema)) as answers:
+    path = settings.out.with_name(f"{settings.out.stem}.ratings.jsonl")
+    if settings.no_page and not path.exists():
+        print(f"{settings.out}: no answers yet")
+        return
+    with closing(ratings.Ratings(path, schema)) as answers:
         writer = consensus.Writer(settings.out, found, answers, settings.disagreement)
         if settings.no_page:
             print(_summary(writer, settings.out))
