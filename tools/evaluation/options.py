@@ -41,6 +41,7 @@ class EvaluationSettings:
     batch: int = 16  # tiles per batch
     no_ema: bool = False
     precision: str = "auto"  # precision of the generator: auto, fp32, bf16 or fp16
+    reader_study: Path | None = None  # result of `attributegan-label 2afc` to include
     cache: Path | None = None  # cache folder for features and predictors of real tiles
 
     def __post_init__(self) -> None:

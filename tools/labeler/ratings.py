@@ -207,15 +207,15 @@ def _to_end(files: dict[str, None], file: str) -> None:
     files[file] = None
 
 
-def valid_name(name: str) -> str:
-    """Return the name of a rater in Unicode's composed form, with single spaces.
+def valid_name(name: str, field: str = "rater") -> str:
+    """Return the name of a person in Unicode's composed form, with single spaces.
 
     Raises:
-        ValueError: not a valid name.
+        ValueError: not a valid name; the message starts with ``field``.
     """
     name = unicodedata.normalize("NFC", " ".join(name.split()))
     if not name or len(name) > LONGEST_NAME or not name.isprintable() or not name[0].isalnum():
-        raise ValueError(f"rater: a name needs 1 to {LONGEST_NAME} characters and must begin with a letter or a digit")
+        raise ValueError(f"{field}: a name needs 1 to {LONGEST_NAME} characters and must begin with a letter or a digit")
     return name
 
 

@@ -1,0 +1,169 @@
+"""``attributegan-label 2afc``: the command line, and serving the pages until interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attributegan.cli import exit_status, parser
+from attributegan.config import DataConfig
+from tools import options as options_module
+from tools.explore import add_address, check_address, read_token
+from tools.options import settings_of
+
+if TYPE_CHECKING:  # slow to import; --help must be fast
+    from tools.two_afc.answers import Answers
+
+EXAMPLES = """\
+  attributegan-label 2afc runs/first --shards shards --out study                    prints the address to open
+  attributegan-label 2afc stylegan-tiles --shards shards --out study --pairs 200    tiles of any model, with a CSV of levels
+  attributegan-label 2afc --out study                                               resume
+  attributegan-label 2afc --out study --no-page                                     rewrite the results
+  attributegan-evaluate runs/first --shards shards --out report --reader-study study"""
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Which tiles to compare, and where to listen. Fields are the options of the command.
+
+    Raises:
+        ValueError: names the option that is wrong.
+    """
+
+    out: Path  # folder of the study
+    generated: str | None = None  # run, checkpoint or tile set; None to resume
+    shards: str | None = None  # shard set with the real tiles
+    split: str = "val"  # split of the real tiles
+    pairs: int = 100
+    seed: int = 0
+    shards_cache: str = ""
+    shards_cache_gb: float = DataConfig.cache_gb
+    no_ema: bool = False
+    precision: str = "auto"
+    batch: int = 16
+    no_page: bool = False
+    host: str = "127.0.0.1"
+    port: int = 7862
+    token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        options_module.require_at_least(self, pairs=1, batch=1, seed=0)
+        if (self.generated is None) != (self.shards is None):
+            raise ValueError("a new study needs both the generated tiles (RUN, CHECKPOINT or TILES) and --shards; give neither to resume")
+        check_address(self.host, self.port)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the pages until interrupted, and return the exit status."""
+    options = parser_2afc().parse_args(argv)
+    return exit_status(lambda: run(settings_of(StudySettings, options)))
+
+
+def parser_2afc() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    default = StudySettings
+    result = parser(
+        "Serve a web page on which readers choose the real one of two tiles with the same levels, a real held-out one and a generated one\n"
+        "(two-alternative forced choice, 2AFC). Readers see their score after the last pair. Every choice is saved at once; rerun with\n"
+        "--out to resume. Listens on localhost unless --host is given; other machines then need a token.",
+        EXAMPLES,
+    )
+    result.prog = "attributegan-label 2afc"
+    result.add_argument(
+        "generated",
+        nargs="?",
+        metavar="RUN|CHECKPOINT|TILES",
+        help="run folder (uses its latest checkpoint), checkpoint, or generated tiles: a folder of images with one CSV of levels, or a "
+        "shard set; omit to resume",
+    )
+    result.add_argument(
+        "--out", metavar="DIR", required=True, type=Path, help="folder of the study: pairs, answers.jsonl, answers.csv and result.json"
+    )
+    result.add_argument("--shards", metavar="DIR", help="shard set with real tiles, a folder or a URL; omit to resume")
+    result.add_argument(
+        "--split", metavar="SPLIT", default=default.split, help="split of the real tiles, not used for training (default: %(default)s)"
+    )
+    result.add_argument("--pairs", metavar="N", type=int, default=default.pairs, help="number of pairs (default: %(default)s)")
+    result.add_argument(
+        "--seed", metavar="S", type=int, default=default.seed, help="random seed of the tiles, their order and sides (default: %(default)s)"
+    )
+    result.add_argument("--batch", metavar="B", type=int, default=default.batch, help="tiles generated at a time (default: %(default)s)")
+    options_module.add_cache(result, "shards-cache")
+    options_module.add_precision(result)
+    options_module.add_no_ema(result)
+    result.add_argument("--no-page", action="store_true", help="make the study or rewrite its results, and exit")
+    add_address(result, default.host, default.port)
+    return result
+
+
+def run(settings: StudySettings) -> None:
+    """Make the study if it is new, and serve its pages until interrupted.
+
+    Raises:
+        ValueError: tiles, a study, answers or an address that can't be used.
+    """
+    try:
+        from tools.explorer import listening
+        from tools.two_afc import results, study
+        from tools.two_afc.answers import Answers
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
+    given = read_token(settings.token_file) if settings.token_file else ""
+    if settings.generated is not None:
+        _make(settings)
+    opened = study.read(settings.out)
+    with closing(Answers(opened)) as answers:
+        results.write(answers)  # answers that a killed process had not written
+        if not settings.no_page:
+            with listening.listen(settings.host, settings.port) as listener:
+                _serve(settings, answers, listener, given)
+        print(f"{settings.out}: {results.write(answers)['sentence']}", flush=True)
+
+
+def _make(settings: StudySettings) -> None:
+    """Make a new study; an existing one must have the same settings.
+
+    Raises:
+        ValueError: a study of other settings, or another folder.
+    """
+    from attributegan.utils.files import check_new_folder, require_writable
+    from tools.two_afc import study
+
+    if (settings.out / study.STUDY).is_file():
+        source = study.read(settings.out).source
+        given = {"split": settings.split, "seed": settings.seed, "generated": _location(str(settings.generated))}
+        was = {"split": source["split"], "seed": source["seed"], "generated": _location(source["generated"])}
+        if given != was:
+            raise ValueError(f"--out: {settings.out} has a study of other tiles ({source['generated']}); give only --out to resume it")
+        print(f"{settings.out}: resuming the study of {source['generated']} with {source['pairs']:,} pairs", flush=True)
+        return
+    check_new_folder(settings.out)
+    require_writable(settings.out, "--out")
+    from tools.two_afc.build import build
+
+    build(settings)
+
+
+def _location(path: str) -> str:
+    from data_shards.storage import stores
+
+    return stores.redact(path) if stores.is_remote(path) else os.path.abspath(path)
+
+
+def _serve(settings: StudySettings, answers: Answers, listener: socket.socket, given: str) -> None:
+    from tools.explorer import auth
+    from tools.explorer.listening import serve
+    from tools.two_afc.app import application
+
+    token = given if given or auth.is_loopback(settings.host) else secrets.token_urlsafe(24)
+    port = listener.getsockname()[1]
+    address = f"http://{auth.host_to_open(settings.host)}:{port}/" + (f"?token={token}" if token and not given else "")
+    print(f"{len(answers.study):,} pairs of {settings.out}: {address}    (Ctrl-C to stop)", flush=True)
+    serve(application(answers, settings.host, token, port), listener)
