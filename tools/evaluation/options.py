@@ -80,8 +80,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network: efficientnet-lite0, inception[:FILE], timm:NAME, hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or "
-        "MODULE:FUNCTION (default: %(default)s)",
+        help="feature network: efficientnet-lite0, inception[:FILE], uni[:FILE], virchow[:FILE], virchow2[:FILE], timm:NAME[:FILE], "
+        "hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION (default: %(default)s)",
     )
     parser.add_argument(
         "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"
