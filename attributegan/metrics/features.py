@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attributegan.metrics import encoders
-from attributegan.metrics.encoders import ENCODERS, IMAGENET
+from attributegan.metrics.encoders import ENCODERS
+from attributegan.metrics.encoders import IMAGENET as IMAGENET
 
 DEFAULT = "efficientnet-lite0"
 HELP = """\

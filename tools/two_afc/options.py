@@ -138,10 +138,10 @@ def _make(settings: StudySettings) -> None:
 
     if (settings.out / study.STUDY).is_file():
         source = study.read(settings.out).source
-        given = {"split": settings.split, "seed": settings.seed, "generated": _location(str(settings.generated))}
-        was = {"split": source["split"], "seed": source["seed"], "generated": _location(source["generated"])}
-        if given != was:
-            raise ValueError(f"--out: {settings.out} has a study of other tiles ({source['generated']}); give only --out to resume it")
+        given = (settings.split, settings.seed, _location(str(settings.generated)), _location(str(settings.shards)))
+        if given != (source["split"], source["seed"], _location(source["generated"]), _location(source["shards"])):
+            was = f"{source['generated']} and {source['shards']}"
+            raise ValueError(f"--out: {settings.out} has a study of other tiles ({was}); give only --out to resume it")
         print(f"{settings.out}: resuming the study of {source['generated']} with {source['pairs']:,} pairs", flush=True)
         return
     check_new_folder(settings.out)

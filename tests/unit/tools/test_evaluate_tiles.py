@@ -90,7 +90,7 @@ def test_the_example_of_the_python_api_runs(tmp_path: Path, monkeypatch: pytest.
     page = (Path(__file__).parents[3] / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
     code = re.search(r"^## Evaluation\n.*?```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert code
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, tiles in (("train", split(200, 0)), ("held_out", split(80, 1)), ("generated", split(80, 2))):
         read = tiles.read(np.arange(len(tiles)))
         arrays |= {f"{name}_tiles": read, f"{name}_levels": tiles.levels_NA, f"{name}_slides": tiles.group_N}
