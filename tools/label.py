@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page with ``argv`` (default: ``sys.argv``) until interrupted, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["2afc"]:
-        from tools.two_afc import options as two_afc
+        from tools.two_afc import command
 
-        return two_afc.main(arguments[1:])
+        return command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     return exit_status(lambda: label(settings_of(LabelSettings, options)))
 

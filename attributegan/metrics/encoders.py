@@ -87,7 +87,7 @@ def load_timm(model: str, file: Path | None, any_size: bool = False, settings: M
     Args:
         model: name in timm, or ``hf-hub:OWNER/NAME``.
         file: weights; None for timm's own or the hub's.
-        any_size: let a vision transformer take other sizes than the one that it was trained at, by interpolated position embeddings.
+        any_size: let a vision transformer take sizes other than its own, by interpolated position embeddings.
         settings: arguments of ``timm.create_model``; a name of ``mlp_layer`` is a class of ``timm.layers``.
 
     Raises:

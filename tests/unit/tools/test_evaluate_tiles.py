@@ -153,8 +153,13 @@ def test_folder_and_set_beside_a_checkpoint(shards: Path, tmp_path: Path) -> Non
     untrained_run(tmp_path / "untrained", 1234)
     out = tmp_path / "report"
     baselines = ["--baseline", str(generated), "--baseline", str(tmp_path / "untrained")]
-    assert evaluate.main([*arguments(folder, shards, out), *baselines]) == 0
+    rate = {"correct": 0.5, "low": 0.4, "high": 0.6, "choices": 100, "pairs": 100}
+    source = {"generated": "stylegan", "shards": "real", "split": "val"}
+    readers = {"format": 1, "study": source, "sentence": "Ann chose <well>.", "all": rate, "readers": {"Ann": rate}, "levels": {}}
+    (tmp_path / "study.json").write_text(json.dumps(readers))
+    assert evaluate.main([*arguments(folder, shards, out), *baselines, "--reader-study", str(tmp_path / "study.json")]) == 0
     result = json.loads((out / "result.json").read_text())
+    assert result["reader_study"] == readers and "Ann chose &lt;well&gt;." in (out / "report.html").read_text()
     rows = {row["name"]: row for row in result["rows"] if row["kind"] == "generator"}
     assert list(rows) == ["stylegan", "diffusion", "untrained"] and list(result["models"]) == ["untrained"]
     assert {name: found["tiles"] for name, found in result["tile_sets"].items()} == {"stylegan": 40, "diffusion": 40}  # --count

@@ -47,7 +47,7 @@ def test_every_example_parses(name: str) -> None:
     assert len(found) > 1
     for line in found:
         command, *arguments = shlex.split(line)
-        if arguments[0] == "2afc":
+        if arguments[:1] == ["2afc"]:
             command = f"{command} {arguments.pop(0)}"
         if command in PARSERS:
             if command == "attributegan-evaluate" and arguments[0] not in evaluate.COMMANDS:
