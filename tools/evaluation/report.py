@@ -214,6 +214,21 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def reader_study(found: Mapping[str, Any]) -> Section:
+    """Return the section about a reader study, the result of `attributegan-label 2afc`."""
+    source, rates = found["study"], dict(found["readers"])
+    if len(rates) > 1:
+        rates["all readers"] = found["all"]
+    rates |= {f"{name}: {level}": of_level for name, levels in found["levels"].items() for level, of_level in levels.items()}
+    body = [[name, estimate([one["correct"], one["low"], one["high"]]), one["choices"], one["pairs"]] for name, one in rates.items()]
+    text = (
+        f"Two-alternative forced choice: which of two tiles with the same levels is real, one of split {source['split']} of "
+        f"{source['shards']} or one of {source['generated']}? {found['sentence']} Guessing gives 0.50. In small print: 95 % intervals "
+        "(Wilson), for other pairs but the same readers; not corrected for the number of levels."
+    )
+    return Section("Reader study", text, [Table(["", "real tile chosen", "choices", "pairs"], body)] if body else [])
+
+
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Yield a confusion matrix per model and attribute, requested by predicted level."""
     for row in rows:
@@ -269,21 +284,6 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     found = [row for row in rows if "memory" in row]
     body = [[row["name"], _memory(row, "ratio"), _memory(row, "nearer"), estimate(row["memory"].get("membership"))] for row in found]
     return Table(["", "ratio", "nearer", "membership"], body)
-
-
-def reader_study(found: Mapping[str, Any]) -> Section:
-    """Return the section about a reader study, the result of `attributegan-label 2afc`."""
-    source, rates = found["study"], dict(found["readers"])
-    if len(rates) > 1:
-        rates["all readers"] = found["all"]
-    rates |= {f"{name}: {level}": of_level for name, levels in found["levels"].items() for level, of_level in levels.items()}
-    body = [[name, estimate([one["correct"], one["low"], one["high"]]), one["choices"], one["pairs"]] for name, one in rates.items()]
-    text = (
-        f"Two-alternative forced choice: which of two tiles with the same levels is real, one of split {source['split']} of "
-        f"{source['shards']} or one of {source['generated']}? {found['sentence']} Guessing gives 0.50. In small print: 95 % intervals "
-        "(Wilson), for other pairs but the same readers; not corrected for the number of levels."
-    )
-    return Section("Reader study", text, [Table(["", "real tile chosen", "choices", "pairs"], body)] if body else [])
 
 
 def measured_text(result: Mapping[str, Any]) -> str:
