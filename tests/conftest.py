@@ -28,7 +28,7 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
         "unit/tools/benchmarks/test_reference_model.py",
     ),
     "slurm": ("slurm/test_slurm.py",),
-    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py"),
+    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py", "integration/test_two_afc_page.py"),
     "root": ("slurm/test_slurm.py",),
 }
 SLOW_FIXTURES = {

@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="run folder, checkpoint or tiles of a further model to evaluate; repeatable",
     )
+    report.add_argument(
+        "--reader-study", metavar="DIR", type=Path, help="include the result of a reader study, the --out of `attributegan-label 2afc`"
+    )
     add_common(report)
     report.set_defaults(work=with_settings(_report, EvaluationSettings))
     compare.add(commands)

@@ -22,14 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attributegan.metrics import efficientnet, random_network
+from attributegan.metrics import efficientnet, encoders, random_network
+from attributegan.metrics.encoders import ENCODERS
+from attributegan.metrics.encoders import IMAGENET as IMAGENET
 
 DEFAULT, RANDOM = "efficientnet-lite0", "random"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HELP = """\
 efficientnet-lite0 (default), -lite1 or -lite2 (offline); random (a network with random weights); inception or
-inception:FILE (FID's weights); timm:NAME; hub:OWNER/REPO:ENTRY or hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or
-FILE.pt2 (torch.export); MODULE:FUNCTION, which returns a torch module or attributegan.metrics.features.Features"""
+inception:FILE (FID's weights); uni, virchow, virchow2 or timm:NAME, each also with :FILE (weights); hub:OWNER/REPO:ENTRY or
+hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or FILE.pt2 (torch.export); MODULE:FUNCTION, which returns a torch module or
+attributegan.metrics.features.Features"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def load(name: str = DEFAULT, size: int | None = None) -> Features:
     if size is not None and size < 8:
         raise ValueError(f"--feature-size: {size} is below 8 pixels")
     try:
-        features = _load(name)
+        features = _load(name, size)
     except ImportError as error:
         raise ValueError(
             f"--features {name}: {error}; install the package that it needs, e.g. `pip install 'attributegan[eval]'`"
@@ -139,7 +141,7 @@ def load(name: str = DEFAULT, size: int | None = None) -> Features:
     return features if size is None else replace(features, size=size)
 
 
-def _load(name: str) -> Features:
+def _load(name: str, size: int | None) -> Features:
     kind, _, rest = name.partition(":")
     if name in efficientnet.SIZES:
         return _efficientnet(name)
@@ -147,8 +149,8 @@ def _load(name: str) -> Features:
         return _random()
     if kind == "inception":
         return _inception(rest)
-    if kind == "timm" and rest:
-        return _timm(name, rest)
+    if (kind == "timm" and rest) or kind in ENCODERS:
+        return _encoder(name, size)
     if kind == "hub" and rest:
         return _hub(name, rest)
     if Path(name).is_file():
@@ -182,16 +184,17 @@ def _inception(file: str) -> Features:
     return Features("inception", weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
 
 
-def _timm(name: str, model: str) -> Features:
-    import timm
-
+def _encoder(name: str, size: int | None) -> Features:
+    """A model of timm, by its name there (``timm:NAME``) or one of `encoders.ENCODERS`; a file of weights is no part of the name."""
+    short, file = encoders.split_file(name)
     try:
-        network = timm.create_model(model, pretrained=True, num_classes=0)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"--features {name}: timm failed to create the model: {error}") from error
-    data = timm.data.resolve_model_data_config(network)
-    version = f"timm {timm.__version__}, {weights_hash(network)}"
-    return Features(name, version, data["input_size"][-1], network, tuple(data["mean"]), tuple(data["std"]))
+        if short in encoders.ENCODERS:
+            loaded = encoders.load_encoder(short, file, any_size=size is not None)
+        else:
+            loaded = encoders.load_timm(short.removeprefix("timm:"), file, any_size=size is not None)
+    except ValueError as error:
+        raise ValueError(f"--features {name}: {error}") from error
+    return Features(short, f"{loaded.version}, {weights_hash(loaded.network)}", loaded.size, loaded.network, loaded.mean, loaded.std)
 
 
 def _hub(name: str, rest: str) -> Features:

@@ -42,6 +42,7 @@ class EvaluationSettings:
     batch: int = 16  # tiles per batch
     no_ema: bool = False
     precision: str = "auto"  # precision of the generator: auto, fp32, bf16 or fp16
+    reader_study: Path | None = None  # result of `attributegan-label 2afc` to include
     cache: Path | None = None  # cache folder for features and predictors of real tiles
 
     def __post_init__(self) -> None:
@@ -80,9 +81,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network: efficientnet-lite0, -lite1 or -lite2, random, handcrafted, inception[:FILE], timm:NAME, "
-        "hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION (default: efficientnet-lite0, or the next of the three "
-        "that no model was trained on)",
+        help="feature network: efficientnet-lite0, -lite1 or -lite2, random, handcrafted, inception[:FILE], uni[:FILE], "
+        "virchow[:FILE], virchow2[:FILE], timm:NAME[:FILE], hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION "
+        "(default: efficientnet-lite0, or the next of the three that no model was trained on)",
     )
     parser.add_argument(
         "--allow-trained-features",

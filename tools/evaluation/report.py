@@ -44,6 +44,8 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
     ]
     if any("measured" in row for row in rows):
         sections.append(Section("Image measurements", measured_text(result), [measured(rows)]))
+    if "reader_study" in result:
+        sections.append(reader_study(result["reader_study"]))
     if pictures.curves:
         sections.append(
             Section(
@@ -218,6 +220,21 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
         f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles. Not computed, "
         f"since it needs the generator: {missing}."
     )
+
+
+def reader_study(found: Mapping[str, Any]) -> Section:
+    """Return the section about a reader study, the result of `attributegan-label 2afc`."""
+    source, rates = found["study"], dict(found["readers"])
+    if len(rates) > 1:
+        rates["all readers"] = found["all"]
+    rates |= {f"{name}: {level}": of_level for name, levels in found["levels"].items() for level, of_level in levels.items()}
+    body = [[name, estimate([one["correct"], one["low"], one["high"]]), one["choices"], one["pairs"]] for name, one in rates.items()]
+    text = (
+        f"Two-alternative forced choice: which of two tiles with the same levels is real, one of split {source['split']} of "
+        f"{source['shards']} or one of {source['generated']}? {found['sentence']} Guessing gives 0.50. In small print: 95 % intervals "
+        "(Wilson), for other pairs but the same readers; not corrected for the number of levels."
+    )
+    return Section("Reader study", text, [Table(["", "real tile chosen", "choices", "pairs"], body)] if body else [])
 
 
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -39,7 +39,9 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
     from attributegan.utils.files import require_writable
     from data_shards.storage.cache import Cache
     from tools.evaluation.tiles import is_tiles, open_tiles
+    from tools.two_afc import results
 
+    reader_study = results.read(settings.reader_study) if settings.reader_study else None
     require_writable(settings.out, "--out")
     require_writable(FeatureCache.at(settings.cache).folder, "--cache")
     paths = [settings.model, *settings.baseline]
@@ -50,7 +52,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
     }
     processes = Processes()
     try:
-        return Evaluation(settings, subjects, processes).run()
+        return Evaluation(settings, subjects, processes, reader_study).run()
     finally:
         processes.shutdown()
 
@@ -78,13 +80,19 @@ def _name(path: Path) -> str:
 class Evaluation:
     """An evaluation of one or more models or tile sets against one set of real tiles."""
 
-    def __init__(self, settings: EvaluationSettings, subjects: dict[str, Loaded | TileSource], processes: Processes) -> None:
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        subjects: dict[str, Loaded | TileSource],
+        processes: Processes,
+        reader_study: dict[str, Any] | None = None,
+    ) -> None:
         from attributegan.checkpoint.loading import Loaded
         from attributegan.utils.html_page import require_jinja2
         from tools.evaluation import data, feature_networks
 
         require_jinja2()  # for the report, written at the end
-        self.settings, self.processes, self.subjects = settings, processes, list(subjects)
+        self.settings, self.processes, self.subjects, self.reader_study = settings, processes, list(subjects), reader_study
         self.models = {name: subject for name, subject in subjects.items() if isinstance(subject, Loaded)}
         self.sources = {name: subject for name, subject in subjects.items() if not isinstance(subject, Loaded)}
         sizes = {
@@ -203,6 +211,7 @@ class Evaluation:
                 if self.tiles
                 else {}
             ),
+            **({"reader_study": self.reader_study} if self.reader_study else {}),
             "rows": [row.numbers for row in rows],
         }
 
