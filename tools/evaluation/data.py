@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from data_shards.sampler import permutation
 from data_shards.storage.cache import Cache
 from tools.evaluation.options import EvaluationSettings
 
+MIN_SAME_SLIDES = 50  # tiles of training slides outside the training split that the membership test needs
+
 
 @dataclass(frozen=True)
 class Data:
@@ -28,6 +30,7 @@ class Data:
         groups_apart: whether no slide is in both splits; None if tiles have no groups.
         measure: image measurement of each attribute, for phantoms or as requested by ``--measure``; None otherwise.
         measured_by: name of the measurement of each attribute; {} for phantoms.
+        same_slides: tiles of training slides that are not in the training split, for the membership test; None if there are few.
     """
 
     location: str
@@ -37,6 +40,7 @@ class Data:
     groups_apart: bool | None
     measure: Callable[[np.ndarray], np.ndarray] | None
     measured_by: Mapping[str, str] = field(default_factory=dict)
+    same_slides: Split | None = None
 
     @property
     def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -68,7 +72,8 @@ def open_data(settings: EvaluationSettings, size: int) -> Data:
     apart = not groups[0] & groups[1] if all(groups) else None
     measured_by = _measured_by(settings, shards.schema)
     measure = _measurer(measured_by, shards.schema) if measured_by else _measure() if is_phantom else None
-    return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by)
+    same = same_slides(settings.shards, shards.header.splits, settings.train, train, size, settings.max_real, cache)
+    return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by, same)
 
 
 def open_split(
@@ -90,9 +95,46 @@ def open_split(
         ValueError: not a shard set, or a split that it does not have.
     """
     shards = ShardSet.open(location, split, cache=cache, split_option=option)
+    names = _groups(shards, split)
+    use_N = assessable(shards.levels_NA, shards.schema, shards.location) if assessable_only else np.ones(len(shards), bool)
+    return shards, names, _split(shards, names, size, most, use_N, "/assessable" * assessable_only)
+
+
+def _groups(shards: ShardSet, split: str) -> list[str]:
+    """Returns the slide of each tile of a split, "" if unknown."""
     table = index.read_table(shards.folder / index.FILE, ["group", "split"])
-    names = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
-    return shards, names, _split(shards, names, size, most, assessable_only)
+    names: list[str] = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
+    return names
+
+
+def same_slides(
+    location: str, splits: Sequence[str], train_split: str, train: Split, size: int, most: int, cache: Cache
+) -> Split | None:
+    """Returns tiles of the training slides that the model was not trained on, from the split with the most of them.
+
+    Args:
+        splits: all splits of the set.
+        train_split: the split that the model was trained on.
+        train: its tiles.
+        size: pixels to resize the tiles to.
+        most: maximum number of tiles.
+        cache: cache for the shards of a remote set.
+
+    Returns:
+        the tiles, with groups numbered as those of ``train``; None if no split has `MIN_SAME_SLIDES` of them.
+    """
+    number_of = {name: number for number, name in enumerate(train.slides) if name}
+    best: Split | None = None
+    for split in splits:
+        if split == train_split or not number_of:
+            continue
+        shards = ShardSet.open(location, split, cache=cache)
+        names = _groups(shards, split)
+        use_N = np.array([name in number_of for name in names])
+        if use_N.sum() >= max(MIN_SAME_SLIDES, len(best or ()) + 1):
+            found = _split(shards, names, size, most, use_N, "/same slides")
+            best = replace(found, group_N=np.array([number_of[name] for name in found.slides])[found.group_N])
+    return best
 
 
 def check_model(name: str, loaded: Loaded, data: Data) -> None:
@@ -118,19 +160,26 @@ def common_size(sizes: Mapping[str, int]) -> int:
     return first
 
 
-def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
-    """Draw tiles at random from the whole split: indexed tars may be sorted by level."""
+def _split(shards: ShardSet, names: list[str], size: int, most: int, use_mask_N: np.ndarray, suffix: str) -> Split:
+    """Draw tiles at random from the whole split: indexed tars may be sorted by level.
+
+    Args:
+        use_mask_N: tiles to draw from.
+        suffix: names these tiles in the identity of the split.
+    """
     rows, read_tiles = shards.rows, set_reader(shards, size)
-    use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
+    use_N = np.flatnonzero(use_mask_N)
     drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         return read_tiles(drawn_N[number_N])
 
     digest = hashlib.sha256((shards.folder / checksums.FILE).read_bytes())
-    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
+    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{suffix}".encode())
     group_of_tile = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
-    return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(group_of_tile, return_inverse=True)[1], read, digest.hexdigest())
+    slides, group_N = np.unique(group_of_tile, return_inverse=True)
+    known = tuple("" if name.startswith("\0") else name for name in slides.tolist())
+    return Split(shards.levels_NA[drawn_N].astype(np.int64), group_N, read, digest.hexdigest(), known)
 
 
 def set_reader(shards: ShardSet, size: int) -> Callable[[np.ndarray], np.ndarray]:
