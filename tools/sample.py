@@ -115,8 +115,8 @@ def _dropped(settings: SamplingSettings) -> str:
     dropped = dropped_copies(settings.out)
     total = settings.count + dropped
     return (
-        f"--filter-copies: dropped {dropped:,} of {total:,} generated tiles ({dropped / total:.1%}; about {NEARER:.0%} are expected of a model "
-        "that does not copy)"
+        f"--filter-copies: dropped {dropped:,} of {total:,} generated tiles ({dropped / total:.1%}; about {NEARER:.0%} is expected of a "
+        "model that does not copy)"
     )
 
 

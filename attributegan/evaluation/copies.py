@@ -78,7 +78,9 @@ def copy_filter(
     processes, cache = processes or Processes(), cache or FeatureCache.at(None)
     other = held_out if same_slides is None else same_slides
     if len(other) < MIN_HELD_OUT:
-        raise ValueError(f"--filter-copies: {len(other)} held-out tiles are too few to recognize copies; at least {MIN_HELD_OUT} are needed")
+        raise ValueError(
+            f"--filter-copies: {len(other)} held-out tiles are too few to recognize copies; at least {MIN_HELD_OUT} are needed"
+        )
     arrays = [
         processes.broadcast_object(features_of(split, name, features, processes, cache, progress))
         for split, name in ((train, "training tiles"), (other, "held-out tiles"))

@@ -107,9 +107,7 @@ def _groups(shards: ShardSet, split: str) -> list[str]:
     return names
 
 
-def same_slides(
-    location: str, splits: Sequence[str], train_split: str, train: Split, size: int, most: int, cache: Cache
-) -> Split | None:
+def same_slides(location: str, splits: Sequence[str], train_split: str, train: Split, size: int, most: int, cache: Cache) -> Split | None:
     """Returns tiles of the training slides that the model was not trained on, from the split with the most of them.
 
     Args:

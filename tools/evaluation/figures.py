@@ -160,13 +160,21 @@ COLOURS = ("#5b2a6e", "#c2571a", "#1a7f6b", "#9a1750")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 170, 46, 22, 34
 
 
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """Draw a line chart over images as SVG.
+def chart(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    unit: str = "images",
+    bars: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+) -> bytes:
+    """Draw a line chart as SVG.
 
     Args:
         series: (images, value) pairs by the name of the line.
+        unit: of the horizontal axis.
+        bars: intervals, as (images, low, high), by the name of the line.
     """
     points = [point for line in series.values() for point in line]
+    points += [(x, y) for of_line in (bars or {}).values() for x, *ends in of_line for y in ends]
     xs, ys = zip(*points, strict=True)
     low, high, last = min(ys), max(ys), max(xs)
     span = (high - low) or 1.0
@@ -178,6 +186,9 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> by
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(point(x, y) for x, y in line)}"/>')
+        for x, *ends in (bars or {}).get(name, []):
+            (first_x, first_y), (_, last_y) = (point(x, y).split(",") for y in ends)
+            lines.append(f'<path d="M{float(first_x) + 2 * number:.1f} {first_y}V{last_y}" stroke="{colour}" stroke-width="0.8"/>')
         names.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="10">'
@@ -186,6 +197,6 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> by
         f'<text x="6" y="27">{"".join(names)}</text>'
         f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
         f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{last:,.0f} images</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{last:,.0f} {html.escape(unit)}</text>'
         f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 10}" fill="none" stroke="#999"/>{"".join(lines)}</svg>'
     ).encode()

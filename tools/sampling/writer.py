@@ -79,9 +79,7 @@ class Recipe:
             return tiles, levels_BA.numpy(), np.zeros(len(tiles), np.int64)
 
         def replace(rows: list[int], draw: int) -> torch.Tensor:
-            drawn = replacement.replacement_latents(
-                self.seed, [indices[row] for row in rows], draw, self.loaded.config.model.latent_dim
-            )
+            drawn = replacement.replacement_latents(self.seed, [indices[row] for row in rows], draw, self.loaded.config.model.latent_dim)
             return self._truncated(drawn)
 
         tiles, draws_B = replacement.generate_filtered(

@@ -1,4 +1,4 @@
-"""``--filter-copies``: training tiles with noise are dropped, tiles of a generator that does not copy are kept; results are reproducible."""
+"""``--filter-copies``: training tiles with noise are dropped, other tiles are kept, and an interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -137,9 +137,7 @@ def test_shards_resume_and_count_the_dropped_tiles_of_all_shards(
     monkeypatch.setattr(shard_writer, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sample.sample(
-            sample.settings_of(
-                sample.SamplingSettings, sample._parser().parse_args(arguments(run, real, tmp_path / "resumed", *options))
-            )
+            sample.settings_of(sample.SamplingSettings, sample._parser().parse_args(arguments(run, real, tmp_path / "resumed", *options)))
         )
     monkeypatch.setattr(shard_writer, "write", write)
     assert sample.main(arguments(run, real, tmp_path / "resumed", *options)) == 0
