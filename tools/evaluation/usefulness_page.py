@@ -36,32 +36,13 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 GAIN_TEXT = (
-    "How much generated tiles change the score of a predictor: the difference to the same real tiles alone; for generated tiles alone, to all "
-    "real tiles. They help if the interval is above 0. Last column: the difference to the row with as many generated as real tiles, whose "
-    "levels are as frequent as in the real tiles."
+    "How much generated tiles change the score of a predictor: the difference to the same real tiles alone; for generated tiles alone, "
+    "to all real tiles. They help if the interval is above 0. Last column: the difference to the row with as many generated as real "
+    "tiles, whose levels are as frequent as in the real tiles."
 )
 SCORE_TEXT = (
     "Spearman's rank correlation of the predicted with the labelled level on the held-out tiles, relative to its maximum; all levels have "
     "equal weight. In small print: 95 % intervals, seeds and held-out slides resampled (tiles if there are fewer than five slides)."
-)
-CHART_TEXT, [Table([""], [cell]) for cell in charts]),
-        Section("Method", method_text(result), [method(result)]),
-    ]
-    return to_html(
-        f"Usefulness: {result['model']['name']}",
-        "Predictors trained with and without generated tiles, tested on real held-out tiles. Not for diagnosis.",
-        sections,
-    )
-
-
-GAIN_TEXT = (
-    "How much generated tiles change the score of a predictor: the difference to the same real tiles alone, for generated tiles alone to "
-    "all real tiles. Above 0, with an interval above 0: they help. over 1:1: the difference to the row with as many generated as real tiles, "
-    "whose levels are as frequent as in the real tiles."
-)
-SCORE_TEXT = (
-    "Spearman's rank correlation of the predicted with the labelled level on the held-out tiles, relative to its maximum; all levels have equal "
-    "weight. In small print: 95 % intervals, seeds and held-out slides resampled (tiles if there are fewer than five slides)."
 )
 CHART_TEXT = "The score over the number of real tiles, by what is added to them; bars are the intervals."
 
@@ -214,7 +195,7 @@ def method_text(result: Mapping[str, Any]) -> str:
     )
     left_out = f" Not scored, for lack of tiles: {', '.join(data['left_out'])}." if data["left_out"] else ""
     return (
-        f"Each predictor ({predictor}) is trained {settings['seeds']} times, with real and generated tiles drawn by the seed; for one seed, "
+        f"Each predictor ({predictor}) is trained {settings['seeds']} times, with real and generated tiles drawn by the seed; for a seed, "
         f"all rows of a share have the same real tiles. It is tested on {data['held_out_tiles']:,} real tiles of {data['held_out_groups']} "
         f"held-out slides. {APART[data['groups_apart']]}{left_out} Many rows are tested, so an interval just above 0 is weak evidence."
     )
