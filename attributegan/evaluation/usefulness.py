@@ -92,26 +92,27 @@ class Pool:
 def pool_of(split: Split, name: str, features: Features, processes: Processes, cache: FeatureCache, progress: Progress) -> Pool | None:
     """Computes the predictor's inputs of all tiles, cached, on rank 0; None on other ranks. Every process must call it."""
     path, features_path = (cache.path(kind, split.identity, features.identity) for kind in ("inputs", "features"))
-    arrays = [cache.load(at) if processes.is_main else None for at in (path, features_path)]
-    inputs_ND, features_ND = (processes.broadcast_object(array is not None) and array for array in arrays)
-    if inputs_ND is False:
+    inputs_ND, features_ND = (cache.load(at) if processes.is_main else None for at in (path, features_path))
+    has_inputs, has_features = (processes.broadcast_object(array is not None) for array in (inputs_ND, features_ND))
+    if not has_inputs:
 
         def inputs(chunk: range) -> list[np.ndarray]:
             tiles_NHWC = split.read(np.arange(chunk.start, chunk.stop))
-            made_ND = features(tiles_NHWC, processes.device) if features_ND is False else np.zeros((len(tiles_NHWC), 0), np.float32)
-            return [made_ND, predictor.head_inputs(thumbs(tiles_NHWC), made_ND[:, :0], processes.device).cpu().numpy()]
+            none_N0 = np.zeros((len(tiles_NHWC), 0), np.float32)
+            made_ND = none_N0 if has_features else features(tiles_NHWC, processes.device)
+            return [made_ND, predictor.head_inputs(thumbs(tiles_NHWC), none_N0, processes.device).cpu().numpy()]
 
         def done(count: int) -> None:
             progress(f"features of {name}", count, len(split))
 
         parts = processes.map(len(split), CHUNK, inputs, done)
         if processes.is_main:
-            if features_ND is False:
+            if features_ND is None:
                 features_ND = parts[0]
                 cache.save(features_path, features_ND)
             inputs_ND = np.concatenate([features_ND, parts[1]], axis=1, dtype=np.float64)
             cache.save(path, inputs_ND)
-    return Pool(split, torch.from_numpy(inputs_ND).to(processes.device)) if processes.is_main else None
+    return None if inputs_ND is None else Pool(split, torch.from_numpy(inputs_ND).to(processes.device))
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def balanced_weights(schema: AttributeSchema, levels_NA: np.ndarray) -> np.ndarr
             for level, total in totals.items():
                 weight_N[level_N == level] *= sum(totals.values()) / len(totals) / total
         weight_N = np.minimum(weight_N, MAX_BALANCE * weight_N.mean())
-    return weight_N / weight_N.sum()
+    result: np.ndarray = weight_N / weight_N.sum()
+    return result
 
 
 def scored_levels(schema: AttributeSchema, train_NA: np.ndarray, held_out_NA: np.ndarray) -> dict[int, tuple[int, ...]]:

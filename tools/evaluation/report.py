@@ -286,7 +286,9 @@ def membership_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def pairs(name: str, found: Sequence[tuple[Pair, Pair]]) -> Table:
     """Return the table of tiles beside their nearest training tiles."""
     header = ["generated | nearest training tile", "distance", "held-out | nearest training tile", "distance"]
-    body = [[made.picture, Figure(f"{made.distance:.2f}"), held.picture, Figure(f"{held.distance:.2f}")] for made, held in found]
+    body: list[Sequence[Cell]] = [
+        [made.picture, Figure(f"{made.distance:.2f}"), held.picture, Figure(f"{held.distance:.2f}")] for made, held in found
+    ]
     return Table(header, body, title=name)
 
 

@@ -134,7 +134,7 @@ def write_files(recipe: Recipe, out: Path, count: int, kind: str, processes: Pro
     if processes.is_main:  # before the tiles, so that those of an interrupted command are recognised
         _write_table(recipe, out, chunks, kind, None)
     processes.barrier()
-    dropped = {}
+    dropped: dict[int, int] = {}
     for chunk in _bar(chunks[processes.rank :: processes.world], processes, "batch"):
         tiles, _, dropped_B = recipe.tiles(chunk)
         dropped |= dict(zip(chunk, dropped_B.tolist(), strict=True))

@@ -25,6 +25,8 @@ from data_shards.storage.cache import Cache
 from data_shards.verify import verify
 from tools import sample
 from tools.evaluation import data
+from tools.options import settings_of
+from tools.sampling.options import SamplingSettings
 from tools.shard import main as shard_main
 
 SIZE = 32
@@ -126,7 +128,8 @@ def test_shards_resume_and_count_the_dropped_tiles_of_all_shards(
     options = ["--count", "40", "--format", "shards", "--shard-count", "16"]
     assert sample.main(arguments(run, real, tmp_path / "whole", *options)) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    write, written = shard_writer.write, []
+    write = shard_writer.write
+    written: list[object] = []
 
     def interrupted(*arguments: object) -> None:
         if len(written) == 2:
@@ -136,9 +139,7 @@ def test_shards_resume_and_count_the_dropped_tiles_of_all_shards(
 
     monkeypatch.setattr(shard_writer, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sample.sample(
-            sample.settings_of(sample.SamplingSettings, sample._parser().parse_args(arguments(run, real, tmp_path / "resumed", *options)))
-        )
+        sample.sample(settings_of(SamplingSettings, sample._parser().parse_args(arguments(run, real, tmp_path / "resumed", *options))))
     monkeypatch.setattr(shard_writer, "write", write)
     assert sample.main(arguments(run, real, tmp_path / "resumed", *options)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == line and "dropped" in line
