@@ -96,11 +96,11 @@ def added(rows: Sequence[Mapping[str, Any]], share: int) -> str:
 def where(rows: Sequence[Mapping[str, Any]], share: int) -> str:
     """Name the attributes that generated tiles help and hurt, at the amount of `added`."""
     row = best(rows, share)
-    by: dict[str, list[str]] = {}
+    by: dict[str, list[str]] = {"helps": [], "hurts": []}  # in this order
     for name, estimate in row["gain"].items():
         if name != MEAN:
             by.setdefault(verdict(estimate), []).append(f"{name} ({estimate[0]:+.2f})")
-    return f"By attribute, for {_of(row)}: " + "; ".join(f"it {key} for {', '.join(names)}" for key, names in by.items()) + "."
+    return f"By attribute, for {_of(row)}: " + "; ".join(f"it {key} for {', '.join(names)}" for key, names in by.items() if names) + "."
 
 
 def how_many(rows: Sequence[Mapping[str, Any]]) -> str:
