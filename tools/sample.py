@@ -35,7 +35,7 @@ EXAMPLES = """\
   attributegan-sample runs/first --out tiles --count 64 --levels cell_crowding=4,mitosis=frequent
   attributegan-sample runs/first --out tiles --count 5000 --levels-from shards             levels distributed as in real tiles
   attributegan-sample runs/first --out made --count 50000 --format shards --workers 2 --precision bf16
-  attributegan-sample runs/first --out tiles --count 5000 --filter-copies --shards shards  without copies of training tiles
+  attributegan-sample runs/first --out tiles --count 5000 --filter-copies --shards shards   without copies of training tiles
   attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     grids of attribute levels
   attributegan-sample runs/first --out tiles --count 2 --interpolate pleomorphism=1 pleomorphism=4 --movie gif
   attributegan-sample runs/first --out found --project tile.png --sweep                    edit a real tile
@@ -176,7 +176,7 @@ def _training_tiles(loaded: Loaded, settings: SamplingSettings) -> tuple[Split, 
     _, _, held_out = data.open_split(settings.shards, settings.held_out, size, MAX_HELD_OUT, False, cache, "--held-out")
     if differences := loaded.schema.difference(shards.schema):
         raise ValueError(f"--shards: {shards.location} does not fit the model: {'; '.join(differences)}")
-    same = data.same_slides(settings.shards, shards.header.splits, settings.train, train, size, MAX_HELD_OUT, cache)
+    same = data.same_slides(settings.same_slides, shards, train, size, MAX_HELD_OUT, cache)
     return train, held_out, same, features.load(settings.features, settings.feature_size)
 
 

@@ -11,7 +11,7 @@ from attributegan.metrics import quality
 from attributegan.metrics.quality import NEIGHBOURS, Memorisation
 
 MIN_HELD_OUT = NEIGHBOURS + 1  # tiles needed for balls of nearest neighbours
-SAME_SLIDES, HELD_OUT = "same slides", "held-out slides"  # where the tiles of the membership test come from
+SAME_SLIDES, HELD_OUT = "same slides", "held-out split"  # where the tiles of the membership test come from
 SAME_TILE = 1e-6  # distance, as a share of the norm of a feature vector, up to which two tiles are the same
 
 

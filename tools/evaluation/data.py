@@ -16,9 +16,10 @@ from data_shards.loader.shard_set import ShardSet, assessable
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.sampler import permutation
 from data_shards.storage.cache import Cache
+from data_shards.storage.shard_files import open_location
 from tools.evaluation.options import EvaluationSettings
 
-MIN_SAME_SLIDES = 50  # tiles of training slides outside the training split that the membership test needs
+MIN_SAME_SLIDES = 50  # tiles of training slides that --same-slides needs
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Data:
         groups_apart: whether no slide is in both splits; None if tiles have no groups.
         measure: image measurement of each attribute, for phantoms or as requested by ``--measure``; None otherwise.
         measured_by: name of the measurement of each attribute; {} for phantoms.
-        same_slides: tiles of training slides that are not in the training split, for the membership test; None if there are few.
+        same_slides: tiles of training slides that the model was not trained on, for the membership test; None if not given.
     """
 
     location: str
@@ -72,7 +73,7 @@ def open_data(settings: EvaluationSettings, size: int) -> Data:
     apart = not groups[0] & groups[1] if all(groups) else None
     measured_by = _measured_by(settings, shards.schema)
     measure = _measurer(measured_by, shards.schema) if measured_by else _measure() if is_phantom else None
-    same = same_slides(settings.shards, shards.header.splits, settings.train, train, size, settings.max_real, cache)
+    same = same_slides(settings.same_slides, shards, train, size, settings.max_real, cache)
     return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by, same)
 
 
@@ -107,32 +108,44 @@ def _groups(shards: ShardSet, split: str) -> list[str]:
     return names
 
 
-def same_slides(location: str, splits: Sequence[str], train_split: str, train: Split, size: int, most: int, cache: Cache) -> Split | None:
-    """Returns tiles of the training slides that the model was not trained on, from the split with the most of them.
+def same_slides(location: str | None, shards: ShardSet, train: Split, size: int, most: int, cache: Cache) -> Split | None:
+    """Open the set of --same-slides: tiles of the training slides that the model was not trained on.
 
     Args:
-        splits: all splits of the set.
-        train_split: the split that the model was trained on.
-        train: its tiles.
+        location: that set; None without the option. Of its splits, the one with most tiles of training slides is used.
+        shards: the training split.
+        train: tiles of the training split.
         size: pixels to resize the tiles to.
         most: maximum number of tiles.
         cache: cache for the shards of a remote set.
 
     Returns:
-        the tiles, with groups numbered as those of ``train``; None if no split has `MIN_SAME_SLIDES` of them.
+        the tiles of training slides, with groups numbered as those of ``train``; None without the option.
+
+    Raises:
+        ValueError: the tiles of a set have no slides, fewer than `MIN_SAME_SLIDES` tiles are of training slides, or tiles are in both sets.
     """
+    if location is None:
+        return None
     number_of = {name: number for number, name in enumerate(train.slides) if name}
-    best: Split | None = None
-    for split in splits:
-        if split == train_split or not number_of:
-            continue
-        shards = ShardSet.open(location, split, cache=cache)
-        names = _groups(shards, split)
-        use_N = np.array([name in number_of for name in names])
-        if use_N.sum() >= max(MIN_SAME_SLIDES, len(best or ()) + 1):
-            found = _split(shards, names, size, most, use_N, "/same slides")
-            best = replace(found, group_N=np.array([number_of[name] for name in found.slides])[found.group_N])
-    return best
+    if not number_of:
+        raise ValueError(f"--same-slides: the tiles of {shards.location} have no slides; pack them with --group")
+    opened = [ShardSet.open(location, split, cache=cache) for split in open_location(location, cache)[2].splits]
+    names = [_groups(other, other.header.shards[int(other.rows.shard_N[0])].split) for other in opened]
+    masks = [np.array([name in number_of for name in of_split]) for of_split in names]
+    other, of_tile, use_N = max(zip(opened, names, masks, strict=True), key=lambda entry: int(entry[2].sum()))
+    if use_N.sum() < MIN_SAME_SLIDES:
+        raise ValueError(
+            f"--same-slides: {other.location} has {use_N.sum()} tiles of the slides of the training split; {MIN_SAME_SLIDES} are needed"
+        )
+    trained_on = set(zip(shards.rows.checksum_N.tolist(), shards.rows.length_N.tolist(), strict=True))
+    found = zip(other.rows.checksum_N.tolist(), other.rows.length_N.tolist(), strict=True)
+    if shared := [tile for tile, image in enumerate(found) if image in trained_on]:
+        raise ValueError(
+            f"--same-slides: {len(shared)} of its tiles are in the training split, such as {other.name(shared[0])}; remove them"
+        )
+    result = _split(other, of_tile, size, most, use_N, f"/of {train.identity}")
+    return replace(result, group_N=np.array([number_of[name] for name in result.slides])[result.group_N])
 
 
 def check_model(name: str, loaded: Loaded, data: Data) -> None:

@@ -27,6 +27,7 @@ class EvaluationSettings:
     shards_cache: str = ""
     shards_cache_gb: float = DataConfig.cache_gb
     assessable_only: bool = False
+    same_slides: str | None = None  # shard set with further tiles of the training slides
     train: str = "train"  # split that the model was trained on
     held_out: str = "val"  # split that it was not trained on
     count: int = 1024  # tiles generated for image quality
@@ -51,6 +52,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``report`` and ``watch`` share."""
     default = EvaluationSettings
     add_shared(parser)
+    add_same_slides(parser)
     parser.add_argument(
         "--count", metavar="N", type=int, default=default.count, help="tiles to generate for image quality (default: %(default)s)"
     )
@@ -75,6 +77,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="ATTRIBUTE=MEASUREMENT,…|FILE",
         help="also score control by image measurements, such as cell_crowding=nuclei_count,…, or with the attributes file written by "
         "`attributegan-shard measure`; see docs/measure.md",
+    )
+
+
+def add_same_slides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--same-slides``."""
+    parser.add_argument(
+        "--same-slides",
+        metavar="DIR",
+        help="shard set with tiles of the training slides that the model was not trained on: compare training tiles with these instead of "
+        "tiles of held-out slides when looking for copies",
     )
 
 

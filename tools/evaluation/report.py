@@ -39,7 +39,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         Section("Tiles", "Random tiles, not selected.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
         Section("Image quality by level", LEVEL_TEXT, list(level_kid(rows))),
         Section(
-            "Memorization", MEMORY_TEXT + membership_text(rows), [memory(rows), *(pairs(name, of) for name, of in pictures.pairs.items())]
+            "Memorization", MEMORY_TEXT + membership_text(result), [memory(rows), *(pairs(name, of) for name, of in pictures.pairs.items())]
         ),
     ]
     if any("measured" in row for row in rows):
@@ -269,18 +269,20 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(["", "ratio", "nearer", "membership"], body)
 
 
-def membership_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def membership_text(result: Mapping[str, Any]) -> str:
     """Return where the held-out tiles of the membership test come from."""
-    used = {row["memory"].get("membership_tiles") for row in rows if "memory" in row}
+    used = {row["memory"].get("membership_tiles") for row in result["rows"] if "memory" in row}
     if "same slides" in used:
         return (
-            "The held-out tiles of the membership test are tiles of the training slides that are not in the training split, and only tiles "
-            "of the same slide are compared, so the stain of a slide can't raise the AUC."
+            "The membership test used tiles of the training slides (--same-slides) and compared only tiles of the same slide, so the stain of a "
+            "slide can't raise the AUC."
         )
-    return (
-        "The held-out tiles of the membership test are the held-out split, because the shard set has too few tiles of training slides "
-        "outside the training split. Slides that differ in stain can raise the AUC too."
-    )
+    if result["data"]["groups_apart"]:
+        return (
+            "The membership test used tiles of held-out slides, because no tiles of the training slides were given (--same-slides). Slides that "
+            "differ in stain can raise the AUC too."
+        )
+    return "The membership test used the held-out split, whose tiles may be of the training slides."
 
 
 def pairs(name: str, found: Sequence[tuple[Pair, Pair]]) -> Table:

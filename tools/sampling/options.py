@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attributegan.config import DataConfig
 from tools import options as options_module
+from tools.evaluation.options import add_same_slides
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SamplingSettings:
     shards: str | None = None  # training set of --filter-copies
     shards_cache: str = ""
     shards_cache_gb: float = DataConfig.cache_gb
+    same_slides: str | None = None
     train: str = "train"
     held_out: str = "val"
     features: str = "efficientnet-lite0"
@@ -111,6 +113,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", metavar="SPLIT", default=default.held_out, help="its split that the model was not trained on (default: %(default)s)"
     )
+    add_same_slides(parser)
     parser.add_argument(
         "--features",
         metavar="NETWORK",

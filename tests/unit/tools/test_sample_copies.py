@@ -176,7 +176,7 @@ def test_the_filter_in_python(real: Path, tmp_path: Path) -> None:
     train, held_out = split_of(real, "train"), split_of(real, "val")
     cache = reference.FeatureCache(tmp_path)
     found = copies.copy_filter(train, held_out, NETWORK, cache=cache)
-    assert found.compared_with == "held-out slides"
+    assert found.compared_with == "held-out split"
     assert found(train.read(np.arange(50))).all() and found(held_out.read(np.arange(len(held_out)))).mean() <= 0.02
     same = copies.copy_filter(train, held_out, NETWORK, same_slides=held_out, cache=cache)
     assert same.compared_with == "same slides" and same.threshold == found.threshold
