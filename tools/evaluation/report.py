@@ -274,13 +274,13 @@ def membership_text(result: Mapping[str, Any]) -> str:
     used = {row["memory"].get("membership_tiles") for row in result["rows"] if "memory" in row}
     if "same slides" in used:
         return (
-            "The membership test used tiles of the training slides (--same-slides) and compared only tiles of the same slide, so the stain of a "
-            "slide can't raise the AUC."
+            "The membership test used tiles of the training slides (--same-slides) and compared only tiles of the same slide, so the stain "
+            "of a slide can't raise the AUC."
         )
     if result["data"]["groups_apart"]:
         return (
-            "The membership test used tiles of held-out slides, because no tiles of the training slides were given (--same-slides). Slides that "
-            "differ in stain can raise the AUC too."
+            "The membership test used tiles of held-out slides, because no tiles of the training slides were given (--same-slides). Slides "
+            "that differ in stain can raise the AUC too."
         )
     return "The membership test used the held-out split, whose tiles may be of the training slides."
 
