@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
     from attributegan.evaluation.reference import Split
     from attributegan.evaluation.usefulness import Study
     from tools.evaluation.data import Data
-    from tools.evaluation.tiles import TileSource
 
 RESULT, PAGE = "usefulness.json", "usefulness.html"
 EXAMPLES = """\
@@ -149,21 +148,19 @@ def usefulness(settings: UsefulnessSettings) -> dict[str, Any] | None:
     require_jinja2()
     require_writable(settings.out, "--out")
     require_writable(FeatureCache.at(settings.cache).folder, "--cache")
-    subject: Loaded | TileSource
-    tiles: Split | None
+    subject: Loaded | Split
     if is_tiles(settings.model):
-        subject = open_tiles(settings.model, Cache.of(settings.shards_cache, settings.shards_cache_gb))
-        opened = data.open_data(settings.of_evaluation(), subject.image_size)
-        tiles = subject.open(opened.schema, settings.count or settings.max_real, subject.image_size)
+        source = open_tiles(settings.model, Cache.of(settings.shards_cache, settings.shards_cache_gb))
+        opened = data.open_data(settings.of_evaluation(), source.image_size)
+        subject = source.open(opened.schema, settings.count or settings.max_real, source.image_size)
     else:
         settings = dataclasses.replace(settings, model=resolve(settings.model))  # a run may write newer checkpoints meanwhile
         subject = load_for_sampling(settings.model, ema=not settings.no_ema)
         opened = data.open_data(settings.of_evaluation(), subject.config.model.image_size)
         data.check_model(str(settings.model), subject, opened)
-        tiles = None
     processes = Processes()
     try:
-        return _run(settings, opened, subject if tiles is None else tiles, processes)
+        return _run(settings, opened, subject, processes)
     finally:
         processes.shutdown()
 
@@ -191,7 +188,7 @@ def _run(settings: UsefulnessSettings, opened: Data, subject: Loaded | Split, pr
         "generated tiles": generated[0],
         "balanced generated tiles": generated[1],
     }
-    pools = [split and numerics.pool_of(split, name, network, processes, cache, progress) for name, split in named.items()]
+    pools = [None if split is None else numerics.pool_of(split, name, network, processes, cache, progress) for name, split in named.items()]
     if not processes.is_main:
         return None
     real, held_out, drawn, balanced = pools

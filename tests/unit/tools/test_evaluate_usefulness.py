@@ -106,7 +106,7 @@ def test_finished_predictors_are_not_trained_again(
     def fail(*arguments: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(usefulness.predictor, "fit_head_on", fail)
+    monkeypatch.setattr(predictor, "fit_head_on", fail)
     again = usefulness.run(study(cache, False), usefulness.training_sets(REAL, REAL, (10, 100)), seeds=3, replicates=200)
     assert again == results[False]
     with pytest.raises(AssertionError, match="trained again"):
