@@ -174,6 +174,7 @@ def write_folder(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards, out = tmp_path / "shards", tmp_path / "out"
     packing = ["phantom", "--count", "400", "--size", "32", "--val-fraction", "0.4", "--out", str(shards), "--workers", "1"]

@@ -191,3 +191,14 @@ def test_replacements_depend_on_seed_index_and_draw_only() -> None:
     assert torch.equal(replacement.replacement_latents(0, [7], 1, 8)[0], first[1])
     others = [replacement.replacement_latents(*arguments, 8)[0] for arguments in ((0, [3], 2), (1, [3], 1), (0, [4], 1))]
     assert not any(torch.equal(first[0], other) for other in others)
+
+
+@pytest.mark.slow
+def test_many_processes_write_the_same_tiles(run: Path, real: Path, tmp_path: Path) -> None:
+    outs = []
+    for name, more in (("one", ["--batch", "4"]), ("two", ["--batch", "4", "--workers", "2"])):
+        options = ["--count", "10", "--cache", str(tmp_path / "cache"), *more]
+        assert sample.main(arguments(run, real, tmp_path / name, *options)) == 0
+        outs.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert outs[0] == outs[1] and len(outs[0]) == 11
+    assert b",dropped,seed" in outs[0]["samples.csv"]
