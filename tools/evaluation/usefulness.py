@@ -267,6 +267,7 @@ def _summary(settings: UsefulnessSettings, opened: Data, study: Study, found: di
             "left_out": [name for name in study.schema.names if name not in found["attributes"]],
         },
         "settings": {
+            "shares": sorted({*settings.shares, 100}),
             "seeds": settings.seeds,
             "seed": settings.seed,
             "predictor": settings.predictor,

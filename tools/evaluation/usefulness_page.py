@@ -193,11 +193,14 @@ def method_text(result: Mapping[str, Any]) -> str:
         if settings["predictor"] == "features"
         else f"a CNN trained from scratch for {settings['predictor_steps']} steps"
     )
+    shares = {row["share"] for row in result["rows"]}
+    few = ", ".join(f"{share} %" for share in settings["shares"] if share not in shares)
+    few = f" Left out, for lack of real tiles: {few}." if few else ""
     left_out = f" Not scored, for lack of tiles: {', '.join(data['left_out'])}." if data["left_out"] else ""
     return (
         f"Each predictor ({predictor}) is trained {settings['seeds']} times, with real and generated tiles drawn by the seed; for a seed, "
         f"all rows of a share have the same real tiles. It is tested on {data['held_out_tiles']:,} real tiles of {data['held_out_groups']} "
-        f"held-out slides. {APART[data['groups_apart']]}{left_out} Many rows are tested, so an interval just above 0 is weak evidence."
+        f"held-out slides. {APART[data['groups_apart']]}{left_out}{few} Many rows are tested, so an interval just above 0 is weak evidence."
     )
 
 
