@@ -41,6 +41,7 @@ SLOW_FIXTURES = {
     "real",
     "reference_set",
     "report",
+    "results",
     "server",
     "states",
 }  # of unit tests

@@ -39,6 +39,7 @@ class Split:
     group_N: np.ndarray  # int64, the slide or patient of each tile; one group per tile if unknown
     read: Callable[[np.ndarray], np.ndarray]  # rows -> tiles_NHWC uint8, of the generator's image size
     identity: str  # hash of the tiles
+    slides: tuple[str, ...] = ()  # name of each group, if known
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -96,6 +97,8 @@ class ReferenceSet:
     held_out_predictions: HeldOutPredictions
     assessments: tuple[AssessedAttribute, ...]  # by attribute
     held_out_scores: dict[str, dict[str, Estimate]]  # of the predictor, for attributes with enough tiles of two levels
+    same_slides: Split | None = None  # tiles of training slides that the model was not trained on; groups numbered as those of ``train``
+    same_slides_ND: np.ndarray | None = None  # their features
 
     @property
     def assessed_columns(self) -> list[int]:
@@ -151,6 +154,7 @@ def analyze_reference(
     seed: int = 0,
     steps: int = predictor.CNN_STEPS,
     progress: Progress = lambda description, done, total: None,
+    same_slides: Split | None = None,
 ) -> ReferenceSet | None:
     """Computes features, trains the predictor and decides which attributes are assessed. Every process must call it.
 
@@ -165,6 +169,8 @@ def analyze_reference(
         seed: of the training of a CNN.
         steps: of the training of a CNN.
         progress: called with a description, tiles done and the total.
+        same_slides: tiles of the training slides that the model was not trained on, for the membership test; groups are numbered as
+            those of ``train``. None where there are too few.
 
     Returns:
         the reference set on rank 0; None on other ranks.
@@ -173,6 +179,9 @@ def analyze_reference(
         features_of(split, name, features, processes, cache, progress)
         for split, name in ((train, "training tiles"), (held_out, "held-out tiles"))
     )
+    same_slides_ND = None
+    if same_slides is not None:
+        same_slides_ND = features_of(same_slides, "held-out tiles of training slides", features, processes, cache, progress)
     if not processes.is_main:
         return None
     assert train_ND is not None and held_out_ND is not None
@@ -208,6 +217,8 @@ def analyze_reference(
         held_out_predictions=held_out_predictions,
         assessments=tuple(assessments),
         held_out_scores=scores,
+        same_slides=same_slides,
+        same_slides_ND=same_slides_ND,
     )
 
 

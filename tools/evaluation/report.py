@@ -13,7 +13,7 @@ from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, t
 from tools.evaluation.sentences import sentences
 
 if TYPE_CHECKING:
-    from tools.evaluation.figures import Pictures
+    from tools.evaluation.figures import Pair, Pictures
 
 NONE = "–"
 LOW_CONTROL_SCORE = 0.2  # control score below which leakage is not reported: a model that ignores labels trivially has none
@@ -39,7 +39,7 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         Section("Tiles", "Random tiles, not selected.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
         Section("Image quality by level", LEVEL_TEXT, list(level_kid(rows))),
         Section(
-            "Memorization", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]
+            "Memorization", MEMORY_TEXT + membership_text(result), [memory(rows), *(pairs(name, of) for name, of in pictures.pairs.items())]
         ),
     ]
     if any("measured" in row for row in rows):
@@ -81,8 +81,8 @@ MEMORY_TEXT = (
     "far below 1 if training tiles are copied. nearer: fraction of generated tiles that are nearer than all but 1 % of the held-out ones; "
     "expected 1 %. membership: share of pairs of a training and a held-out tile in which the training tile has the nearer generated tile "
     "(AUC; slides are resampled if there are five or more): 0.5 without memorization, an interval above 0.5 if training tiles can be "
-    "recognized. Slides that differ in stain can raise it too. Pictures: the generated tiles nearest to training tiles, their training "
-    "tiles; then the same for held-out tiles."
+    "recognized. Pictures: the 8 generated tiles nearest to a training tile, each beside it, and the 8 nearest held-out tiles, likewise; "
+    "the distance is 1 where only 1 % of the held-out tiles are nearer. "
 )
 MEASURED_TEXT = (
     "The tiles are phantoms, so each attribute can be measured by image analysis, without a trained predictor: nuclear area, alignment of "
@@ -292,6 +292,31 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     found = [row for row in rows if "memory" in row]
     body = [[row["name"], _memory(row, "ratio"), _memory(row, "nearer"), estimate(row["memory"].get("membership"))] for row in found]
     return Table(["", "ratio", "nearer", "membership"], body)
+
+
+def membership_text(result: Mapping[str, Any]) -> str:
+    """Return where the held-out tiles of the membership test come from."""
+    used = {row["memory"].get("membership_tiles") for row in result["rows"] if "memory" in row}
+    if "same slides" in used:
+        return (
+            "The membership test used tiles of the training slides (--same-slides) and compared only tiles of the same slide, so the stain "
+            "of a slide can't raise the AUC."
+        )
+    if result["data"]["groups_apart"]:
+        return (
+            "The membership test used tiles of held-out slides, because no tiles of the training slides were given (--same-slides). Slides "
+            "that differ in stain can raise the AUC too."
+        )
+    return "The membership test used the held-out split, whose tiles may be of the training slides."
+
+
+def pairs(name: str, found: Sequence[tuple[Pair, Pair]]) -> Table:
+    """Return the table of tiles beside their nearest training tiles."""
+    header = ["generated | nearest training tile", "distance", "held-out | nearest training tile", "distance"]
+    body: list[Sequence[Cell]] = [
+        [made.picture, Figure(f"{made.distance:.2f}"), held.picture, Figure(f"{held.distance:.2f}")] for made, held in found
+    ]
+    return Table(header, body, title=name)
 
 
 def measured_text(result: Mapping[str, Any]) -> str:

@@ -131,6 +131,7 @@ class Evaluation:
             seed=settings.seed,
             steps=settings.predictor_steps,
             progress=self.progress,
+            same_slides=self.data.same_slides,
         )
         plan = samples.make_plan(reference_set, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
         equal = min(len(self.data.train), len(self.data.held_out), settings.count, *map(len, self.tiles.values()))

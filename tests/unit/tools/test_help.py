@@ -12,6 +12,7 @@ import pytest
 
 from tools import bench, evaluate, explore, export, label, runs, sample, shard, study
 from tools.evaluation.options import EvaluationSettings
+from tools.evaluation.usefulness import UsefulnessSettings
 from tools.options import settings_of
 from tools.sampling.options import SamplingSettings
 from tools.two_afc import options as two_afc
@@ -76,6 +77,11 @@ def test_every_command_has_a_description_and_examples(name: str) -> None:
             evaluate._parser,
             ["report", "run", "--shards", "s", "--out", "out"],
             EvaluationSettings(model="run", out=Path("out"), shards="s"),
+        ),
+        (
+            evaluate._parser,
+            ["usefulness", "run", "--shards", "s", "--out", "out"],
+            UsefulnessSettings(model="run", out=Path("out"), shards="s"),
         ),
     ],
 )
