@@ -142,7 +142,7 @@ def usefulness(settings: UsefulnessSettings) -> dict[str, Any] | None:
     from attributegan.utils.files import require_writable
     from attributegan.utils.html_page import require_jinja2
     from data_shards.storage.cache import Cache
-    from tools.evaluation import data, feature_networks
+    from tools.evaluation import data
     from tools.evaluation.tiles import is_tiles, open_tiles
 
     require_jinja2()
@@ -169,6 +169,7 @@ def _run(settings: UsefulnessSettings, opened: Data, subject: Loaded | Split, pr
     from attributegan.checkpoint.loading import Loaded
     from attributegan.evaluation import usefulness as numerics
     from attributegan.evaluation.reference import FeatureCache
+    from tools.evaluation import feature_networks
     from tools.progress import StageProgress
 
     numerics.scored_levels(opened.schema, opened.train.levels_NA, opened.held_out.levels_NA)  # an error before anything is computed
