@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from attributegan.models.blocks import layout
 
@@ -63,7 +64,7 @@ class _FrozenConv2d(torch.autograd.Function):
         if conv.stride == 1:
             return F.conv2d(gradient, flipped, None, 1, conv.size - 1 - conv.padding, 1, conv.groups), None
         if conv.groups == 1:
-            return torch.nn.grad.conv2d_input(ctx.shape, conv.weight.to(gradient.dtype), gradient, conv.stride), None
+            return conv2d_input(ctx.shape, conv.weight.to(gradient.dtype), gradient, conv.stride), None
         border = conv.size - 1
         zeros = gradient.new_zeros((*gradient.shape[:2], height + border, width + border)).contiguous(memory_format=layout(gradient))
         last_row, last_column = (border + conv.stride * (length - 1) + 1 for length in gradient.shape[2:])
