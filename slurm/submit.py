@@ -11,7 +11,6 @@ import dataclasses
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from attributegan.run_dir import status
 from slurm import batch_script
 from slurm import cluster_config as clusters
 from slurm.cluster_config import ClusterConfig
+from tools.arrays.workload import COMMANDS
 
 if TYPE_CHECKING:  # slow import, deferred so that --help is fast
     from submitit.core.core import Job
@@ -41,7 +41,12 @@ To set up a new cluster, see docs/cluster.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_intermixed_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] and arguments[0] in COMMANDS:
+        from slurm import submit_array
+
+        return submit_array.main(arguments)
+    options = _parser().parse_intermixed_args(arguments[arguments[:1] == ["train"] :])
     cli.restrict_umask()
     return cli.exit_status(lambda: submit(options))
 
@@ -165,12 +170,9 @@ def _lock(folder: Path, locks: ExitStack) -> None:
 def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
     """Create the submission folder with a snapshot of the code, the configurations and the plan."""
     from slurm import snapshot
-    from slurm.submission import Plan, Run
+    from slurm.submission import Plan, Run, new_folder
 
-    parent = home / "submissions"
-    parent.mkdir(parents=True, exist_ok=True)
-    submission = parent / f"{1 + max((int(path.name) for path in parent.glob('[0-9]*')), default=0):04d}"
-    submission.mkdir()
+    submission = new_folder(home)
     snapshot.take(submission)
     planned = []
     for index, run in enumerate(runs):
@@ -196,14 +198,14 @@ def _submit_jobs(
     for run in runs:
         status.update(Path(run.run.dir), total=run.train.images, **queued)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
-    with _uninterrupted(), _output_to_log(submission if options.local else None):  # a job without its pickle would never start
+    with batch_script.uninterrupted(), _output_to_log(submission if options.local else None):  # a job without its pickle would never start
         try:
             submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
                 status.restore(Path(run.run.dir), before[run.run.dir])
             raise ValueError(
-                f"sbatch failed: {_last_line(error)}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
+                f"sbatch failed: {batch_script.last_line(error)}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
             ) from error
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
@@ -211,26 +213,6 @@ def _submit_jobs(
             if now and now.state == "queued" and not now.job:
                 status.update(Path(run.run.dir), **process)
     return submitted
-
-
-def _last_line(error: BaseException) -> str:
-    """Returns the last line that sbatch printed, from submitit's exception or its cause."""
-    for cause in (error, error.__cause__, error.__context__):
-        if output := getattr(cause, "stderr", None) or getattr(cause, "output", None):
-            text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
-            return text.strip().splitlines()[-1].rstrip(".")
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore SIGINT, SIGTERM and SIGHUP."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
     from data_shards.format.index import Header
     from data_shards.packing.labels import Labels
     from data_shards.packing.parts import Part
+    from data_shards.packing.plan import Options
     from data_shards.packing.sources import Source
 
 EXAMPLES = """\
@@ -148,7 +149,7 @@ class IndexSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     status = 0
 
     def work() -> None:
@@ -156,6 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = options.run(options)
 
     return cli.exit_status(work) or status
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -329,11 +335,23 @@ def _schema(attributes: Path | None) -> AttributeSchema:
 
 
 def _pack(settings: PackSettings) -> int:
+    return _write(*pack_input(settings), settings)
+
+
+def pack_input(settings: PackSettings) -> tuple[Labels, Source]:
+    """Returns the labels and the source of the tiles; ValueError if they can't be read."""
     from data_shards.packing.labels import read_labels
     from data_shards.packing.sources import Folder
 
     labels = read_labels(settings.labels, _schema(settings.attributes), _columns(settings.column), settings.group)
-    return _write(labels, Folder(str(settings.images), settings.size, settings.quick), settings)
+    return labels, Folder(str(settings.images), settings.size, settings.quick)
+
+
+def pack_options(settings: OutputSettings) -> Options:
+    """Returns how tiles are assigned to shards; ValueError names the option that is wrong."""
+    from data_shards.packing.plan import Options
+
+    return Options(settings.val_fraction, settings.seed, int(settings.shard_size * 2**20), settings.shard_count)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
@@ -367,11 +385,9 @@ def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
     from attributegan.utils.files import require_writable
     from data_shards.packing.packer import pack
     from data_shards.packing.parts import Part
-    from data_shards.packing.plan import Options
     from tools.progress import TileProgress
 
-    shard_bytes = int(settings.shard_size * 2**20)
-    options, part = Options(settings.val_fraction, settings.seed, shard_bytes, settings.shard_count), Part.parse(settings.part)
+    options, part = pack_options(settings), Part.parse(settings.part)
     processes = options_module.worker_count(settings.workers)
     require_writable(settings.out.absolute().parent, "--out")
     try:
@@ -443,10 +459,13 @@ def _report(folder: Path, header: Header) -> int:
     """Print what was packed to stdout and what was skipped to stderr; returns exit status 0."""
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
-    print(summary(folder, header))
-    for line in _absent_levels(folder, header):
-        print(f"  {line}")
+    print("\n".join(summary_lines(folder, header)))
     return 0
+
+
+def summary_lines(folder: Path, header: Header) -> list[str]:
+    """Return the contents of a set as lines, with warnings about absent levels."""
+    return [summary(folder, header), *(f"  {line}" for line in _absent_levels(folder, header))]
 
 
 def _absent_levels(folder: Path, header: Header) -> list[str]:

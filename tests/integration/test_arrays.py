@@ -1,0 +1,228 @@
+"""Commands as arrays on one machine (`attributegan-submit COMMAND --local N`): the bytes of one process, damaged input, killed jobs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT
+from time_limits import seconds
+
+from slurm.submit import main as submit
+from tools import shard
+from tools.arrays import state
+
+GRADE = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\n"
+TILE_OPTIONS = ("--mpp", "0.5", "--size", "64", "--sharpness", "0", "--workers", "1")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files in a folder, without those of locks."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def report(out: Path) -> str:
+    return (state.folder_of(out) / state.REPORT).read_text()
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "slurm.submit", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + seconds(60)
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.02)
+
+
+def last_record(out: Path, job: int = 0) -> str:
+    """The state of the task that a job started last."""
+    found = list(state.records(state.job_folder(state.folder_of(out), job)).values())
+    return found[-1].state if found else ""
+
+
+def process_of(out: Path, job: int = 0) -> int:
+    """The PID of a job."""
+    return int(json.loads((state.job_folder(state.folder_of(out), job) / "status.json").read_text())["pid"])
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six small slides; the second is damaged, and the third has most tiles."""
+    tifffile = pytest.importorskip("tifffile", reason="needs the extra `slides`")
+    pytest.importorskip("openslide", reason="needs the extra `slides`")
+    folder, rng = tmp_path_factory.mktemp("slides"), np.random.default_rng(0)
+    for number in range(6):
+        side = 1024 if number == 2 else 256
+        pixels_HWC = np.full((side, side, 3), (205, 120, 170), np.uint8) - rng.integers(0, 60, (side, side, 1), np.uint8)
+        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(folder / f"slide-{number}.tif", pixels_HWC, tile=(256, 256), photometric="rgb", **resolution)
+    data = (folder / "slide-1.tif").read_bytes()
+    (folder / "slide-1.tif").write_bytes(data[:-100_000])
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def tiles(slides: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiles of the slides, cut by one process."""
+    out = tmp_path_factory.mktemp("one") / "tiles"
+    assert shard.main(["tile", *map(str, slides), "--out", str(out), *TILE_OPTIONS, "--skip-bad"]) == 0
+    return out
+
+
+def test_tiles_of_an_array_equal_those_of_one_process(
+    slides: list[Path], tiles: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tiles"
+    command = ["tile", "--local", "2", *map(str, slides), "--out", str(out), *TILE_OPTIONS]
+    assert submit(command) == 2
+    assert contents(out) == contents(tiles)
+    first = report(out)
+    assert capfd.readouterr().out == first
+    assert first.startswith("tile: 6 tasks, 1 failed\n") and f"\nfailed: {slides[1]}: " in first
+    assert f"{out}/tiles.csv: {len((tiles / 'tiles.csv').read_text().splitlines()) - 1:,} tiles\n" in first
+
+    (out / "tiles.csv").unlink()
+    assert submit([*command, "--skip-bad"]) == 0, "the damaged slide is accepted"
+    assert contents(out) == contents(tiles) and report(out) == first
+
+
+def test_killed_job_repeats_only_its_task(slides: list[Path], tiles: Path, tmp_path: Path) -> None:
+    """One job, killed while it cuts the large slide; and then the command itself, which takes the job with it."""
+    out = tmp_path / "tiles"
+    command = ("tile", "--local", "1", *slides, "--out", out, *TILE_OPTIONS)
+    process = start(*command)
+    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-2/*")), "start of the large slide")
+    os.kill(process_of(out), signal.SIGKILL)
+    wait(lambda: "preempted" in (jobs := state.job_folder(state.folder_of(out), 0) / "status.json").read_text() or jobs, "restart")
+    output, errors = process.communicate(timeout=seconds(60))
+    assert process.returncode == 2 and output == report(out)
+    assert "was killed by signal 9 (SIGKILL)" in errors and "requeueing the job, 1 of at most 3" in errors
+    lines = [json.loads(line) for line in (state.job_folder(state.folder_of(out), 0) / state.TASKS).read_text().splitlines()]
+    assert [line["task"] for line in lines if line["state"] == "started"] == [str(slides[k]) for k in (0, 1, 2, 2, 3, 4, 5)]
+    assert contents(out) == contents(tiles)
+
+    (out / "slide-2").rename(tmp_path / "gone")
+    process = start(*command)
+    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-2/*")), "start of the large slide")
+    job = process_of(out)
+    process.kill()
+    process.communicate()
+    wait(lambda: not Path(f"/proc/{job}").exists(), "end of the job")
+    process = start(*command)
+    assert process.wait(timeout=seconds(60)) == 2 and contents(out) == contents(tiles)
+
+
+def test_two_arrays_of_one_output_are_refused(slides: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tiles"
+    command = ["tile", "--local", "1", *map(str, slides), "--out", str(out), *TILE_OPTIONS]
+    process = start(*command)
+    wait(lambda: last_record(out), "start")
+    assert submit(command) == 2
+    assert f"{out}.array is in use by the submission on" in capfd.readouterr().err
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=seconds(60))
+    assert process.returncode == 130 and not (state.folder_of(out) / state.REPORT).exists()
+    assert json.loads((state.job_folder(state.folder_of(out), 0) / "status.json").read_text())["state"] == "stopped"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> list[str]:
+    """Options of pack for 60 tiles, of which one is damaged."""
+    images, rng = tmp_path / "images", np.random.default_rng(0)
+    images.mkdir()
+    with (tmp_path / "levels.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["file", "slide", "grade"])
+        for number in range(60):
+            name = f"{number:02d}.png"
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(images / name)
+            table.writerow([name, f"s{number % 6}", number % 3])
+    (images / "07.png").write_bytes((images / "07.png").read_bytes()[:-40])
+    (tmp_path / "grade.yaml").write_text(GRADE)
+    options = ["--images", images, "--labels", tmp_path / "levels.csv", "--attributes", tmp_path / "grade.yaml", "--group", "slide"]
+    return [*map(str, options), "--shard-count", "7", "--workers", "1"]
+
+
+def test_packed_array_equals_an_undivided_pack(labelled: list[str], tmp_path: Path) -> None:
+    assert shard.main(["pack", *labelled, "--out", str(tmp_path / "one"), "--skip-bad"]) == 0
+    out = tmp_path / "many"
+    assert submit(["pack", "--local", "2", *labelled, "--out", str(out)]) == 2, "as the command, without --skip-bad"
+    assert not out.exists() and "07.png" in report(out) and "1 tasks failed, so nothing was written" in report(out)
+    assert submit(["pack", "--local", "3", *labelled, "--out", str(out), "--skip-bad"]) == 0, "keeps the number of parts"
+    assert report(out).startswith("pack: 2 tasks, 1 left out\n") and "\nleft out: " in report(out)
+    assert contents(out) == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tile", "--local", "0", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "--local: 0 must be above 0"),
+        (["tile", "--local", "2", "--jobs", "3", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "--jobs and --dry-run: are for Slurm"),
+        (["tile", "--local", "2", "a.svs", "b/a.tif", "--out", "x", "--mpp", "1", "--size", "64"], "would use the same folder"),
+        (["tile", "--local", "2", "a.svs", "--out", "x", "--mpp", "1", "--size", "1"], "--size: 1 is not between"),
+        (["pack", "--local", "2", "--images", "tests", "--labels", "no.csv", "--out", "x"], "no.csv"),
+        (["pack", "--local", "2", "--images", "tests", "--labels", "no.csv", "--out", "x", "--part", "1/2"], "--part: an array packs all"),
+        (["tile", "--cluster", "cpu", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "srun and sbatch are not on the PATH"),
+    ],
+)
+def test_invalid_arrays_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "tests"], "nothing was written"
+
+
+def test_batch_script_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["tile", "--cluster", "cpu", "--dry-run", "--jobs", "2", "a.svs", "b.svs", "c.svs", "--out", "x", "--mpp", "1", "--size", "64"]
+    assert submit(command) == 0
+    script = capsys.readouterr().out
+    for line in ("--array=0-1%2", "--nodes=1", "--ntasks-per-node=1", "--job-name=x.array", "--signal=USR2@120"):
+        assert f"#SBATCH {line}\n" in script
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_always_fails_costs_only_itself(tmp_path: Path) -> None:
+    """After `max_requeues` errors in a row, and any number of errors between which other tasks finish."""
+    from slurm import requeue
+    from slurm.exit_records import ExitRecord
+    from slurm.submission import Plan, Run
+
+    Plan(1, 2, {}, [Run(str(tmp_path))]).save(tmp_path)
+    killed = [ExitRecord(0, 1, "node1", -signal.SIGKILL, 1)]
+    for task in ("a", "b"):
+        state.append(tmp_path, state.Record(task, "started"))
+        assert [requeue.conclude(tmp_path, 0, killed) for _ in range(2)] == ["requeue", "requeue"]
+        if task == "a":
+            state.append(tmp_path, state.Record(task, "done", 1.0))
+    assert requeue.conclude(tmp_path, 0, killed) == "requeue"
+    found = state.records(tmp_path)
+    assert (found["a"].state, found["b"].state) == ("done", "failed") and "SIGKILL" in found["b"].error
+    assert [requeue.conclude(tmp_path, 0, killed) for _ in range(3)] == ["requeue", "requeue", "end"], "errors outside of tasks"
+
+
+def test_records_survive_a_killed_writer(tmp_path: Path) -> None:
+    state.append(tmp_path, state.Record("a", "done", 2.0))
+    with (tmp_path / state.TASKS).open("ab") as stream:
+        stream.write(b'{"task": "b", "sta')
+    state.append(tmp_path, state.Record("b", "bad", error="damaged"))
+    found = state.records(tmp_path)
+    assert found["b"] == state.Record("b", "bad", error="damaged") and len(found) == 2
+    array = state.Array("tile", [], {}, "/", ["a", "b", "c", "d"], 2)
+    now = state.progress(array, list(found.values()))
+    assert (now.done, now.remaining, now.problems, now.seconds_left(2)) == (2, 2, {"b": "damaged"}, 2.0)
