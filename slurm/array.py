@@ -141,7 +141,7 @@ def _merge_if_last(folder: Path, array: Array) -> int:
         found = state.all_records(folder, array)
         problems = {task: found[task].error for task in array.tasks if found[task].state != "done"}
         try:
-            merged = _open(folder, array).merge(list(problems))
+            merged = _open(folder, array).merge([task for task in array.tasks if task not in problems], list(problems))
         except LockedError:
             raise
         except ValueError as error:

@@ -2,8 +2,9 @@
 
 The batch script of a submission calls it after srun (``python -m slurm.requeue SUBMISSION STATUS``), so it survives crashes of the
 training processes. A job stopped by a signal is requeued. A failed job is requeued up to ``max_requeues`` consecutive times without a new
-checkpoint, unless the error is permanent. A job of an array (array.py) makes progress with every finished task; after so many errors
-in a row, its current task is given up, and the job continues with the next. If a node fails, the batch script dies too, and Slurm requeues the job by itself.
+checkpoint, unless the error is permanent. A job of an array (array.py) makes progress with every finished task; after too many errors in
+a row, its current task is given up, and the job continues with the next. If a node fails, the batch script dies too, and Slurm requeues
+the job by itself.
 """
 
 from __future__ import annotations

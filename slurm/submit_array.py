@@ -35,7 +35,11 @@ MAX_JOBS = 100  # by default
 HELP = {
     "tile": ("attributegan-shard tile", "a task for each slide", "slides/*.svs --out tiles --mpp 0.5 --size 512"),
     "measure": ("attributegan-shard measure", "a task for each range of tiles", "--images tiles --mpp 0.5 --out measured.csv"),
-    "pack": ("attributegan-shard pack", "a part of the shards for each job", "--images tiles --labels levels.csv --group slide --out shards"),
+    "pack": (
+        "attributegan-shard pack",
+        "a part of the shards for each job",
+        "--images tiles --labels levels.csv --group slide --out shards",
+    ),
     "sample": ("attributegan-sample", "a task for each shard", "runs/paper --format shards --count 100000 --out made"),
     "evaluate": ("attributegan-evaluate report", "a task for each run", "runs/a runs/b --shards shards --out reports"),
     "study": ("attributegan-study", "a task for each row of the table", "recipes --out study --seeds 3"),
@@ -68,7 +72,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--cluster", metavar="NAME|FILE", help="a preset, such as cpu, or a cluster file; a job has one process of it")
     where.add_argument("--local", type=int, metavar="N", help="run N jobs on this machine, without Slurm, and wait for them")
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"number of jobs of the array (default: one for each task, at most {MAX_JOBS})")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help=f"number of jobs of the array (default: one for each task, at most {MAX_JOBS})"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
     return parser
 
@@ -81,17 +87,19 @@ def submit(command: str, arguments: Sequence[str], options: argparse.Namespace) 
     """
     local = options.local
     for name in ("local", "jobs"):
-        if (getattr(options, name) or 1) < 1:
-            raise ValueError(f"--{name}: {getattr(options, name)} must be above 0")
+        if (count := getattr(options, name)) is not None and count < 1:
+            raise ValueError(f"--{name}: {count} must be above 0")
     if local and (options.jobs or options.dry_run):
         raise ValueError("--jobs and --dry-run: are for Slurm; --local N runs N jobs")
     if find_spec("submitit") is None:
         raise ValueError("submitting needs submitit: pip install 'attributegan[cluster]'")
     cluster = _one_process(clusters.load(options.cluster)) if options.cluster else ClusterConfig()
     workers = max(1, worker_pool.available() // local) if local else cluster.cpus_per_task
-    work = workload.load(command, arguments, {"workers": workers})
+    decided = {"workers": workers}
+    decided |= workload.load(command, arguments, decided).decided()
+    work = workload.load(command, arguments, decided)
     folder = state.folder_of(work.out.resolve())
-    array = _array(command, arguments, work, {"workers": workers}, local or options.jobs or 0)
+    array = _array(command, arguments, work, decided, local or options.jobs or 0)
     if options.dry_run:
         executor = batch_script.slurm_executor(folder / "submissions" / "0001", cluster, folder.name, dry=True)
         print(executor.script(array=array.jobs))
@@ -116,12 +124,12 @@ def _one_process(cluster: ClusterConfig) -> ClusterConfig:
     return dataclasses.replace(cluster, nodes=1, tasks_per_node=1, gpus_per_node=min(1, cluster.gpus_per_node))
 
 
-def _array(command: str, arguments: Sequence[str], work: Workload, overrides: dict[str, Any], jobs: int) -> Array:
+def _array(command: str, arguments: Sequence[str], work: Workload, decided: dict[str, Any], jobs: int) -> Array:
     """Divide the work; ``jobs`` is 0 for the default."""
     tasks = work.tasks(jobs or MAX_JOBS)
     if not tasks:
         raise ValueError(f"{command}: nothing to do")
-    return Array(command, list(arguments), overrides | work.decided(), os.getcwd(), tasks, min(jobs or MAX_JOBS, len(tasks)))
+    return Array(command, list(arguments), decided, os.getcwd(), tasks, min(jobs or MAX_JOBS, len(tasks)))
 
 
 def _lock(folder: Path, locks: ExitStack) -> None:
@@ -172,7 +180,9 @@ def _sbatch(folder: Path, array: Array, here: Path, cluster: ClusterConfig, name
             submitted = executor.submit_array([TrainJob(str(here), job) for job in range(array.jobs)])
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             shutil.rmtree(folder / state.JOBS)
-            raise ValueError(f"sbatch failed: {batch_script.last_line(error)}. Fix {name}, or run on this machine with --local N") from error
+            raise ValueError(
+                f"sbatch failed: {batch_script.last_line(error)}. Fix {name}, or run on this machine with --local N"
+            ) from error
         for job, one in enumerate(submitted):
             now = status.read(home := state.job_folder(folder, job))
             if now and now.state == "queued" and not now.job:

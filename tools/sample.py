@@ -42,8 +42,13 @@ LATENTS_IN_GRID = 4  # maximum number of latents in a grid: those of the first t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     return exit_status(lambda: sample(settings_of(SamplingSettings, options)))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,12 +79,12 @@ def sample(settings: SamplingSettings) -> None:
         return None if settings.project else make_tiles(settings)
     old = [] if settings.to_shards else to_replace(settings.out, settings.overwrite)
     settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision))
-    loaded = _load(settings)
+    loaded = load(settings)
     pictures = _pictures(loaded, settings)  # before the tiles, so that invalid levels are an error before anything is written
     if settings.project:
         written = sorted(pictures)
     else:
-        _recipe(loaded, settings)  # checks --levels and --levels-from
+        make_recipe(loaded, settings)  # checks --levels and --levels-from
         written = [] if settings.to_shards else sorted(["samples.csv", *pictures])
     _make_folder(settings.out if written else settings.out.parent)
     for path in old:
@@ -104,7 +109,8 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--out {folder}: can't create the folder: {error}") from error
 
 
-def _load(settings: SamplingSettings) -> Loaded:
+def load(settings: SamplingSettings) -> Loaded:
+    """Load the model of the settings, ready for inference."""
     import torch
 
     from attributegan.checkpoint.loading import load_for_sampling
@@ -123,19 +129,25 @@ def make_tiles(settings: SamplingSettings) -> None:
     processes = Processes()
     try:
         settings = dataclasses.replace(settings, precision=processes.broadcast_object(settings.precision))
-        loaded = _load(settings)
+        loaded = load(settings)
         loaded.generator.to(processes.device)
-        recipe = _recipe(loaded, settings)
+        recipe = make_recipe(loaded, settings)
         if settings.to_shards:
-            digest = Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
-            writer.write_shards(recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest, processes)
+            writer.write_shards(
+                recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest_of(settings), processes
+            )
         else:
             writer.write_files(recipe, settings.out, settings.count, settings.format, processes)
     finally:
         processes.shutdown()
 
 
-def _recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
+def digest_of(settings: SamplingSettings) -> str:
+    """Return what identifies the weights in a set's fingerprint."""
+    return Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
+
+
+def make_recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
     """Return the recipe of the tiles.
 
     Raises:
@@ -172,7 +184,7 @@ def _pictures(loaded: Loaded, settings: SamplingSettings) -> dict[str, bytes]:
     elif not (settings.sweep or settings.pair or settings.interpolate):
         return {}
     else:
-        latents_BL = _recipe(loaded, settings).latents(indices)
+        latents_BL = make_recipe(loaded, settings).latents(indices)
     if settings.sweep:
         grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), settings.batch)
         found["sweep.png"] = encoded(grid)

@@ -20,6 +20,7 @@ from slurm.submit import main as submit
 from tools import shard
 from tools.arrays import state
 
+A_SLIDE = ("a.svs", "--out", "x", "--mpp", "1", "--size", "64")
 GRADE = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\n"
 TILE_OPTIONS = ("--mpp", "0.5", "--size", "64", "--sharpness", "0", "--workers", "1")
 
@@ -167,13 +168,16 @@ def test_packed_array_equals_an_undivided_pack(labelled: list[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tile", "--local", "0", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "--local: 0 must be above 0"),
-        (["tile", "--local", "2", "--jobs", "3", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "--jobs and --dry-run: are for Slurm"),
-        (["tile", "--local", "2", "a.svs", "b/a.tif", "--out", "x", "--mpp", "1", "--size", "64"], "would use the same folder"),
-        (["tile", "--local", "2", "a.svs", "--out", "x", "--mpp", "1", "--size", "1"], "--size: 1 is not between"),
+        (["tile", "--local", "0", *A_SLIDE], "--local: 0 must be above 0"),
+        (
+            ["tile", "--local", "2", "--jobs", "3", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"],
+            "--jobs and --dry-run: are for Slurm",
+        ),
+        (["tile", "--local", "2", "b/a.tif", *A_SLIDE], "would use the same folder"),
+        (["tile", "--local", "2", *A_SLIDE[:-1], "1"], "--size: 1 is not between"),
         (["pack", "--local", "2", "--images", "tests", "--labels", "no.csv", "--out", "x"], "no.csv"),
         (["pack", "--local", "2", "--images", "tests", "--labels", "no.csv", "--out", "x", "--part", "1/2"], "--part: an array packs all"),
-        (["tile", "--cluster", "cpu", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"], "srun and sbatch are not on the PATH"),
+        (["tile", "--cluster", "cpu", *A_SLIDE], "srun and sbatch are not on the PATH"),
     ],
 )
 def test_invalid_arrays_are_refused(
@@ -189,7 +193,23 @@ def test_invalid_arrays_are_refused(
 
 def test_batch_script_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["tile", "--cluster", "cpu", "--dry-run", "--jobs", "2", "a.svs", "b.svs", "c.svs", "--out", "x", "--mpp", "1", "--size", "64"]
+    command = [
+        "tile",
+        "--cluster",
+        "cpu",
+        "--dry-run",
+        "--jobs",
+        "2",
+        "a.svs",
+        "b.svs",
+        "c.svs",
+        "--out",
+        "x",
+        "--mpp",
+        "1",
+        "--size",
+        "64",
+    ]
     assert submit(command) == 0
     script = capsys.readouterr().out
     for line in ("--array=0-1%2", "--nodes=1", "--ntasks-per-node=1", "--job-name=x.array", "--signal=USR2@120"):

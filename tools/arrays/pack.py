@@ -66,7 +66,7 @@ class PackWorkload:
             overwrite=self.settings.overwrite,
         )
 
-    def merge(self, failed: Sequence[str]) -> Merged:
+    def merge(self, done: Sequence[str], failed: Sequence[str]) -> Merged:
         if failed:
             raise not_merged(failed, f"--out: {self.out}")
         header = parts.merge(self.out, self.settings.overwrite)

@@ -45,9 +45,8 @@ class TileWorkload:
         if bad:
             raise ValueError(bad[0])
 
-    def merge(self, failed: Sequence[str]) -> Merged:
-        without = set(failed)
-        slides = [path for task, path in self.slides.items() if task not in without]
+    def merge(self, done: Sequence[str], failed: Sequence[str]) -> Merged:
+        slides = [self.slides[task] for task in done]
         with tiling.tiling(slides, self.out, self.options, self.settings.slide_mpp) as work:
             if missing := sorted({*slides} - {*work.done}):
                 raise ValueError(f"--out: the tiles of {missing[0]} are missing from {self.out}; run the same command again")

@@ -50,8 +50,8 @@ class Workload(Protocol):
             ValueError: invalid input, which costs only this task; the message names it.
         """
 
-    def merge(self, failed: Sequence[str]) -> Merged:
-        """Publish the result of all tasks except those that failed; called in one job, and again if that job was killed.
+    def merge(self, done: Sequence[str], failed: Sequence[str]) -> Merged:
+        """Publish the results of the tasks that are done; called in one job when no task is left, and again if that job was killed.
 
         Raises:
             ValueError: nothing can be published.
