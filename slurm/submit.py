@@ -204,8 +204,9 @@ def _submit_jobs(
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
                 status.restore(Path(run.run.dir), before[run.run.dir])
+            reason = batch_script.last_line(error)
             raise ValueError(
-                f"sbatch failed: {batch_script.last_line(error)}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
+                f"sbatch failed: {reason}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
             ) from error
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))

@@ -1,8 +1,8 @@
 """One task of a job: starts its process, forwards signals, and writes an exit record for the other tasks.
 
 The process is a training process, the same `launch/train.py` that `accelerate launch` starts, or a job of an array (array.py). It is a
-subprocess, so that any exit (a signal, a crash in a library) is recorded. The signal handling of submitit is replaced, because its limit on time-outs would stop long runs. requeue.py
-requeues the job.
+subprocess, so that any exit (a signal, a crash in a library) is recorded. The signal handling of submitit is replaced, because its limit on
+time-outs would stop long runs. requeue.py requeues the job.
 """
 
 from __future__ import annotations

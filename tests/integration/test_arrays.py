@@ -1,6 +1,5 @@
 """Commands as arrays on one machine (`attributegan-submit COMMAND --local N`): the bytes of one process, damaged input, killed jobs."""
 
-import csv
 import json
 import os
 import signal
@@ -10,10 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from runs import ROOT
+from small_inputs import contents, write_labelled_tiles, write_slides
 from time_limits import seconds
 
 from slurm.submit import main as submit
@@ -21,13 +19,7 @@ from tools import shard
 from tools.arrays import state
 
 A_SLIDE = ("a.svs", "--out", "x", "--mpp", "1", "--size", "64")
-GRADE = "grade:\n  levels: [none, low, high]\n  not_assessable: 0\n"
 TILE_OPTIONS = ("--mpp", "0.5", "--size", "64", "--sharpness", "0", "--workers", "1")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files in a folder, without those of locks."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def report(out: Path) -> str:
@@ -60,17 +52,7 @@ def process_of(out: Path, job: int = 0) -> int:
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six small slides; the second is damaged, and the third has most tiles."""
-    tifffile = pytest.importorskip("tifffile", reason="needs the extra `slides`")
-    pytest.importorskip("openslide", reason="needs the extra `slides`")
-    folder, rng = tmp_path_factory.mktemp("slides"), np.random.default_rng(0)
-    for number in range(6):
-        side = 1024 if number == 2 else 256
-        pixels_HWC = np.full((side, side, 3), (205, 120, 170), np.uint8) - rng.integers(0, 60, (side, side, 1), np.uint8)
-        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-        tifffile.imwrite(folder / f"slide-{number}.tif", pixels_HWC, tile=(256, 256), photometric="rgb", **resolution)
-    data = (folder / "slide-1.tif").read_bytes()
-    (folder / "slide-1.tif").write_bytes(data[:-100_000])
-    return sorted(folder.iterdir())
+    return write_slides(tmp_path_factory.mktemp("slides"), 6, damaged=1, sides={2: 1024})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +85,7 @@ def test_killed_job_repeats_only_its_task(slides: list[Path], tiles: Path, tmp_p
     out = tmp_path / "tiles"
     command = ("tile", "--local", "1", *slides, "--out", out, *TILE_OPTIONS)
     process = start(*command)
-    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-2/*")), "start of the large slide")
+    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-02/*")), "start of the large slide")
     os.kill(process_of(out), signal.SIGKILL)
     wait(lambda: "preempted" in (jobs := state.job_folder(state.folder_of(out), 0) / "status.json").read_text() or jobs, "restart")
     output, errors = process.communicate(timeout=seconds(60))
@@ -113,9 +95,9 @@ def test_killed_job_repeats_only_its_task(slides: list[Path], tiles: Path, tmp_p
     assert [line["task"] for line in lines if line["state"] == "started"] == [str(slides[k]) for k in (0, 1, 2, 2, 3, 4, 5)]
     assert contents(out) == contents(tiles)
 
-    (out / "slide-2").rename(tmp_path / "gone")
+    (out / "slide-02").rename(tmp_path / "gone")
     process = start(*command)
-    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-2/*")), "start of the large slide")
+    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-02/*")), "start of the large slide")
     job = process_of(out)
     process.kill()
     process.communicate()
@@ -140,26 +122,14 @@ def test_two_arrays_of_one_output_are_refused(slides: list[Path], tmp_path: Path
 @pytest.fixture
 def labelled(tmp_path: Path) -> list[str]:
     """Options of pack for 60 tiles, of which one is damaged."""
-    images, rng = tmp_path / "images", np.random.default_rng(0)
-    images.mkdir()
-    with (tmp_path / "levels.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["file", "slide", "grade"])
-        for number in range(60):
-            name = f"{number:02d}.png"
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(images / name)
-            table.writerow([name, f"s{number % 6}", number % 3])
-    (images / "07.png").write_bytes((images / "07.png").read_bytes()[:-40])
-    (tmp_path / "grade.yaml").write_text(GRADE)
-    options = ["--images", images, "--labels", tmp_path / "levels.csv", "--attributes", tmp_path / "grade.yaml", "--group", "slide"]
-    return [*map(str, options), "--shard-count", "7", "--workers", "1"]
+    return write_labelled_tiles(tmp_path, 60, damaged=7)
 
 
 def test_packed_array_equals_an_undivided_pack(labelled: list[str], tmp_path: Path) -> None:
     assert shard.main(["pack", *labelled, "--out", str(tmp_path / "one"), "--skip-bad"]) == 0
     out = tmp_path / "many"
     assert submit(["pack", "--local", "2", *labelled, "--out", str(out)]) == 2, "as the command, without --skip-bad"
-    assert not out.exists() and "07.png" in report(out) and "1 tasks failed, so nothing was written" in report(out)
+    assert not out.exists() and "007.png" in report(out) and "1 tasks failed, so nothing was written" in report(out)
     assert submit(["pack", "--local", "3", *labelled, "--out", str(out), "--skip-bad"]) == 0, "keeps the number of parts"
     assert report(out).startswith("pack: 2 tasks, 1 left out\n") and "\nleft out: " in report(out)
     assert contents(out) == contents(tmp_path / "one")
