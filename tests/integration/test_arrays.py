@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from runs import ROOT
 from small_inputs import contents, write_labelled_tiles, write_slides
 from time_limits import seconds
 
 from slurm.submit import main as submit
-from tools import shard
-from tools.arrays import state
+from tools import sample, shard, study
+from tools.arrays import state, workload
+from tools.evaluation.options import EvaluationSettings
 
 A_SLIDE = ("a.svs", "--out", "x", "--mpp", "1", "--size", "64")
 TILE_OPTIONS = ("--mpp", "0.5", "--size", "64", "--sharpness", "0", "--workers", "1")
@@ -133,6 +136,105 @@ def test_packed_array_equals_an_undivided_pack(labelled: list[str], tmp_path: Pa
     assert submit(["pack", "--local", "3", *labelled, "--out", str(out), "--skip-bad"]) == 0, "keeps the number of parts"
     assert report(out).startswith("pack: 2 tasks, 1 left out\n") and "\nleft out: " in report(out)
     assert contents(out) == contents(tmp_path / "one")
+
+
+def test_measured_array_equals_one_process(labelled: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="needs the extra `measure`")
+    options = ["--images", str(tmp_path / "images"), "--attributes", "crowding=hematoxylin_density", "--levels", "2", "--workers", "1"]
+    assert shard.main(["measure", *options, "--out", str(tmp_path / "one.csv")]) == 2
+    out = tmp_path / "many.csv"
+    assert submit(["measure", "--local", "2", *options, "--out", str(out)]) == 2
+    for end in (".csv", ".yaml"):
+        assert out.with_suffix(end).read_bytes() == (tmp_path / "one").with_suffix(end).read_bytes()
+    assert report(out).startswith("measure: 2 tasks, 1 left out\n") and "left out: 007.png: " in report(out)
+
+
+def test_a_task_that_kills_its_job_is_given_up(labelled: list[str], tmp_path: Path) -> None:
+    """Its error is in the report, and the other tasks are done; no table is written without its tiles."""
+    pytest.importorskip("skimage", reason="needs the extra `measure`")
+    for number in range(60):
+        if number not in (1, 41):
+            (tmp_path / "images" / f"{number:03d}.png").unlink()
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "041.png")
+    out = tmp_path / "many.csv"
+    options = ["--images", str(tmp_path / "images"), "--segment", "tests.helpers.fake_segmenter:deadly", "--workers", "1"]
+    assert submit(["measure", "--local", "2", *options, "--out", str(out)]) == 2
+    assert "1 tasks failed, so nothing was written" in report(out) and "failed: 1-2: rank 0 of 1, on " in report(out)
+    assert "was killed by signal 9 (SIGKILL)" in report(out) and not out.exists()
+    found = state.all_records(state.folder_of(out), state.Array.load(state.folder_of(out)))
+    assert {task: record.state for task, record in found.items()} == {"0-1": "done", "1-2": "failed"}
+
+
+def test_sampled_shards_of_an_array_equal_those_of_one_process(run: Path, tmp_path: Path) -> None:
+    options = [str(run), "--format", "shards", "--count", "20", "--shard-count", "8", "--batch", "4", "--precision", "fp32"]
+    assert sample.main([*options, "--out", str(tmp_path / "one")]) == 0
+    out = tmp_path / "many"
+    assert submit(["sample", "--local", "2", *options, "--out", str(out)]) == 0
+    assert contents(out) == contents(tmp_path / "one") and report(out).startswith("sample: 3 tasks\n")
+    assert state.Array.load(state.folder_of(out)).overrides["model"].endswith("images-000000001234"), "the same checkpoint in all jobs"
+
+
+def test_runs_of_an_array_are_evaluated_one_by_one_and_compared(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With evaluation and comparison replaced by records of their arguments; the real ones are tested in test_evaluate.py."""
+    from tools.arrays import evaluate
+
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / name)
+    evaluated: list[EvaluationSettings] = []
+
+    def record(settings: EvaluationSettings) -> None:
+        evaluated.append(settings)
+        settings.out.mkdir()
+        (settings.out / "result.json").touch()
+
+    compared = []
+    monkeypatch.setattr(evaluate, "evaluate", record)
+    monkeypatch.setattr(evaluate.compare, "compare", lambda reports, page: compared.append((reports, page)))
+    out, options = tmp_path / "reports", ["--shards", "shards", "--count", "32"]
+    work = workload.load("evaluate", [str(tmp_path / "a"), str(tmp_path / "b"), *options, "--out", str(out)], {"workers": 1})
+    assert work.tasks(2) == ["a", "b"]
+    work.prepare(tmp_path)
+    for task in ("b", "a"):
+        work.run(task)
+    expected = [EvaluationSettings(model=str(tmp_path / name), out=out / name, shards="shards", count=32) for name in "ba"]
+    assert evaluated == expected
+    assert work.merge(["a", "b"], []).lines == [str(out / "a"), str(out / "b"), str(out / "comparison.html")]
+    assert compared == [([out / "a", out / "b"], out / "comparison.html")]
+    with pytest.raises(ValueError, match="nowhere"):
+        workload.load("evaluate", [str(tmp_path / "nowhere"), *options, "--out", str(out)], {}).tasks(1)
+
+
+def test_rows_of_a_study_make_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With training and evaluation replaced by a result, in another order than the table's; a row that failed is not in it."""
+    result = {
+        "kind": "generator",
+        "control": {"mitosis": {"spearman": [0.5]}},
+        "obeys": 0.5,
+        "leak": {"mean": 0.1},
+        "quality": {"kid": [0.1]},
+    }
+
+    def finish(row: study.Run, shards: str, settings: study.StudySettings) -> None:
+        folder = row.report(settings.images, settings.features)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"rows": [{"kind": "ceiling", "measured": {}}, result]}))
+
+    monkeypatch.setattr(study, "train_and_evaluate", finish)
+    options = ["recipes", "--only", "paper", "controlled", "--seeds", "2", "--shards", str(tmp_path), "--out"]
+    assert study.main([*options, str(tmp_path / "one")]) == 0
+    work = workload.load("study", [*options, str(tmp_path / "many")], {})
+    tasks = work.tasks(100)
+    assert sorted(tasks) == ["controlled 0", "controlled 1", "paper 0", "paper 1"]
+    work.prepare(tmp_path)
+    for task in reversed(tasks):
+        work.run(task)
+    lines = work.merge(tasks, []).lines
+    for name in ("table.json", "table.md"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert (
+        lines == (tmp_path / "one" / "table.md").read_text().splitlines()
+        and len(json.loads((tmp_path / "many/table.json").read_text())) == 4
+    )
 
 
 @pytest.mark.parametrize(

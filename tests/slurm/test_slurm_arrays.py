@@ -49,7 +49,7 @@ class Submitted:
 
     def __init__(self, cluster: Cluster, out: Path, command: list[str]) -> None:
         self.cluster, self.out, self.folder = cluster, out, state.folder_of(out)
-        done = self._run("slurm.submit", *command, "--out", str(out), "--cluster", str(out.parent / "cluster.yaml"))
+        done = self._run("slurm.submit", *command, "--out", str(out), "--cluster", str(out.parent / f"{out.name}.yaml"))
         assert done.returncode == 0, done.stderr
         self.array = Array.load(self.folder)
         self.jobs = [state.job_folder(self.folder, job) for job in range(self.array.jobs)]
@@ -106,8 +106,9 @@ def test_faults_leave_the_bytes_and_the_report_of_a_quiet_run(cluster: Cluster, 
 
     (tmp_path / "sitecustomize.py").write_text(SLOW.replace("PAUSE_S", "1"))
     environment = {"OMP_NUM_THREADS": 1, "PYTHONPATH": str(tmp_path)}
-    settings = {"cpus_per_task": 1, "memory": "1G", "time": "01:00:00", "signal_s": 60, "environment": environment}
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(settings))
+    for name in commands:  # a node has 4 CPUs, so the two jobs of `tile` are on different nodes
+        settings = {"cpus_per_task": 3 if name == "tile" else 1, "memory": "1G", "time": "01:00:00", "signal_s": 60}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings | {"environment": environment}))
     arrays = []
     for name, jobs in (("sample", "2"), ("pack", "6"), ("tile", "2")):
         array = Submitted(cluster, tmp_path / name, [name, *commands[name], "--jobs", jobs])
@@ -115,7 +116,7 @@ def test_faults_leave_the_bytes_and_the_report_of_a_quiet_run(cluster: Cluster, 
         wait(lambda array=array: array.is_in_task(0), "start", *arrays)
         os.kill(array.status(0)["pid"], signal.SIGKILL)
     tile = array
-    again = tile._run("slurm.submit", "tile", *tile.array.arguments, "--cluster", str(tmp_path / "cluster.yaml"))
+    again = tile._run("slurm.submit", "tile", *tile.array.arguments, "--cluster", str(tmp_path / "tile.yaml"))
     assert again.returncode == 2 and "is already job" in again.stderr
 
     wait(lambda: cluster.job_processes("node2"), "job on node2", *arrays)
