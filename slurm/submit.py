@@ -1,4 +1,4 @@
-"""``attributegan-submit``: submits a training run, or a sweep of them, to Slurm.
+"""``attributegan-submit``: submits a training run, or a sweep of them, to Slurm. Other commands are submitted by submit_array.py.
 
 Owns the command line, the checks before submission, and the submission folder. The batch script is in batch_script.py, the job in job.py
 and requeue.py.
@@ -37,7 +37,16 @@ EXAMPLES = """\
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array rates
   attributegan-runs runs                                                                          show their states
-To set up a new cluster, see docs/cluster.md."""
+To set up a new cluster, see docs/cluster.md.
+
+Instead of a training, a command as a job array (attributegan-submit COMMAND --help):
+  COMMAND
+    tile      cut tissue tiles from whole-slide images
+    measure   measure nuclei and stains of tiles
+    pack      pack a folder of tiles into a shard set
+    sample    generate tiles into a shard set
+    evaluate  evaluate several runs
+    study     train and evaluate a suite of recipes"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False)
+    parser = cli.parser(
+        "Submit a training run, or another command, to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False
+    )
     option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="NAME|FILE", help="a preset, such as paper, or a YAML file")
     parser.add_argument("--cluster", required=True, metavar="NAME|FILE", help="a preset, such as gpu, or a cluster file")

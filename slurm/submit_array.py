@@ -141,6 +141,8 @@ def _lock(folder: Path, locks: ExitStack) -> None:
     lock = RunLock(folder, "submission")
     lock.acquire()
     locks.callback(lock.release)
+    if (folder / state.REPORT).exists():
+        return
     found = [now.job for path in folder.glob(f"{state.JOBS}/*") if (now := status.read(path)) and now.job and now.state != "finished"]
     states = squeue.states(found)
     if states is None:

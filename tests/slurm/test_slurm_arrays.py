@@ -124,7 +124,7 @@ def test_faults_leave_the_bytes_and_the_report_of_a_quiet_run(cluster: Cluster, 
     cluster.fail("node2")
     wait(lambda: "down" in cluster.run("sinfo", "-hNo", "%n %T", "-n", "node2"), "failure of node2", *arrays)
     cluster.heal("node2")
-    wait(lambda: any(tile.is_in_task(job) for job in (0, 1)), "restart", *arrays)
+    wait(lambda: any(tile.is_in_task(job) and tile.status(job)["job"] in running(cluster) for job in (0, 1)), "restart", *arrays)
     preempted = running(cluster)
     cluster.run("sbatch", *URGENT)
     assert "running" in (shown := tile.listed()) or "queued" in shown

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from attributegan.checkpoint.store import resolve
+from attributegan.utils.files import atomic_write
+from data_shards.storage.stores import redact
+from tools.arrays import state
 from tools.arrays.workload import Merged
 from tools.evaluation import compare
 from tools.evaluation.options import EvaluationSettings, add_common
@@ -33,6 +36,7 @@ class EvaluateWorkload:
 
     def __init__(self, settings: EvaluationSettings, models: Sequence[str]) -> None:
         self.settings, self.models, self.out = settings, list(models), settings.out
+        self.evaluated = state.folder_of(settings.out) / "evaluated"  # what each report is of, to evaluate it once
 
     def decided(self) -> dict[str, Any]:
         return {}
@@ -48,10 +52,18 @@ class EvaluateWorkload:
 
     def prepare(self, folder: Path) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        self.evaluated.mkdir(parents=True, exist_ok=True)
 
     def run(self, task: str) -> None:
         model = self.models[self._names().index(task)]
-        evaluate(dataclasses.replace(self.settings, model=model, out=self.out / task))
+        settings = dataclasses.replace(self.settings, model=model, out=self.out / task)
+        identity = f"{dataclasses.replace(settings, shards=redact(settings.shards))} {model if is_tiles(model) else resolve(model)}"
+        stamp = self.evaluated / task
+        if (settings.out / RESULT).exists() and stamp.exists() and stamp.read_text() == identity:
+            return
+        evaluate(settings)
+        with atomic_write(stamp) as stream:
+            stream.write(identity.encode())
 
     def merge(self, done: Sequence[str], failed: Sequence[str]) -> Merged:
         reports = [self.out / name for name in done if (self.out / name / RESULT).exists()]
