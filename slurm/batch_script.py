@@ -38,7 +38,7 @@ def slurm_executor(submission: Path, cluster: ClusterConfig, name: str, dry: boo
 
     executor = Executor(submission, python=cluster.command)
     setup = [
-        "trap : INT TERM USR1 USR2  # signals are for the training processes; slurm.requeue runs after they exit",
+        "trap : INT TERM USR1 USR2  # signals are for the processes of the step; the last line runs after they exit",
         *cluster.exports(),
         f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
     ]

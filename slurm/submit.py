@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from attributegan import cli, config, option_help
 from attributegan.config import Config
 from attributegan.run_dir import status
-from slurm import batch_script
+from slurm import batch_script, follow_up
 from slurm import cluster_config as clusters
 from slurm.cluster_config import ClusterConfig
 from tools.arrays.workload import COMMANDS
@@ -36,6 +36,7 @@ EXAMPLES = """\
   attributegan-submit --config paper --cluster gpu data.shards=shards run.dir=runs/paper
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --dry-run      print the batch script
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array rates
+  attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --then evaluate --then 'sample --count 64'
   attributegan-runs runs                                                                          show their states
 To set up a new cluster, see docs/cluster.md.
 
@@ -68,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="NAME|FILE", help="a preset, such as paper, or a YAML file")
     parser.add_argument("--cluster", required=True, metavar="NAME|FILE", help="a preset, such as gpu, or a cluster file")
     parser.add_argument("--array", metavar="NAME|FILE", help="sweep, such as rates: a job array with a run for each combination of values")
+    parser.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="COMMAND,…|'COMMAND OPTIONS'",
+        help="also submit jobs that run attributegan-evaluate or attributegan-sample on the finished run: evaluate,sample, or one command "
+        "with its options, such as 'sample --count 64'; repeatable. A relative --out (default: report, samples) is in the run folder",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
     mode.add_argument("--local", action="store_true", help="run the job on this machine without Slurm, to test it")
@@ -86,14 +95,16 @@ def submit(options: argparse.Namespace) -> None:
         raise ValueError("submitting needs submitit: pip install 'attributegan[cluster]'")
     if options.array and options.local:
         raise ValueError("--array: requires Slurm; test a single run with --local first")
-    home = Path(config.load(options.config, options.overrides).run.dir).resolve()
-    runs = [_resolve(run, cluster.processes) for run in _runs(options, home)]
+    if options.then and options.local:
+        raise ValueError("--then: requires Slurm; with --local, run the commands after the training")
+    base = config.load(options.config, options.overrides)
+    home = Path(base.run.dir).resolve()
+    runs = [_resolve(run, cluster.processes) for run in _runs(options, base, home)]
+    then = follow_up.parse(options.then, runs)
     if options.dry_run:
-        print(
-            batch_script.slurm_executor(home / "submissions" / "0001", cluster, home.name, dry=True).script(
-                array=len(runs) if len(runs) > 1 else 0
-            )
-        )
+        folder = home / "submissions" / "0001"
+        print(batch_script.slurm_executor(folder, cluster, home.name, dry=True).script(array=len(runs) if len(runs) > 1 else 0))
+        print(follow_up.scripts(folder, cluster, home.name, then), end="\n" * bool(then))
         return
     if not options.local and not shutil.which("srun"):
         raise ValueError("srun and sbatch are not on the PATH: submit from a login node of a Slurm cluster, or use --local")
@@ -104,17 +115,19 @@ def submit(options: argparse.Namespace) -> None:
         submission = _write_submission(home, runs, cluster)
         jobs = _submit_jobs(submission, home.name, runs, cluster, options)
     print("\n".join(f"{run.run.dir}: job {job.job_id}, {cluster.processes} processes" for run, job in zip(runs, jobs, strict=True)))
+    for one, job in zip(then, _submit_follow_ups(submission, cluster, home.name, then, jobs), strict=True):
+        print(f"then:    job {job}, {one}")
     print(f"logs:    {submission}\nfollow:  attributegan-runs --follow {shlex.quote(runs[0].run.dir)}")
 
 
-def _runs(options: argparse.Namespace, home: Path) -> list[Config]:
-    """Load the configuration of each run; those of a sweep get a folder in ``home``."""
+def _runs(options: argparse.Namespace, base: Config, home: Path) -> list[Config]:
+    """Returns the configuration of each run; those of a sweep get a folder in ``home``."""
     if not options.array:
-        return [config.load(options.config, options.overrides)]
+        return [base]
     from slurm import sweep
 
     return [
-        config.load(options.config, [*options.overrides, *overrides, f"run.dir={home / name}"])
+        config.override(base, [*overrides, f"run.dir={home / name}"], str(options.config))
         for name, overrides in sweep.read(options.array).items()
     ]
 
@@ -225,6 +238,22 @@ def _submit_jobs(
             if now and now.state == "queued" and not now.job:
                 status.update(Path(run.run.dir), **process)
     return submitted
+
+
+def _submit_follow_ups(
+    submission: Path, cluster: ClusterConfig, name: str, then: Sequence[follow_up.FollowUp], jobs: Sequence[Job[Any]]
+) -> list[str]:
+    """Submit the jobs of ``--then``; returns their IDs."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        with batch_script.uninterrupted():
+            return follow_up.submit(submission, cluster, name, then, [job.job_id for job in jobs]) if then else []
+    except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
+        raise ValueError(
+            f"--then: sbatch failed: {batch_script.last_line(error)}. The training is submitted as job {jobs[0].job_id.partition('_')[0]}; "
+            "run the commands of --then after it has finished"
+        ) from error
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from attributegan.cli import BAD_INPUT, STOP_SIGNALS
 from attributegan.run_dir import status
 from attributegan.run_dir.status import slurm_restarts
 from attributegan.utils.child import end_with_parent
-from slurm import exit_records, task_env
+from launch.notify import SENT
+from slurm import exit_records, missed_events, task_env
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
 
@@ -42,6 +43,8 @@ def train(submission: str, index: int) -> int:
     where.mkdir(parents=True, exist_ok=True)
     me = ExitRecord(job.global_rank, job.num_tasks, socket.gethostname())
     exit_records.write(where, me)
+    if me.rank == 0:
+        _report_lost_start(Path(submission), index, job.job_id)
     record = _run(job, plan, run, where, me)
     exit_records.write(where, record)
     if record.failed:
@@ -49,9 +52,18 @@ def train(submission: str, index: int) -> int:
         error = str(exit_records.first_failure(_wait_for_others(where, me.processes)))
         if job.cluster == "local" and me.rank == 0:  # no batch script that sets it
             status.update(Path(run.folder), state="failed", error=error)
+            if end := missed_events.event_of(exit_records.read(where), 0):
+                missed_events.send(Path(submission), index, where, *end)
         raise RuntimeError(error)
     assert record.status is not None
     return record.status
+
+
+def _report_lost_start(submission: Path, index: int, job: str) -> None:
+    """Send the event of the previous start of the job if nothing of it was left to do so."""
+    previous = exit_records.folder(submission, job, slurm_restarts() - 1)
+    if previous.is_dir():
+        missed_events.send(submission, index, previous, "failed", missed_events.LOST)
 
 
 def _run(job: JobEnvironment, plan: Plan, run: Run, where: Path, me: ExitRecord) -> ExitRecord:
@@ -63,7 +75,15 @@ def _run(job: JobEnvironment, plan: Plan, run: Run, where: Path, me: ExitRecord)
         print(f"error: {error}", file=sys.stderr)
         return _record(me, BAD_INPUT, error_file, f"error: {error}")
     # The network settings of the plan override detected ones. launch/train.py writes errors to TORCHELASTIC_ERROR_FILE.
-    variables = os.environ | process_group | plan.environment | {"TORCHELASTIC_ERROR_FILE": str(error_file)}
+    variables = (
+        os.environ
+        | process_group
+        | plan.environment
+        | {
+            "TORCHELASTIC_ERROR_FILE": str(error_file),
+            SENT: str(where / missed_events.SENT),
+        }
+    )
     arguments = run.command or [str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", run.config]
     command = [sys.executable, "-u", *arguments]
     with _signals_blocked(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=end_with_parent) as process:

@@ -51,6 +51,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return _parser().parse_args(argv)
 
 
+def settings(argv: Sequence[str]) -> SamplingSettings:
+    """Return the settings of a command line; ValueError or SystemExit if it is invalid."""
+    return settings_of(SamplingSettings, parse(argv))
+
+
 def _parser() -> argparse.ArgumentParser:
     result = parser(
         "Generate tiles with a trained model. Writes image files and samples.csv with their levels, or a shard set.\n"

@@ -331,7 +331,7 @@ def _skip_bad_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(attributes: Path | None) -> AttributeSchema:
-    return AttributeSchema.from_yaml(attributes) if attributes else PUBLISHED
+    return AttributeSchema.from_yaml(attributes, "--attributes") if attributes else PUBLISHED
 
 
 def _pack(settings: PackSettings) -> int:
