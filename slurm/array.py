@@ -95,7 +95,8 @@ def _run_tasks(folder: Path, array: Array, job: int) -> int:
     for number, task in enumerate(todo, start=1 + len(share) - len(todo)):
         record = _run_task(command, home, task)
         errors += not record.is_final
-        print(f"{number:,} of {len(share):,}: {task}: {record.error or f'done in {record.seconds:.1f} s'}", flush=True)
+        outcome = f"done in {record.seconds:.1f} s" if record.state == "done" else record.error
+        print(f"{number:,} of {len(share):,}: {outcome if task in outcome else f'{task}: {outcome}'}", flush=True)
     if errors:
         print(f"error: {errors:,} of {len(todo):,} tasks had errors; see above", file=sys.stderr, flush=True)
     return int(errors > 0)
@@ -114,19 +115,20 @@ def _run_task(command: Workload, home: Path, task: str) -> Record:
     began = time.monotonic()
     state.append(home, Record(task, "started"))
     try:
-        command.run(task)
-        record = Record(task, "done", state.seconds_since(began))
+        try:
+            command.run(task)
+            record = Record(task, "done", state.seconds_since(began))
+        except (LockedError, TransientError) as error:
+            record = Record(task, "error", error=str(error))
+        except ValueError as error:
+            record = Record(task, "bad", state.seconds_since(began), str(error))
+        except Exception as error:
+            time.sleep(SIGNAL_S)
+            traceback.print_exc()
+            record = Record(task, "error", error=f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         state.append(home, Record(task, "stopped"))
         raise
-    except (LockedError, TransientError) as error:
-        record = Record(task, "error", error=str(error))
-    except ValueError as error:
-        record = Record(task, "bad", state.seconds_since(began), str(error))
-    except Exception as error:
-        time.sleep(SIGNAL_S)
-        traceback.print_exc()
-        record = Record(task, "error", error=f"{type(error).__name__}: {error}")
     state.append(home, record)
     return record
 

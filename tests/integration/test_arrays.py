@@ -16,8 +16,9 @@ from runs import ROOT
 from small_inputs import contents, write_labelled_tiles, write_slides
 from time_limits import seconds
 
+from attributegan.run_dir import status
 from slurm.submit import main as submit
-from tools import sample, shard, study
+from tools import runs, sample, shard, study
 from tools.arrays import state, workload
 from tools.evaluation.options import EvaluationSettings
 
@@ -107,6 +108,23 @@ def test_killed_job_repeats_only_its_task(slides: list[Path], tiles: Path, tmp_p
     wait(lambda: not Path(f"/proc/{job}").exists(), "end of the job")
     process = start(*command)
     assert process.wait(timeout=seconds(60)) == 2 and contents(out) == contents(tiles)
+
+
+def test_stopped_job_resumes(slides: list[Path], tiles: Path, tmp_path: Path) -> None:
+    """After the signal that Slurm sends to all processes of a job before its time limit; the interrupted task is repeated."""
+    out = tmp_path / "tiles"
+    process = start("tile", "--local", "1", *slides, "--out", out, *TILE_OPTIONS[:-1], "2")
+    wait(lambda: last_record(out) == "started" and list(out.glob(".tiling-*/slide-02/*")), "start of the large slide")
+    job = process_of(out)
+    workers = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    assert len(workers) == 2
+    for pid in (*workers, job):
+        os.kill(int(pid), signal.SIGUSR2)
+    output, errors = process.communicate(timeout=seconds(60))
+    assert process.returncode == 2 and contents(out) == contents(tiles) and output == report(out) and "error" not in errors
+    states = [json.loads(line)["state"] for line in (state.job_folder(state.folder_of(out), 0) / state.TASKS).read_text().splitlines()]
+    assert states[:6] == ["started", "done", "started", "bad", "started", "stopped"] and states.count("stopped") == 1
+    assert "stopped by signal 12" in next(state.folder_of(out).glob("submissions/0001/0_log.out")).read_text()
 
 
 def test_two_arrays_of_one_output_are_refused(slides: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -318,3 +336,27 @@ def test_records_survive_a_killed_writer(tmp_path: Path) -> None:
     array = state.Array("tile", [], {}, "/", ["a", "b", "c", "d"], 2)
     now = state.progress(array, list(found.values()))
     assert (now.done, now.remaining, now.problems, now.seconds_left(2)) == (2, 2, {"b": "damaged"}, 2.0)
+
+
+def test_list_of_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two jobs run, of which one has a damaged slide; then both are done."""
+    folder = tmp_path / "tiles.array"
+    folder.mkdir()
+    state.Array("tile", [], {}, "/", ["a", "b", "c", "d", "e", "f"], 2).save(folder)
+    assert (folder / state.FILE).stat().st_mode & 0o777 == 0o600, "URLs in options may have secrets"
+    for job in (0, 1):
+        home = state.job_folder(folder, job)
+        home.mkdir(parents=True)
+        status.update(home, state="running", job=f"45_{job}", requeues=job)
+        state.append(home, state.Record("ab"[job], "done", 100.0))
+    state.append(home, state.Record("d", "bad", error="d: damaged"))
+    runs.show([tmp_path])
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split("  ")[0] == "array" and "images" not in shown
+    assert " running  3 of 6 (50%)  1       2 min      2 running  45   1 " in shown and f"\n{folder}: d: d: damaged\n" in shown
+    status.update(home, state="failed", error="error: tile: 6 tasks, 1 failed")
+    runs.show([tmp_path])
+    assert "5 min      1 running, 1 failed" in capsys.readouterr().out
+    state.write_report(folder, ["tile: 6 tasks"])
+    runs.show([tmp_path])
+    assert " finished  3 of 6 (50%)" in capsys.readouterr().out

@@ -236,7 +236,12 @@ def notifying(job: Path, file: Path) -> None:
     ("codes", "srun", "shown", "event"),
     [
         ([-9, 1], 137, "RUNNING", "failed 48 rank 0 of 4, on node0, was killed by signal 9 (SIGKILL): last line"),
-        ([None, 1], 137, "RUNNING", "failed 48 rank 0 of 4, on node0, died without an exit status: killed together with its parent process"),
+        (
+            [None, 1],
+            137,
+            "RUNNING",
+            "failed 48 rank 0 of 4, on node0, died without an exit status: killed together with its parent process",
+        ),
         ([3, 3], 3, "RUNNING", "failed 48 rank 0 of 4, on node0, exited with status 3: last line"),
         ([], 1, "RUNNING", "failed 48 srun exited with status 1"),
         ([-signal.SIGTERM], 143, "RUNNING", "stopped 48 stopped by a signal"),
