@@ -23,7 +23,7 @@ from tools.arrays import state
 from tools.arrays.state import Array
 from tools.progress import TileProgress
 
-POLL_S = 0.2
+POLL_S, READ_S = 0.2, 2.0  # interval of checking the processes, and of reading the records of all tasks
 STOP_S = 60.0  # for the jobs to stop after a signal
 TAIL = 15  # lines of a log that an error message has
 
@@ -37,21 +37,20 @@ def run(folder: Path, array: Array, submission: Path) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, worker_pool.available() // array.jobs)))
     running = {job: _start(folder, job, submission) for job in range(array.jobs)}
     codes: dict[int, int] = {}
+    read_at = 0.0
     try:
         with _stop_signals(), TileProgress(len(array.tasks), "tasks") as progress:
             while running:
                 time.sleep(POLL_S)
                 for job, process in list(running.items()):
-                    if process.poll() is None:
-                        continue
-                    del running[job]
-                    codes[job] = process.returncode
-                    if process.returncode == BAD_INPUT and (folder / state.REPORT).exists():
-                        continue
-                    record = ExitRecord(0, 1, socket.gethostname(), process.returncode, time.time_ns(), _tail(submission, job))
-                    if requeue.conclude(submission, job, [record], max(0, process.returncode)) == "requeue":
-                        running[job] = _start(folder, job, submission)
-                progress(state.progress(array, list(state.all_records(folder, array).values())).done)
+                    if process.poll() is not None:
+                        codes[job] = process.returncode
+                        del running[job]
+                        if _restarts(folder, submission, job, process.returncode):
+                            running[job] = _start(folder, job, submission)
+                if not running or time.monotonic() - read_at > READ_S:
+                    progress(state.progress(array, list(state.all_records(folder, array).values())).done)
+                    read_at = time.monotonic()
     finally:
         _stop(running)
     report = folder / state.REPORT
@@ -60,6 +59,14 @@ def run(folder: Path, array: Array, submission: Path) -> int:
         return 1
     print(report.read_text(), end="")
     return BAD_INPUT if BAD_INPUT in codes.values() else 0
+
+
+def _restarts(folder: Path, submission: Path, job: int, code: int) -> bool:
+    """Update the status of a job that has exited; returns whether to start it again."""
+    if code == BAD_INPUT and (folder / state.REPORT).exists():
+        return False
+    record = ExitRecord(0, 1, socket.gethostname(), code, time.time_ns(), _tail(submission, job))
+    return requeue.conclude(submission, job, [record], max(0, code)) == "requeue"
 
 
 def _start(folder: Path, job: int, submission: Path) -> subprocess.Popen[bytes]:

@@ -85,11 +85,8 @@ def conclude(submission: Path, index: int, records: Sequence[ExitRecord], srun_s
     if is_permanent or count > plan.max_requeues:
         status.update(folder, state="failed", error=error)
         return "end"
-    print(
-        f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a new checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    progress = "finished task" if plan.runs[index].command else "new checkpoint"
+    print(f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a {progress}", file=sys.stderr, flush=True)
     status.update(folder, state="queued", error=error)
     return "requeue"
 

@@ -94,7 +94,10 @@ def test_killed_job_repeats_only_its_task(slides: list[Path], tiles: Path, tmp_p
     wait(lambda: "preempted" in (jobs := state.job_folder(state.folder_of(out), 0) / "status.json").read_text() or jobs, "restart")
     output, errors = process.communicate(timeout=seconds(60))
     assert process.returncode == 2 and output == report(out)
-    assert "was killed by signal 9 (SIGKILL)" in errors and "requeueing the job, 1 of at most 3" in errors
+    assert (
+        "was killed by signal 9 (SIGKILL)" in errors
+        and "requeueing the job, 1 of at most 3 consecutive times without a finished task" in errors
+    )
     lines = [json.loads(line) for line in (state.job_folder(state.folder_of(out), 0) / state.TASKS).read_text().splitlines()]
     assert [line["task"] for line in lines if line["state"] == "started"] == [str(slides[k]) for k in (0, 1, 2, 2, 3, 4, 5)]
     assert contents(out) == contents(tiles)
@@ -195,6 +198,7 @@ def test_sampled_shards_of_an_array_equal_those_of_one_process(run: Path, tmp_pa
 def test_runs_of_an_array_are_evaluated_one_by_one_and_compared(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With evaluation and comparison replaced by records of their arguments; the real ones are tested in test_evaluate.py."""
     from tools.arrays import evaluate
+    from tools.evaluation import compare
 
     for name in ("a", "b"):
         shutil.copytree(run, tmp_path / name)
@@ -207,7 +211,7 @@ def test_runs_of_an_array_are_evaluated_one_by_one_and_compared(run: Path, tmp_p
 
     compared = []
     monkeypatch.setattr(evaluate, "evaluate", record)
-    monkeypatch.setattr(evaluate.compare, "compare", lambda reports, page: compared.append((reports, page)))
+    monkeypatch.setattr(compare, "compare", lambda reports, page: compared.append((reports, page)))
     out, options = tmp_path / "reports", ["--shards", "shards", "--count", "32"]
     work = workload.load("evaluate", [str(tmp_path / "a"), str(tmp_path / "b"), *options, "--out", str(out)], {"workers": 1})
     assert work.tasks(2) == ["a", "b"]
@@ -304,6 +308,10 @@ def test_batch_script_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     script = capsys.readouterr().out
     for line in ("--array=0-1%2", "--nodes=1", "--ntasks-per-node=1", "--job-name=x.array", "--signal=USR2@120"):
         assert f"#SBATCH {line}\n" in script
+    train = ["--config", "paper", "--cluster", "cpu", "--dry-run", "data.shards=x", "run.dir=y"]
+    assert submit(["train", *train]) == 0
+    script = capsys.readouterr().out
+    assert submit(train) == 0 and capsys.readouterr().out == script and "--job-name=y" in script
     assert not list(tmp_path.iterdir())
 
 
