@@ -475,8 +475,10 @@ def _absent_levels(folder: Path, header: Header) -> list[str]:
     from data_shards.format import index
     from data_shards.packing import level_counts
 
-    table = index.read_table(folder / index.FILE, header.schema.names)
-    return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))
+    names, different = header.schema.names, []
+    for table in index.read_row_groups(folder / index.FILE, names):  # at once, they would need memory for each row
+        different.append(np.unique(np.stack([table[name].to_numpy() for name in names], axis=1), axis=0))
+    return level_counts.absent(header.schema, np.concatenate(different))
 
 
 def summary(folder: Path, header: Header) -> str:
