@@ -284,9 +284,13 @@ class AttributeSchema:
         return cls(tuple(_attribute(name, entry, where) for name, entry in tree.items()))
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> AttributeSchema:
-        """Reads a schema file, or a preset by name; ``configs/attributes/bladder.yaml`` is an example."""
-        path = presets.resolve("attributes", path)
+    def from_yaml(cls, path: str | Path, option: str = "") -> AttributeSchema:
+        """Reads a schema file, or a preset by name; ``configs/attributes/bladder.yaml`` is an example.
+
+        Args:
+            option: the option that has this value, for error messages.
+        """
+        path = presets.resolve("attributes", path, option)
         return cls.from_dict(strict_yaml.read(path, as_text=True), where=str(path))
 
 

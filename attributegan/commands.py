@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from attributegan.utils import layout
 
@@ -57,6 +60,20 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
         return 2
     status: int = importlib.import_module(COMMANDS[command]).main()
     return status
+
+
+def settings(command: str, arguments: Sequence[str]) -> Any:
+    """Return the settings of a command line of `sample` or `evaluate` without running it.
+
+    Raises:
+        ValueError: the command refuses the arguments; has its error message.
+    """
+    output = io.StringIO()
+    try:
+        with redirect_stderr(output), redirect_stdout(output):
+            return importlib.import_module(COMMANDS[command]).settings(arguments)
+    except SystemExit as end:
+        raise ValueError(output.getvalue().strip().rpartition("error: ")[2] if end.code else "prints its help; remove --help") from None
 
 
 def foreign_package() -> str:

@@ -466,7 +466,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: As `options.fill`; names the override if the error is in one.
     """
     path = presets.resolve("train", path)
-    tree, given = with_current_names(read_yaml(path), str(path)), {}
+    return _overridden(with_current_names(read_yaml(path), str(path)), overrides, str(path))
+
+
+def override(base: Config, overrides: Sequence[str], where: str) -> Config:
+    """Apply ``section.key=value`` overrides to ``base``; error messages name ``where`` as its source. Raises as `load`."""
+    return _overridden(base.to_dict(), overrides, where)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], where: str) -> Config:
+    given: dict[str, str] = {}
     for override in overrides:
         dotted, equals, value = override.partition("=")
         section, dot, key = current_option(dotted.strip(), repr(override)).partition(".")
@@ -476,7 +485,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         except YAML_ERRORS as error:
             raise ValueError(f"{override!r}: the value is not valid YAML: {error}") from None
         branch = tree.setdefault(section, {})
-        require(isinstance(branch, dict), f"{path}: {section}: expected a mapping of options, got {branch!r}")
+        require(isinstance(branch, dict), f"{where}: {section}: expected a mapping of options, got {branch!r}")
         branch |= with_current_keys({key: parsed}, f"{section}.", repr(override))
         given[section] = given[f"{section}.{key}"] = override
     try:
@@ -484,8 +493,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValueError as error:
         message = str(error).removeprefix(": ")
         name = message.partition(":")[0]
-        where = repr(given[name]) if name in given else f"{path} with overrides" if given else str(path)
-        raise ValueError(f"{where}: {message}") from None
+        source = repr(given[name]) if name in given else f"{where} with overrides" if given else where
+        raise ValueError(f"{source}: {message}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

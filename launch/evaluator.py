@@ -67,10 +67,17 @@ def command(settings: Config) -> list[str]:
         "count": evaluate.count,
         "sweeps": evaluate.sweeps,
         "features": "auto" if evaluate.features == EvaluateConfig.features else evaluate.features,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return commands.child("evaluate", "watch", settings.run.dir, "--attached", *words, *data_options(settings))
+
+
+def data_options(settings: Config) -> list[str]:
+    """Returns the options of an evaluation that say which real tiles it uses: those that the run was configured with."""
+    options = {
         "train": settings.data.split,
-        "held-out": evaluate.split,
+        "held-out": settings.evaluate.split,
         "shards-cache": settings.data.cache,
         "shards-cache-gb": settings.data.cache_gb,
     }
-    words = [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only
-    return commands.child("evaluate", "watch", settings.run.dir, "--attached", *words)
+    return [f"--{name}={value}" for name, value in options.items()] + ["--assessable-only"] * settings.data.assessable_only

@@ -16,6 +16,7 @@ from launch.evaluator import LAUNCHER_VARIABLES
 Event = Literal["start", "finished", "stopped", "failed"]
 
 TIMEOUT_S = 30.0  # of one command
+SENT = "ATTRIBUTEGAN_NOTIFIED"  # variable with the path of a file to create after the event of the end was sent; see slurm.missed_events
 log = logging.getLogger("attributegan")
 
 
@@ -38,7 +39,7 @@ class Notifier:
         """Start the command for ``event`` and return at once."""
         if not self.command:
             return
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith((*LAUNCHER_VARIABLES, SENT))}
         described = {"EVENT": event, "RUN": str(self.folder.absolute()), "IMAGES": str(images), "MESSAGE": " ".join(message.split())}
         self._pool.submit(self._run, event, inherited | {f"ATTRIBUTEGAN_{name}": value for name, value in described.items()})
 
@@ -51,6 +52,8 @@ class Notifier:
             problem = _problem(self.command, environment, self.timeout_s)
         except (OSError, ValueError) as error:  # ValueError: null character in the message
             problem = f"can't be run ({error})"
+        if event != "start" and (path := os.environ.get(SENT)):
+            Path(path).touch()
         if problem:
             log.warning("run.notify: the command for event %s %s; the run is not affected", event, problem)
 

@@ -323,7 +323,7 @@ def model_schema(settings: Config, data: AttributeSchema) -> AttributeSchema:
         ValueError: they differ from those of the data; the message names each difference.
     """
     name = settings.model.attributes
-    schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name)
+    schema = {"": data, "published": PUBLISHED}.get(name) or AttributeSchema.from_yaml(name, "model.attributes")
     if differences := schema.difference(data):
         from data_shards.storage import stores
 

@@ -131,5 +131,5 @@ class ClusterConfig:
 
 def load(path: str | Path) -> ClusterConfig:
     """Read a cluster file, or a preset by name. Raises ValueError as `attributegan.options.fill`."""
-    path = presets.resolve("slurm", path)
+    path = presets.resolve("slurm", path, "--cluster")
     return config.fill(ClusterConfig, read_yaml(path), where=str(path))

@@ -2,7 +2,9 @@
 
 The batch script of a submission calls it after srun (``python -m slurm.requeue SUBMISSION STATUS``), so it survives crashes of the
 training processes. A job stopped by a signal is requeued. A failed job is requeued up to ``max_requeues`` consecutive times without a new
-checkpoint, unless the error is permanent. If a node fails, the batch script dies too, and Slurm requeues the job by itself.
+checkpoint, unless the error is permanent. A job of an array (array.py) makes progress with every finished task; after too many errors in
+a row, its current task is given up, and the job continues with the next. If a node fails, the batch script dies too, and Slurm requeues
+the job by itself.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import Literal
 from attributegan.cli import STOP_SIGNALS
 from attributegan.run_dir import status
 from attributegan.run_dir.checkpoint_dirs import list_checkpoints
-from slurm import exit_records
+from launch.notify import Event
+from slurm import exit_records, missed_events
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
+from tools.arrays import state as array_state
 
 RETRIES = 5  # of scontrol requeue
 
@@ -34,15 +38,23 @@ def main() -> int:
     submission, srun_status = Path(sys.argv[1]), int(sys.argv[2])
     job, index = status.slurm_job(), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     folder = Path(Plan.load(submission).runs[index].folder)
-    if (state := _job_state(job)) != "running":
+    where = exit_records.folder(submission, job, status.slurm_restarts())
+    if (state := job_state(job)) != "running":
         if (now := status.read(folder)) and now.state != "finished":
             status.update(folder, state="queued" if state == "requeued" else "stopped", error="")
+            event: tuple[Event, str] = ("failed", missed_events.LOST) if state == "requeued" else ("stopped", "the job was cancelled")
+            missed_events.send(submission, index, where, *event)
         return srun_status
-    records = exit_records.read(exit_records.folder(submission, job, status.slurm_restarts()))
+    records = exit_records.read(where)
     if not any(record.status is not None for record in records) and srun_status - 128 in STOP_SIGNALS:
         records = [ExitRecord(0, 1, "", srun_status)]  # stopped by a signal before any process started
-    if conclude(submission, index, records, srun_status) == "requeue":
-        _requeue(job, folder)
+    decision = conclude(submission, index, records, srun_status)
+    if end := missed_events.event_of(records, srun_status):
+        missed_events.send(submission, index, where, *end)
+    if decision == "requeue" and (error := requeue(job)):
+        error = f"{error}; submit the run again"
+        print(f"error: {error}", file=sys.stderr)
+        status.update(folder, state="failed", error=error)
     first = exit_records.first_failure(records)
     return (first.status if first and first.status and first.status > 0 else 0) or srun_status
 
@@ -64,22 +76,24 @@ def conclude(submission: Path, index: int, records: Sequence[ExitRecord], srun_s
         str(first) if first else f"srun exited with status {srun_status} before any training process started; see the log in {submission}"
     )
     print(f"error: {error}", file=sys.stderr, flush=True)
+    is_permanent = bool(first and first.is_permanent)
     count = _count_consecutive_errors(submission, index, folder)
-    if (first and first.is_permanent) or count > plan.max_requeues:
+    if count > plan.max_requeues and not is_permanent and array_state.give_up(folder, error):
+        print("giving up the task; requeueing the job for its other tasks", file=sys.stderr, flush=True)
+        status.update(folder, state="queued", error=error)
+        return "requeue"
+    if is_permanent or count > plan.max_requeues:
         status.update(folder, state="failed", error=error)
         return "end"
-    print(
-        f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a new checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    progress = "finished task" if plan.runs[index].command else "new checkpoint"
+    print(f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a {progress}", file=sys.stderr, flush=True)
     status.update(folder, state="queued", error=error)
     return "requeue"
 
 
 def _count_consecutive_errors(submission: Path, index: int, folder: Path) -> int:
-    """Count this error; returns the number of consecutive errors, which restarts at 1 after a new checkpoint."""
-    newest = max((path.name for path in list_checkpoints(folder)), default="")
+    """Count this error; returns the number of consecutive errors, which restarts at 1 after progress: a checkpoint or a finished task."""
+    newest = max((path.name for path in list_checkpoints(folder)), default="") or str(array_state.finished(folder) or "")
     path = submission / f"errors-{index}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     count = before["count"] + 1 if before.get("newest") == newest else 1
@@ -87,7 +101,7 @@ def _count_consecutive_errors(submission: Path, index: int, folder: Path) -> int
     return count
 
 
-def _job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
+def job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
     """Returns what Slurm or a user has done with the job already; "running" if it is still to be decided."""
     result = _scontrol("show", "job", "-o", job)
     fields = dict(re.findall(r"(JobState|Restarts)=(\S+)", result.stdout))
@@ -96,16 +110,14 @@ def _job_state(job: str) -> Literal["running", "requeued", "cancelled"]:
     return "requeued" if int(fields.get("Restarts", "0")) > status.slurm_restarts() else "cancelled"
 
 
-def _requeue(job: str, folder: Path) -> None:
-    """Requeue the job, with retries and exponential backoff."""
+def requeue(job: str) -> str:
+    """Requeue the job, with retries and exponential backoff; returns the error, or ""."""
     for wait_s in [2.0**k for k in range(RETRIES)]:
         result = _scontrol("requeue", job)
         if result.returncode == 0:
-            return
+            return ""
         time.sleep(wait_s)
-    error = f"scontrol requeue {job} failed: {result.stderr.strip()}; submit the run again"
-    print(f"error: {error}", file=sys.stderr)
-    status.update(folder, state="failed", error=error)
+    return f"scontrol requeue {job} failed: {result.stderr.strip()}"
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:

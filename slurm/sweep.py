@@ -19,7 +19,7 @@ def read(path: str | Path) -> dict[str, list[str]]:
     Raises:
         ValueError: an entry is not ``section.key: [values]``; the message names the file and the option.
     """
-    path = presets.resolve("sweep", path)
+    path = presets.resolve("sweep", path, "--array")
     options = read_yaml(path)
     if not options:
         raise ValueError(f"{path}: is empty; list the values of each option, such as train.seed: [0, 1]")

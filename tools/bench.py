@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools.benchmarks import data, explore, gpu, measure, scaling, train
+from tools.benchmarks import cluster, data, explore, gpu, measure, merge, scaling, train
 from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--repeats", type=int, default=5, metavar="N", help="measured turns of each contender (default: %(default)s)")
     common.add_argument("--json", type=Path, metavar="FILE", help="write all measured values to this file")
     data.add(commands, common)
+    cluster.add(commands, common)
+    merge.add(commands, common)
     train.add(commands, common)
     scaling.add(commands)
     explore.add(commands, common)

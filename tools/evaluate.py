@@ -13,7 +13,7 @@ from pathlib import Path
 from attributegan import cli
 from tools.evaluation import compare, usefulness, watch
 from tools.evaluation.options import EvaluationSettings, add_common
-from tools.options import with_settings
+from tools.options import settings_of, with_settings
 
 EXAMPLES = """\
   attributegan-evaluate runs/first --shards shards --out report
@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "report")  # the default command
     options = _parser().parse_args(arguments)
     return cli.exit_status(lambda: options.work(options))
+
+
+def settings(argv: Sequence[str]) -> EvaluationSettings:
+    """Return the settings of a command line of ``report``; ValueError or SystemExit if it is invalid."""
+    return settings_of(EvaluationSettings, _parser().parse_args(["report", *argv]))
 
 
 def _parser() -> argparse.ArgumentParser:

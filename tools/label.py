@@ -146,7 +146,7 @@ def label(settings: LabelSettings) -> None:
         from tools.labeler import consensus, ratings, tiles
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'attributegan[explore]'") from error
-    schema = AttributeSchema.from_yaml(settings.attributes) if settings.attributes else PUBLISHED
+    schema = AttributeSchema.from_yaml(settings.attributes, "--attributes") if settings.attributes else PUBLISHED
     given = read_token(settings.token_file) if settings.token_file else ""
     found = tiles.find_tiles(settings.tiles, settings.table)
     path = settings.out.with_name(f"{settings.out.stem}.ratings.jsonl")

@@ -48,8 +48,18 @@ LATENTS_IN_GRID = 4  # maximum number of latents in a grid: those of the first t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     return exit_status(lambda: sample(settings_of(SamplingSettings, options)))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
+
+
+def settings(argv: Sequence[str]) -> SamplingSettings:
+    """Return the settings of a command line; ValueError or SystemExit if it is invalid."""
+    return settings_of(SamplingSettings, parse(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,12 +90,12 @@ def sample(settings: SamplingSettings) -> None:
         return None if settings.project else make_tiles(settings)
     old = [] if settings.to_shards else to_replace(settings.out, settings.overwrite)
     settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision))
-    loaded = _load(settings)
+    loaded = load(settings)
     pictures = _pictures(loaded, settings)  # before the tiles, so that invalid levels are an error before anything is written
     if settings.project:
         written = sorted(pictures)
     else:
-        _recipe(loaded, settings)  # checks --levels and --levels-from
+        make_recipe(loaded, settings)  # checks --levels and --levels-from
         if settings.filter_copies:
             _training_tiles(loaded, settings)  # checks --shards and --features
         written = [] if settings.to_shards else sorted(["samples.csv", *pictures])
@@ -104,10 +114,10 @@ def sample(settings: SamplingSettings) -> None:
     tiles = "" if settings.project else f"{settings.count} tiles, "
     print(f"{tiles}{', '.join(written) or 'a shard set'} in {settings.out} (model after {loaded.images:,} images)")
     if settings.filter_copies:
-        print(_dropped(settings))
+        print(dropped_line(settings))
 
 
-def _dropped(settings: SamplingSettings) -> str:
+def dropped_line(settings: SamplingSettings) -> str:
     """Return how many tiles --filter-copies dropped."""
     from attributegan.metrics.quality import NEARER
     from tools.sampling.writer import dropped_copies
@@ -127,7 +137,8 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--out {folder}: can't create the folder: {error}") from error
 
 
-def _load(settings: SamplingSettings) -> Loaded:
+def load(settings: SamplingSettings) -> Loaded:
+    """Load the model of the settings, ready for inference."""
     import torch
 
     from attributegan.checkpoint.loading import load_for_sampling
@@ -146,14 +157,15 @@ def make_tiles(settings: SamplingSettings) -> None:
     processes = Processes()
     try:
         settings = dataclasses.replace(settings, precision=processes.broadcast_object(settings.precision))
-        loaded = _load(settings)
+        loaded = load(settings)
         loaded.generator.to(processes.device)
-        recipe = _recipe(loaded, settings)
+        recipe = make_recipe(loaded, settings)
         if settings.filter_copies:
-            recipe = dataclasses.replace(recipe, copies=_copy_filter(loaded, settings, processes))
+            recipe = dataclasses.replace(recipe, copies=open_copy_filter(loaded, settings, processes))
         if settings.to_shards:
-            digest = Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
-            writer.write_shards(recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest, processes)
+            writer.write_shards(
+                recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest_of(settings), processes
+            )
         else:
             writer.write_files(recipe, settings.out, settings.count, settings.format, processes)
     finally:
@@ -180,7 +192,7 @@ def _training_tiles(loaded: Loaded, settings: SamplingSettings) -> tuple[Split, 
     return train, held_out, same, features.load(settings.features, settings.feature_size)
 
 
-def _copy_filter(loaded: Loaded, settings: SamplingSettings, processes: Processes) -> CopyFilter:
+def open_copy_filter(loaded: Loaded, settings: SamplingSettings, processes: Processes) -> CopyFilter:
     """Make the filter of --filter-copies; every process of the launch calls this."""
     from attributegan.evaluation.copies import copy_filter
     from attributegan.evaluation.reference import FeatureCache
@@ -195,7 +207,12 @@ def _copy_filter(loaded: Loaded, settings: SamplingSettings, processes: Processe
     return found
 
 
-def _recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
+def digest_of(settings: SamplingSettings) -> str:
+    """Return what identifies the weights in a set's fingerprint."""
+    return Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
+
+
+def make_recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
     """Return the recipe of the tiles.
 
     Raises:
@@ -232,7 +249,7 @@ def _pictures(loaded: Loaded, settings: SamplingSettings) -> dict[str, bytes]:
     elif not (settings.sweep or settings.pair or settings.interpolate):
         return {}
     else:
-        latents_BL = _recipe(loaded, settings).latents(indices)
+        latents_BL = make_recipe(loaded, settings).latents(indices)
     if settings.sweep:
         grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), settings.batch)
         found["sweep.png"] = encoded(grid)

@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     status = 0
 
     def work() -> None:
@@ -29,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = options.run(options)
 
     return cli.exit_status(work) or status
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,7 +102,7 @@ def write(path: Path, header: Header, tables: Iterable[pa.Table]) -> None:
 
 
 def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str]) -> Header:
-    """Write the index of a set from the indexes of its shards; rows are streamed.
+    """Write the index of a set from the indexes of its shards; rows are streamed, so that memory does not depend on their number.
 
     Args:
         parts: indexes of one shard each.
@@ -110,15 +110,18 @@ def merge(path: Path, parts: Sequence[Path], source: str, left_out: Sequence[str
     Raises:
         ValueError: none of the shards has a tile.
     """
-    headers = {part: read_header(part) for part in parts}
-    kept = {part: header for part, header in headers.items() if header.shards[0].tiles}
-    if not kept:
+    shards: dict[Path, Shard] = {}
+    sizes: set[int | None] = set()
+    for part in parts:
+        header = read_header(part)
+        if header.shards[0].tiles:
+            shards[part] = header.shards[0]
+            sizes.add(header.image_size)
+    if not shards:
         raise ValueError("no usable tiles" + "".join(f"\n  {line}" for line in left_out))
-    sizes = {header.image_size for header in kept.values()}
-    shards = tuple(header.shards[0] for header in kept.values())
-    schema = headers[parts[0]].schema
-    header = Header(schema, shards, sizes.pop() if len(sizes) == 1 else None, source, tuple(left_out))
-    write(path, header, (read_table(part) for part in kept))
+    size = sizes.pop() if len(sizes) == 1 else None
+    header = Header(read_header(parts[0]).schema, tuple(shards.values()), size, source, tuple(left_out))
+    write(path, header, map(read_table, shards))
     return header
 
 
@@ -211,6 +214,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read all rows, in the order of the file."""
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
         return file.read(columns, use_threads=file.num_row_groups > 1)
+
+
+def read_row_groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields all rows, in the order of the file, a row group at a time."""
+    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns, use_threads=False)
 
 
 def read_shard(path: Path, shard: str) -> pa.Table:

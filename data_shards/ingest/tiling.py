@@ -7,12 +7,13 @@ temporary name and renamed when complete. Users add columns with levels to the t
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -69,14 +70,34 @@ def tiling(slides: Sequence[Path], out: Path, options: Options, slide_mpp: float
     Raises:
         ValueError: two slides with the same name, or ``out`` is in use or has other contents.
     """
+    check_slides(slides, slide_mpp)
+    with _opened(lambda: Tiling(slides, out, options, slide_mpp), out, TMP_FOLDER) as work:
+        yield work
+
+
+@contextmanager
+def tiling_of_one(slide: Path, out: Path, options: Options, slide_mpp: float | None = None) -> Iterator[Tiling]:
+    """As `tiling`, for one slide of many that other processes cut into ``out`` at the same time; checks and locks only its folder."""
+    tmp_name = f"{TMP_FOLDER}-{hashlib.sha256(slide.stem.encode()).hexdigest()[:16]}"
+    with _opened(lambda: Tiling([slide], out, options, slide_mpp, tmp_name), out, tmp_name) as work:
+        yield work
+
+
+def check_slides(slides: Sequence[Path], slide_mpp: float | None) -> None:
+    """Raises ValueError for two slides with the same name, or an implausible ``slide_mpp``."""
     if slide_mpp is not None and not is_scanner_mpp(slide_mpp):
         raise ValueError(f"--slide-mpp: {slide_mpp} is not between {SCANNER_MPP[0]} and {SCANNER_MPP[1]} um per pixel")
     for before, slide in itertools.pairwise(sorted(slides, key=lambda slide: slide.stem)):
         if before.stem == slide.stem:
             raise ValueError(f"{slide}: would use the same folder {slide.stem} as {before}; rename one of them")
+
+
+@contextmanager
+def _opened(make: Callable[[], Tiling], out: Path, tmp_name: str) -> Iterator[Tiling]:
+    """Lock the temporary folder and empty it while the block runs."""
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out / f"{TMP_FOLDER}.lock", f"--out: another process is writing tiles to {out}; wait for it or stop it"):
-        work = Tiling(slides, out, options, slide_mpp)
+    with exclusive_lock(out / f"{tmp_name}.lock", f"--out: another process is writing tiles to {out}; wait for it or stop it"):
+        work = make()
         shutil.rmtree(work.tmp_folder, ignore_errors=True)  # left by a killed run
         work.tmp_folder.mkdir()
         try:
@@ -89,12 +110,16 @@ class Tiling:
     """Cuts slides into a folder: `survey` finds positions with tissue, `cut` writes the tiles, and `write_table` their table.
 
     Slides that were already cut with the same options are skipped. Created by `tiling`.
+
+    Args:
+        tmp_name: temporary folder in ``out``; with another than the default, only the folders of ``slides`` are checked.
     """
 
-    def __init__(self, slides: Sequence[Path], out: Path, options: Options, slide_mpp: float | None) -> None:
-        self.out, self.options, self.slide_mpp, self.tmp_folder = out, options, slide_mpp, out / TMP_FOLDER
+    def __init__(self, slides: Sequence[Path], out: Path, options: Options, slide_mpp: float | None, tmp_name: str = TMP_FOLDER) -> None:
+        self.out, self.options, self.slide_mpp, self.tmp_folder = out, options, slide_mpp, out / tmp_name
         self._recipe = {"version": VERSION, **asdict(options)}
-        self._check_out()
+        cut = (folder for slide in slides if ((folder := out / slide.stem) / RECORD).is_file())
+        self._check_out(_folders(out) if tmp_name == TMP_FOLDER else cut)
         self.done = [slide for slide in slides if self._is_done(slide)]
         self._todo = [slide for slide in slides if slide not in self.done]
         self._surveyed: list[_Surveyed] = []
@@ -132,6 +157,11 @@ class Tiling:
                 bad.append(str(error))
         return records, bad
 
+    def record(self, slide: Path) -> dict[str, Any]:
+        """Returns the record of a slide that has been cut."""
+        record: dict[str, Any] = json.loads((self.out / slide.stem / RECORD).read_text())
+        return record
+
     def write_table(self) -> int:
         """Write ``tiles.csv`` of all slides in ``out``; returns its number of tiles."""
         count = 0
@@ -145,14 +175,14 @@ class Tiling:
                         count += 1
         return count
 
-    def _check_out(self) -> None:
-        """Reject a folder with tiles of other options, or with columns added to its table."""
+    def _check_out(self, folders: Iterable[Path]) -> None:
+        """Reject ``folders`` of slides cut with other options, or columns added to the table."""
         table = self.out / TABLE
         if table.exists():
             added = [name for name in tables.header_of(table) if name not in COLUMNS]
             if added:
                 raise ValueError(f"{table}: has added columns ({', '.join(added)}) that would be lost; rename it first")
-        for folder in _folders(self.out):
+        for folder in folders:
             was = json.loads((folder / RECORD).read_text())["options"]
             if was != self._recipe:
                 listed = ", ".join(f"{name} {value}" for name, value in was.items())

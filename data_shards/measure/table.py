@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,22 @@ class ShardTiles:
             return tile.decode(data)
         except tile.DECODING_ERRORS as error:
             raise ValueError(f"{self.location}: {self.tiles[number].file}: damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class TileRange:
+    """The tiles ``first`` to ``last - 1`` of another source."""
+
+    source: Source
+    first: int
+    last: int
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        return self.source.tiles[self.first : self.last]
+
+    def read(self, number: int) -> np.ndarray:
+        return self.source.read(self.first + number)
 
 
 @dataclass(frozen=True)
@@ -249,6 +266,16 @@ def _open_partial(path: Path, settings: Settings) -> Iterator[tuple[BinaryIO, di
             )
         rows = [json.loads(line) for line in lines]
         yield stream, {(row["file"], row["identity"]): row for row in rows if "error" not in row}
+
+
+def join_partials(partials: Sequence[Path], settings: Settings, out: Path) -> None:
+    """Write the rows of several partial files to the partial file ``out``."""
+    with atomic_write(out) as stream:
+        stream.write(json.dumps(settings.how).encode() + b"\n")
+        for partial in partials:
+            with partial.open("rb") as rows:
+                next(rows)
+                shutil.copyfileobj(rows, stream)
 
 
 def write(measured: Measured, rules: Sequence[levels.Rule], path: Path) -> None:

@@ -11,10 +11,10 @@ def absent(schema: AttributeSchema, levels_NA: np.ndarray) -> list[str]:
     """Returns a line for each attribute with levels that no tile has."""
     lines = []
     for attribute, levels_N in zip(schema.attributes, levels_NA.T, strict=True):
-        known_N = levels_N[levels_N != UNKNOWN]
-        if not len(known_N):
+        known = {int(level) for level in np.unique(levels_N)} - {UNKNOWN}
+        if not known:
             lines.append(f"{attribute.name}: all levels are unknown")
-        elif missing := sorted(set(range(len(attribute.levels))) - set(known_N.tolist())):
+        elif missing := sorted(set(range(len(attribute.levels))) - known):
             lines.append(f"{attribute.name}: no tile has {_listed(attribute, missing)}{_from_one(attribute, missing)}")
     return lines
 

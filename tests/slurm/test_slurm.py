@@ -34,12 +34,7 @@ pytestmark = pytest.mark.timeout(seconds(600))
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if reason := slurm_cluster.missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the Slurm tests must run in CI: {reason}")
-        pytest.skip(reason)
-    with slurm_cluster.running() as running:
-        yield running
+    yield from slurm_cluster.for_tests()
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +248,9 @@ def _node_lost(job: Job) -> None:
 
 
 def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    job = Job(cluster, shards, tmp_path / "run", "train.images=4000", "run.save_every=4000", max_requeues=1).submitted()
+    events = tmp_path / "events"
+    notify = f'run.notify=echo "$ATTRIBUTEGAN_EVENT $ATTRIBUTEGAN_MESSAGE" >> {events}'
+    job = Job(cluster, shards, tmp_path / "run", "train.images=4000", "run.save_every=4000", notify, max_requeues=1).submitted()
     job.wait_images(16)
     os.kill(job.training(1), signal.SIGKILL)
     killed = time.monotonic()
@@ -261,6 +258,8 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
     took = time.monotonic() - killed
     job.wait(lambda: job.state() == "queued", 15, "requeue")
     assert "rank 1 of 2, on node2, was killed by signal 9 (SIGKILL)" in job.status()["error"]
+    started, failed = events.read_text().splitlines()
+    assert started.startswith("start training to") and failed.startswith("failed ")
 
     job.wait_start(1)
     job.wait_images(16)
@@ -270,6 +269,7 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
     print(f"ended in {took:.1f} s and {time.monotonic() - killed:.1f} s")
     job.wait_end("FAILED")
     assert job.state() == "failed" and "rank 0 of 2, on node1" in job.status()["error"]
+    assert events.read_text().splitlines()[-1].startswith("failed rank 0 of 2, on node1, died without an exit status")
 
     job.submitted()  # submitted again, preempted before training starts, and cancelled
     # node2 runs nothing but the step. Before the step starts, scancel has nothing to send the signal to.
@@ -332,8 +332,35 @@ def test_array_of_four(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     assert differing(tensors(runs[0]), tensors(runs[1])) != []
 
 
+def test_follow_ups_wait_until_a_requeued_run_has_finished(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    job = Job(cluster, shards, tmp_path / "run", "train.images=160", "run.save_every=1000")
+    done = job.submit("--then", "sample --count 4", "--then", "sample --count 2 --out some")
+    assert done.returncode == 0, done.stderr
+    job.id = job.status()["job"]
+    follow_ups = re.findall(r"then:    job (\d+), attributegan-sample", done.stdout)
+    assert len(follow_ups) == 2
+    job.wait_images(16)
+    waiting = {cluster.job(one)["JobState"] + " " + cluster.job(one)["Reason"] for one in follow_ups}
+    assert waiting == {"PENDING Dependency"}
+    for restart in (1, 2):
+        _user_signal(job)
+        assert {cluster.job(one)["JobState"] for one in follow_ups} == {"PENDING"}
+        job.wait_start(restart)
+    job.wait_end("COMPLETED")
+    job.wait(lambda: {cluster.job(one)["JobState"] for one in follow_ups} == {"COMPLETED"}, 120, "samples")
+    assert cluster.job(job.id)["Restarts"] == "2" and job.state() == "finished"
+    for folder, count in (("samples", 4), ("some", 2)):
+        assert len((job.run / folder / "samples.csv").read_text().splitlines()) == 1 + count
+    log = (job.run / "submissions" / "0001" / f"{follow_ups[0]}_0_log.out").read_text()
+    assert f"attributegan-sample {job.run} --count 4 --out {job.run}/samples\n4 tiles, samples.csv in" in log
+    assert "(model after 160 images)" in log
+
+
 def test_wrong_number_of_processes_is_not_requeued(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    job = Job(cluster, shards, tmp_path / "run", srun=["--ntasks=1", "--nodes=1"]).submitted()
+    job = Job(cluster, shards, tmp_path / "run", srun=["--ntasks=1", "--nodes=1"])
+    done = job.submit("--then", "sample")
+    job.id, (follow_up,) = job.status()["job"], re.findall(r"then:    job (\d+)", done.stdout)
     job.wait_end("FAILED")
+    job.wait(lambda: cluster.job(follow_up)["JobState"] == "CANCELLED", 30, "end of the job that depends on it")
     assert cluster.job(job.id)["Restarts"] == "0" and cluster.job(job.id)["ExitCode"] == "2:0"
     assert "2 training processes were asked for, the job has 1" in job.status()["error"] and job.state() == "failed"

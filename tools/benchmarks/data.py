@@ -96,7 +96,7 @@ def _images_option(parser: argparse.ArgumentParser) -> None:
 # Test data
 
 
-def _pictures(images: Path | None) -> Iterator[Any]:
+def pictures(images: Path | None) -> Iterator[Any]:
     """Yield Pillow images: the first of a folder, or phantoms.
 
     Raises:
@@ -126,7 +126,7 @@ def _jpegs(folder: Path, count: int, images: Path | None) -> Path:
 
     folder.mkdir()
     encoded = []
-    for picture in _pictures(images):
+    for picture in pictures(images):
         buffer = io.BytesIO()
         picture.resize((512, 512), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=95)
         encoded.append(buffer.getvalue())
@@ -146,7 +146,7 @@ def _pngs(folder: Path, images: Path | None) -> list[Path]:
 
     folder.mkdir()
     paths = []
-    for number, picture in enumerate(_pictures(images)):
+    for number, picture in enumerate(pictures(images)):
         paths.append(folder / f"t{number:06d}.png")
         picture.resize((500, 500), Image.Resampling.LANCZOS).save(paths[-1])
     return paths
@@ -218,11 +218,11 @@ def _pack(settings: PackSettings) -> Result:
         def timed(name: str, *commands: Sequence[str]) -> float:
             (here / "plain.tar").unlink(missing_ok=True)
             shutil.rmtree(here / "set", ignore_errors=True)
-            before, started = _cpu_seconds(), time.perf_counter()
+            before, started = cpu_seconds(), time.perf_counter()
             for command in commands:
                 subprocess.run(command, check=True, capture_output=True)
             seconds = time.perf_counter() - started
-            used.setdefault(name, []).append(round(_cpu_seconds() - before, 2))
+            used.setdefault(name, []).append(round(cpu_seconds() - before, 2))
             return megabytes / seconds
 
         contenders = {
@@ -240,7 +240,8 @@ def _pack(settings: PackSettings) -> Result:
     return Result("pack", "MB/s", values, [("pack", "tar"), ("pack", "tar and sync")], facts)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """Return the CPU seconds of all child processes that have exited."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -177,24 +177,53 @@ def file_name(index: int, kind: str) -> str:
 
 def write_shards(recipe: Recipe, out: Path, count: int, shard_count: int, overwrite: bool, model: str, processes: Processes) -> None:
     """Write a shard set with one split: tiles as PNG and their levels. Resumes an interrupted one; keeps an identical one."""
-    from data_shards.packing import shard_writer
-
-    fingerprint = recipe.fingerprint(count, f"{model} {shard_count}")
-    if not processes.broadcast_object(processes.is_main and shard_writer.begin(out, fingerprint, overwrite)):
+    made = ShardSetWriter(recipe, out, count, shard_count, model)
+    if not processes.broadcast_object(processes.is_main and made.begin(overwrite)):
         return
-
-    def tiles(indices: range) -> Iterator[tuple[Mapping[str, Any], EncodedImage]]:
-        for first in range(indices.start, indices.stop, recipe.batch):
-            chunk = range(first, min(first + recipe.batch, indices.stop))
-            for index, tile_HWC, level_A, dropped in zip(chunk, *recipe.tiles(chunk), strict=True):
-                yield _row(recipe, index, level_A, int(dropped)), _member(tile_HWC)
-
-    shards = len(shard_writer.names(count, shard_count))
-    for number in _bar(range(processes.rank, shards, processes.world), processes, "shard"):
-        shard_writer.write(out, recipe.loaded.schema, fingerprint, count, shard_count, tiles, number)
+    for number in _bar(range(processes.rank, len(made.names), processes.world), processes, "shard"):
+        made.write(number)
     processes.barrier()
     if processes.is_main:
-        shard_writer.end(out, fingerprint, count, shard_count)
+        made.end()
+
+
+class ShardSetWriter:
+    """Writes the shards of a set of generated tiles, in any order and by any process.
+
+    Args:
+        model: identifies the weights.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, count: int, shard_count: int, model: str) -> None:
+        from data_shards.packing import shard_writer
+
+        self.recipe, self.out, self.count, self.shard_count = recipe, out, count, shard_count
+        self.names = shard_writer.names(count, shard_count)
+        self.fingerprint = recipe.fingerprint(count, f"{model} {shard_count}")
+
+    def begin(self, overwrite: bool) -> bool:
+        """As `shard_writer.begin`."""
+        from data_shards.packing import shard_writer
+
+        return shard_writer.begin(self.out, self.fingerprint, overwrite)
+
+    def write(self, number: int) -> None:
+        """Write a shard unless it exists."""
+        from data_shards.packing import shard_writer
+
+        shard_writer.write(self.out, self.recipe.loaded.schema, self.fingerprint, self.count, self.shard_count, self._tiles, number)
+
+    def end(self) -> None:
+        """Publish the shards as a set."""
+        from data_shards.packing import shard_writer
+
+        shard_writer.end(self.out, self.fingerprint, self.count, self.shard_count)
+
+    def _tiles(self, indices: range) -> Iterator[tuple[Mapping[str, Any], EncodedImage]]:
+        for first in range(indices.start, indices.stop, self.recipe.batch):
+            chunk = range(first, min(first + self.recipe.batch, indices.stop))
+            for index, tile_HWC, level_A, dropped in zip(chunk, *self.recipe.tiles(chunk), strict=True):
+                yield _row(self.recipe, index, level_A, int(dropped)), _member(tile_HWC)
 
 
 def _row(recipe: Recipe, index: int, level_A: np.ndarray, dropped: int) -> dict[str, Any]:

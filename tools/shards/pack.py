@@ -17,6 +17,7 @@ from tools.shards.written import add_skip_bad, report, schema_of
 if TYPE_CHECKING:  # slow to import; --help must be fast
     from data_shards.packing.labels import Labels
     from data_shards.packing.parts import Part
+    from data_shards.packing.plan import Options
     from data_shards.packing.sources import Source
 
 PACK_EXAMPLES = """\
@@ -213,11 +214,23 @@ def _add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _pack(settings: PackSettings) -> int:
+    return _write(*pack_input(settings), settings)
+
+
+def pack_input(settings: PackSettings) -> tuple[Labels, Source]:
+    """Returns the labels and the source of the tiles; ValueError if they can't be read."""
     from data_shards.packing.labels import read_labels
     from data_shards.packing.sources import Folder
 
     labels = read_labels(settings.labels, schema_of(settings.attributes), _columns(settings.column), settings.group)
-    return _write(labels, Folder(str(settings.images), settings.size, settings.quick), settings)
+    return labels, Folder(str(settings.images), settings.size, settings.quick)
+
+
+def pack_options(settings: OutputSettings) -> Options:
+    """Returns how tiles are assigned to shards; ValueError names the option that is wrong."""
+    from data_shards.packing.plan import Options
+
+    return Options(settings.val_fraction, settings.seed, int(settings.shard_size * 2**20), settings.shard_count)
 
 
 def _columns(texts: Sequence[str]) -> dict[str, str]:
@@ -251,11 +264,9 @@ def _write(labels: Labels, source: Source, settings: OutputSettings) -> int:
     from attributegan.utils.files import require_writable
     from data_shards.packing.packer import pack
     from data_shards.packing.parts import Part
-    from data_shards.packing.plan import Options
     from tools.progress import TileProgress
 
-    shard_bytes = int(settings.shard_size * 2**20)
-    plan, part = Options(settings.val_fraction, settings.seed, shard_bytes, settings.shard_count), Part.parse(settings.part)
+    plan, part = pack_options(settings), Part.parse(settings.part)
     processes = options.worker_count(settings.workers)
     require_writable(settings.out.absolute().parent, "--out")
     try:

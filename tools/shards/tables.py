@@ -169,7 +169,7 @@ def _columns_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(attributes: Path | None) -> AttributeSchema:
-    return AttributeSchema.from_yaml(attributes) if attributes else PUBLISHED
+    return AttributeSchema.from_yaml(attributes, "--attributes") if attributes else PUBLISHED
 
 
 def _columns(texts: Sequence[str], schema: AttributeSchema) -> dict[str, str]:

@@ -20,17 +20,20 @@ def add_skip_bad(parser: argparse.ArgumentParser) -> None:
 
 def schema_of(attributes: Path | None) -> AttributeSchema:
     """Return the schema of ``--attributes``; without a file, the published one."""
-    return AttributeSchema.from_yaml(attributes) if attributes else PUBLISHED
+    return AttributeSchema.from_yaml(attributes, "--attributes") if attributes else PUBLISHED
 
 
 def report(folder: Path, header: Header) -> int:
     """Print what was packed to stdout and what was skipped to stderr; returns exit status 0."""
     for line in header.left_out:
         print(f"left out: {line}", file=sys.stderr)
-    print(summary(folder, header))
-    for line in _absent_levels(folder, header):
-        print(f"  {line}")
+    print("\n".join(summary_lines(folder, header)))
     return 0
+
+
+def summary_lines(folder: Path, header: Header) -> list[str]:
+    """Return the contents of a set as lines, with warnings about absent levels."""
+    return [summary(folder, header), *(f"  {line}" for line in _absent_levels(folder, header))]
 
 
 def _absent_levels(folder: Path, header: Header) -> list[str]:
@@ -40,8 +43,10 @@ def _absent_levels(folder: Path, header: Header) -> list[str]:
     from data_shards.format import index
     from data_shards.packing import level_counts
 
-    table = index.read_table(folder / index.FILE, header.schema.names)
-    return level_counts.absent(header.schema, np.stack([table[name].to_numpy() for name in header.schema.names], axis=1))
+    names, different = header.schema.names, []
+    for table in index.read_row_groups(folder / index.FILE, names):  # at once, they would need memory for each row
+        different.append(np.unique(np.stack([table[name].to_numpy() for name in names], axis=1), axis=0))
+    return level_counts.absent(header.schema, np.concatenate(different))
 
 
 def summary(folder: Path, header: Header) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from attributegan.cli import BAD_INPUT, PERMANENT_ERROR
 from attributegan.run_dir import status
-from slurm import exit_records, requeue
+from launch import notify
+from slurm import exit_records, missed_events, requeue, task
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
 
@@ -219,3 +221,68 @@ def test_failure_before_any_process_started_names_the_log(job: Path, capsys: pyt
 def test_status_0_is_no_signal() -> None:
     assert "signal" not in str(ExitRecord(0, 1, "node0", 0)) and "status 0" in str(ExitRecord(0, 1, "node0", 0))
     assert "signal 9 (SIGKILL)" in str(ExitRecord(0, 1, "node0", -9))
+
+
+def notifying(job: Path, file: Path) -> None:
+    """Let both runs send their events to ``file``."""
+    for name in ("a.yaml", "b.yaml"):
+        notify = f'echo "$ATTRIBUTEGAN_EVENT $ATTRIBUTEGAN_IMAGES $ATTRIBUTEGAN_MESSAGE" >> {file}'
+        (job / name).write_text(json.dumps({"data": {"shards": "x"}, "run": {"dir": str(job / "two"), "notify": notify}}))
+    Plan(4, 2, {}, [Run(str(job / "one"), str(job / "a.yaml")), Run(str(job / "two"), str(job / "b.yaml"))]).save(job)
+    status.update(job / "two", images=48)
+
+
+@pytest.mark.parametrize(
+    ("codes", "srun", "shown", "event"),
+    [
+        ([-9, 1], 137, "RUNNING", "failed 48 rank 0 of 4, on node0, was killed by signal 9 (SIGKILL): last line"),
+        (
+            [None, 1],
+            137,
+            "RUNNING",
+            "failed 48 rank 0 of 4, on node0, died without an exit status: killed together with its parent process",
+        ),
+        ([3, 3], 3, "RUNNING", "failed 48 rank 0 of 4, on node0, exited with status 3: last line"),
+        ([], 1, "RUNNING", "failed 48 srun exited with status 1"),
+        ([-signal.SIGTERM], 143, "RUNNING", "stopped 48 stopped by a signal"),
+        ([None, None], 9, "PENDING Restarts=2", "failed 48 the job was requeued by Slurm"),
+        ([None, None], 9, "CANCELLED", "stopped 48 the job was cancelled"),
+        ([0, 0], 0, "RUNNING", ""),
+    ],
+)
+def test_event_of_a_killed_process_is_sent_once(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int | None], srun: int, shown: str, event: str
+) -> None:
+    notifying(job, tmp_path / "events")
+    scontrol(job, f"JobState={shown}")
+    main(job, monkeypatch, [record(rank, code, rank, "last line" if code else "") for rank, code in enumerate(codes)], srun)
+    sent = (tmp_path / "events").read_text() if event else ""
+    assert sent.startswith(event) and sent.count("\n") == bool(event) and (tmp_path / "events").exists() == bool(event)
+    for path in job.glob("errors-*"):
+        path.unlink()
+    main(job, monkeypatch, [], srun)
+    assert not event or (tmp_path / "events").read_text() == sent
+
+
+def test_event_of_a_process_that_sent_one_is_not_repeated(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notifying(job, tmp_path / "events")
+    where = exit_records.folder(job, "45_1", 1)
+    where.mkdir(parents=True)
+    monkeypatch.setenv(notify.SENT, str(where / missed_events.SENT))
+    for event in ("start", "failed"):
+        notifier = notify.Notifier(f"echo {event} >> {tmp_path / 'events'}", job / "two")
+        notifier.send(event, 48, "")
+        notifier.close()
+        assert (where / missed_events.SENT).exists() == (event == "failed")
+    main(job, monkeypatch, [record(0, -9)], 137)
+    assert (tmp_path / "events").read_text() == "start\nfailed\n"
+
+
+def test_event_of_a_lost_node_is_sent_by_the_next_start(job: Path, tmp_path: Path) -> None:
+    notifying(job, tmp_path / "events")
+    task._report_lost_start(job, 1, "45_1")
+    assert not (tmp_path / "events").exists(), "there was no start before"
+    exit_records.folder(job, "45_1", 0).mkdir(parents=True)
+    for _ in range(2):
+        task._report_lost_start(job, 1, "45_1")
+    assert (tmp_path / "events").read_text() == f"failed 48 {missed_events.LOST}\n"
