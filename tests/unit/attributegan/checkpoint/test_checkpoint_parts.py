@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def test_newest_stay(tmp_path: Path, keep: int, left: list[int]) -> None:
     for images in (1, 2, 3):
         path = write(tmp_path, images, keep)
     assert sorted(os.listdir(tmp_path)) == [store.name_of(images) for images in left] and store.latest(tmp_path) == path
+
+
+def test_saved_checkpoints_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        path = write(tmp_path, 7)
+    assert f"saved {path}" in caplog.text
 
 
 def test_invalid_names_are_ignored(tmp_path: Path) -> None:
@@ -164,7 +171,8 @@ def test_disks_that_take_a_few_bytes_at_a_time(tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(path / "generator.safetensors").items())
 
 
-def test_large_slices_through_a_local_disk(tmp_path: Path) -> None:
+def test_large_slices_through_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))  # the default folder of temporary files is not used
     tensors = {"last": torch.ones(5), "large": torch.arange((1 << 24) + 11).to(torch.uint8), "small": torch.ones(3)}
     writer = Writer(tmp_path / "run", rank=0, world=1, launch_id="t", scratch=str(tmp_path / "a" / "b"))
     writer.save(7, {}, generator=ShardedStateDict.replicated(tensors, EvenShard(0, 1)))
