@@ -163,7 +163,7 @@ def _clean(path: Path, files: list[str], slow_s: float) -> Clean:
     """Run the tests once without a mutant; records the time of each test and the lines of the module it covers."""
     answer = _forked(lambda: _observe(path, files, slow_s), 900)
     if answer.get("status") != 0:
-        raise SystemExit(f"error: the tests {' '.join(files)} fail without a mutant:\n{answer['output']}")
+        raise SystemExit(f"error: the tests {' '.join(files)} fail without a mutant:\n{answer.get('output', answer.get('by'))}")
     return Clean(answer["seconds"], {int(line): tests for line, tests in answer["tests_of_line"].items()}, sum(answer["seconds"].values()))
 
 
