@@ -119,10 +119,10 @@ def test_discriminator_knows_the_levels_of_its_source(kind: str, schema: Attribu
                 parts = x.chunk(len(OLD.names), dim=1)[a], y.chunk(len(schema.names), dim=1)[b]
                 torch.testing.assert_close(*(part / part.norm(dim=1, keepdim=True) for part in parts))
     if kind == "published":  # columns are padded to the largest attribute
-        for attribute, of, k in ((a, OLD, k) for k, a in enumerate(OLD.attributes)):
-            there = schema.names.index(attribute.name) * max(schema.num_levels)
+        for k, attribute in enumerate(OLD.attributes):
+            first = schema.names.index(attribute.name) * max(schema.num_levels)
             for level in range(len(attribute.levels)):
-                column, column_before = there + new_level(schema, attribute, level), k * max(of.num_levels) + level
+                column, column_before = first + new_level(schema, attribute, level), k * max(OLD.num_levels) + level
                 torch.testing.assert_close(after.logits[:, column], before.logits[:, column_before])
 
 
