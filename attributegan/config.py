@@ -24,10 +24,12 @@ from attributegan.strict_yaml import YAML_ERRORS
 T = TypeVar("T")
 
 # Papers that several options refer to.
+ADA = "Karras et al., Training GANs with Limited Data, NeurIPS 2020"
 ATTRIBUTEGAN = "Ye et al., AttributeGAN, MICCAI 2021"
 CONTRAGAN = "Kang & Park, ContraGAN, NeurIPS 2020, eq. 8"
 ADC_GAN = "Hou et al., ADC-GAN, ICML 2022"
 DIFFAUGMENT = "Zhao et al., DiffAugment, NeurIPS 2020"
+STAIN = "Tellez et al., Medical Image Analysis 2019"
 R3GAN = "Huang et al., R3GAN, NeurIPS 2024"
 
 
@@ -163,6 +165,19 @@ class LossConfig:
         minimum=0,
         source="Shen & Liu, residual images, CVPR 2017",
     )
+    mmd: float = option(
+        0.0,
+        "Weight of the generator's maximum mean discrepancy (energy distance) to the real tiles of the batch, in features of "
+        "EfficientNet-Lite0 trained on ImageNet. For few and real tiles; use batches of at least 16.",
+        minimum=0,
+        source="Sejdinovic et al., Annals of Statistics 2013 (energy distance); Santos et al., ICCV 2019 (perceptual features)",
+    )
+    mmd_levels: float = option(
+        0.5,
+        "Weight of a differing level in the distances of loss.mmd, so that tiles are compared together with their levels; 0 ignores "
+        "levels. Requires loss.mmd > 0.",
+        minimum=0,
+    )
     reconstruction: float = option(
         1.0,
         "Weight of the reconstruction loss of the discriminator's self-supervised decoders, on real tiles.",
@@ -192,6 +207,7 @@ class LossConfig:
         check_limits(self, "loss")
         require(self.auxiliary > 0 or not self.control, f"loss.control: {self.control} requires loss.auxiliary > 0")
         require(self.r1_gamma > 0 or not self.r2_gamma, f"loss.r2_gamma: {self.r2_gamma} requires loss.r1_gamma > 0")
+        require(self.mmd > 0 or self.mmd_levels == 0.5, f"loss.mmd_levels: {self.mmd_levels} requires loss.mmd > 0")
         for name, default in (("contrastive_over", "label"), ("temperature", 1.0)):
             value = getattr(self, name)
             require(self.contrastive > 0 or value == default, f"loss.{name}: {value} requires loss.contrastive > 0")
@@ -208,16 +224,37 @@ class AugmentConfig:
         above=0,
         maximum=1,
     )
-    policy: tuple[Literal["translation", "offset", "cutout", "color"], ...] = option(
+    policy: tuple[Literal["translation", "offset", "cutout", "color", "hed"], ...] = option(
         ("translation", "offset"),
-        "Differentiable augmentations applied to real and generated tiles. [] turns them off.",
-        source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code",
+        "Differentiable augmentations applied to real and generated tiles, in this order. [] turns them off. `hed` scales and shifts the "
+        "concentrations of hematoxylin, eosin and residual stain.",
+        source=f"{DIFFAUGMENT}; offset (cyclic shift): the published AttributeGAN code; hed: {STAIN}",
     )
-    probability: float = option(1.0, "Probability of augmenting an image. Requires augment.policy.", minimum=0, maximum=1)
+    probability: float = option(
+        1.0, "Probability of augmenting an image; with augment.target, its upper limit. Requires augment.policy.", minimum=0, maximum=1
+    )
+    target: float = option(
+        0.0,
+        "Adapt the probability of augmenting to how well the discriminator separates real from generated tiles: the target, 0 to 1. "
+        "The paper uses 0.6; 0 keeps the probability constant. With loss.adversarial=relativistic the separation is 2 P - 1, where P is "
+        "the share of pairs of a real and a generated tile that are ordered correctly. Requires augment.policy.",
+        minimum=0,
+        below=1,
+        source=f"{ADA}, eq. 1",
+    )
+    adapt_images: int = option(
+        500_000,
+        "Images in which the adapted probability can rise from 0 to 1. Shorter runs need fewer. Requires augment.target.",
+        minimum=1,
+        source=ADA,
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "augment")
         require(bool(self.policy) or self.probability == 1, f"augment.probability: {self.probability} requires augment.policy")
+        require(bool(self.policy) or not self.target, f"augment.target: {self.target} requires augment.policy")
+        default = self.adapt_images == 500_000
+        require(self.target > 0 or default, f"augment.adapt_images: {self.adapt_images} requires augment.target > 0")
 
 
 @dataclass(frozen=True)
@@ -303,6 +340,11 @@ class TrainConfig:
     max_nonfinite: int = option(
         20, "Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps are skipped.", minimum=1
     )
+    init: str = option(
+        "",
+        "Start a new run from the weights of another one: a run folder (its latest checkpoint), a checkpoint, or an exported generator. "
+        'Layers that fit are taken, the others start as usual; optimizers start fresh. Ignored when a run resumes. "" is none.',
+    )
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = option(
         "auto", "Device to train on. `auto` is CUDA if there is a GPU, otherwise the CPU. mps and xpu are untested."
     )
@@ -368,7 +410,11 @@ class EvaluateConfig:
     )
     count: int = option(1_024, "Number of generated tiles for image quality metrics.", minimum=16)
     sweeps: int = option(64, "Number of latents for which every attribute is moved through its levels.", minimum=2)
-    features: str = option("efficientnet-lite0", "Feature network of the metrics; see attributegan-evaluate --help.")
+    features: str = option(
+        "efficientnet-lite0",
+        "Feature network of the metrics; see attributegan-evaluate --help. If the model is trained on features of efficientnet-lite0, the "
+        "default is efficientnet-lite1.",
+    )
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")

@@ -16,6 +16,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar
 
+from attributegan.cli import STOP_SIGNALS
+
 # A forked worker starts in milliseconds and shares the parent's memory. Other systems have no safe fork.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
@@ -75,7 +77,8 @@ def available() -> int:
 def _start(counter: Any) -> None:
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+    for number in STOP_SIGNALS:  # handlers of the parent are inherited; it stops its workers with SIGTERM
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     end_with_parent()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 HEAD = """# Licences of dependencies
 
-The packages that `make venv` and the extra `trackers` install, with the licences in their metadata; written by `make licences`. None of
-them is part of this repository.
+The packages that `make venv` and the extras `trackers` and `encoders` install, with the licences in their metadata; written by
+`make licences`. None of them is part of this repository.
 
 | package | version | licence |
 |---|---|---|

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from attributegan import commands
-from attributegan.config import Config
+from attributegan.config import Config, EvaluateConfig
 
 log = logging.getLogger("attributegan")
 
@@ -66,7 +66,7 @@ def command(settings: Config) -> list[str]:
         "best": evaluate.best,
         "count": evaluate.count,
         "sweeps": evaluate.sweeps,
-        "features": evaluate.features,
+        "features": "auto" if evaluate.features == EvaluateConfig.features else evaluate.features,
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     return commands.child("evaluate", "watch", settings.run.dir, "--attached", *words, *data_options(settings))

@@ -211,7 +211,7 @@ def _train(
                     shards.location,
                     f"{began:,}",
                 )
-            update_status(images=began, error="", shards=shards.fingerprint)
+            update_status(images=began, error="", shards=shards.fingerprint, init=trainer.init)
             if runtime.is_main:
                 resolved_config.write(folder, config.dump(settings))
                 notifier.send("start", began, f"training to {settings.train.images:,} images")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +38,7 @@ def slurm_executor(submission: Path, cluster: ClusterConfig, name: str, dry: boo
 
     executor = Executor(submission, python=cluster.command)
     setup = [
-        "trap : INT TERM USR1 USR2  # signals are for the processes of srun; the last line runs after they exit",
+        "trap : INT TERM USR1 USR2  # signals are for the processes of the step; the last line runs after they exit",
         *cluster.exports(),
         f"export PYTHONPATH={shlex.quote(str(submission / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
     ]
@@ -58,3 +61,23 @@ def local_executor(submission: Path, cluster: ClusterConfig) -> PicklingExecutor
         tasks_per_node=cluster.processes, gpus_per_node=cluster.gpus_per_node, timeout_min=cluster.minutes, signal_delay_s=cluster.signal_s
     )
     return executor
+
+
+def last_line(error: BaseException) -> str:
+    """Returns the last line that sbatch printed, from submitit's exception or its cause."""
+    for cause in (error, error.__cause__, error.__context__):
+        if output := getattr(cause, "stderr", None) or getattr(cause, "output", None):
+            text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
+            return text.strip().splitlines()[-1].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore SIGINT, SIGTERM and SIGHUP."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -39,7 +39,7 @@ def send(submission: Path, index: int, where: Path, event: Event, message: str) 
         where: folder of the exit records of this start.
     """
     run, sent = Plan.load(submission).runs[index], where / SENT
-    if sent.exists():
+    if sent.exists() or not run.config:  # a job of an array has no configuration
         return
     try:
         command = config.load(run.config).run.notify

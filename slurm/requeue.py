@@ -2,7 +2,9 @@
 
 The batch script of a submission calls it after srun (``python -m slurm.requeue SUBMISSION STATUS``), so it survives crashes of the
 training processes. A job stopped by a signal is requeued. A failed job is requeued up to ``max_requeues`` consecutive times without a new
-checkpoint, unless the error is permanent. If a node fails, the batch script dies too, and Slurm requeues the job by itself.
+checkpoint, unless the error is permanent. A job of an array (array.py) makes progress with every finished task; after too many errors in
+a row, its current task is given up, and the job continues with the next. If a node fails, the batch script dies too, and Slurm requeues
+the job by itself.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from launch.notify import Event
 from slurm import exit_records, missed_events
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan
+from tools.arrays import state as array_state
 
 RETRIES = 5  # of scontrol requeue
 
@@ -73,22 +76,24 @@ def conclude(submission: Path, index: int, records: Sequence[ExitRecord], srun_s
         str(first) if first else f"srun exited with status {srun_status} before any training process started; see the log in {submission}"
     )
     print(f"error: {error}", file=sys.stderr, flush=True)
+    is_permanent = bool(first and first.is_permanent)
     count = _count_consecutive_errors(submission, index, folder)
-    if (first and first.is_permanent) or count > plan.max_requeues:
+    if count > plan.max_requeues and not is_permanent and array_state.give_up(folder, error):
+        print("giving up the task; requeueing the job for its other tasks", file=sys.stderr, flush=True)
+        status.update(folder, state="queued", error=error)
+        return "requeue"
+    if is_permanent or count > plan.max_requeues:
         status.update(folder, state="failed", error=error)
         return "end"
-    print(
-        f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a new checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    progress = "finished task" if plan.runs[index].command else "new checkpoint"
+    print(f"requeueing the job, {count} of at most {plan.max_requeues} consecutive times without a {progress}", file=sys.stderr, flush=True)
     status.update(folder, state="queued", error=error)
     return "requeue"
 
 
 def _count_consecutive_errors(submission: Path, index: int, folder: Path) -> int:
-    """Count this error; returns the number of consecutive errors, which restarts at 1 after a new checkpoint."""
-    newest = max((path.name for path in list_checkpoints(folder)), default="")
+    """Count this error; returns the number of consecutive errors, which restarts at 1 after progress: a checkpoint or a finished task."""
+    newest = max((path.name for path in list_checkpoints(folder)), default="") or str(array_state.finished(folder) or "")
     path = submission / f"errors-{index}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     count = before["count"] + 1 if before.get("newest") == newest else 1

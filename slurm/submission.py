@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FILE = "plan.json"
@@ -12,8 +12,11 @@ FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Run:
+    """A training run, or a job of an array."""
+
     folder: str  # the run folder
-    config: str  # path of the resolved configuration
+    config: str = ""  # path of the resolved configuration
+    command: list[str] = field(default_factory=list)  # arguments of Python instead of those of a training
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,12 @@ class Plan:
     def load(cls, submission: Path) -> Plan:
         tree = json.loads((submission / FILE).read_text())
         return cls(**{**tree, "runs": [Run(**run) for run in tree["runs"]]})
+
+
+def new_folder(home: Path) -> Path:
+    """Create the folder of the next submission in ``home``."""
+    parent = home / "submissions"
+    parent.mkdir(parents=True, exist_ok=True)
+    submission = parent / f"{1 + max((int(path.name) for path in parent.glob('[0-9]*')), default=0):04d}"
+    submission.mkdir()
+    return submission

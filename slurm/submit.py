@@ -1,4 +1,4 @@
-"""``attributegan-submit``: submits a training run, or a sweep of them, to Slurm.
+"""``attributegan-submit``: submits a training run, or a sweep of them, to Slurm. Other commands are submitted by submit_array.py.
 
 Owns the command line, the checks before submission, and the submission folder. The batch script is in batch_script.py, the job in job.py
 and requeue.py.
@@ -11,7 +11,6 @@ import dataclasses
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from attributegan.run_dir import status
 from slurm import batch_script, follow_up
 from slurm import cluster_config as clusters
 from slurm.cluster_config import ClusterConfig
+from tools.arrays.workload import COMMANDS
 
 if TYPE_CHECKING:  # slow import, deferred so that --help is fast
     from submitit.core.core import Job
@@ -38,17 +38,33 @@ EXAMPLES = """\
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/sweep --array rates
   attributegan-submit --config … --cluster … data.shards=shards run.dir=runs/paper --then evaluate --then 'sample --count 64'
   attributegan-runs runs                                                                          show their states
-To set up a new cluster, see docs/cluster.md."""
+To set up a new cluster, see docs/cluster.md.
+
+Instead of a training, a command as a job array (attributegan-submit COMMAND --help):
+  COMMAND
+    tile      cut tissue tiles from whole-slide images
+    measure   measure nuclei and stains of tiles
+    pack      pack a folder of tiles into a shard set
+    sample    generate tiles into a shard set
+    evaluate  evaluate several runs
+    study     train and evaluate a suite of recipes"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_intermixed_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] and arguments[0] in COMMANDS:
+        from slurm import submit_array
+
+        return submit_array.main(arguments)
+    options = _parser().parse_intermixed_args(arguments[arguments[:1] == ["train"] :])
     cli.restrict_umask()
     return cli.exit_status(lambda: submit(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("Submit a training run to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False)
+    parser = cli.parser(
+        "Submit a training run, or another command, to Slurm; it survives preemption, time limits and dead nodes.", EXAMPLES, add_help=False
+    )
     option_help.add_option_help(parser)
     parser.add_argument("--config", required=True, metavar="NAME|FILE", help="a preset, such as paper, or a YAML file")
     parser.add_argument("--cluster", required=True, metavar="NAME|FILE", help="a preset, such as gpu, or a cluster file")
@@ -178,12 +194,9 @@ def _lock(folder: Path, locks: ExitStack) -> None:
 def _write_submission(home: Path, runs: Sequence[Config], cluster: ClusterConfig) -> Path:
     """Create the submission folder with a snapshot of the code, the configurations and the plan."""
     from slurm import snapshot
-    from slurm.submission import Plan, Run
+    from slurm.submission import Plan, Run, new_folder
 
-    parent = home / "submissions"
-    parent.mkdir(parents=True, exist_ok=True)
-    submission = parent / f"{1 + max((int(path.name) for path in parent.glob('[0-9]*')), default=0):04d}"
-    submission.mkdir()
+    submission = new_folder(home)
     snapshot.take(submission)
     planned = []
     for index, run in enumerate(runs):
@@ -209,14 +222,15 @@ def _submit_jobs(
     for run in runs:
         status.update(Path(run.run.dir), total=run.train.images, **queued)
     jobs = [TrainJob(str(submission), index) for index in range(len(runs))]
-    with _uninterrupted(), _output_to_log(submission if options.local else None):  # a job without its pickle would never start
+    with batch_script.uninterrupted(), _output_to_log(submission if options.local else None):  # a job without its pickle would never start
         try:
             submitted = executor.submit_array(jobs) if options.array else [executor.submit(jobs[0])]
         except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
             for run in runs:
                 status.restore(Path(run.run.dir), before[run.run.dir])
+            reason = batch_script.last_line(error)
             raise ValueError(
-                f"sbatch failed: {_last_line(error)}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
+                f"sbatch failed: {reason}. Fix {options.cluster}, submit from a login node, or run on this machine with --local"
             ) from error
         for run, job in zip(runs, submitted, strict=True):
             now = status.read(Path(run.run.dir))
@@ -233,33 +247,13 @@ def _submit_follow_ups(
     from submitit.core.utils import FailedJobError
 
     try:
-        with _uninterrupted():
+        with batch_script.uninterrupted():
             return follow_up.submit(submission, cluster, name, then, [job.job_id for job in jobs]) if then else []
     except (subprocess.CalledProcessError, FailedJobError, OSError) as error:
         raise ValueError(
-            f"--then: sbatch failed: {_last_line(error)}. The training is submitted as job {jobs[0].job_id.partition('_')[0]}; run the "
-            "commands of --then after it has finished"
+            f"--then: sbatch failed: {batch_script.last_line(error)}. The training is submitted as job {jobs[0].job_id.partition('_')[0]}; "
+            "run the commands of --then after it has finished"
         ) from error
-
-
-def _last_line(error: BaseException) -> str:
-    """Returns the last line that sbatch printed, from submitit's exception or its cause."""
-    for cause in (error, error.__cause__, error.__context__):
-        if output := getattr(cause, "stderr", None) or getattr(cause, "output", None):
-            text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
-            return text.strip().splitlines()[-1].rstrip(".")
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore SIGINT, SIGTERM and SIGHUP."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

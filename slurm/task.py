@@ -1,14 +1,13 @@
-"""One task of a job: starts its training process, forwards signals, and writes an exit record for the other tasks.
+"""One task of a job: starts its process, forwards signals, and writes an exit record for the other tasks.
 
-Training runs in a subprocess, the same `launch/train.py` that `accelerate launch` starts, so that any exit (a signal, a crash in a
-library) is recorded. The signal handling of submitit is replaced, because its limit on time-outs would stop long runs. requeue.py
-requeues the job.
+The process is a training process, the same `launch/train.py` that `accelerate launch` starts, or a job of an array (array.py). It is a
+subprocess, so that any exit (a signal, a crash in a library) is recorded. The signal handling of submitit is replaced, because its limit on
+time-outs would stop long runs. requeue.py requeues the job.
 """
 
 from __future__ import annotations
 
 import collections
-import ctypes
 import json
 import os
 import signal
@@ -27,17 +26,18 @@ from submitit import JobEnvironment
 from attributegan.cli import BAD_INPUT, STOP_SIGNALS
 from attributegan.run_dir import status
 from attributegan.run_dir.status import slurm_restarts
+from attributegan.utils.child import end_with_parent
 from launch.notify import SENT
 from slurm import exit_records, missed_events, task_env
 from slurm.exit_records import ExitRecord
-from slurm.submission import Plan
+from slurm.submission import Plan, Run
 
 EXIT_S = 3.0  # for the other processes to exit by themselves after one has failed, before SIGKILL
 RECORD_S = 6.0  # for the other tasks to write their exit records after a failure
 
 
 def train(submission: str, index: int) -> int:
-    """Run one training process; see `slurm.job.TrainJob`."""
+    """Run one process of a run; see `slurm.job.TrainJob`."""
     job, plan = JobEnvironment(), Plan.load(Path(submission))
     run, where = plan.runs[index], exit_records.folder(Path(submission), job.job_id, slurm_restarts())
     where.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def train(submission: str, index: int) -> int:
     exit_records.write(where, me)
     if me.rank == 0:
         _report_lost_start(Path(submission), index, job.job_id)
-    record = _train(job, plan, run.config, where, me)
+    record = _run(job, plan, run, where, me)
     exit_records.write(where, record)
     if record.failed:
         (where / exit_records.FAILED).touch()
@@ -66,7 +66,7 @@ def _report_lost_start(submission: Path, index: int, job: str) -> None:
         missed_events.send(submission, index, previous, "failed", missed_events.LOST)
 
 
-def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: ExitRecord) -> ExitRecord:
+def _run(job: JobEnvironment, plan: Plan, run: Run, where: Path, me: ExitRecord) -> ExitRecord:
     error_file = where / f"error-{me.rank:05d}.json"
     error_file.unlink(missing_ok=True)
     try:
@@ -84,8 +84,9 @@ def _train(job: JobEnvironment, plan: Plan, config: str, where: Path, me: ExitRe
             SENT: str(where / missed_events.SENT),
         }
     )
-    command = [sys.executable, "-u", str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", config]
-    with _signals_blocked(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=_end_with_parent) as process:
+    arguments = run.command or [str(Path(__file__).parent.parent / "launch" / "train.py"), "--config", run.config]
+    command = [sys.executable, "-u", *arguments]
+    with _signals_blocked(), subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, preexec_fn=end_with_parent) as process:
         assert process.stderr
         output_tail = _StderrTail(process.stderr)
         with _signals_forwarded(process):
@@ -163,15 +164,6 @@ def _signals_forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # training has exited
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """Make the child process die with its parent; runs in the child."""
-    if _LIBC:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class _StderrTail:

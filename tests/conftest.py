@@ -27,9 +27,9 @@ MARKERS = {  # by file or folder; "slow" starts processes or takes more than 4 s
         "unit/attributegan/distributed/test_watchdog.py",
         "unit/tools/benchmarks/test_reference_model.py",
     ),
-    "slurm": ("slurm/test_slurm.py",),
-    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py"),
-    "root": ("slurm/test_slurm.py",),
+    "slurm": ("slurm/test_slurm.py", "slurm/test_slurm_arrays.py"),
+    "browser": ("integration/test_explore_page.py", "integration/test_label_page.py", "integration/test_two_afc_page.py"),
+    "root": ("slurm/test_slurm.py", "slurm/test_slurm_arrays.py"),
 }
 SLOW_FIXTURES = {
     "explorer",
@@ -41,6 +41,7 @@ SLOW_FIXTURES = {
     "real",
     "reference_set",
     "report",
+    "results",
     "server",
     "states",
 }  # of unit tests

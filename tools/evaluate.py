@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attributegan import cli
-from tools.evaluation import compare, watch
+from tools.evaluation import compare, usefulness, watch
 from tools.evaluation.options import EvaluationSettings, add_common
 from tools.options import settings_of, with_settings
 
@@ -23,9 +23,10 @@ EXAMPLES = """\
   accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" --num_processes 2 \\
       -m attributegan evaluate runs/first --shards shards --out report
   attributegan-evaluate compare report-a report-b --out comparison.html
+  attributegan-evaluate usefulness runs/first --shards shards --out report     do generated tiles help to train a predictor?
   attributegan-evaluate watch runs/first --shards shards          evaluates new checkpoints during training, keeps the best"""
 
-COMMANDS = ("report", "compare", "watch")
+COMMANDS = ("report", "compare", "watch", "usefulness")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,10 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="run folder, checkpoint or tiles of a further model to evaluate; repeatable",
     )
+    report.add_argument(
+        "--reader-study", metavar="DIR", type=Path, help="include the result of a reader study, the --out of `attributegan-label 2afc`"
+    )
     add_common(report)
     report.set_defaults(work=with_settings(_report, EvaluationSettings))
     compare.add(commands)
     watch.add(commands)
+    usefulness.add(commands)
     return result
 
 

@@ -1,6 +1,6 @@
 """``attributegan-label``: serves a web page for labelling tiles with attribute levels.
 
-Owns the command line; the pages are in `tools.labeler`.
+Owns the command line; the pages are in `tools.labeler`. The subcommand ``2afc`` is in `tools.two_afc`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ EXAMPLES = """\
                                                                                   each other tile to one
   attributegan-label tiles --out levels.csv --predictor CACHE/judge-0123          most uncertain tiles first
   attributegan-label tiles --out levels.csv --disagreement 1 --no-page            rewrite the CSV files with another rule
-  attributegan-shard pack --images tiles --labels levels.csv --out shards         pack the labelled tiles"""
+  attributegan-shard pack --images tiles --labels levels.csv --out shards         pack the labelled tiles
+  attributegan-label 2afc runs/first --shards shards --out study                  another page: which of two tiles is real?"""
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,20 @@ class LabelSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page with ``argv`` (default: ``sys.argv``) until interrupted, and return the exit status."""
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["2afc"]:
+        from tools.two_afc import command
+
+        return command.main(arguments[1:])
+    options = _parser().parse_args(arguments)
     return exit_status(lambda: label(settings_of(LabelSettings, options)))
 
 
 def _parser() -> argparse.ArgumentParser:
     result = parser(
         "Serve a web page for labelling tiles with attribute levels. Every answer is saved at once to NAME.ratings.jsonl next to FILE.\n"
-        "Rerun the same command to resume. Listens on localhost unless --host is given; other machines then need a token.",
+        "Rerun the same command to resume. Listens on localhost unless --host is given; other machines then need a token.\n"
+        "`attributegan-label 2afc --help`: a page on which readers choose the real one of two tiles.",
         EXAMPLES,
     )
     result.add_argument("tiles", metavar="TILES", type=Path, help="folder with the tiles")
@@ -142,7 +149,11 @@ def label(settings: LabelSettings) -> None:
     schema = AttributeSchema.from_yaml(settings.attributes, "--attributes") if settings.attributes else PUBLISHED
     given = read_token(settings.token_file) if settings.token_file else ""
     found = tiles.find_tiles(settings.tiles, settings.table)
-    with closing(ratings.Ratings(settings.out.with_name(f"{settings.out.stem}.ratings.jsonl"), schema)) as answers:
+    path = settings.out.with_name(f"{settings.out.stem}.ratings.jsonl")
+    if settings.no_page and not path.exists():
+        print(f"{settings.out}: no answers yet")
+        return
+    with closing(ratings.Ratings(path, schema)) as answers:
         writer = consensus.Writer(settings.out, found, answers, settings.disagreement)
         if settings.no_page:
             print(_summary(writer, settings.out))

@@ -15,14 +15,15 @@ class TileProgress:
 
     Args:
         total: number of tiles, or None if it is not known.
+        unit: what is counted, if not tiles.
     """
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self, total: int | None = None, unit: str = "tiles") -> None:
         from tqdm import tqdm
 
-        self.total, self.done = total, 0
+        self.total, self.done, self.unit = total, 0, unit
         self.started = self.printed = time.monotonic()
-        self.bar = tqdm(total=total, unit=" tiles", unit_scale=True, leave=False) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, unit=f" {unit}", unit_scale=True, leave=False) if sys.stderr.isatty() else None
 
     def __enter__(self) -> TileProgress:
         return self
@@ -48,9 +49,10 @@ class TileProgress:
         self.printed = time.monotonic()
         seconds = max(self.printed - self.started, 1e-9)
         of, left = "", ""
+        rate = f"{self.done / seconds:,.{0 if self.unit == 'tiles' else 2}f}"
         if self.total and self.done < self.total:
             of, left = f" of {self.total:,}", f", {(self.total - self.done) * seconds / self.done:,.0f} s left"
-        print(f"{self.done:,}{of} tiles, {self.done / seconds:,.0f} tiles/s{left}", file=sys.stderr, flush=True)
+        print(f"{self.done:,}{of} {self.unit}, {rate} {self.unit}/s{left}", file=sys.stderr, flush=True)
 
 
 class StageProgress:

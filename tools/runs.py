@@ -1,4 +1,7 @@
-"""``attributegan-runs``: lists training runs with their state and progress, or follows the log of one. Reads only the run folders."""
+"""``attributegan-runs``: lists training runs and arrays with their state and progress, or follows the log of a run.
+
+Reads only the folders of runs and arrays.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,20 @@ from attributegan.run_dir.checkpoint_dirs import list_checkpoints
 from attributegan.run_dir.lock import LEASE_S, seconds_since_heartbeat
 from attributegan.run_dir.status import Status
 from launch import squeue
+from tools.arrays import state as array_state
 
 EXAMPLES = """\
   attributegan-runs                          all runs in runs/
   attributegan-runs runs/sweep /data/runs    all runs in these folders
   attributegan-runs --follow runs/paper      the log of a run, until it ends
+  attributegan-runs tiles.array              an array of attributegan-submit: finished tasks and the time left
 States: queued, running, preempted (saved, waiting to be restarted), stopped (by the user), failed, finished, and dead: its last status is
 running, but its heartbeat has stopped and Slurm, if used, does not have its job."""
 
 LIVE = ("queued", "running", "preempted")
 COLUMNS = ("run", "state", "images", "img/s", "loss G/D", "nodes", "job", "requeues", "updated", "latest checkpoint")
+ARRAY_COLUMNS = ("array", "state", "tasks", "failed", "time left", "jobs", "job", "requeues", "updated")
+SHOWN_PROBLEMS = 5  # of an array
 MAX_SILENCE_S = 2 * LEASE_S  # allows for clock skew between machines
 
 
@@ -35,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("List training runs with their state and progress, or follow the log of one.", EXAMPLES)
+    parser = cli.parser("List training runs and arrays with their state and progress, or follow the log of a run.", EXAMPLES)
     parser.add_argument(
         "folders", nargs="*", metavar="DIR", type=Path, help="run folders, or folders that contain them at any depth (default: runs)"
     )
@@ -56,22 +63,33 @@ def show(folders: Sequence[Path] = ()) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; give a run folder, or a folder that contains runs")
-    found = {folder: now for folder in sorted(_run_folders(folders)) if (now := status.read(folder))}
-    if not found:
+    found, arrays = {}, []
+    for folder in sorted(_run_folders(folders)):
+        if (folder / array_state.FILE).is_file():
+            arrays.append(folder)
+        elif now := status.read(folder):
+            found[folder] = now
+    if not (found or arrays):
         print(f"no runs in {', '.join(map(str, folders))}")
         return
-    jobs = squeue.states([now.job for now in found.values() if now.job and now.state != "finished"]) or {}
-    print(_table([COLUMNS, *(_row(folder, now, jobs) for folder, now in found.items())]))
+    of_arrays = [now for folder in arrays for now in _jobs(folder).values()]
+    jobs = squeue.states([now.job for now in [*found.values(), *of_arrays] if now.job and now.state != "finished"]) or {}
+    if found:
+        print(_table([COLUMNS, *(_row(folder, now, jobs) for folder, now in found.items())]))
+    if arrays:
+        print(_table([ARRAY_COLUMNS, *(_array_row(folder, jobs) for folder in arrays)]))
     for folder, now in found.items():
         if now.error:
             print(f"\n{folder}: {_last_line(now.error)}")
+    for folder in arrays:
+        _print_problems(folder)
 
 
 def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
-    """Yield the run folders in ``folders`` at any depth; does not descend into run folders."""
+    """Yield the folders of runs and arrays in ``folders`` at any depth; does not descend into them."""
     for folder in folders:
         for path, names, files in os.walk(folder):
-            if status.FILE in files:
+            if status.FILE in files or array_state.FILE in files:
                 yield Path(path)
                 names.clear()
             names[:] = [name for name in names if name != "submissions" and not name.startswith(".")]
@@ -122,6 +140,47 @@ def _row(folder: Path, now: Status, jobs: Mapping[str, str]) -> tuple[str, ...]:
         _ago(time.time() - now.updated_at),
         str(latest_checkpoint(folder) or ""),
     )
+
+
+def _jobs(folder: Path) -> dict[Path, Status]:
+    """Return the status of each job of an array."""
+    return {path: now for path in sorted(folder.glob(f"{array_state.JOBS}/*")) if (now := status.read(path))}
+
+
+def _array_row(folder: Path, jobs: Mapping[str, str]) -> tuple[str, ...]:
+    array, found = array_state.Array.load(folder), _jobs(folder)
+    now = array_state.progress(array, list(array_state.all_records(folder, array).values()))
+    states = [state_of(path, job, jobs) for path, job in found.items()]
+    left_s = now.seconds_left(states.count("running"))
+    return (
+        str(folder),
+        "finished" if (folder / array_state.REPORT).exists() else _state_of_jobs(states),
+        f"{now.done:,} of {now.total:,} ({now.done / now.total:.0%})",
+        f"{len(now.problems):,}",
+        "" if left_s is None or not now.remaining else _duration(left_s),
+        ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)),
+        next((job.job.partition("_")[0] for job in found.values() if job.job), ""),
+        str(sum(job.requeues for job in found.values())),
+        _ago(time.time() - max((job.updated_at for job in found.values()), default=0.0)),
+    )
+
+
+def _state_of_jobs(states: Sequence[str]) -> str:
+    """Return the state of an array without a report from those of its jobs."""
+    return next((name for name in ("running", "preempted", "queued", "dead", "failed", "stopped") if name in states), "failed")
+
+
+def _print_problems(folder: Path) -> None:
+    array = array_state.Array.load(folder)
+    problems = array_state.progress(array, list(array_state.all_records(folder, array).values())).problems
+    for task, error in list(problems.items())[:SHOWN_PROBLEMS]:
+        print(f"\n{folder}: {task}: {_last_line(error)}")
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"\n{folder}: {len(problems) - SHOWN_PROBLEMS:,} more failed tasks")
+
+
+def _duration(seconds: float) -> str:
+    return _ago(seconds).removesuffix(" ago")
 
 
 def _ago(seconds: float) -> str:

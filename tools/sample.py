@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
     import numpy as np
 
     from attributegan.checkpoint.loading import Loaded
+    from attributegan.distributed.process_group import Processes
+    from attributegan.evaluation.copies import CopyFilter
+    from attributegan.evaluation.reference import Split
+    from attributegan.metrics.features import Features
     from tools.sampling.writer import Recipe
 
 EXAMPLES = """\
@@ -31,24 +35,31 @@ EXAMPLES = """\
   attributegan-sample runs/first --out tiles --count 64 --levels cell_crowding=4,mitosis=frequent
   attributegan-sample runs/first --out tiles --count 5000 --levels-from shards             levels distributed as in real tiles
   attributegan-sample runs/first --out made --count 50000 --format shards --workers 2 --precision bf16
+  attributegan-sample runs/first --out tiles --count 5000 --filter-copies --shards shards   without copies of training tiles
   attributegan-sample runs/first --out tiles --count 2 --sweep --pair mitosis nucleoli     grids of attribute levels
   attributegan-sample runs/first --out tiles --count 2 --interpolate pleomorphism=1 pleomorphism=4 --movie gif
   attributegan-sample runs/first --out found --project tile.png --sweep                    edit a real tile
   attributegan-sample runs/first/checkpoints/images-000000020000 --out tiles --no-ema      one checkpoint, without EMA
   attributegan-shard pack --images tiles --labels tiles/samples.csv --out shards           use the tiles as training data"""
 
+ALL, MAX_HELD_OUT = sys.maxsize, 5000  # training and held-out tiles of --filter-copies
 LATENTS_IN_GRID = 4  # maximum number of latents in a grid: those of the first tiles
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     return exit_status(lambda: sample(settings_of(SamplingSettings, options)))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
 
 
 def settings(argv: Sequence[str]) -> SamplingSettings:
     """Return the settings of a command line; ValueError or SystemExit if it is invalid."""
-    return settings_of(SamplingSettings, _parser().parse_args(argv))
+    return settings_of(SamplingSettings, parse(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,12 +90,14 @@ def sample(settings: SamplingSettings) -> None:
         return None if settings.project else make_tiles(settings)
     old = [] if settings.to_shards else to_replace(settings.out, settings.overwrite)
     settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision))
-    loaded = _load(settings)
+    loaded = load(settings)
     pictures = _pictures(loaded, settings)  # before the tiles, so that invalid levels are an error before anything is written
     if settings.project:
         written = sorted(pictures)
     else:
-        _recipe(loaded, settings)  # checks --levels and --levels-from
+        make_recipe(loaded, settings)  # checks --levels and --levels-from
+        if settings.filter_copies:
+            _training_tiles(loaded, settings)  # checks --shards and --features
         written = [] if settings.to_shards else sorted(["samples.csv", *pictures])
     _make_folder(settings.out if written else settings.out.parent)
     for path in old:
@@ -100,6 +113,21 @@ def sample(settings: SamplingSettings) -> None:
         write_atomic(settings.out / name, data)
     tiles = "" if settings.project else f"{settings.count} tiles, "
     print(f"{tiles}{', '.join(written) or 'a shard set'} in {settings.out} (model after {loaded.images:,} images)")
+    if settings.filter_copies:
+        print(dropped_line(settings))
+
+
+def dropped_line(settings: SamplingSettings) -> str:
+    """Return how many tiles --filter-copies dropped."""
+    from attributegan.metrics.quality import NEARER
+    from tools.sampling.writer import dropped_copies
+
+    dropped = dropped_copies(settings.out)
+    total = settings.count + dropped
+    return (
+        f"--filter-copies: dropped {dropped:,} of {total:,} generated tiles ({dropped / total:.1%}; about {NEARER:.0%} is expected of a "
+        "model that does not copy)"
+    )
 
 
 def _make_folder(folder: Path) -> None:
@@ -109,7 +137,8 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--out {folder}: can't create the folder: {error}") from error
 
 
-def _load(settings: SamplingSettings) -> Loaded:
+def load(settings: SamplingSettings) -> Loaded:
+    """Load the model of the settings, ready for inference."""
     import torch
 
     from attributegan.checkpoint.loading import load_for_sampling
@@ -128,19 +157,62 @@ def make_tiles(settings: SamplingSettings) -> None:
     processes = Processes()
     try:
         settings = dataclasses.replace(settings, precision=processes.broadcast_object(settings.precision))
-        loaded = _load(settings)
+        loaded = load(settings)
         loaded.generator.to(processes.device)
-        recipe = _recipe(loaded, settings)
+        recipe = make_recipe(loaded, settings)
+        if settings.filter_copies:
+            recipe = dataclasses.replace(recipe, copies=open_copy_filter(loaded, settings, processes))
         if settings.to_shards:
-            digest = Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
-            writer.write_shards(recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest, processes)
+            writer.write_shards(
+                recipe, settings.out, settings.count, settings.shard_count, settings.overwrite, digest_of(settings), processes
+            )
         else:
             writer.write_files(recipe, settings.out, settings.count, settings.format, processes)
     finally:
         processes.shutdown()
 
 
-def _recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
+def _training_tiles(loaded: Loaded, settings: SamplingSettings) -> tuple[Split, Split, Split | None, Features]:
+    """Open the training tiles of --filter-copies, the held-out ones, those of the same slides, and the feature network.
+
+    Raises:
+        ValueError: a shard set or feature network that can't be used, or that doesn't fit the model.
+    """
+    from attributegan.metrics import features
+    from data_shards.storage.cache import Cache
+    from tools.evaluation import data
+
+    assert settings.shards
+    size, cache = loaded.config.model.image_size, Cache.of(settings.shards_cache, settings.shards_cache_gb)
+    shards, _, train = data.open_split(settings.shards, settings.train, size, ALL, False, cache, "--train")
+    _, _, held_out = data.open_split(settings.shards, settings.held_out, size, MAX_HELD_OUT, False, cache, "--held-out")
+    if differences := loaded.schema.difference(shards.schema):
+        raise ValueError(f"--shards: {shards.location} does not fit the model: {'; '.join(differences)}")
+    same = data.same_slides(settings.same_slides, shards, train, size, MAX_HELD_OUT, cache)
+    return train, held_out, same, features.load(settings.features, settings.feature_size)
+
+
+def open_copy_filter(loaded: Loaded, settings: SamplingSettings, processes: Processes) -> CopyFilter:
+    """Make the filter of --filter-copies; every process of the launch calls this."""
+    from attributegan.evaluation.copies import copy_filter
+    from attributegan.evaluation.reference import FeatureCache
+    from tools.progress import StageProgress
+
+    train, held_out, same, network = _training_tiles(loaded, settings)
+    progress, cache = StageProgress(processes.is_main), FeatureCache.at(settings.cache)
+    found = copy_filter(
+        train, held_out, network.to(processes.device), same_slides=same, processes=processes, cache=cache, progress=progress
+    )
+    progress.close()
+    return found
+
+
+def digest_of(settings: SamplingSettings) -> str:
+    """Return what identifies the weights in a set's fingerprint."""
+    return Path(settings.model, "manifest.json").read_text() + str(settings.no_ema)
+
+
+def make_recipe(loaded: Loaded, settings: SamplingSettings) -> Recipe:
     """Return the recipe of the tiles.
 
     Raises:
@@ -177,7 +249,7 @@ def _pictures(loaded: Loaded, settings: SamplingSettings) -> dict[str, bytes]:
     elif not (settings.sweep or settings.pair or settings.interpolate):
         return {}
     else:
-        latents_BL = _recipe(loaded, settings).latents(indices)
+        latents_BL = make_recipe(loaded, settings).latents(indices)
     if settings.sweep:
         grid = grids.sweep_grid(generator, schema, latents_BL, latents.middle_levels(schema, given), settings.batch)
         found["sweep.png"] = encoded(grid)

@@ -7,6 +7,7 @@ a file in configs/train) and a ``change`` to it. Runs the training and evaluatio
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import signal
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import commands, presets
-from attributegan.cli import exit_status, parser
+from attributegan.cli import BAD_INPUT, PERMANENT_ERROR, STOP_SIGNALS, exit_status, parser
+from attributegan.errors import TransientError
 from attributegan.run_dir.checkpoint_dirs import images_of, list_checkpoints
+from attributegan.utils.child import end_with_parent
 from attributegan.utils.files import atomic_write
 from data_shards.storage import stores
+from tools.evaluation.feature_networks import AUTO, MMD_NETWORK, choose
 from tools.evaluation.report import LOW_CONTROL_SCORE
 from tools.options import settings_of
 
@@ -48,7 +52,7 @@ class StudySettings:
     seeds: int = 1  # runs of each study
     shards: str | None = None  # None: make phantoms
     tiles: int = 4096  # phantoms to make
-    features: str = "efficientnet-lite0"  # network of KID
+    features: str = AUTO  # network of KID
     table: bool = False  # only write the table
 
     def __post_init__(self) -> None:
@@ -59,8 +63,13 @@ class StudySettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a suite with ``argv`` (default: ``sys.argv``) and return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parse(argv)
     return exit_status(lambda: study(settings_of(StudySettings, options)))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line (default: ``sys.argv``)."""
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network for KID, as in attributegan-evaluate (default: %(default)s)",
+        help="feature network for KID, as in attributegan-evaluate (default: efficientnet-lite0, or the next of the three that no "
+        "study trains on)",
     )
     result.add_argument("--table", action="store_true", help="only write the table of finished studies")
     return result
@@ -155,11 +165,10 @@ def study(settings: StudySettings) -> None:
     """Run the missing studies, and write the table after each. A failed study does not stop the others.
 
     Raises:
-        ValueError: an invalid suite, an unknown study, a folder with other runs, or commands that failed.
+        ValueError: an invalid suite, an unknown study, features that a study trains on, a folder with other runs, or commands that failed.
     """
     studies = read_suite(settings.suite)
-    if unknown := set(settings.only) - set(studies):
-        raise ValueError(f"--only {', '.join(sorted(unknown))}: unknown; {settings.suite} has {', '.join(studies)}")
+    settings = with_features(settings, studies)
     failed = [] if settings.table else _run(settings, studies)
     write_table(settings, studies)
     print((settings.out / "table.md").read_text())
@@ -167,25 +176,54 @@ def study(settings: StudySettings) -> None:
         raise ValueError("; ".join(failed))
 
 
+def with_features(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> StudySettings:
+    """Return the settings with the feature network that scores the studies; ValueError for one that a study trains on."""
+    networks = {name: MMD_NETWORK if options["loss"].get("mmd") else "" for name, options in studies.items()}
+    return dataclasses.replace(settings, features=choose(settings.features, networks))
+
+
 def _run(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> list[str]:
     """Run the missing studies; returns an error message per failed run."""
-    chosen = [name for name in studies if not settings.only or name in settings.only]
-    shards = settings.shards or str(_phantoms(settings.out, settings.tiles, {studies[name]["model"]["image_size"] for name in chosen}))
+    chosen = rows(settings, studies)
+    shards = find_shards(settings, studies)
     failed = []
-    for seed in range(settings.seeds):
-        for name in chosen:
-            location = stores.redact(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
-            run = Run(name, seed, settings.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": location}}))
-            run.write_config()
-            if run.result(settings.images, settings.features) is not None:
-                continue
-            try:
-                _train_and_evaluate(run, shards, settings)
-            except ValueError as error:
-                failed.append(f"{name}, seed {seed}: {error}")
-                print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
-            write_table(settings, studies)
+    for name, seed in chosen:
+        if not (run := open_row(settings, studies, shards, name, seed)):
+            continue
+        try:
+            train_and_evaluate(run, shards, settings)
+        except (TransientError, ValueError) as error:
+            failed.append(f"{name}, seed {seed}: {error}")
+            print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
+        write_table(settings, studies)
     return failed
+
+
+def rows(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> list[tuple[str, int]]:
+    """Return the name and the seed of each run, in order; ValueError for an unknown study."""
+    if unknown := set(settings.only) - set(studies):
+        raise ValueError(f"--only {', '.join(sorted(unknown))}: unknown; {settings.suite} has {', '.join(studies)}")
+    chosen = [name for name in studies if not settings.only or name in settings.only]
+    return [(name, seed) for seed in range(settings.seeds) for name in chosen]
+
+
+def find_shards(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> str:
+    """Return the shard set of the suite; makes phantoms if none is given and they do not exist."""
+    if settings.shards:
+        return settings.shards
+    return str(_phantoms(settings.out, settings.tiles, {studies[name]["model"]["image_size"] for name, _ in rows(settings, studies)}))
+
+
+def open_row(settings: StudySettings, studies: Mapping[str, dict[str, Any]], shards: str, name: str, seed: int) -> Run | None:
+    """Write the configuration of a run; returns None if the run is finished.
+
+    Raises:
+        ValueError: the folder has a run with other options.
+    """
+    location = stores.redact(shards) if stores.is_remote(shards) else str(Path(shards).resolve())
+    run = Run(name, seed, settings.out / name / f"seed-{seed}", merged(studies[name], {"data": {"shards": location}}))
+    run.write_config()
+    return run if run.result(settings.images, settings.features) is None else None
 
 
 def read_suite(path: Path) -> dict[str, dict[str, Any]]:
@@ -241,7 +279,7 @@ def _phantoms(out: Path, tiles: int, sizes: set[int]) -> Path:
     return folder
 
 
-def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
+def train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
     """Train, or resume training, and evaluate."""
     trained = max(map(images_of, list_checkpoints(run.folder / "run")), default=0)
     if trained >= settings.images + run.options["train"]["batch"]:
@@ -268,25 +306,26 @@ def _train_and_evaluate(run: Run, shards: str, settings: StudySettings) -> None:
 
 
 def _command(name: str, *arguments: str) -> None:
-    """Run a command in a child process with the same output; forwards SIGINT and SIGTERM to it, so that it shuts down cleanly.
+    """Run a command in a child process with the same output; forwards stop signals to it, so that it shuts down cleanly.
 
     Raises:
-        KeyboardInterrupt: the child was stopped by one of these signals.
+        KeyboardInterrupt: the child was stopped by one of these signals, whose number is its argument.
+        TransientError: the command failed, and may succeed if it is run again.
         ValueError: the command failed.
     """
     print(f"$ attributegan-{name} {' '.join(arguments)}", flush=True)
-    stops = (signal.SIGINT, signal.SIGTERM)
-    with subprocess.Popen(commands.child(name, *arguments)) as child:
-        before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in stops}
+    with subprocess.Popen(commands.child(name, *arguments), preexec_fn=end_with_parent) as child:
+        before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in STOP_SIGNALS}
         try:
             status = child.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if -status in stops or status - 128 in stops:
-        raise KeyboardInterrupt
+    if (number := -status if status < 0 else status - 128) in STOP_SIGNALS:
+        raise KeyboardInterrupt(number)
     if status:
-        raise ValueError(f"attributegan-{name} failed with exit status {status}; see its message above")
+        error = TransientError if status not in (BAD_INPUT, PERMANENT_ERROR) else ValueError
+        raise error(f"attributegan-{name} failed with exit status {status}; see its message above")
 
 
 def write_table(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> None:

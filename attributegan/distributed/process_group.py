@@ -61,11 +61,11 @@ class Processes:
         for index in range(self.rank, len(chunks), self.world):
             local[index] = work(chunks[index])
             progress(min(count, chunk * (index + self.world)))
-        parts = self._gather(local)
+        parts = self.gather(local)
         return [np.concatenate(arrays) for arrays in zip(*(parts[index] for index in sorted(parts)), strict=True)]
 
-    def _gather(self, local: dict[int, Any]) -> dict[int, Any]:
-        """Merges the entries of all processes on rank 0."""
+    def gather(self, local: dict[int, Any]) -> dict[int, Any]:
+        """Merges the entries of all processes on rank 0; the entries of the other processes are not defined. Every process must call it."""
         if self.world == 1:
             return local
         gathered: list[Any] | None = [None] * self.world if self.is_main else None

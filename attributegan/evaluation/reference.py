@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
-from attributegan.metrics.features import Features, resize
+from attributegan.metrics.features import Features, resize, spread
 from attributegan.metrics.quality import REPLICATES, Estimate
 from attributegan.utils.files import atomic_write, user_cache
 
@@ -39,6 +39,7 @@ class Split:
     group_N: np.ndarray  # int64, the slide or patient of each tile; one group per tile if unknown
     read: Callable[[np.ndarray], np.ndarray]  # rows -> tiles_NHWC uint8, of the generator's image size
     identity: str  # hash of the tiles
+    slides: tuple[str, ...] = ()  # name of each group, if known
 
     def __len__(self) -> int:
         return len(self.levels_NA)
@@ -96,6 +97,8 @@ class ReferenceSet:
     held_out_predictions: HeldOutPredictions
     assessments: tuple[AssessedAttribute, ...]  # by attribute
     held_out_scores: dict[str, dict[str, Estimate]]  # of the predictor, for attributes with enough tiles of two levels
+    same_slides: Split | None = None  # tiles of training slides that the model was not trained on; groups numbered as those of ``train``
+    same_slides_ND: np.ndarray | None = None  # their features
 
     @property
     def assessed_columns(self) -> list[int]:
@@ -151,6 +154,7 @@ def analyze_reference(
     seed: int = 0,
     steps: int = predictor.CNN_STEPS,
     progress: Progress = lambda description, done, total: None,
+    same_slides: Split | None = None,
 ) -> ReferenceSet | None:
     """Computes features, trains the predictor and decides which attributes are assessed. Every process must call it.
 
@@ -165,6 +169,8 @@ def analyze_reference(
         seed: of the training of a CNN.
         steps: of the training of a CNN.
         progress: called with a description, tiles done and the total.
+        same_slides: tiles of the training slides that the model was not trained on, for the membership test; groups are numbered as
+            those of ``train``. None where there are too few.
 
     Returns:
         the reference set on rank 0; None on other ranks.
@@ -173,6 +179,9 @@ def analyze_reference(
         features_of(split, name, features, processes, cache, progress)
         for split, name in ((train, "training tiles"), (held_out, "held-out tiles"))
     )
+    same_slides_ND = None
+    if same_slides is not None:
+        same_slides_ND = features_of(same_slides, "held-out tiles of training slides", features, processes, cache, progress)
     if not processes.is_main:
         return None
     assert train_ND is not None and held_out_ND is not None
@@ -208,27 +217,45 @@ def analyze_reference(
         held_out_predictions=held_out_predictions,
         assessments=tuple(assessments),
         held_out_scores=scores,
+        same_slides=same_slides,
+        same_slides_ND=same_slides_ND,
     )
+
+
+def standardised(
+    features: Features,
+    train: Split,
+    processes: Processes,
+    cache: FeatureCache,
+    progress: Progress = lambda description, done, total: None,
+) -> Features:
+    """Returns the extractor standardised by the real training tiles if it needs that, else unchanged. Every process must call it."""
+    if not features.standardise or features.scaling is not None:
+        return features
+    train_ND = features_of(train, "training tiles", features.unscaled, processes, cache, progress)
+    scaling = processes.broadcast_object(None if train_ND is None else spread(train_ND))
+    return replace(features, scaling=scaling, scaled_by=train.identity)
 
 
 def features_of(
     split: Split, name: str, features: Features, processes: Processes, cache: FeatureCache, progress: Progress
 ) -> np.ndarray | None:
     """Returns the features of all tiles, cached, on rank 0 and None on other ranks. Every process must call it."""
-    path = cache.path("features", split.identity, features.identity)
+    unscaled = features.unscaled
+    path = cache.path("features", split.identity, unscaled.identity)
     cached = cache.load(path) if processes.is_main else None
     if processes.broadcast_object(cached is not None):
-        return cached
+        return None if cached is None else features.scale(cached)
     arrays = processes.map(
         len(split),
         CHUNK,
-        lambda chunk: [features(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
+        lambda chunk: [unscaled(split.read(np.arange(chunk.start, chunk.stop)), processes.device)],
         lambda done: progress(f"features of {name}", done, len(split)),
     )
     if not processes.is_main:
         return None
     cache.save(path, arrays[0])
-    return arrays[0]
+    return features.scale(arrays[0])
 
 
 def predictor_cache(

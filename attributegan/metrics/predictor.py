@@ -144,13 +144,17 @@ class Head(AttributePredictor):
 
     def inputs(self, tiles_NHWC: np.ndarray, features_ND: np.ndarray | None, device: torch.device) -> tuple[Tensor, ...]:
         assert features_ND is not None
-        extra_BE = coherence(_images(tiles_NHWC, device))
-        return (torch.cat([torch.from_numpy(features_ND).to(device), extra_BE], dim=1).double(),)
+        return (head_inputs(tiles_NHWC, features_ND, device),)
 
     def forward(self, inputs_BD: Tensor) -> Tensor:
         score_BA = ((inputs_BD - self.mean_D) / self.scale_D) @ self.weight_AD.T
         repeats = torch.tensor([len(attribute.assessable) - 1 for attribute in self.schema.attributes], device=score_BA.device)
         return score_BA.repeat_interleave(repeats, dim=1) - self.threshold_K
+
+    @torch.inference_mode()
+    def predict_inputs(self, inputs_ND: Tensor) -> np.ndarray:
+        """Predicts levels (N, A) as `predict` does, from `head_inputs`."""
+        return np.asarray(self._expected(self(inputs_ND)).cpu().numpy())
 
 
 COHERENCES = 4
@@ -182,6 +186,12 @@ def _images(tiles_NHWC: np.ndarray, device: torch.device) -> Tensor:
     from attributegan.metrics.features import resize
 
     return resize(tiles_NHWC, min(tiles_NHWC.shape[1], CNN_SIZE), device) / 255
+
+
+def head_inputs(tiles_NHWC: np.ndarray, features_ND: np.ndarray, device: torch.device) -> Tensor:
+    """Returns the inputs of `Head` for uint8 tiles and their features, float64: features, then `coherence`."""
+    extra_BE = coherence(_images(tiles_NHWC, device))
+    return torch.cat([torch.from_numpy(features_ND).to(device), extra_BE], dim=1).double()
 
 
 def fit_cnn(
@@ -264,12 +274,25 @@ def fit_head(
         device: where to fit.
         decay: weight decay; by default the one of `DECAYS` with the best cross-validated rank correlation.
     """
-    head = Head(schema, features_ND.shape[1] + COHERENCES).to(device)
-    parts = [head.inputs(tiles_NHWC[rows], features_ND[rows], torch.device(device or "cpu"))[0] for rows in _slices(len(tiles_NHWC))]
-    inputs_ND = torch.cat(parts)
+    place = torch.device(device or "cpu")
+    parts = [head_inputs(tiles_NHWC[rows], features_ND[rows], place) for rows in _slices(len(tiles_NHWC))]
+    return fit_head_on(torch.cat(parts), levels_NA, folds(group_N), schema, decay)
+
+
+def fit_head_on(inputs_ND: Tensor, levels_NA: np.ndarray, fold_N: np.ndarray, schema: AttributeSchema, decay: float | None = None) -> Head:
+    """Fits the ordinal head on prepared inputs.
+
+    Args:
+        inputs_ND: of `head_inputs`.
+        levels_NA: levels of the tiles.
+        fold_N: folds of the cross-validation; -1 for tiles that train in every fold and are not scored.
+        schema: the attributes.
+        decay: weight decay; by default the one of `DECAYS` with the best cross-validated rank correlation.
+    """
+    head = Head(schema, inputs_ND.shape[1]).to(inputs_ND.device)
     head.mean_D, head.scale_D = inputs_ND.mean(dim=0), inputs_ND.std(dim=0, correction=int(len(inputs_ND) > 1)).clamp(min=1e-6)
     if decay is None:
-        decay = _best_decay(head, inputs_ND, levels_NA, folds(group_N))
+        decay = _best_decay(head, inputs_ND, levels_NA, fold_N)
     head.decay.fill_(decay)
     _minimise(head, inputs_ND, levels_NA, decay)
     return head
@@ -277,16 +300,17 @@ def fit_head(
 
 def _best_decay(head: Head, inputs_ND: Tensor, levels_NA: np.ndarray, fold_N: np.ndarray) -> float:
     """Returns the weight decay with the best mean rank correlation in cross-validation; the smallest with a single fold."""
-    if not fold_N.any():
+    scored_N = fold_N >= 0
+    if len(np.unique(fold_N[scored_N])) < 2:
         return DECAYS[0]
     correlations = []
     for decay in DECAYS:
         predicted_NA = np.zeros(levels_NA.shape)
-        for fold in np.unique(fold_N):
+        for fold in np.unique(fold_N[scored_N]):
             _minimise(head, inputs_ND[torch.from_numpy(fold_N != fold)], levels_NA[fold_N != fold], decay)
             with torch.inference_mode():
                 predicted_NA[fold_N == fold] = head._expected(head(inputs_ND[torch.from_numpy(fold_N == fold)])).cpu().numpy()
-        correlations.append(mean_spearman(head.schema, levels_NA, predicted_NA))
+        correlations.append(mean_spearman(head.schema, levels_NA[scored_N], predicted_NA[scored_N]))
     return DECAYS[int(np.argmax(correlations))]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 NEIGHBOURS = 5  # k of the nearest-neighbour balls
 REPLICATES = 500  # of a bootstrap
 CHUNK = 2048  # rows of a distance matrix in memory at a time, where only its minima are needed
+NEARER = 0.01  # share of held-out tiles that are as near to a training tile as a copy is
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,14 @@ class Memorisation:
         distance_N: distance to it.
         ratio: median of these distances over that of held-out tiles to their nearest training tile; far below 1 indicates copies.
         nearer: share of generated tiles that are nearer than all but 1 % of the held-out ones; 0.01 without memorisation.
+        threshold: that distance, of `copy_threshold`.
     """
 
     nearest_N: np.ndarray
     distance_N: np.ndarray
     ratio: float
     nearer: float
+    threshold: float
 
 
 def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD: np.ndarray) -> Memorisation:
@@ -175,7 +178,13 @@ def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD:
     nearest_N, distance_N = nearest(generated_ND, training_TD)
     _, held_out_distance_M = nearest(held_out_MD, training_TD)
     ratio = np.median(distance_N) / max(np.median(held_out_distance_M), 1e-12)
-    return Memorisation(nearest_N, distance_N, float(ratio), float((distance_N < np.quantile(held_out_distance_M, 0.01)).mean()))
+    threshold = copy_threshold(held_out_distance_M)
+    return Memorisation(nearest_N, distance_N, float(ratio), float((distance_N < threshold).mean()), threshold)
+
+
+def copy_threshold(held_out_distance_M: np.ndarray) -> float:
+    """Returns the distance to the nearest training tile below which a tile counts as a copy: a share `NEARER` of held-out tiles does."""
+    return float(np.quantile(held_out_distance_M, NEARER))
 
 
 def membership(
@@ -209,6 +218,50 @@ def membership(
         for distance, group in ((distance_T, group_T), (distance_M, group_M))
     )
     return Estimate(float(win_TM.mean()), *bounds(_crossed(win_TM, weight_RT, weight_RM)))
+
+
+def membership_within_slides(
+    training_TD: np.ndarray,
+    held_out_MD: np.ndarray,
+    generated_ND: np.ndarray,
+    group_T: np.ndarray,
+    group_M: np.ndarray,
+    resample_slides: bool = True,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Estimate:
+    """Returns `membership` over pairs of tiles of the same slide, so that the look of a slide, such as its stain, can't raise it.
+
+    Args:
+        training_TD: features of training tiles.
+        held_out_MD: features of tiles of the same slides that the generator was not trained on.
+        generated_ND: features of generated tiles.
+        group_T: slide of each training tile.
+        group_M: slide of each held-out tile, by the same numbers.
+        resample_slides: bootstrap over slides; over tiles otherwise.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no slide has tiles in both sets.
+    """
+    same_TM = np.asarray(group_T)[:, None] == np.asarray(group_M)
+    if not same_TM.any():
+        raise ValueError("no slide has both training and held-out tiles")
+    distance_T, distance_M = (nearest(x_ND, generated_ND)[1] for x_ND in (training_TD, held_out_MD))
+    win_TM = np.where(same_TM, (distance_T[:, None] < distance_M) + 0.5 * (distance_T[:, None] == distance_M), 0)
+    rng = np.random.default_rng(seed)
+    if resample_slides:
+        slides = np.intersect1d(group_T, group_M)
+        parts = [np.ix_(group_T == slide, group_M == slide) for slide in slides]
+        sums_S2 = np.array([[win_TM[part].sum(), same_TM[part].sum()] for part in parts])
+        sums_R2 = rng.multinomial(len(slides), np.full(len(slides), 1 / len(slides)), replicates) @ sums_S2
+        replicates_R = sums_R2[:, 0] / sums_R2[:, 1]
+    else:
+        weight_RT, weight_RM = (_counts(rng, np.arange(count), replicates) for count in win_TM.shape)
+        wins_R, pairs_R = (((weight_RT @ matrix_TM) * weight_RM).sum(axis=1) for matrix_TM in (win_TM, same_TM.astype(float)))
+        replicates_R = wins_R[pairs_R > 0] / pairs_R[pairs_R > 0]
+    return Estimate(float(win_TM.sum() / same_TM.sum()), *bounds(replicates_R))
 
 
 def _counts(rng: np.random.Generator, group_N: np.ndarray, replicates: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class Status:
     job: str = ""  # Slurm job id, 45 or 45_3; "" outside Slurm
     requeues: int = 0
     shards: str = ""  # fingerprint of the shard set
+    init: dict[str, Any] = field(default_factory=dict)  # origin of the initial weights (train.init): path, sha256, images
     updated_at: float = 0.0  # Unix time of this update
     error: str = ""
 

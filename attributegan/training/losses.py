@@ -15,6 +15,8 @@ from torch import Tensor
 
 from attributegan.models.precision import full_precision
 
+SMOOTHING = 1e-4  # added to squared distances of features, which are about 2 between two real tiles
+
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """mean(relu(1 + real)) + mean(relu(1 - fake)): the hinge loss of Lim & Ye, "Geometric GAN", 2017, with the sign above.
@@ -113,6 +115,29 @@ def residual(fakes_BCHW: Tensor, real_distance: Tensor) -> Tensor:
         real_distance: as in `diversity`.
     """
     return (full_precision(fakes_BCHW[0::2]) - full_precision(fakes_BCHW[1::2])).abs().mean() / real_distance
+
+
+def energy_distance(fake_BD: Tensor, real_ND: Tensor, all_fakes_MD: Tensor, excluded_BM: Tensor) -> Tensor:
+    """2 E|f - r| - E|f - f'|: the energy distance of the generated tiles to the real ones, up to a constant of the real tiles.
+
+    A maximum mean discrepancy (MMD; Gretton et al., JMLR 2012) with the kernel -|x - y| (Sejdinovic et al., Annals of Statistics 2013).
+    Unbiased in mini-batches, and smallest where both distributions are equal (Székely & Rizzo, 2013).
+
+    Args:
+        fake_BD: features of generated tiles of this process.
+        real_ND: features of the real tiles of all processes.
+        all_fakes_MD: features of the generated tiles of all processes.
+        excluded_BM: pairs of generated tiles to leave out: a tile with itself, and tiles that share a latent.
+    """
+    within_BM = _distances(fake_BD, all_fakes_MD).masked_fill(excluded_BM, 0)
+    return 2 * _distances(fake_BD, real_ND).mean() - within_BM.sum() / (~excluded_BM).sum()
+
+
+def _distances(x_BD: Tensor, y_ND: Tensor) -> Tensor:
+    """Euclidean distances (B, N), smooth at 0."""
+    with torch.autocast(x_BD.device.type, enabled=False):
+        squares_BN = x_BD.square().sum(1)[:, None] + y_ND.square().sum(1) - 2 * x_BD @ y_ND.T
+    return (squares_BN.clamp(min=0) + SMOOTHING).sqrt()
 
 
 def contrastive_2c(

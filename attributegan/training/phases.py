@@ -16,7 +16,9 @@ from attributegan.config import Config
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import DiscriminatorOutput
+from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.training import augment, losses
+from attributegan.training.adaptive import real_sign
 from attributegan.training.random_draws import StepNoise
 
 
@@ -28,6 +30,7 @@ class MicroBatch:
     levels_BA: Tensor
     assessable_BA: Tensor  # whether each level is known and on its scale
     noise: StepNoise
+    augment_probability: float | None = None  # None: augment.probability
 
 
 def discriminator_phase(
@@ -51,8 +54,8 @@ def discriminator_phase(
         with discriminator.micro_batch(last=k == len(batches) - 1):
             with torch.no_grad():
                 fakes = generator(batch.noise.latents_discriminator_BL, batch.levels_BA)
-            fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment)
-            reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
+            fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment, batch.augment_probability)
+            reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment, batch.augment_probability)
             output = discriminator(
                 torch.cat([reals, fakes]),
                 batch.levels_BA.repeat(2, 1),
@@ -79,16 +82,23 @@ def discriminator_phase(
             discriminator.backward(loss / len(batches))
             for name, logits in zip(("real_score", "fake_score"), output.logits.float().chunk(2), strict=True):
                 terms.add(name, -logits.mean())
+            if config.augment.target:
+                terms.add("augment/real_sign", real_sign(config, *output.logits.chunk(2)))
     norm, taken = discriminator.step()
     return terms.means | {"discriminator/gradient_norm": norm}, taken
 
 
 def generator_phase(
-    config: Config, runtime: Runtime, generator: Engine, discriminator: Engine, batches: Sequence[MicroBatch]
+    config: Config,
+    runtime: Runtime,
+    generator: Engine,
+    discriminator: Engine,
+    batches: Sequence[MicroBatch],
+    features: PerceptualFeatures | None = None,
 ) -> tuple[dict[str, Tensor], bool]:
     """Trains the generator to make tiles that the discriminator classifies as real tiles with the requested levels.
 
-    Args and Returns: as `discriminator_phase`.
+    Args and Returns: as `discriminator_phase`; ``features`` are those of the MMD loss.
     """
     weights, terms = config.loss, _Terms(len(batches))
     # With both pair losses on, each step uses one of them at random, with doubled weight.
@@ -99,7 +109,7 @@ def generator_phase(
             with generator.micro_batch(last=k == len(batches) - 1):
                 latents_BL, levels_BA = _sample_conditions(batch, paired, vary_attribute)
                 generated = generator(latents_BL, levels_BA)
-                fakes = augment.apply(generated, batch.noise.augment_generator_BP, config.augment)
+                fakes = augment.apply(generated, batch.noise.augment_generator_BP, config.augment, batch.augment_probability)
                 output = discriminator.unwrapped(
                     fakes, levels_BA, embed=weights.contrastive > 0, reconstruct=False, predict_levels=weights.auxiliary > 0
                 )
@@ -118,6 +128,9 @@ def generator_phase(
                 elif weights.diversity:
                     diversity_loss = losses.diversity(generated, _real_distance(runtime, batch.images_BCHW))
                     loss = loss + pair_losses * weights.diversity * terms.add("generator/diversity", diversity_loss)
+                if features is not None:
+                    mmd_loss = _mmd(runtime, features, generated, levels_BA, batch, rows_per_latent=2 if vary_attribute else 1)
+                    loss = loss + weights.mmd * terms.add("generator/mmd", mmd_loss)
                 if weights.contrastive:
                     contrastive_loss = _contrastive(config, runtime, output.embedding, output.proxy, levels_BA)
                     loss = loss + weights.contrastive * terms.add("generator/contrastive", contrastive_loss)
@@ -146,7 +159,7 @@ def _real_outputs(config: Config, discriminator: Engine, batch: MicroBatch, pair
     """
     rows = slice(None, None, 2 if paired else 1)  # both tiles of a pair have the levels of its first real tile
     with torch.no_grad():
-        reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment)
+        reals = augment.apply(batch.images_BCHW[rows], batch.noise.augment_real_BP[rows], config.augment, batch.augment_probability)
         outputs = _heads(discriminator.unwrapped(reals, batch.levels_BA[rows], embed=False, reconstruct=False))
     return {head: output.repeat_interleave(2, dim=0) for head, output in outputs.items()} if paired else outputs
 
@@ -182,6 +195,20 @@ def _real_distance(runtime: Runtime, images_BCHW: Tensor) -> Tensor:
     """Returns the mean absolute difference between tiles 2k and 2k + 1 of the global batch of real tiles."""
     distance_P = (images_BCHW[0::2] - images_BCHW[1::2]).abs().mean(dim=(1, 2, 3))
     return runtime.gather(distance_P).mean()
+
+
+def _mmd(
+    runtime: Runtime, features: PerceptualFeatures, fakes_BCHW: Tensor, levels_BA: Tensor, batch: MicroBatch, rows_per_latent: int
+) -> Tensor:
+    """Returns the energy distance of this process's generated tiles, before augmentation, to the real tiles of all processes."""
+    with runtime.autocast():
+        fake_BD = features(fakes_BCHW, levels_BA)
+        with torch.no_grad():
+            real_BD = features(batch.images_BCHW, batch.levels_BA)
+    all_fakes_MD = runtime.gather(fake_BD)
+    latent_M = torch.arange(len(all_fakes_MD), device=runtime.device) // rows_per_latent
+    own_B = latent_M[runtime.rank * len(fake_BD) :][: len(fake_BD)]
+    return losses.energy_distance(fake_BD, runtime.gather(real_BD), all_fakes_MD, own_B[:, None] == latent_M)
 
 
 def _contrastive(config: Config, runtime: Runtime, embedding_BE: Tensor, proxy_BE: Tensor, levels_BA: Tensor) -> Tensor:

@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from attributegan.attributes import UNKNOWN, AttributeSchema
-from attributegan.checkpoint import store
+from attributegan.checkpoint import store, transfer
+from attributegan.checkpoint.weight_matching import Labels
 from attributegan.checkpoint.writer import Writer, remove_leftovers
 from attributegan.config import Config, ModelConfig, fill
 from attributegan.distributed.build import build_engine
 from attributegan.distributed.engine import Engine
 from attributegan.distributed.runtime import Runtime
 from attributegan.models import Discriminator, Generator
+from attributegan.models.perceptual import PerceptualFeatures
 from attributegan.old_names import with_current_names
 from attributegan.run_dir.checkpoint_dirs import checkpoints_dir
 from attributegan.training import memory_estimate
+from attributegan.training.adaptive import AdaptiveProbability
 from attributegan.training.ema import Ema
 from attributegan.training.phases import MicroBatch, discriminator_phase, generator_phase
 from attributegan.training.random_draws import StepNoise
@@ -37,6 +40,7 @@ from attributegan.utils.rng import Purpose, rng_for
 log = logging.getLogger("attributegan")
 
 
+MIN_MMD_TILES = 4  # generated tiles may share a latent in pairs
 SHARED_WAIT_S = 10.0  # until a folder created on one node must be visible on the others
 
 
@@ -80,16 +84,20 @@ class Trainer:
                 f"train.batch: loss.diversity and loss.residual compare pairs, but each of {runtime.world} processes gets "
                 f"{share} tiles per micro-batch; choose a batch that makes this number even"
             )
+        if config.loss.mmd and share * runtime.world < MIN_MMD_TILES:
+            raise ValueError(
+                f"train.batch: loss.mmd compares {share * runtime.world} tiles per micro-batch; choose a batch that makes this number at "
+                f"least {MIN_MMD_TILES}"
+            )
+        self.features = None
+        if config.loss.mmd:
+            self.features = runtime.place(PerceptualFeatures(schema.num_levels, config.loss.mmd_levels), "discriminator")
         self.skipped: Counter[str] = Counter()  # skipped steps, by network
         self.skipped_in_a_row = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
-            generator = Generator(config.model, schema)
-            generator.zero_label_weights(
-                a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
-            )
-            generator = runtime.place(generator, "generator")
-            discriminator = runtime.place(Discriminator(config.model, schema), "discriminator")
+        self.augmenting = AdaptiveProbability(config.augment)
+        self.init: dict[str, Any] = {}  # origin of the initial weights; see `transfer.Source`
+        generator, discriminator = _initial_networks(config, schema)
+        generator, discriminator = runtime.place(generator, "generator"), runtime.place(discriminator, "discriminator")
         for network in (generator, discriminator):
             network.activation_checkpointing = config.train.activation_checkpointing
         for parameter in discriminator.unused_parameters(embed=config.loss.contrastive > 0, reconstruct=config.loss.reconstruction > 0):
@@ -126,7 +134,7 @@ class Trainer:
         statistics = {engine: _buffers(engine) for engine in (self.generator, self.discriminator)}
         inputs = self.config, self.runtime, self.generator, self.discriminator, micro_batches
         d_terms, d_taken = discriminator_phase(*inputs, penalise=self._penalty_is_due())
-        g_terms, g_taken = generator_phase(*inputs)
+        g_terms, g_taken = generator_phase(*inputs, self.features)
         for engine, taken in ((self.generator, g_taken), (self.discriminator, d_taken)):
             if not taken:  # restore batch-norm statistics, which the failed pass has updated
                 for name, buffer in engine.module.named_buffers():
@@ -134,6 +142,9 @@ class Trainer:
         self.images += self.config.train.batch
         self.ema.update(self.config.train.batch, self.images)
         self._count_skipped(discriminator=d_taken, generator=g_taken)
+        if self.config.augment.target:
+            d_terms["augment/probability"] = torch.full((), self.augmenting.value, device=self.runtime.device)
+            self.augmenting.update(d_terms["augment/real_sign"], self.config.train.batch, self.runtime)
         return d_terms | g_terms
 
     def memory_report(self) -> list[str]:
@@ -158,7 +169,8 @@ class Trainer:
         for batch, micro_noise in zip(batches, noise, strict=True):
             levels_BA = to_device(batch.levels_BA, runtime.device)
             assessable_BA = (levels_BA >= 0) & (levels_BA != self.not_assessable_A)
-            micro_batches.append(MicroBatch(runtime.images(batch.images_BCHW), levels_BA, assessable_BA, micro_noise))
+            images_BCHW = runtime.images(batch.images_BCHW)
+            micro_batches.append(MicroBatch(images_BCHW, levels_BA, assessable_BA, micro_noise, self.augmenting.value))
         return micro_batches
 
     def _count_skipped(self, **taken: bool) -> None:
@@ -196,7 +208,8 @@ class Trainer:
                 "skipped": dict(self.skipped),
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "loss_scales": {"generator": self.generator.loss_scale.state(), "discriminator": self.discriminator.loss_scale.state()},
-            },
+            }
+            | {name: value for name, value in (("init", self.init), ("augment", self.augmenting.state(self.runtime))) if value},
             **weights,
             generator_optimizer=self.generator.optimizer_state(),
             discriminator_optimizer=self.discriminator.optimizer_state(),
@@ -216,25 +229,40 @@ class Trainer:
     def resume(self) -> bool:
         """Resumes from the latest complete checkpoint of the run folder, if there is one; every process must call it.
 
+        Without one, loads the weights of ``train.init``.
+
         Returns:
             whether training was resumed.
 
         Raises:
-            ValueError: the checkpoint does not match the network or schema, or ``run.resume`` is "never"; names the fix.
+            ValueError: the checkpoint does not match the network or schema, ``run.resume`` is "never", or nothing in ``train.init`` fits;
+                names the fix.
         """
         self._check_shared()
         if self.runtime.is_main:
             remove_leftovers(self.folder)
         checkpoint = self.runtime.run_on_rank0(lambda: str(store.latest(self.folder) or ""))
         if not checkpoint:
+            if self.config.train.init:
+                self._load_initial_weights(self.config.train.init)
             return False
         if self.config.run.resume == "never":
             raise ValueError(f"run.dir: {self.config.run.dir} has the checkpoint {checkpoint}; choose another folder or run.resume=auto")
         self.runtime.run_and_raise_everywhere(lambda: self._load(Path(checkpoint)))
-        log.info("resuming from %s", checkpoint)
+        log.info("resuming from %s%s", checkpoint, "; train.init is ignored" if self.config.train.init else "")
         for line in _changed_options(store.load_state(Path(checkpoint))["config"], self.config.to_dict()):
             log.info("option changed since the checkpoint: %s", line)
         return True
+
+    def _load_initial_weights(self, init: str) -> None:
+        generator, discriminator = (network.to(self.runtime.dtype).state_dict() for network in _initial_networks(self.config, self.schema))
+        labels = Labels(self.config.model, self.schema, self.config.data.attributes)
+        networks = {
+            "generator": (generator, self.generator.load_model_state),
+            "generator_ema": (generator, self.ema.load_model_state),
+            "discriminator": (discriminator, self.discriminator.load_model_state),
+        }
+        self.init = transfer.load_weights(init, networks, labels, self.runtime)
 
     def _check_shared(self) -> None:
         """Checks that all processes see the same run folder, since all of them write into it."""
@@ -267,6 +295,19 @@ class Trainer:
         self.images = int(state["images"])
         self.skipped = Counter(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self.init = state.get("init", {})
+        self.augmenting.load(state.get("augment", {}))
+
+
+def _initial_networks(config: Config, schema: AttributeSchema) -> tuple[Generator, Discriminator]:
+    """Returns both networks with their initial weights, on the CPU; the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng_for(config.train.seed, Purpose.WEIGHTS).initial_seed())
+        generator = Generator(config.model, schema)
+        generator.zero_label_weights(
+            a for a, name in enumerate(schema.names) if config.data.attributes and name not in config.data.attributes
+        )
+        return generator, Discriminator(config.model, schema)
 
 
 def _buffers(engine: Engine) -> dict[str, Tensor]:

@@ -10,6 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
+class LockedError(ValueError):
+    """Another process holds the lock; a later try may succeed."""
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path, in_use: str, timeout_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs.
@@ -21,7 +25,8 @@ def exclusive_lock(path: Path, in_use: str, timeout_s: float = 0.0) -> Iterator[
         timeout_s: how long to wait for that process; 0 does not wait.
 
     Raises:
-        ValueError: another process holds the lock, or the file can't be locked.
+        LockedError: another process holds the lock.
+        ValueError: the file can't be locked.
     """
     inherited: list[int] = []  # filelock closes its own descriptor in forked children
     # Soft locks, the fallback where flock is missing, outlive a killed owner.
@@ -29,7 +34,7 @@ def exclusive_lock(path: Path, in_use: str, timeout_s: float = 0.0) -> Iterator[
     try:
         lock.acquire(timeout=timeout_s)
     except Timeout:
-        raise ValueError(in_use) from None
+        raise LockedError(in_use) from None
     except OSError as error:
         raise ValueError(f"{path}: can't be locked ({error.strerror}); choose a folder on a file system with flock") from error
     try:

@@ -23,6 +23,7 @@ class Purpose(StrEnum):
     SAMPLE_LATENT = "latent of a sample"
     SAMPLE_LEVELS = "levels of a sample"
     SAMPLE_REAL_TILE = "real tile of a sample"
+    SAMPLE_REPLACEMENT = "latent instead of a rejected one"
     PREDICTOR_WEIGHTS = "weights of the judge"
     PREDICTOR_TILES = "tiles for the judge"
     QUIZ_ATTRIBUTE = "attribute of a quiz"

@@ -1,6 +1,6 @@
 """Slides in ordinary image formats: one large JPEG, PNG or TIFF, OME-TIFF, and Deep Zoom.
 
-Images are decoded completely, once in each process, with 3 bytes of memory per pixel. Resampling is in tiling.py.
+Images are decoded completely, once in each process, with 3 bytes of memory per pixel. Resampling is in slide.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from data_shards.ingest.tiling import SHARPNESS, sharpness
+from data_shards.ingest.tissue import SHARPNESS, sharpness
 from data_shards.measure import regions, stain
 
 MIN_NUCLEI = 8  # minimum number of whole nuclei for statistics of shape and stain

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy as np
 from attributegan.utils.files import atomic_write
 from data_shards import worker_pool
 from data_shards.format import index, tile
-from data_shards.measure import features, levels, segment, stain
+from data_shards.ingest.outlines import Outlines
+from data_shards.measure import features, levels, regions, segment, stain
 from data_shards.packing import sources
 from data_shards.storage.shard_files import ShardFiles, open_location
 
@@ -52,20 +54,29 @@ class Source(Protocol):
 
 
 class FolderTiles:
-    """All images in a folder and its subfolders; the subfolder is the slide."""
+    """All images in a folder and its subfolders; the subfolder is the slide.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        outlines: folder with the instance map of each image, if there is one.
+
+    Raises:
+        ValueError: no images, or an image without its instance map.
+    """
+
+    def __init__(self, root: Path, outlines: Path | None = None) -> None:
         if not root.is_dir():
             raise ValueError(f"--images: {root} is not a folder")
         paths = sorted(Path(parent, name) for parent, _, found in os.walk(root) for name in found if name.lower().endswith(IMAGES))
         if not paths:
             raise ValueError(f"--images: no images in {root} ({', '.join(IMAGES)})")
-        self.root = root
+        self.root, self._outlines = root, Outlines(outlines) if outlines else None
         self.tiles = [self._tile(path) for path in paths]
 
     def _tile(self, path: Path) -> Tile:
         status, file = path.stat(), path.relative_to(self.root)
-        return Tile(file.as_posix(), file.parent.as_posix() if file.parent.name else "", f"{status.st_size} {status.st_mtime_ns}")
+        outlines = f" {self._outlines.identity(file.as_posix())}" if self._outlines else ""
+        slide = file.parent.as_posix() if file.parent.name else ""
+        return Tile(file.as_posix(), slide, f"{status.st_size} {status.st_mtime_ns}{outlines}")
 
     def read(self, number: int) -> np.ndarray:
         file = self.tiles[number].file
@@ -74,6 +85,11 @@ class FolderTiles:
             return tile.decode(member.data)
         except tile.DECODING_ERRORS as error:
             raise ValueError(f"{file}: not a readable image: {error}") from error
+
+    def outlines(self, number: int, image_HWC: np.ndarray) -> np.ndarray:
+        """Read the instance map of a tile, (H, W) int32; ValueError names the file and the problem."""
+        assert self._outlines is not None
+        return regions.relabel(self._outlines.read(self.tiles[number].file, image_HWC.shape))
 
 
 class ShardTiles:
@@ -102,6 +118,22 @@ class ShardTiles:
 
 
 @dataclass(frozen=True)
+class TileRange:
+    """The tiles ``first`` to ``last - 1`` of another source."""
+
+    source: Source
+    first: int
+    last: int
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        return self.source.tiles[self.first : self.last]
+
+    def read(self, number: int) -> np.ndarray:
+        return self.source.read(self.first + number)
+
+
+@dataclass(frozen=True)
 class Settings:
     """How tiles are measured.
 
@@ -109,11 +141,13 @@ class Settings:
         mpp: micrometres per pixel.
         stains: stain vectors; None estimates them for each tile (Macenko).
         segment: ``MODULE:FUNCTION`` to use instead of `segment.segment`.
+        outlined: nuclei are outlined by the source's instance maps instead.
     """
 
     mpp: float | None = None
     stains: stain.Stains | None = stain.RUIFROK
     segment: str | None = None
+    outlined: bool = False
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < 100:
@@ -123,7 +157,8 @@ class Settings:
     def how(self) -> dict[str, Any]:
         """The settings as recorded in files."""
         vectors = "macenko" if self.stains is None else ",".join(f"{x:g}" for x in (*self.stains.hematoxylin, *self.stains.eosin))
-        return {"mpp": self.mpp, "stains": vectors, "segmentation": self.segment or f"built in, version {segment.VERSION}"}
+        segmentation = "instance maps" if self.outlined else self.segment or f"built in, version {segment.VERSION}"
+        return {"mpp": self.mpp, "stains": vectors, "segmentation": segmentation}
 
 
 @dataclass
@@ -174,9 +209,11 @@ class _Work:
         row: dict[str, Any] = {"file": tile.file, "identity": tile.identity}
         try:
             image_HWC = self.source.read(number)
+            outlines = self.source.outlines(number, image_HWC) if isinstance(self.source, FolderTiles) and self.settings.outlined else None
         except ValueError as error:
             return row | {"error": str(error)}
-        values = features.measure(image_HWC, segmenter(image_HWC), self.settings.mpp, self.settings.stains)
+        labels_HW = segmenter(image_HWC) if outlines is None else outlines
+        values = features.measure(image_HWC, labels_HW, self.settings.mpp, self.settings.stains)
         plain = {name: None if math.isnan(value) else value for name, value in values.items()}
         return row | {"width": image_HWC.shape[1], "height": image_HWC.shape[0], "values": plain}
 
@@ -229,6 +266,16 @@ def _open_partial(path: Path, settings: Settings) -> Iterator[tuple[BinaryIO, di
             )
         rows = [json.loads(line) for line in lines]
         yield stream, {(row["file"], row["identity"]): row for row in rows if "error" not in row}
+
+
+def join_partials(partials: Sequence[Path], settings: Settings, out: Path) -> None:
+    """Write the rows of several partial files to the partial file ``out``."""
+    with atomic_write(out) as stream:
+        stream.write(json.dumps(settings.how).encode() + b"\n")
+        for partial in partials:
+            with partial.open("rb") as rows:
+                next(rows)
+                shutil.copyfileobj(rows, stream)
 
 
 def write(measured: Measured, rules: Sequence[levels.Rule], path: Path) -> None:

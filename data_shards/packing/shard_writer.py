@@ -33,7 +33,8 @@ def begin(out: Path, fingerprint: str, overwrite: bool) -> bool:
         return False
     folder = tmp_path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(index.read_header(part).source != fingerprint for part in folder.glob(f"*.{index.FILE}")):
+    complete = (path for path in folder.glob(f"*.{index.FILE}") if not path.name.startswith(files.WRITING))
+    if any(index.read_header(path).source != fingerprint for path in complete):
         parts.remove_files(folder)
     return True
 

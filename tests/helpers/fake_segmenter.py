@@ -1,5 +1,8 @@
 """Segmentation functions of a user, for ``--segment MODULE:FUNCTION``."""
 
+import os
+import signal
+
 import numpy as np
 
 
@@ -12,3 +15,10 @@ def halves(image_HWC: np.ndarray) -> np.ndarray:
 
 def wrong(image_HWC: np.ndarray) -> np.ndarray:
     return np.zeros((3, 3))
+
+
+def deadly(image_HWC: np.ndarray) -> np.ndarray:
+    """Kills its process for tiles with a black corner."""
+    if not image_HWC[0, 0].any():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return halves(image_HWC)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from time_limits import seconds
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "munged", "ip", "nsenter", "unshare")
@@ -197,6 +198,16 @@ class Cluster:
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         self.daemons.append(daemon)
+
+
+def for_tests() -> Iterator[Cluster]:
+    """The body of a fixture: a running cluster, or a reason to skip."""
+    if reason := missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the Slurm tests must run in CI: {reason}")
+        pytest.skip(reason)
+    with running() as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager

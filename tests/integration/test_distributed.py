@@ -25,7 +25,7 @@ KINDS = {  # 5 to 10 steps each; gradient penalty and contrastive loss are on
     "recomputed": ("train.images=40", "train.activation_checkpointing=true", "run.save_every=1000"),
     "clipped": ("train.images=40", *SGD, "optim.grad_clip=0.01", "run.save_every=1000"),
     "controlled": ("train.images=40", "run.save_every=1000", *CONTROL),
-    "sgd": ("train.images=64", *SGD, "run.save_every=40"),
+    "sgd": ("train.images=64", *SGD, "loss.mmd=1", "run.save_every=40"),
 }
 FILES = "configs/deepspeed"
 EXTRA = {  # additional kinds for single modes

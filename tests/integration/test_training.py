@@ -140,20 +140,47 @@ ALIKE = {  # runs of one and two processes, and the tolerated relative differenc
     "fp64": (("train.precision=fp64",), 1e-10),
     "accumulated": (("train.precision=fp64", "train.grad_accumulation=2"), 1e-10),
     "controlled": (("train.precision=fp64", *CONTROL), 1e-10),
+    "adaptive": (
+        (
+            "train.precision=fp64",
+            "train.batch=64",
+            "train.images=320",
+            "model.head_32=false",
+            "model.discriminator_attention=[]",
+            "loss.adversarial=relativistic",
+            "loss.contrastive=0",
+            "loss.reconstruction=0",
+            "loss.r1_gamma=0",
+            "augment.policy=[translation, hed]",
+            "augment.target=0.001",
+            "augment.adapt_images=500",
+        ),
+        1e-9,
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def alike(shards: Path, tmp_path_factory: pytest.TempPathFactory):
+def alike_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {count: tmp_path_factory.mktemp(f"alike{count}") for count in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def alike(shards: Path, alike_folders: dict[int, Path]):
     """Tensors of the runs of `ALIKE` by number of processes and name, from one launch each."""
     runs = [(name, *overrides) for name, (overrides, _) in ALIKE.items()]
-    return {count: train_all(shards, tmp_path_factory.mktemp(f"alike{count}"), *runs, processes=count) for count in (1, 2)}
+    return {count: train_all(shards, folder, *runs, processes=count) for count, folder in alike_folders.items()}
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_are_the_same_run_as_one(alike, name: str) -> None:
     """Trains 10 steps with gradient penalty and contrastive loss."""
     assert largest_relative_difference(alike[1][name], alike[2][name]) < ALIKE[name][1]
+
+
+def test_adapted_probability_is_the_same_on_two_processes(alike, alike_folders: dict[int, Path]) -> None:
+    states = [json.loads((store.resolve(folder / "adaptive") / "state.json").read_text())["augment"] for folder in alike_folders.values()]
+    assert states[0] == pytest.approx(states[1]) and states[0]["probability"] == pytest.approx(256 / 500) and states[0]["images"] == 64
 
 
 def test_accumulation_without_batch_statistics_in_play_is_the_sum_of_its_parts(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import ast
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
@@ -49,7 +51,12 @@ Change = Callable[[Any], ast.AST]  # turns a copy of a node into its mutant
 class Mutant:
     label: str  # function, expression before and after; unique in its module, independent of line numbers
     line: int
-    source: str  # of the whole module
+    unparse: Callable[[], str]
+
+    @property
+    def source(self) -> str:
+        """Source of the whole mutated module, computed on demand since it takes most of the time."""
+        return self.unparse()
 
 
 def mutants(source: str) -> list[Mutant]:
@@ -64,10 +71,10 @@ def mutants(source: str) -> list[Mutant]:
     for node in nodes:
         if not _is_skipped(node):
             for change in _changes(node):
-                label, mutated = _applied(tree, node, change)
+                label = _label(node, change)
                 seen[label] += 1
                 label += f" #{seen[label]}" if seen[label] > 1 else ""
-                found.append(Mutant(label, _statement(node).lineno, mutated))
+                found.append(Mutant(label, _statement(node).lineno, partial(_source, tree, node, change)))
     return sorted(found, key=lambda mutant: mutant.line)
 
 
@@ -123,20 +130,31 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return node
 
 
-def _applied(tree: ast.Module, node: ast.AST, change: Change) -> tuple[str, str]:
-    """Returns the label of the change and the changed source; restores the tree."""
+def _label(node: ast.AST, change: Change) -> str:
+    """Returns the function and the expression before and after the change."""
     shown = node
     while not isinstance(shown, ast.expr | ast.stmt | ast.comprehension) or isinstance(shown, ast.Constant | ast.Slice):
         shown = shown.parent  # type: ignore[attr-defined]
     if isinstance(shown, ast.expr) and isinstance(shown.parent, ast.expr) and len(ast.unparse(shown.parent)) <= SHOWN:  # type: ignore[attr-defined]
         shown = shown.parent  # type: ignore[attr-defined]
-    new = change(copy.copy(node))
     before = _header(shown)
+    with _changed(node, change) as new:
+        after = _header(new if shown is node else shown)
+    return f"{_function(node)}: {before} -> {after}"
+
+
+def _source(tree: ast.Module, node: ast.AST, change: Change) -> str:
+    with _changed(node, change):
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@contextmanager
+def _changed(node: ast.AST, change: Change) -> Iterator[ast.AST]:
+    """Apply the change to the tree of the node, yield the new node and restore the tree."""
+    new = change(copy.copy(node))
     _replace(node.parent, node, new)  # type: ignore[attr-defined]
-    after = _header(new if shown is node else shown)
-    source = ast.unparse(ast.fix_missing_locations(tree))
+    yield new
     _replace(node.parent, new, node)  # type: ignore[attr-defined]
-    return f"{_function(node)}: {before} -> {after}", source
 
 
 def _statement(node: ast.AST) -> ast.stmt:

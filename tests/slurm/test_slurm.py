@@ -34,12 +34,7 @@ pytestmark = pytest.mark.timeout(seconds(600))
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if reason := slurm_cluster.missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the Slurm tests must run in CI: {reason}")
-        pytest.skip(reason)
-    with slurm_cluster.running() as running:
-        yield running
+    yield from slurm_cluster.for_tests()
 
 
 @pytest.fixture(autouse=True)

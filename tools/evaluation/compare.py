@@ -1,6 +1,7 @@
 """``attributegan-evaluate compare``: writes the results of several evaluations to one page.
 
-Results with different features or real tiles are not comparable; they are shown in separate groups with a warning.
+Results with different features or real tiles are not comparable; they are shown in separate groups with a warning. If the same models were
+evaluated with several feature networks, the page says whether their ranking agrees.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from attributegan import cli
 
 EXAMPLES = """\
-  attributegan-evaluate compare report-a report-b report-c --out comparison.html"""
+  attributegan-evaluate compare report-a report-b report-c --out comparison.html
+  attributegan-evaluate compare report-*-lite1 report-*-random --out comparison.html     does the ranking depend on the features?"""
 
 
 def add(commands: Any) -> None:
@@ -33,7 +35,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     """
     from attributegan.utils.files import atomic_write
     from attributegan.utils.html_page import Section, to_html
-    from tools.evaluation import report
+    from tools.evaluation import ranking, report
 
     groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path in paths:
@@ -44,10 +46,14 @@ def compare(paths: Sequence[Path], out: Path) -> None:
         text = f"Not comparable: the results have different features or real tiles. Compare only within each of the {len(groups)} groups."
         print(f"warning: {text}", file=sys.stderr)
         sections.append(Section("Not comparable", text))
+    for section in ranking.sections([member for members in groups.values() for member in members]):
+        print(section.text)
+        sections.append(section)
     for number, members in enumerate(groups.values(), start=1):
         rows = _rows(members)
         features, data = members[0][1]["features"], members[0][1]["data"]
-        text = f"Features {features['name']} ({features['version']}) at {features['size']} pixels; real tiles from {data['shards']}."
+        text = f"Features {features['name']} ({features['version']}) at {features['size']} pixels; real tiles from {data['shards']}. "
+        text += "".join(dict.fromkeys(report.trained_text(found) for _, found in members)).rstrip()
         counts = {json.dumps(found["settings"], sort_keys=True) for _, found in members}
         text += (
             " The settings differ, so FID, precision, recall, density and coverage may use different numbers of tiles."

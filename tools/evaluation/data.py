@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from data_shards.loader.shard_set import ShardSet, assessable
 from data_shards.loader.tile_reader import TileCorrupted, TileReader, TileRequest
 from data_shards.sampler import permutation
 from data_shards.storage.cache import Cache
+from data_shards.storage.shard_files import open_location
 from tools.evaluation.options import EvaluationSettings
+
+MIN_SAME_SLIDES = 50  # tiles of training slides that --same-slides needs
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Data:
         groups_apart: whether no slide is in both splits; None if tiles have no groups.
         measure: image measurement of each attribute, for phantoms or as requested by ``--measure``; None otherwise.
         measured_by: name of the measurement of each attribute; {} for phantoms.
+        same_slides: tiles of training slides that the model was not trained on, for the membership test; None if not given.
     """
 
     location: str
@@ -37,6 +41,7 @@ class Data:
     groups_apart: bool | None
     measure: Callable[[np.ndarray], np.ndarray] | None
     measured_by: Mapping[str, str] = field(default_factory=dict)
+    same_slides: Split | None = None
 
     @property
     def measure_held_out(self) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -68,7 +73,8 @@ def open_data(settings: EvaluationSettings, size: int) -> Data:
     apart = not groups[0] & groups[1] if all(groups) else None
     measured_by = _measured_by(settings, shards.schema)
     measure = _measurer(measured_by, shards.schema) if measured_by else _measure() if is_phantom else None
-    return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by)
+    same = same_slides(settings.same_slides, shards, train, size, settings.max_real, cache)
+    return Data(shards.location, shards.schema, train, held_out, apart, measure, measured_by, same)
 
 
 def open_split(
@@ -90,9 +96,56 @@ def open_split(
         ValueError: not a shard set, or a split that it does not have.
     """
     shards = ShardSet.open(location, split, cache=cache, split_option=option)
+    names = _groups(shards, split)
+    use_N = assessable(shards.levels_NA, shards.schema, shards.location) if assessable_only else np.ones(len(shards), bool)
+    return shards, names, _split(shards, names, size, most, use_N, "/assessable" * assessable_only)
+
+
+def _groups(shards: ShardSet, split: str) -> list[str]:
+    """Returns the slide of each tile of a split, "" if unknown."""
     table = index.read_table(shards.folder / index.FILE, ["group", "split"])
-    names = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
-    return shards, names, _split(shards, names, size, most, assessable_only)
+    names: list[str] = table.filter(np.array(table["split"].to_pylist()) == split)["group"].to_pylist()
+    return names
+
+
+def same_slides(location: str | None, shards: ShardSet, train: Split, size: int, most: int, cache: Cache) -> Split | None:
+    """Open the set of --same-slides: tiles of the training slides that the model was not trained on.
+
+    Args:
+        location: that set; None without the option. Of its splits, the one with most tiles of training slides is used.
+        shards: the training split.
+        train: tiles of the training split.
+        size: pixels to resize the tiles to.
+        most: maximum number of tiles.
+        cache: cache for the shards of a remote set.
+
+    Returns:
+        the tiles of training slides, with groups numbered as those of ``train``; None without the option.
+
+    Raises:
+        ValueError: the tiles of a set have no slides, fewer than `MIN_SAME_SLIDES` tiles are of training slides, or tiles are in both sets.
+    """
+    if location is None:
+        return None
+    number_of = {name: number for number, name in enumerate(train.slides) if name}
+    if not number_of:
+        raise ValueError(f"--same-slides: the tiles of {shards.location} have no slides; pack them with --group")
+    opened = [ShardSet.open(location, split, cache=cache) for split in open_location(location, cache)[2].splits]
+    names = [_groups(other, other.header.shards[int(other.rows.shard_N[0])].split) for other in opened]
+    masks = [np.array([name in number_of for name in of_split]) for of_split in names]
+    other, of_tile, use_N = max(zip(opened, names, masks, strict=True), key=lambda entry: int(entry[2].sum()))
+    if use_N.sum() < MIN_SAME_SLIDES:
+        raise ValueError(
+            f"--same-slides: {other.location} has {use_N.sum()} tiles of the slides of the training split; {MIN_SAME_SLIDES} are needed"
+        )
+    trained_on = set(zip(shards.rows.checksum_N.tolist(), shards.rows.length_N.tolist(), strict=True))
+    found = zip(other.rows.checksum_N.tolist(), other.rows.length_N.tolist(), strict=True)
+    if shared := [tile for tile, image in enumerate(found) if image in trained_on]:
+        raise ValueError(
+            f"--same-slides: {len(shared)} of its tiles are in the training split, such as {other.name(shared[0])}; remove them"
+        )
+    result = _split(other, of_tile, size, most, use_N, f"/of {train.identity}")
+    return replace(result, group_N=np.array([number_of[name] for name in result.slides])[result.group_N])
 
 
 def check_model(name: str, loaded: Loaded, data: Data) -> None:
@@ -118,19 +171,26 @@ def common_size(sizes: Mapping[str, int]) -> int:
     return first
 
 
-def _split(shards: ShardSet, names: list[str], size: int, most: int, assessable_only: bool) -> Split:
-    """Draw tiles at random from the whole split: indexed tars may be sorted by level."""
+def _split(shards: ShardSet, names: list[str], size: int, most: int, use_mask_N: np.ndarray, suffix: str) -> Split:
+    """Draw tiles at random from the whole split: indexed tars may be sorted by level.
+
+    Args:
+        use_mask_N: tiles to draw from.
+        suffix: names these tiles in the identity of the split.
+    """
     rows, read_tiles = shards.rows, set_reader(shards, size)
-    use_N = np.flatnonzero(assessable(shards.levels_NA, shards.schema, shards.location)) if assessable_only else np.arange(len(shards))
+    use_N = np.flatnonzero(use_mask_N)
     drawn_N = use_N[permutation.shuffle(len(use_N), permutation.stream(0, permutation.Purpose.EVALUATION_TILES))][:most]
 
     def read(number_N: np.ndarray) -> np.ndarray:
         return read_tiles(drawn_N[number_N])
 
     digest = hashlib.sha256((shards.folder / checksums.FILE).read_bytes())
-    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{'/assessable' * assessable_only}".encode())
+    digest.update(f"{shards.header.shards[rows.shard_N[0]].split}/{size}/{most}/drawn{suffix}".encode())
     group_of_tile = [names[number] or f"\0{number}" for number in drawn_N.tolist()]
-    return Split(shards.levels_NA[drawn_N].astype(np.int64), np.unique(group_of_tile, return_inverse=True)[1], read, digest.hexdigest())
+    slides, group_N = np.unique(group_of_tile, return_inverse=True)
+    known = tuple("" if name.startswith("\0") else name for name in slides.tolist())
+    return Split(shards.levels_NA[drawn_N].astype(np.int64), group_N, read, digest.hexdigest(), known)
 
 
 def set_reader(shards: ShardSet, size: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -19,9 +19,10 @@ from attributegan.metrics.quality import nearest
 from attributegan.sampling import grids, latents
 from attributegan.utils.html_page import Picture
 
-NEIGHBOURS = 8  # generated tiles shown: those nearest to a training tile
+PAIRS = 8  # generated tiles shown beside their nearest training tile: the nearest ones
 TILES = 32  # tiles in a contact sheet
 MAX_SIZE = 64  # maximum size of a tile in a strip, pixels
+PAIR_SIZE = 128  # likewise of a tile in a pair
 CURVES = (
     "real_score",
     "fake_score",
@@ -36,12 +37,20 @@ TITLES = {"evaluation/obeys": "evaluation/control_score"}  # where they differ f
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A tile beside its nearest training tile."""
+
+    picture: Picture
+    distance: float  # over that of `quality.copy_threshold`: below 1, all but 1 % of the held-out tiles are farther
+
+
+@dataclass(frozen=True)
 class Pictures:
     """Pictures of a report by the name of the model, and the curves of all models."""
 
     sheets: dict[str, Picture]
     sweeps: dict[str, Picture]
-    neighbours: dict[str, Picture]
+    pairs: dict[str, list[tuple[Pair, Pair]]]  # of a generated and of a held-out tile, nearest first
     curves: list[Picture]
 
 
@@ -63,22 +72,38 @@ def draw(
             sheet(thumbs(reference_set.train.read(np.arange(min(TILES, len(reference_set.train)))))), "real training tiles"
         )
     }
-    sweeps, neighbours = {}, {}
+    sweeps, pairs = {}, {}
     memories = {row.numbers["name"]: row.memory for row in rows if row.memory}
     for name, tiles_NHWC in generated.items():
         sheets[name] = png(sheet(tiles_NHWC[:TILES]), f"tiles of {name}")
         if loaded := models.get(name):
             latents_BL = latents.latents_for(0, range(2), loaded.config.model.latent_dim)
             sweeps[name] = png(grids.sweep_grid(loaded.generator, reference_set.schema, latents_BL), f"sweeps of {name}")
-        if name not in memories:  # too few real tiles to detect memorization
-            continue
-        closest = np.argsort(memories[name].distance_N, kind="stable")[:NEIGHBOURS]
-        columns = [tiles_NHWC[closest], thumbs(reference_set.train.read(memories[name].nearest_N[closest]))]
-        usual_N, distance_N = nearest(reference_set.held_out_ND, reference_set.train_ND)
-        held = np.argsort(distance_N, kind="stable")[:NEIGHBOURS]
-        columns += [reference_set.thumbs[held], thumbs(reference_set.train.read(usual_N[held]))]
-        neighbours[name] = png(strip(columns), f"nearest training tiles of {name}")
-    return Pictures(sheets, sweeps, neighbours, curves(paths))
+        if memory := memories.get(name):  # None: too few real tiles to detect memorization
+            held_out = nearest(reference_set.held_out_ND, reference_set.train_ND)
+            pairs[name] = list(
+                zip(
+                    nearest_pairs(tiles_NHWC, memory.nearest_N, memory.distance_N, reference_set, memory.threshold, "generated"),
+                    nearest_pairs(reference_set.thumbs, *held_out, reference_set, memory.threshold, "real held-out"),
+                    strict=False,
+                )
+            )
+    return Pictures(sheets, sweeps, pairs, curves(paths))
+
+
+def nearest_pairs(
+    tiles_NHWC: np.ndarray, nearest_N: np.ndarray, distance_N: np.ndarray, reference_set: ReferenceSet, threshold: float, kind: str
+) -> list[Pair]:
+    """Draw the `PAIRS` tiles that are nearest to a training tile, each beside it."""
+    closest = np.argsort(distance_N, kind="stable")[:PAIRS]
+    training_NHWC = thumbs(reference_set.train.read(nearest_N[closest]))
+    return [
+        Pair(
+            png(strip([np.stack(pair)], PAIR_SIZE), f"{kind} tile {number} and its nearest training tile"),
+            float(distance_N[number] / max(threshold, 1e-12)),
+        )
+        for number, *pair in zip(closest.tolist(), tiles_NHWC[closest], training_NHWC, strict=True)
+    ]
 
 
 def png(image_HWC: np.ndarray, alt: str) -> Picture:
@@ -94,9 +119,9 @@ def sheet(tiles_NHWC: np.ndarray, columns: int = 16) -> np.ndarray:
     return strip([np.concatenate([row, np.full_like(row[:1].repeat(columns - len(row), axis=0), 255)]) for row in rows])
 
 
-def strip(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Draw rows of tiles on white, each scaled down to at most `MAX_SIZE` pixels."""
-    size = min(MAX_SIZE, rows[0].shape[1])
+def strip(rows: Sequence[np.ndarray], max_size: int = MAX_SIZE) -> np.ndarray:
+    """Draw rows of tiles on white, each scaled down to at most ``max_size`` pixels."""
+    size = min(max_size, rows[0].shape[1])
     pitch = size + 2
     page = Image.new("RGB", (max(map(len, rows)) * pitch, len(rows) * pitch), "white")
     for row, tiles in enumerate(rows):
@@ -135,13 +160,21 @@ COLOURS = ("#5b2a6e", "#c2571a", "#1a7f6b", "#9a1750")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 170, 46, 22, 34
 
 
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """Draw a line chart over images as SVG.
+def chart(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    unit: str = "images",
+    bars: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+) -> bytes:
+    """Draw a line chart as SVG.
 
     Args:
         series: (images, value) pairs by the name of the line.
+        unit: of the horizontal axis.
+        bars: intervals, as (images, low, high), by the name of the line.
     """
     points = [point for line in series.values() for point in line]
+    points += [(x, y) for of_line in (bars or {}).values() for x, *ends in of_line for y in ends]
     xs, ys = zip(*points, strict=True)
     low, high, last = min(ys), max(ys), max(xs)
     span = (high - low) or 1.0
@@ -153,6 +186,9 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> by
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(point(x, y) for x, y in line)}"/>')
+        for x, *ends in (bars or {}).get(name, []):
+            (first_x, first_y), (_, last_y) = (point(x, y).split(",") for y in ends)
+            lines.append(f'<path d="M{float(first_x) + 2 * number:.1f} {first_y}V{last_y}" stroke="{colour}" stroke-width="0.8"/>')
         names.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="system-ui, sans-serif" font-size="10">'
@@ -161,6 +197,6 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> by
         f'<text x="6" y="27">{"".join(names)}</text>'
         f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
         f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{last:,.0f} images</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{last:,.0f} {html.escape(unit)}</text>'
         f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - 10}" fill="none" stroke="#999"/>{"".join(lines)}</svg>'
     ).encode()

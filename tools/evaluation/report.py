@@ -13,7 +13,7 @@ from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, t
 from tools.evaluation.sentences import sentences
 
 if TYPE_CHECKING:
-    from tools.evaluation.figures import Pictures
+    from tools.evaluation.figures import Pair, Pictures
 
 NONE = "–"
 LOW_CONTROL_SCORE = 0.2  # control score below which leakage is not reported: a model that ignores labels trivially has none
@@ -39,11 +39,13 @@ def page(result: Mapping[str, Any], pictures: Pictures) -> str:
         Section("Tiles", "Random tiles, not selected.", [Table([name], [[picture]]) for name, picture in pictures.sheets.items()]),
         Section("Image quality by level", LEVEL_TEXT, list(level_kid(rows))),
         Section(
-            "Memorization", MEMORY_TEXT, [memory(rows), *(Table([name], [[picture]]) for name, picture in pictures.neighbours.items())]
+            "Memorization", MEMORY_TEXT + membership_text(result), [memory(rows), *(pairs(name, of) for name, of in pictures.pairs.items())]
         ),
     ]
     if any("measured" in row for row in rows):
         sections.append(Section("Image measurements", measured_text(result), [measured(rows)]))
+    if "reader_study" in result:
+        sections.append(reader_study(result["reader_study"]))
     if pictures.curves:
         sections.append(
             Section(
@@ -79,8 +81,8 @@ MEMORY_TEXT = (
     "far below 1 if training tiles are copied. nearer: fraction of generated tiles that are nearer than all but 1 % of the held-out ones; "
     "expected 1 %. membership: share of pairs of a training and a held-out tile in which the training tile has the nearer generated tile "
     "(AUC; slides are resampled if there are five or more): 0.5 without memorization, an interval above 0.5 if training tiles can be "
-    "recognized. Slides that differ in stain can raise it too. Pictures: the generated tiles nearest to training tiles, their training "
-    "tiles; then the same for held-out tiles."
+    "recognized. Pictures: the 8 generated tiles nearest to a training tile, each beside it, and the 8 nearest held-out tiles, likewise; "
+    "the distance is 1 where only 1 % of the held-out tiles are nearer. "
 )
 MEASURED_TEXT = (
     "The tiles are phantoms, so each attribute can be measured by image analysis, without a trained predictor: nuclear area, alignment of "
@@ -106,9 +108,17 @@ def summary_text(result: Mapping[str, Any]) -> str:
         f"KID (x 1000; unbiased, the main metric) uses all tiles. FID, precision, recall, density and coverage depend on the number of "
         f"tiles and use {equal} real and {equal} generated ones.{small} All are computed against the training tiles. The first row has the "
         f"scores of {result['data']['held_out_tiles']} real tiles that the model was not trained on. "
-        f"{APART[result['data']['groups_apart']]} {_quality_text(result)}Attributes assessed: {', '.join(assessed) or 'none'}."
+        f"{APART[result['data']['groups_apart']]} {trained_text(result)}{_quality_text(result)}"
+        f"Attributes assessed: {', '.join(assessed) or 'none'}."
         + (f" Not assessed: {', '.join(others)}; see the reasons below." if others else "")
     )
+
+
+def trained_text(result: Mapping[str, Any]) -> str:
+    """Return the warning that models are scored with the features that they were trained on; "" if they are not."""
+    if not (names := result.get("trained_on_features")):
+        return ""
+    return f"Trained on these features: {', '.join(names)}; KID, FID and the other scores of features are better than the tiles. "
 
 
 def _quality_text(result: Mapping[str, Any]) -> str:
@@ -212,6 +222,21 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def reader_study(found: Mapping[str, Any]) -> Section:
+    """Return the section about a reader study, the result of `attributegan-label 2afc`."""
+    source, rates = found["study"], dict(found["readers"])
+    if len(rates) > 1:
+        rates["all readers"] = found["all"]
+    rates |= {f"{name}: {level}": of_level for name, levels in found["levels"].items() for level, of_level in levels.items()}
+    body = [[name, estimate([one["correct"], one["low"], one["high"]]), one["choices"], one["pairs"]] for name, one in rates.items()]
+    text = (
+        f"Two-alternative forced choice: which of two tiles with the same levels is real, one of split {source['split']} of "
+        f"{source['shards']} or one of {source['generated']}? {found['sentence']} Guessing gives 0.50. In small print: 95 % intervals "
+        "(Wilson), for other pairs but the same readers; not corrected for the number of levels."
+    )
+    return Section("Reader study", text, [Table(["", "real tile chosen", "choices", "pairs"], body)] if body else [])
+
+
 def confusions(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Yield a confusion matrix per model and attribute, requested by predicted level."""
     for row in rows:
@@ -269,6 +294,31 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(["", "ratio", "nearer", "membership"], body)
 
 
+def membership_text(result: Mapping[str, Any]) -> str:
+    """Return where the held-out tiles of the membership test come from."""
+    used = {row["memory"].get("membership_tiles") for row in result["rows"] if "memory" in row}
+    if "same slides" in used:
+        return (
+            "The membership test used tiles of the training slides (--same-slides) and compared only tiles of the same slide, so the stain "
+            "of a slide can't raise the AUC."
+        )
+    if result["data"]["groups_apart"]:
+        return (
+            "The membership test used tiles of held-out slides, because no tiles of the training slides were given (--same-slides). Slides "
+            "that differ in stain can raise the AUC too."
+        )
+    return "The membership test used the held-out split, whose tiles may be of the training slides."
+
+
+def pairs(name: str, found: Sequence[tuple[Pair, Pair]]) -> Table:
+    """Return the table of tiles beside their nearest training tiles."""
+    header = ["generated | nearest training tile", "distance", "held-out | nearest training tile", "distance"]
+    body: list[Sequence[Cell]] = [
+        [made.picture, Figure(f"{made.distance:.2f}"), held.picture, Figure(f"{held.distance:.2f}")] for made, held in found
+    ]
+    return Table(header, body, title=name)
+
+
 def measured_text(result: Mapping[str, Any]) -> str:
     """Return the explanation of the image measurements."""
     if not (measured_by := result.get("measured_by")):
@@ -294,7 +344,12 @@ def method(result: Mapping[str, Any]) -> Section:
     """Return the section about data, features and settings."""
     features, data, settings = result["features"], result["data"], result["settings"]
     body = [
-        ["features", f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"],
+        [
+            "features",
+            f"{features['name']} ({features['version']}), tiles resized to {features['size']} pixels, bicubic, antialiased"
+            + ("; standardised by the training tiles" if "standardised_by" in features else "")
+            + ("; " + trained_text(result).strip() if result.get("trained_on_features") else ""),
+        ],
         ["real tiles", f"{data['shards']}, splits {' and '.join(data['splits'])}; {' '.join(part[:16] for part in data['identity'])}"],
         ["settings", ", ".join(f"{name} {value}" for name, value in settings.items())],
         *([f"tiles {name}", f"{found['tiles']:,} tiles of {found['location']}"] for name, found in result.get("tile_sets", {}).items()),
@@ -319,6 +374,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     output = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if warning := trained_text(result):
+        output.append(f"\n{warning.strip()}")
     if why := _quality_text(result):
         output.append(f"\n{why.strip()}")
     for row in result["rows"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,9 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
     from attributegan.utils.files import require_writable
     from data_shards.storage.cache import Cache
     from tools.evaluation.tiles import is_tiles, open_tiles
+    from tools.two_afc import results
 
+    reader_study = results.read(settings.reader_study) if settings.reader_study else None
     require_writable(settings.out, "--out")
     require_writable(FeatureCache.at(settings.cache).folder, "--cache")
     paths = [settings.model, *settings.baseline]
@@ -49,7 +52,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any] | None:
     }
     processes = Processes()
     try:
-        return Evaluation(settings, subjects, processes).run()
+        return Evaluation(settings, subjects, processes, reader_study).run()
     finally:
         processes.shutdown()
 
@@ -77,14 +80,19 @@ def _name(path: Path) -> str:
 class Evaluation:
     """An evaluation of one or more models or tile sets against one set of real tiles."""
 
-    def __init__(self, settings: EvaluationSettings, subjects: dict[str, Loaded | TileSource], processes: Processes) -> None:
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        subjects: dict[str, Loaded | TileSource],
+        processes: Processes,
+        reader_study: dict[str, Any] | None = None,
+    ) -> None:
         from attributegan.checkpoint.loading import Loaded
-        from attributegan.metrics import features
         from attributegan.utils.html_page import require_jinja2
-        from tools.evaluation import data
+        from tools.evaluation import data, feature_networks
 
         require_jinja2()  # for the report, written at the end
-        self.settings, self.processes, self.subjects = settings, processes, list(subjects)
+        self.settings, self.processes, self.subjects, self.reader_study = settings, processes, list(subjects), reader_study
         self.models = {name: subject for name, subject in subjects.items() if isinstance(subject, Loaded)}
         self.sources = {name: subject for name, subject in subjects.items() if not isinstance(subject, Loaded)}
         sizes = {
@@ -96,7 +104,12 @@ class Evaluation:
         for name, loaded in self.models.items():
             data.check_model(name, loaded, self.data)
         self.tiles = {name: source.open(self.data.schema, settings.count, self.size) for name, source in self.sources.items()}
-        self.features = features.load(settings.features, settings.feature_size).to(processes.device)
+        self.trained_on = {name: feature_networks.trained_on(loaded.config) for name, loaded in self.models.items()}
+        self.network = feature_networks.choose(settings.features, self.trained_on, settings.allow_trained_features)
+        if processes.is_main and settings.features == feature_networks.AUTO and any(self.trained_on.values()):
+            trained = ", ".join(f"{name} was trained on features of {network}" for name, network in self.trained_on.items() if network)
+            print(f"features: {self.network}, because {trained}", file=sys.stderr)
+        self.features = feature_networks.load(self.network, settings.feature_size).to(processes.device)
         self.precision = processes.broadcast_object(resolve_precision(settings.precision) if processes.is_main else "")
         self.progress = StageProgress(processes.is_main)
 
@@ -106,6 +119,7 @@ class Evaluation:
 
         settings, processes = self.settings, self.processes
         cache = reference.FeatureCache.at(settings.cache)
+        self.features = reference.standardised(self.features, self.data.train, processes, cache, self.progress)
         reference_set = reference.analyze_reference(
             self.data.schema,
             self.data.train,
@@ -117,6 +131,7 @@ class Evaluation:
             seed=settings.seed,
             steps=settings.predictor_steps,
             progress=self.progress,
+            same_slides=self.data.same_slides,
         )
         plan = samples.make_plan(reference_set, self.data.schema, processes, settings.count, settings.sweeps, settings.seed)
         equal = min(len(self.data.train), len(self.data.held_out), settings.count, *map(len, self.tiles.values()))
@@ -158,6 +173,7 @@ class Evaluation:
 
     def _summary(self, reference_set: ReferenceSet, rows: Sequence[Row], equal: int) -> dict[str, Any]:
         from attributegan.evaluation import scores
+        from attributegan.metrics.features import weights_hash
 
         settings = self.settings
         return {
@@ -180,17 +196,29 @@ class Evaluation:
                 "equal": equal,
             },
             "precision": self.precision,
+            **({"trained_on_features": trained} if (trained := self._trained_on_features()) else {}),
             **({"measured_by": self.data.measured_by} if self.data.measured_by else {}),
             "models": {
-                name: {"images": loaded.images, "image_size": loaded.config.model.image_size} for name, loaded in self.models.items()
+                name: {"images": loaded.images, "image_size": loaded.config.model.image_size, "identity": weights_hash(loaded.generator)}
+                for name, loaded in self.models.items()
             },
             **(
-                {"tile_sets": {name: {"location": self.sources[name].location, "tiles": len(tiles)} for name, tiles in self.tiles.items()}}
+                {
+                    "tile_sets": {
+                        name: {"location": self.sources[name].location, "tiles": len(tiles), "identity": tiles.identity}
+                        for name, tiles in self.tiles.items()
+                    }
+                }
                 if self.tiles
                 else {}
             ),
+            **({"reader_study": self.reader_study} if self.reader_study else {}),
             "rows": [row.numbers for row in rows],
         }
+
+    def _trained_on_features(self) -> list[str]:
+        """Return the models that were trained on the features of the network that scores them."""
+        return [name for name, network in self.trained_on.items() if network == self.network]
 
     def _write(self, reference_set: ReferenceSet, rows: Sequence[Row], generated: dict[str, np.ndarray], summary: dict[str, Any]) -> None:
         """Write the report. result.json is written last: its presence means that the report is complete."""

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -31,12 +29,12 @@ from tools.labeler import agreement
 from tools.labeler.consensus import Writer
 from tools.labeler.queue import Queue
 from tools.labeler.ratings import LONGEST_COMMENT, LONGEST_NAME, Conflict, Ratings
+from tools.labeler.requests import same_origin, static_file
 from tools.labeler.tiles import Tiles, picture
 
 FOLDER = Path(__file__).parent
 STYLE = FOLDER.parent / "explorer" / "static" / "explorer.css"  # shared with the explorer
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-LARGEST_BODY = 65536  # bytes
 DIGITS = "0123456789"
 KEYS = f"{DIGITS}qwertyiopdfghjkl"  # keys of the levels; c, n, s and u have other functions
 WRITE_S = 2.0  # minimum seconds between two writes of the CSV files
@@ -115,14 +113,14 @@ class Labeler:
 
     def routes(self) -> list[Route]:
         """Return all routes."""
-        static = [Route(f"/static/{path.name}", _file(path)) for path in [STYLE, *sorted((FOLDER / "static").iterdir())]]
+        static = [Route(f"/static/{path.name}", static_file(path)) for path in [STYLE, *sorted((FOLDER / "static").iterdir())]]
         posts = [("/answer", self.answer), ("/skip", self.skip), ("/undo", self.undo), ("/again", self.again)]
         return [
             Route("/", self.label),
             Route("/agreement", self.agreement),
             Route("/image", self.image),
             Route("/next", self.next),
-            *(Route(path, _same_origin(handler), methods=["POST"]) for path, handler in posts),
+            *(Route(path, same_origin(handler), methods=["POST"]) for path, handler in posts),
             *static,
         ]
 
@@ -336,43 +334,5 @@ def application(labeler: Labeler, host: str, token: str, port: int) -> ASGIApp:
     return guarded(app, labeler.pages, host, token, port)
 
 
-def _same_origin(handler: Callable[[Mapping[str, Any]], Any]) -> Callable[[Request], Any]:
-    """Reject cross-site requests: accept only JSON, which other sites can't send without a CORS preflight, and only from this origin."""
-
-    @functools.wraps(handler)
-    async def checked(request: Request) -> Response:
-        origin = request.headers.get("origin")
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            return JSONResponse({"error": "The request must be JSON."}, status_code=415)
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return JSONResponse({"error": "Requests from other sites are not allowed."}, status_code=403)
-        response: Response = await handler(await _body(request))
-        return response
-
-    return checked
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    data = b""
-    try:
-        async for part in request.stream():
-            data += part
-            if len(data) > LARGEST_BODY:
-                raise ValueError("the request is too large")
-        body = json.loads(data)
-    except (ClientDisconnect, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"the request is not JSON: {type(error).__name__}") from error
-    if not isinstance(body, dict):
-        raise ValueError("the request is not a JSON object")
-    return body
-
-
 def _address(file: str) -> str:
     return f"/image?file={quote(file, safe='')}"
-
-
-def _file(path: Path) -> Callable[[Request], Response]:
-    def send(request: Request) -> Response:
-        return FileResponse(path, headers={"Cache-Control": "no-cache"})
-
-    return send

@@ -35,10 +35,10 @@ class Queue:
         self, files: Sequence[str], ratings: Ratings, seed: int, shared: float, uncertainty: Mapping[str, float] | None = None
     ) -> None:
         self.ratings = ratings
-        self.order = sorted(files, key=lambda file: _uniform(seed, "order", file))
+        self.order = sorted(files, key=lambda file: uniform(seed, "order", file))
         if uncertainty is not None:
             self.order.sort(key=lambda file: -uncertainty.get(file, 0.0))
-        self.shared = frozenset(file for file in files if _uniform(seed, "shared", file) < shared)
+        self.shared = frozenset(file for file in files if uniform(seed, "shared", file) < shared)
         self._held: dict[str, tuple[str, float]] = {}  # rater and time, by file
 
     def next(self, rater: str, count: int = 1) -> tuple[list[str], Progress]:
@@ -72,7 +72,7 @@ class Queue:
         return by != rater and time.monotonic() - since < HELD_S
 
 
-def _uniform(seed: int, purpose: str, file: str) -> float:
+def uniform(seed: int, purpose: str, file: str) -> float:
     """Return a pseudorandom number in [0, 1), the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{file}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -6,21 +6,18 @@ a CSV file about to be written. Replaying the events restores the state.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import threading
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from attributegan.attributes import AttributeSchema
-from attributegan.utils.files import fsync_path
+from tools.labeler.event_log import EventLog
 
 FORMAT = 1
 LONGEST_NAME, LONGEST_COMMENT = 60, 2000  # characters
@@ -67,26 +64,11 @@ class Ratings:
     def __init__(self, path: Path, schema: AttributeSchema) -> None:
         self.path, self.schema, self.state = path, schema, _State()
         self._lock = threading.Lock()
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ValueError(f"{path}: can't be opened ({error.strerror}); use another --out") from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise ValueError(f"{path}: is in use by another attributegan-label; stop it, or use another --out") from None
-        try:
-            self._load()
-        except BaseException:
-            self.close()
-            raise
+        self._log = EventLog(path, {"format": FORMAT, "attributes": schema.to_dict()}, self._check_header, self._apply)
 
     def close(self) -> None:
         """Close the file and release the lock."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._log.close()
 
     def rater(self, name: str) -> str:
         """Return the canonical name of a rater: as first entered; names are case-insensitive.
@@ -94,9 +76,7 @@ class Ratings:
         Raises:
             ValueError: not a valid name.
         """
-        name = unicodedata.normalize("NFC", " ".join(name.split()))
-        if not name or len(name) > LONGEST_NAME or not name.isprintable() or not name[0].isalnum():
-            raise ValueError(f"rater: a name needs 1 to {LONGEST_NAME} characters and must begin with a letter or a digit")
+        name = valid_name(name)
         return self.state.raters.get(name.casefold(), name)
 
     def answer(self, rater: str, file: str, levels: Sequence[int], comment: str, revision: int) -> None:
@@ -129,7 +109,7 @@ class Ratings:
                 return None
             file = next(reversed(actions))
             last = self.state.answers[file].get(rater)
-            self._write({"rater": rater, "file": file, "undone": True})
+            self._log.append({"rater": rater, "file": file, "undone": True})
         return file, last
 
     def show_skipped(self, rater: str) -> None:
@@ -160,40 +140,7 @@ class Ratings:
         with self._lock:
             if revision is not None and revision != self.revision(event["rater"], event["file"]):
                 raise Conflict
-            self._write(event)
-
-    def _write(self, event: Mapping[str, Any]) -> None:
-        """Append a line and fsync it; on failure, truncate the file to its previous size and raise OSError."""
-        event = {**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        size = os.fstat(self._descriptor).st_size
-        try:
-            if os.write(self._descriptor, line) != len(line):
-                raise OSError(28, "No space left on device")
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, size)
-            raise
-        self._apply(event)
-
-    def _load(self) -> None:
-        data = self.path.read_bytes()
-        lines = data.split(b"\n")
-        if (rest := lines.pop()) and _is_json(rest):  # an editor has removed the last newline
-            os.write(self._descriptor, b"\n")
-            lines.append(rest)
-        elif rest:  # a crash while this line was written: its answer was not confirmed
-            os.ftruncate(self._descriptor, len(data) - len(rest))
-        if not lines:
-            header = {"format": FORMAT, "attributes": self.schema.to_dict()}
-            os.write(self._descriptor, json.dumps(header, ensure_ascii=False).encode() + b"\n")
-            os.fsync(self._descriptor)
-            fsync_path(self.path.parent)
-            return
-        self._check_header(lines[0])
-        for number, line in enumerate(lines[1:], 2):
-            if line.strip():
-                self._replay(number, line)
+            self._log.append(event)
 
     def _check_header(self, line: bytes) -> None:
         try:
@@ -208,14 +155,6 @@ class Ratings:
                 f"{self.path}: was created with other attributes: {'; '.join(_differences(saved, self.schema))}. Use the same "
                 "--attributes, or another --out"
             )
-
-    def _replay(self, number: int, line: bytes) -> None:
-        try:
-            self._apply(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{self.path}: line {number} is damaged ({error}); restore the file, or delete this line, which loses only its answer"
-            ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         state = self.state
@@ -268,11 +207,16 @@ def _to_end(files: dict[str, None], file: str) -> None:
     files[file] = None
 
 
-def _is_json(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+def valid_name(name: str, field: str = "rater") -> str:
+    """Return the name of a person in Unicode's composed form, with single spaces.
+
+    Raises:
+        ValueError: not a valid name; the message starts with ``field``.
+    """
+    name = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not name or len(name) > LONGEST_NAME or not name.isprintable() or not name[0].isalnum():
+        raise ValueError(f"{field}: a name needs 1 to {LONGEST_NAME} characters and must begin with a letter or a digit")
+    return name
 
 
 def _differences(saved: AttributeSchema, given: AttributeSchema) -> list[str]:

@@ -6,7 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from attributegan.config import DataConfig
 from tools import options as options_module
+from tools.evaluation.options import add_same_slides
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class SamplingSettings:
     pair: tuple[str, str] | None = None
     interpolate: tuple[str, str] | None = None
     movie: str | None = None
+    filter_copies: bool = False
+    shards: str | None = None  # training set of --filter-copies
+    shards_cache: str = ""
+    shards_cache_gb: float = DataConfig.cache_gb
+    same_slides: str | None = None
+    train: str = "train"
+    held_out: str = "val"
+    features: str = "efficientnet-lite0"
+    feature_size: int | None = None
+    cache: Path | None = None
     project: Path | None = None
     steps: int = 300  # of --project
     seed: int = 0
@@ -47,6 +59,14 @@ class SamplingSettings:
         pictures = [f"--{name}" for name in ("sweep", "pair", "interpolate", "project") if getattr(self, name)]
         if self.format == "shards" and pictures:
             raise ValueError(f"{pictures[0]}: not supported with --format shards; use another --format and --out")
+        if self.filter_copies and not self.shards:
+            raise ValueError("--filter-copies: requires --shards, the set that the model was trained on")
+        if self.shards and not self.filter_copies:
+            raise ValueError("--shards: requires --filter-copies; use --levels-from to draw levels from a set")
+        if self.filter_copies and pictures:
+            raise ValueError(f"{pictures[0]}: its tiles are not filtered; run it without --filter-copies")
+        if self.filter_copies and self.train == self.held_out:
+            raise ValueError(f"--held-out: {self.held_out} is also the training split; give a split that the model was not trained on")
 
     @property
     def to_shards(self) -> bool:
@@ -80,6 +100,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truncation", metavar="T", type=float, help="truncate latents at +-T: higher quality, less variety (default: no truncation)"
     )
+    parser.add_argument(
+        "--filter-copies",
+        action="store_true",
+        help="draw another latent for tiles that are nearer to a training tile than 99 %% of the real held-out tiles; requires --shards",
+    )
+    parser.add_argument("--shards", metavar="DIR", help="with --filter-copies: shard set that the model was trained on, a folder or a URL")
+    options_module.add_cache(parser, "shards-cache")
+    parser.add_argument(
+        "--train", metavar="SPLIT", default=default.train, help="its split that the model was trained on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held-out", metavar="SPLIT", default=default.held_out, help="its split that the model was not trained on (default: %(default)s)"
+    )
+    add_same_slides(parser)
+    parser.add_argument(
+        "--features",
+        metavar="NETWORK",
+        default=default.features,
+        help="feature network of --filter-copies, as in attributegan-evaluate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"
+    )
+    options_module.add_evaluation_cache(parser)
     parser.add_argument("--sweep", action="store_true", help="write sweep.png: every attribute through its levels, one latent per row")
     parser.add_argument(
         "--pair", nargs=2, metavar=("A", "B"), help="write pair.png: all levels of A by all levels of B, for the first latent"

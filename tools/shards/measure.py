@@ -27,12 +27,17 @@ examples:
   attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv
   attributegan-shard measure --images tiles --attributes crowding=area_fraction,nuclear_size_spread=area_spread --levels 3 --out levels.csv
   attributegan-shard measure --images more --attributes measured.yaml --out more.csv       reuses the edges
+  attributegan-shard measure --images crops/images --outlines crops/outlines --out measured.csv
   attributegan-shard measure --images tiles --segment my_stardist:outlines --out measured.csv"""
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """Options of ``measure``."""
+    """Options of ``measure``.
+
+    Raises:
+        ValueError: options that exclude each other.
+    """
 
     images: Path | None
     shards: str | None
@@ -45,9 +50,14 @@ class MeasureSettings:
     attributes_out: Path | None
     stains: str | None
     segment: str | None
+    outlines: Path | None
     workers: int | None
     shards_cache: str
     shards_cache_gb: float
+
+    def __post_init__(self) -> None:
+        if self.outlines and (self.segment or not self.images):
+            raise ValueError("--outlines requires --images, and replaces --segment")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,9 +103,25 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="MODULE:FUNCTION",
         help="segmentation function to use: (H, W, 3) uint8 -> instance map (H, W) (default: built in)",
     )
+    parser.add_argument(
+        "--outlines",
+        type=Path,
+        metavar="DIR",
+        help="folder with the outlines of nuclei to use, an instance map NAME.png for each image (default: nuclei are segmented)",
+    )
     options_module.add_workers(parser)
     options_module.add_cache(parser)
     parser.set_defaults(run=with_settings(run, MeasureSettings))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tiles, how to measure them, the rules for levels, and the file of the rows measured so far."""
+
+    source: table.Source
+    settings: table.Settings
+    rules: Sequence[levels.Rule]
+    partial: Path
 
 
 def run(options: MeasureSettings) -> int:
@@ -104,38 +130,50 @@ def run(options: MeasureSettings) -> int:
     Raises:
         ValueError: names the option that is wrong; or no tile could be read.
     """
+    lines, bad = measure_tiles(options)
+    print("\n".join(lines + ([f"  {len(bad):,} damaged tiles listed on stderr"] if bad else [])))
+    return 2 if bad else 0
+
+
+def inputs(options: MeasureSettings) -> Inputs:
+    """Check the options and list the tiles; ValueError names the option that is wrong."""
     from data_shards import measure
     from data_shards.measure import segment, table
-    from tools.progress import TileProgress
 
     measure.require()
-    workers = options_module.worker_count(options.workers)
-    settings = table.Settings(options.mpp, _stains(options.stains), options.segment)
+    settings = table.Settings(options.mpp, _stains(options.stains), options.segment, options.outlines is not None)
     if settings.segment:
         segment.load(settings.segment)
     rules = _rules(options, settings)
     partial = _check_out(options.out, options.overwrite)
     if options.images:
-        source: table.Source = table.FolderTiles(options.images)
+        source: table.Source = table.FolderTiles(options.images, options.outlines)
     else:
         assert options.shards is not None
         source = table.ShardTiles(options.shards, options_module.open_cache(options))
-    with TileProgress(len(source.tiles)) as progress:
-        measured = table.measure(source, settings, partial, workers, progress)
+    return Inputs(source, settings, rules, partial)
+
+
+def measure_tiles(options: MeasureSettings) -> tuple[list[str], list[str]]:
+    """Measure the tiles and write the files; returns a summary and the damaged tiles, one line each."""
+    from data_shards.measure import table
+    from tools.progress import TileProgress
+
+    workers, found = options_module.worker_count(options.workers), inputs(options)
+    with TileProgress(len(found.source.tiles)) as progress:
+        measured = table.measure(found.source, found.settings, found.partial, workers, progress)
     for line in measured.bad:
         print(line, file=sys.stderr)
     if not measured.rows:
         raise ValueError(f"--out: nothing to write: none of {len(measured.bad):,} tiles could be read")
-    return _finish(options, settings, measured, rules, partial)
+    return _finish(options, found, measured), measured.bad
 
 
-def _finish(
-    options: MeasureSettings, settings: table.Settings, measured: table.Measured, rules: Sequence[levels.Rule], partial: Path
-) -> int:
-    """Derive the levels, write both files and print a summary; returns the exit status."""
+def _finish(options: MeasureSettings, found: Inputs, measured: table.Measured) -> list[str]:
+    """Derive the levels and write both files; returns a summary."""
     from data_shards.measure import table
 
-    rules = [_with_edges(rule, measured, settings, options.levels or 4) for rule in rules]
+    rules = [_with_edges(rule, measured, found.settings, options.levels or 4) for rule in found.rules]
     table.write(measured, rules, options.out)
     lines = [f"{options.out}: {len(measured.rows):,} tiles, {len(measured.names)} measurements"]
     if rules:
@@ -148,9 +186,8 @@ def _finish(
         level_N = rule.levels(measured.column(rule.by))
         counts = ", ".join(f"{name} {int((level_N == level).sum()):,}" for level, name in enumerate(rule.schema.levels))
         lines.append(f"  {rule.attribute} by {rule.by}: {counts}; edges {', '.join(f'{edge:g}' for edge in rule.edges)}")
-    partial.unlink()
-    print("\n".join(lines + ([f"  {len(measured.bad):,} damaged tiles listed on stderr"] if measured.bad else [])))
-    return 2 if measured.bad else 0
+    found.partial.unlink()
+    return lines
 
 
 def _stains(text: str | None) -> stain.Stains | None:

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.format.litter import is_litter
 from tools.options import add_workers, with_settings, worker_count
+
+if TYPE_CHECKING:  # slow to import
+    from data_shards.ingest.tiling import Options
 
 EXAMPLES = """\
 Writes the tiles to DIR/{slide}/ and DIR/tiles.csv with the columns file, slide, x and y (corner in pixels at the slide's full resolution),
@@ -90,12 +93,11 @@ def run(settings: TileSettings) -> int:
     Raises:
         ValueError: lists all invalid slides, or names the option that is wrong.
     """
-    from data_shards.ingest.tiling import SHARPNESS, Options, tiling
+    from data_shards.ingest.tiling import tiling
     from tools.progress import TileProgress
 
     processes = worker_count(settings.workers)
-    sharpness = SHARPNESS if settings.sharpness is None else settings.sharpness
-    options = Options(settings.mpp, settings.size, settings.overlap, settings.tissue, sharpness, settings.jpeg)
+    options = tiling_options(settings)
     slides, skipped = find_slides(settings.slides)
     if skipped:
         print(f"skipped, not a slide: {', '.join(map(str, skipped))}", file=sys.stderr)
@@ -113,9 +115,17 @@ def run(settings: TileSettings) -> int:
             count = work.write_table()
     except OSError as error:  # no space, no permission
         raise ValueError(f"--out: {error}; finished slides are kept, rerun the same command to resume") from error
-    lines = [*map(_line, records), *(f"{slide}: already there" for slide in work.done), *(f"left out: {line}" for line in bad + damaged)]
+    lines = [*map(describe, records), *(f"{slide}: already there" for slide in work.done), *(f"left out: {line}" for line in bad + damaged)]
     print("\n".join([*lines, f"{settings.out / 'tiles.csv'}: {count:,} tiles"]))
     return 0
+
+
+def tiling_options(settings: TileSettings) -> Options:
+    """Returns how to cut the tiles; ValueError names the option that is wrong."""
+    from data_shards.ingest.tiling import SHARPNESS, Options
+
+    sharpness = SHARPNESS if settings.sharpness is None else settings.sharpness
+    return Options(settings.mpp, settings.size, settings.overlap, settings.tissue, sharpness, settings.jpeg)
 
 
 def find_slides(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -139,7 +149,8 @@ def _report(bad: list[str], rest: str) -> str:
     return f"{len(bad):,} slides can't be cut; {rest}. Fix them, or skip them with --skip-bad:{lines}"
 
 
-def _line(record: Mapping[str, Any]) -> str:
+def describe(record: Mapping[str, Any]) -> str:
+    """Returns a line about a slide that has been cut, from its record."""
     empty, blurred = record["places"] - record["with_tissue"], record["with_tissue"] - record["tiles"]
     kept = f"{record['file']}: {record['tiles']:,} tiles of {record['places']:,} positions"
     return f"{kept}; {empty:,} with too little tissue, {blurred:,} blurred"

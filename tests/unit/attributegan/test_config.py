@@ -42,7 +42,7 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"train": {"channels_last": 1}}, "train.channels_last: expected true or false"),
         ({"optim": {"generator_lr": float("nan")}}, "optim.generator_lr: nan is not a finite number"),
         ({"optim": {"betas": [0.5]}}, "optim.betas"),
-        ({"augment": {"policy": ["zoom"]}}, "augment.policy: 'zoom' is not one of translation, offset, cutout, color"),
+        ({"augment": {"policy": ["zoom"]}}, "augment.policy: 'zoom' is not one of translation, offset, cutout, color, hed"),
         ({"run": {"save_every": 0}}, "run.save_every"),
         ({"loss": {"r2_gamma": 1}}, "loss.r2_gamma: 1.0 requires loss.r1_gamma > 0"),
         ({"loss": {"auxiliary": 1}}, "loss.auxiliary: 1.0 does not fit model.auxiliary_heads=false"),
@@ -52,6 +52,9 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ({"loss": {"residual": -1}}, "loss.residual: -1.0 must be at least 0"),
         ({"loss": {"contrastive": 0, "temperature": 0.5}}, "loss.temperature: 0.5 requires loss.contrastive > 0"),
         ({"augment": {"policy": [], "probability": 0.5}}, "augment.probability: 0.5 requires augment.policy"),
+        ({"augment": {"policy": [], "target": 0.5}}, "augment.target: 0.5 requires augment.policy"),
+        ({"augment": {"target": 1}}, "augment.target: 1.0 must be at least 0 and below 1"),
+        ({"augment": {"adapt_images": 10}}, "augment.adapt_images: 10 requires augment.target > 0"),
     ],
 )
 def test_bad_options_are_named(tree: dict, named: str) -> None:

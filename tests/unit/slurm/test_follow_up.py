@@ -48,7 +48,7 @@ def test_commands_get_the_run_and_its_data(run: Config) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["evalute"], "--then: 'evalute' is not evaluate or sample"),
+        (["evaluation"], "--then: 'evaluation' is not evaluate or sample"),
         (["train"], "--then: 'train' is not evaluate or sample"),
         ([""], "--then: '' is not evaluate or sample"),
         (["evaluate, sample"], "--then: '' is not evaluate or sample"),
@@ -119,7 +119,7 @@ def test_dry_run_shows_the_scripts_as_comments(tmp_path: Path, run: Config) -> N
     ("arguments", "message"),
     [
         (["--then", "sample", "--local"], "error: --then: requires Slurm"),
-        (["--then", "sampel", "--dry-run"], "error: --then: 'sampel' is not evaluate or sample"),
+        (["--then", "samples", "--dry-run"], "error: --then: 'samples' is not evaluate or sample"),
         (["--array", "nope", "--dry-run"], "error: --array: nope: not a preset and not a file; presets are rates"),
     ],
 )
@@ -151,7 +151,7 @@ def test_jobs_depend_on_the_job_of_their_run(tmp_path: Path, run: Config, monkey
         assert f"#SBATCH --dependency=afterok:{array}\n" in (submission / f"{job}_submission.sh").read_text()
 
     started: list[tuple[list[str], str]] = []
-    monkeypatch.setattr(follow_up.os, "execve", lambda program, line, variables: started.append((line, variables["ATTRIBUTEGAN_SHARDS"])))
+    monkeypatch.setattr(os, "execve", lambda program, line, variables: started.append((line, variables["ATTRIBUTEGAN_SHARDS"])))
     follow_up.run(submission, 1)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     follow_up.run(submission, 1)

@@ -122,6 +122,7 @@ def main(job: Path, monkeypatch: pytest.MonkeyPatch, records: list[ExitRecord], 
         ([0, 0], 0, 0, "running", False),
         ([STOPPED, STOPPED], STOPPED, STOPPED, "queued", True),
         ([1, STOPPED], 1, 1, "queued", True),
+        ([1], 7, 1, "queued", True),
         ([3, 1], 7, 3, "failed", False),
         ([-9, 1], 137, 137, "queued", True),
         ([], STOPPED, STOPPED, "queued", True),  # stopped before any process started

@@ -30,6 +30,7 @@ from attributegan.metrics import control, features, predictor
 from attributegan.sampling import generate, latents
 from data_shards.phantoms import measure, render
 from tools import evaluate
+from tools.evaluation import feature_networks
 from tools.evaluation import report as report_module
 from tools.evaluation import run as run_module
 from tools.evaluation.options import EvaluationSettings
@@ -429,7 +430,7 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
 def test_settings_come_from_the_parser() -> None:
     options = evaluate._parser().parse_args(["report", "compare", "--shards", "s", "--out", "o"])  # a folder may be called as a command
     assert settings_of(EvaluationSettings, options) == EvaluationSettings(model="compare", out=Path("o"), shards="s")
-    assert EvaluationSettings.features == features.DEFAULT
+    assert EvaluationSettings.features == feature_networks.AUTO
 
 
 def test_models_are_named_after_their_run(tmp_path: Path) -> None:
@@ -451,3 +452,37 @@ def test_real_tiles_at_a_url(run: Path, shards: Path, report: Path, tmp_path: Pa
     assert one["data"]["identity"] == other["data"]["identity"]
     for name in ("result.json", "report.html"):
         assert "hush" not in (tmp_path / "out" / name).read_text()
+
+
+def test_features_that_trained_the_model_do_not_score_it(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default another network is used; the same one is refused, and marks the report if it is allowed."""
+    words, name = arguments(run, shards, tmp_path / "out"), "tests.helpers.fake_features:pooled"
+    monkeypatch.setattr(feature_networks, "trained_on", lambda config: name)
+    assert evaluate.main(words) == 2
+    assert f"--features {name}: untrained was trained on these features" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert evaluate.main([*words, "--allow-trained-features"]) == 0
+    marked = "Trained on these features: untrained; "
+    assert marked in capsys.readouterr().out and marked in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["trained_on_features"] == ["untrained"]
+    assert evaluate.main(["compare", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")]) == 0
+    assert marked in (tmp_path / "page.html").read_text()
+
+
+def test_standardised_features_have_their_real_tiles_in_their_identity(run: Path, shards: Path, tmp_path: Path) -> None:
+    """The spread of the training tiles is 1, whatever the network's scale, and results of other real tiles don't compare."""
+    cache = reference.FeatureCache.at(tmp_path / "cache")
+    train, other = split(40, 0), split(40, 1)
+    network = features.load("random", size=32)
+    found = reference.standardised(network, train, Processes(), cache)
+    train_ND = reference.features_of(train, "training tiles", found, Processes(), cache, lambda *progress: None)
+    assert train_ND is not None
+    spread_D = train_ND.std(axis=0)
+    assert np.isclose(spread_D, 1, atol=0.01).mean() > 0.7 and np.isclose(spread_D, [[0], [1]], atol=0.01).any(axis=0).all()
+    assert np.array_equal(train_ND, reference.features_of(train, "again", found, Processes(), cache, lambda *progress: None))
+    assert found.identity != reference.standardised(network, other, Processes(), cache).identity
+    assert reference.standardised(found, other, Processes(), cache) is found
+    plain = features.load("tests.helpers.fake_features:pooled")
+    assert reference.standardised(plain, train, Processes(), cache) is plain

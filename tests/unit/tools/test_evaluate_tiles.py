@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from fake_features import Pooled
 from PIL import Image
 from untrained_run import untrained_run
@@ -83,6 +86,25 @@ def test_training_tiles_with_noise_are_caught(real: reference.ReferenceSet, cach
     assert memory["membership"][1] > 0.6 and memory["ratio"] < 0.5 and memory["nearer"] > 0.2
 
 
+def test_the_example_of_the_python_api_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
+    code = re.search(r"^## Evaluation\n.*?```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert code
+    arrays: dict[str, np.ndarray] = {}
+    for name, tiles in (("train", split(200, 0)), ("held_out", split(80, 1)), ("generated", split(80, 2))):
+        read = tiles.read(np.arange(len(tiles)))
+        arrays |= {f"{name}_tiles": read, f"{name}_levels": tiles.levels_NA, f"{name}_slides": tiles.group_N}
+    np.savez(tmp_path / "tiles.npz", **arrays)
+    (tmp_path / "attributes.yaml").write_text(yaml.safe_dump(PUBLISHED.to_dict()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "load", lambda name: NETWORK)  # a cheaper network
+    found: dict[str, Any] = {}
+    exec(compile(code[1], "python-api.md", "exec"), found)
+    assert found["scores"].numbers["name"] == "ours" and found["shuffled"].numbers["kind"] == "floor" and found["scores"].numbers["control"]
+    assert found["real"].numbers["kind"] == "ceiling" and capsys.readouterr().out.startswith("[")
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets") / "real"
@@ -131,8 +153,13 @@ def test_folder_and_set_beside_a_checkpoint(shards: Path, tmp_path: Path) -> Non
     untrained_run(tmp_path / "untrained", 1234)
     out = tmp_path / "report"
     baselines = ["--baseline", str(generated), "--baseline", str(tmp_path / "untrained")]
-    assert evaluate.main([*arguments(folder, shards, out), *baselines]) == 0
+    rate = {"correct": 0.5, "low": 0.4, "high": 0.6, "choices": 100, "pairs": 100}
+    source = {"generated": "stylegan", "shards": "real", "split": "val"}
+    readers = {"format": 1, "study": source, "sentence": "Ann chose <well>.", "all": rate, "readers": {"Ann": rate}, "levels": {}}
+    (tmp_path / "study.json").write_text(json.dumps(readers))
+    assert evaluate.main([*arguments(folder, shards, out), *baselines, "--reader-study", str(tmp_path / "study.json")]) == 0
     result = json.loads((out / "result.json").read_text())
+    assert result["reader_study"] == readers and "Ann chose &lt;well&gt;." in (out / "report.html").read_text()
     rows = {row["name"]: row for row in result["rows"] if row["kind"] == "generator"}
     assert list(rows) == ["stylegan", "diffusion", "untrained"] and list(result["models"]) == ["untrained"]
     assert {name: found["tiles"] for name, found in result["tile_sets"].items()} == {"stylegan": 40, "diffusion": 40}  # --count

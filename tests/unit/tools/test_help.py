@@ -12,8 +12,10 @@ import pytest
 
 from tools import bench, evaluate, explore, export, label, runs, sample, shard, study
 from tools.evaluation.options import EvaluationSettings
+from tools.evaluation.usefulness import UsefulnessSettings
 from tools.options import settings_of
 from tools.sampling.options import SamplingSettings
+from tools.two_afc import options as two_afc
 
 PARSERS = {
     "attributegan-bench": bench._parser,
@@ -21,6 +23,7 @@ PARSERS = {
     "attributegan-explore": explore._parser,
     "attributegan-export": export._parser,
     "attributegan-label": label._parser,
+    "attributegan-label 2afc": two_afc.parser_2afc,
     "attributegan-runs": runs._parser,
     "attributegan-sample": sample._parser,
     "attributegan-shard": shard._parser,
@@ -45,6 +48,8 @@ def test_every_example_parses(name: str) -> None:
     assert len(found) > 1
     for line in found:
         command, *arguments = shlex.split(line)
+        if arguments[:1] == ["2afc"]:
+            command = f"{command} {arguments.pop(0)}"
         if command in PARSERS:
             if command == "attributegan-evaluate" and arguments[0] not in evaluate.COMMANDS:
                 arguments.insert(0, "report")
@@ -66,11 +71,17 @@ def test_every_command_has_a_description_and_examples(name: str) -> None:
         (sample._parser, ["run", "--out", "out"], SamplingSettings(model="run", out=Path("out"))),
         (explore._parser, ["run"], explore.ExploreSettings(model=Path("run"))),
         (label._parser, ["tiles", "--out", "levels.csv"], label.LabelSettings(tiles=Path("tiles"), out=Path("levels.csv"))),
+        (two_afc.parser_2afc, ["--out", "study"], two_afc.StudySettings(out=Path("study"))),
         (study._parser, ["suite.yaml", "--out", "out"], study.StudySettings(suite=Path("suite.yaml"), out=Path("out"))),
         (
             evaluate._parser,
             ["report", "run", "--shards", "s", "--out", "out"],
             EvaluationSettings(model="run", out=Path("out"), shards="s"),
+        ),
+        (
+            evaluate._parser,
+            ["usefulness", "run", "--shards", "s", "--out", "out"],
+            UsefulnessSettings(model="run", out=Path("out"), shards="s"),
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: 
 def test_checkpoint_of_the_same_images_is_replaced(tmp_path: Path) -> None:
     old = write(tmp_path, 8)
     (old / "old").write_text("")
-    (tmp_path / ".deleting-images-000000000008").mkdir()  # left by a start that was killed here
+    (tmp_path / ".deleting-images-000000000008" / "part").mkdir(parents=True)  # left by a start that was killed here
     assert write(tmp_path, 8) == old and not (old / "old").exists() and os.listdir(tmp_path) == [old.name]
 
 
@@ -60,6 +61,12 @@ def test_newest_stay(tmp_path: Path, keep: int, left: list[int]) -> None:
     for images in (1, 2, 3):
         path = write(tmp_path, images, keep)
     assert sorted(os.listdir(tmp_path)) == [store.name_of(images) for images in left] and store.latest(tmp_path) == path
+
+
+def test_saved_checkpoints_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        path = write(tmp_path, 7)
+    assert f"saved {path}" in caplog.text
 
 
 def test_invalid_names_are_ignored(tmp_path: Path) -> None:
@@ -164,13 +171,14 @@ def test_disks_that_take_a_few_bytes_at_a_time(tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(path / "generator.safetensors").items())
 
 
-def test_large_slices_through_a_local_disk(tmp_path: Path) -> None:
-    large = torch.arange((1 << 24) + 11).to(torch.uint8)
+def test_large_slices_through_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))  # the default folder of temporary files is not used
+    tensors = {"last": torch.ones(5), "large": torch.arange((1 << 24) + 11).to(torch.uint8), "small": torch.ones(3)}
     writer = Writer(tmp_path / "run", rank=0, world=1, launch_id="t", scratch=str(tmp_path / "a" / "b"))
-    writer.save(7, {}, generator=ShardedStateDict.replicated({"large": large, "small": torch.ones(3)}, EvenShard(0, 1)))
+    writer.save(7, {}, generator=ShardedStateDict.replicated(tensors, EvenShard(0, 1)))
     writer.wait()
     found = load_file(tmp_path / "run" / store.name_of(7) / "generator.safetensors")
-    assert torch.equal(found["large"], large) and found["small"].tolist() == [1, 1, 1] and os.listdir(tmp_path / "a" / "b") == []
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items()) and os.listdir(tmp_path / "a" / "b") == []
 
 
 def test_missing_rank_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +240,9 @@ def test_leftovers_of_earlier_starts_are_removed(tmp_path: Path) -> None:
 def test_files_are_on_the_disk_before_they_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     fsync = os.fsync
-    monkeypatch.setattr(writer_module.os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(writer_module.os, "fsync", lambda file: (synced.append(Path(f"/proc/self/fd/{file}").readlink().name), fsync(file)))
     write(tmp_path, 8)
-    assert any(path.endswith("/generator.safetensors") for path in synced)
+    assert synced[:2] == ["generator.safetensors", ".done-0"]
 
 
 def test_replaced_and_old_checkpoints_leave_nothing_behind(tmp_path: Path) -> None:

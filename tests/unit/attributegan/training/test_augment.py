@@ -7,7 +7,7 @@ from torch import Tensor
 from attributegan.config import AugmentConfig
 from attributegan.training import augment
 
-EVERYTHING = ("translation", "offset", "cutout", "color")
+EVERYTHING = ("translation", "offset", "cutout", "color", "hed")
 
 
 def config(*policy: str, probability: float = 1.0) -> AugmentConfig:
@@ -26,7 +26,7 @@ def by_hand(name: str, image_1CHW: Tensor, *draws: float) -> Tensor:
     return augment.apply(image_1CHW, torch.tensor([[0.0, *draws]]), config(name))
 
 
-@pytest.mark.parametrize(("policy", "columns"), [((), 1), (("offset",), 3), (("translation", "color"), 6), (EVERYTHING, 10)])
+@pytest.mark.parametrize(("policy", "columns"), [((), 1), (("offset",), 3), (("translation", "color"), 6), (EVERYTHING, 16)])
 def test_draws_are_uniform_and_one_row_an_image(policy: tuple[str, ...], columns: int) -> None:
     settings = config(*policy)
     draws = drawn(settings, 2000)
@@ -48,6 +48,13 @@ def test_probability_chooses_images() -> None:
     changed = (augment.apply(batch, draws, settings) != batch).flatten(1).any(1)
     assert torch.equal(changed, draws[:, 0] < 0.3)
     assert 0.2 < changed.float().mean() < 0.4
+
+
+def test_probability_of_the_call_overrides_that_of_the_configuration() -> None:
+    settings, adapted = config("color", probability=0.9), config("color", probability=0.2)
+    batch, draws = images(100, size=8), drawn(settings, 100)
+    assert torch.equal(augment.apply(batch, draws, settings, 0.2), augment.apply(batch, draws, adapted))
+    assert torch.equal(augment.apply(batch, draws, settings, 0.0), batch)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,32 @@ def test_color_neutral_and_by_hand() -> None:
     torch.testing.assert_close(by_hand("color", image, 0.75, 0.5, 0.5), image + 0.25)
     torch.testing.assert_close(by_hand("color", image, 0.5, 0.0, 0.5), image.mean(1, keepdim=True).expand_as(image))
     torch.testing.assert_close(by_hand("color", image, 0.5, 0.5, 0.0), (image + image.mean()) / 2)
+
+
+def test_stain_jitter_of_zero_is_the_identity_outside_the_range_too() -> None:
+    image = images(1) * 1.5
+    image[..., 0, 0] = -1.0  # black
+    torch.testing.assert_close(by_hand("hed", image, *[0.5] * 6), image, rtol=0, atol=3e-7)
+    outside = [0.1, 0.9, 0.3, 0.8, 0.2, 0.6]
+    assert torch.equal(augment.apply(image, torch.tensor([[0.9, *outside]]), config("hed", probability=0.5)), image)
+
+
+def test_stain_jitter_scales_and_shifts_concentrations() -> None:
+    """Pixels of known concentrations: those of the result are c (1 + 0.1 a) + 0.1 b, with a and b from -1 to 1."""
+    stains_SC = torch.nn.functional.normalize(torch.tensor(augment.STAINS), dim=1)
+    concentrations_NS = torch.tensor([[0.0, 0.0, 0.0], [1.2, 0.1, 0.0], [0.2, 0.9, 0.05], [0.5, 0.5, 0.5]])
+    image = (2 * (-(concentrations_NS @ stains_SC)).exp() - 1).T.reshape(1, 3, 2, 2)
+    draws = [0.75, 0.0, 0.999, 0.25, 0.5, 1.0]
+    result = by_hand("hed", image, *draws)
+    scale, shift = (torch.tensor(draws) * 2 - 1).chunk(2)
+    found_NS = -((result + 1) / 2).log().flatten(2)[0].T @ stains_SC.inverse()
+    torch.testing.assert_close(found_NS, concentrations_NS * (1 + 0.1 * scale) + 0.1 * shift, atol=2e-6, rtol=1e-5)
+
+
+def test_stain_jitter_has_bounded_gradients_in_black_pixels() -> None:
+    batch = torch.full((1, 3, 4, 4), -1.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(by_hand("hed", batch, *[1.0] * 6).sum(), batch)
+    assert gradient.isfinite().all() and gradient.abs().max() < 2
 
 
 def test_policies_follow_each_other_with_their_own_draws() -> None:

@@ -206,3 +206,42 @@ def test_unknown_levels_add_nothing_to_the_classification_loss() -> None:
     """Not even through the mean over the batch: the tile of an unknown level is far off here."""
     logits = torch.log(torch.tensor([[0.9, 0.1, 1e-9, 1e-9], [1e-6, 1.0, 1e-9, 1e-9]]))
     assert losses.control([logits], torch.tensor([[0], [-1]])).item() == pytest.approx(-math.log(0.9) / 2, abs=1e-5)
+
+
+def test_energy_distance_by_hand() -> None:
+    """Points on a line: generated at 0 and 3, real at 1 and 1."""
+    fake = torch.tensor([[0.0], [3.0]], requires_grad=True)
+    own = torch.eye(2, dtype=torch.bool)
+    loss = losses.energy_distance(fake, torch.tensor([[1.0], [1.0]]), fake, own)
+    assert loss.item() == pytest.approx(2 * (1 + 2) / 2 - 3, abs=1e-3)
+    loss.backward()
+    # Towards the real tiles with 2 / 2, away from each other with 2 / 2: only their mean matters here, and it is right.
+    assert fake.grad.flatten().tolist() == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_energy_distance_is_least_for_the_distribution_of_the_real_tiles() -> None:
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(500, 4, generator=rng)
+
+    def distance(fake: torch.Tensor) -> float:
+        return losses.energy_distance(fake, real, fake, torch.eye(len(fake), dtype=torch.bool)).item()
+
+    equal = distance(torch.randn(500, 4, generator=rng))
+    draws = torch.randn(500, 4, generator=rng)
+    assert distance(draws + 0.5) > equal + 0.05 and distance(0.5 * draws) > equal + 0.05 and distance(2 * draws) > equal + 0.05
+
+
+def test_energy_distance_of_parts_averages_to_that_of_the_whole() -> None:
+    rng = torch.Generator().manual_seed(1)
+    fake, real = torch.randn(6, 3, generator=rng), torch.randn(4, 3, generator=rng)
+    pairs = torch.arange(6) // 2
+    excluded = pairs[:, None] == pairs
+    whole = losses.energy_distance(fake, real, fake, excluded)
+    parts = [losses.energy_distance(fake[rows], real, fake, excluded[rows]) for rows in (slice(0, 2), slice(2, 4), slice(4, 6))]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
+def test_energy_distance_has_finite_gradients_where_tiles_are_equal() -> None:
+    fake = torch.ones(4, 3, requires_grad=True)
+    losses.energy_distance(fake, torch.ones(4, 3), fake, torch.eye(4, dtype=torch.bool)).backward()
+    assert fake.grad.abs().max() < 1e-6

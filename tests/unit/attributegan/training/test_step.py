@@ -202,6 +202,35 @@ def test_disabled_terms_are_not_requested() -> None:
     assert discriminator.calls == [{"embed": False, "reconstruct": False, "train_levels": False, "predict_levels": False, "n": BATCH}]
 
 
+def test_probability_of_the_batch_reaches_every_augmentation() -> None:
+    """Without augmentation, all losses are those of an empty policy."""
+    config = configured(adversarial="relativistic")
+    plain = dataclasses.replace(config, augment=AugmentConfig(policy=()))
+    batch = dataclasses.replace(two_batches(config)[0], augment_probability=0.0)
+    for phase, options in ((phases.discriminator_phase, {"penalise": False}), (phases.generator_phase, {})):
+        found = []
+        for settings, one in ((config, batch), (plain, dataclasses.replace(batch, noise=two_batches(plain)[0].noise))):
+            generator, discriminator = FormulaGenerator(), FormulaDiscriminator()
+            phase(settings, RUNTIME, generator, discriminator, [one], **options)
+            found.append(generator.losses + discriminator.losses)
+        assert found[0] == found[1] and found[0]
+
+
+def test_statistic_of_adaptive_augmentation_is_a_term() -> None:
+    config = configured(adversarial="relativistic")
+    adaptive = dataclasses.replace(config, augment=AugmentConfig(policy=("color",), target=0.5))
+    batches = two_batches(config)
+    found, _ = phases.discriminator_phase(adaptive, RUNTIME, FormulaGenerator(), FormulaDiscriminator(), batches, penalise=False)
+    signs = []
+    for batch in batches:
+        fakes = images_for(batch.noise.latents_discriminator_BL, batch.levels_BA)
+        fakes = augment.apply(fakes, batch.noise.augment_fake_BP, config.augment)
+        reals = augment.apply(batch.images_BCHW, batch.noise.augment_real_BP, config.augment)
+        fake, real = (output_for(images, batch.levels_BA, 0, None).logits for images in (fakes, reals))
+        signs.append((fake - real).sign().mean())
+    assert found["augment/real_sign"] == torch.stack(signs).mean()
+
+
 @pytest.mark.parametrize(("gammas", "names"), [((2.0, 0.0), {"r1"}), ((2.0, 3.0), {"r1", "r2"})])
 def test_enabled_penalties(gammas: tuple[float, float], names: set[str]) -> None:
     config = configured(r1_gamma=gammas[0], r2_gamma=gammas[1])

@@ -23,8 +23,11 @@ from time_limits import seconds
 
 from attributegan import cli
 from attributegan.attributes import PUBLISHED
+from data_shards.ingest import slide as slide_module
 from data_shards.ingest import tiling
-from data_shards.ingest.tiling import Slide, find_positions, otsu, sharpness, tissue_mask
+from data_shards.ingest.positions import find_positions
+from data_shards.ingest.slide import Slide
+from data_shards.ingest.tissue import otsu, sharpness, tissue_mask
 from tools import shard
 from tools.shards import tile as tile_slides
 
@@ -168,7 +171,7 @@ def test_the_smallest_sufficient_level_is_read(tmp_path: Path) -> None:
 def test_downsampling_does_not_alias_and_reads_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     checkers_HWC = np.repeat(np.indices((1024, 1024)).sum(axis=0)[..., None] % 2 * 200, 3, axis=2).astype(np.uint8)
     path = write_slide(tmp_path / "checkers.tif", [checkers_HWC], 0.25)
-    monkeypatch.setattr(tiling, "BLOCK", 128)
+    monkeypatch.setattr(slide_module, "BLOCK", 128)
     with closing(Slide(path)) as slide:
         read, sizes = slide._slide.read_region, []
         monkeypatch.setattr(slide._slide, "read_region", lambda at, level, size: sizes.append(size) or read(at, level, size))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_shards.ingest.tiling import Slide
+from data_shards.ingest.slide import Slide
 from tools import shard
 from tools.shards import tile as tile_slides
 

@@ -11,7 +11,7 @@ import torch
 
 from attributegan.config import Config
 from tools.bench import main
-from tools.benchmarks import gpu, gpu_checks, gpu_report, gpu_worker
+from tools.benchmarks import gpu, gpu_checks, gpu_report, gpu_variants, gpu_worker
 from tools.benchmarks.gpu_parts import BY_NAME, PARTS, Context, Outcome, Part, Skip
 from tools.benchmarks.gpu_training import difference, differing, merged
 from tools.benchmarks.gpu_worker import Worker, run_part
@@ -45,6 +45,10 @@ def test_every_part_runs_on_a_cpu_and_results_are_kept(tmp_path: Path, capsys: p
     assert [row["recipe"] for row in rows] == ["published", "controlled"] and all(0 < row["updates"] < 1e-2 for row in rows)
     assert len(tree["parts"]["profile"]["details"]["kernels"]) == 15
     assert 0 <= tree["parts"]["loader"]["details"]["wait share"] <= 1
+    compiled = tree["parts"]["compile-speed"]
+    assert "traced (eager)" in compiled["summary"] and [row["compile"] for row in compiled["details"]["compile"]] == [False, True]
+    assert all(row["images/s"] > 0 and row["first step, s"] >= 0 for row in compiled["details"]["compile"])
+    assert [row["channels_last"] for row in tree["parts"]["layouts"]["details"]["layouts"]] == [True, False]
 
 
 class FakeWorker:
@@ -171,6 +175,16 @@ def test_checks_fail_when_the_two_ways_differ(name: str, off: float, tmp_path: P
     monkeypatch.setattr(gpu_checks, "_trained", trained)
     outcome = run_part(BY_NAME[name], Context("cpu", True, tmp_path))
     assert outcome.status == ("failed" if off else "passed") and calls >= 2, outcome
+
+
+def test_layouts_are_compared_at_three_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(context: Context, size: int, batch: int, mode: str, more: dict) -> dict:
+        return {"images/s": "" if size == 1024 else 3.0 if more["train"]["channels_last"] else 2.0, "batch": batch}
+
+    monkeypatch.setattr(gpu_variants, "step_rate", rate)
+    full = run_part(BY_NAME["layouts"], Context("cpu", False, tmp_path))
+    assert [row["size"] for row in full.details["layouts"]] == [256, 256, 512, 512, 1024, 1024]
+    assert full.summary == "bf16, channels_last over row-major: 256 px 1.50, 512 px 1.50, 1024 px out of memory"
 
 
 def test_batch_norm_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
