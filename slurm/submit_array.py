@@ -98,7 +98,9 @@ def submit(command: str, arguments: Sequence[str], options: argparse.Namespace) 
     decided = {"workers": workers}
     decided |= workload.load(command, arguments, decided).decided()
     work = workload.load(command, arguments, decided)
-    folder = state.folder_of(work.out.resolve())
+    folder = state.folder_of(work.out)
+    if "%" in str(folder):
+        raise ValueError(f"--out: {work.out} contains %, which Slurm replaces in the names of logs (as in %j); choose another name")
     array = _array(command, arguments, work, decided, local or options.jobs or 0)
     if options.dry_run:
         executor = batch_script.slurm_executor(folder / "submissions" / "0001", cluster, folder.name, dry=True)

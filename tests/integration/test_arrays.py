@@ -121,8 +121,8 @@ def test_stopped_job_resumes(slides: list[Path], tiles: Path, tmp_path: Path) ->
     job = process_of(out)
     workers = Path(f"/proc/{job}/task/{job}/children").read_text().split()
     assert len(workers) == 2
-    for pid in (*workers, job):
-        os.kill(int(pid), signal.SIGUSR2)
+    for pid in (*map(int, workers), job):
+        os.kill(pid, signal.SIGUSR2)
     output, errors = process.communicate(timeout=seconds(60))
     assert process.returncode == 2 and contents(out) == contents(tiles) and output == report(out) and "error" not in errors
     states = [json.loads(line)["state"] for line in (state.job_folder(state.folder_of(out), 0) / state.TASKS).read_text().splitlines()]
@@ -193,6 +193,8 @@ def test_sampled_shards_of_an_array_equal_those_of_one_process(run: Path, tmp_pa
     assert submit(["sample", "--local", "2", *options, "--out", str(out)]) == 0
     assert contents(out) == contents(tmp_path / "one") and report(out).startswith("sample: 3 tasks\n")
     assert state.Array.load(state.folder_of(out)).overrides["model"].endswith("images-000000001234"), "the same checkpoint in all jobs"
+    assert submit(["sample", "--local", "1", *options, "--out", str(tmp_path / "one")]) == 2, "a set that no array has made"
+    assert not (tmp_path / "one.array").exists()
 
 
 def test_runs_of_an_array_are_evaluated_one_by_one_and_compared(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +264,8 @@ def test_rows_of_a_study_make_its_table(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tile", "--local", "2", ".DS_Store", *A_SLIDE[1:]], "SLIDE: none of the files given is a slide"),
+        (["tile", "--local", "2", *A_SLIDE[:2], "a%j", *A_SLIDE[3:]], "contains %, which Slurm replaces"),
         (["tile", "--local", "0", *A_SLIDE], "--local: 0 must be above 0"),
         (
             ["tile", "--local", "2", "--jobs", "3", "a.svs", "--out", "x", "--mpp", "1", "--size", "64"],

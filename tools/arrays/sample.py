@@ -56,7 +56,7 @@ class SampleWorkload:
 
     def tasks(self, jobs: int) -> list[str]:
         require_writable(self.out, "--out")
-        if self.out.exists() and not (self.out / index.FILE).is_file():
+        if not self.settings.overwrite and not state.folder_of(self.out).exists():  # the set of an earlier array may be the same
             parts.check_output(self.out, "", overwrite=False)
         return shard_writer.names(self.settings.count, self.settings.shard_count)
 

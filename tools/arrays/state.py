@@ -72,7 +72,7 @@ class Record:
 
 def folder_of(out: Path) -> Path:
     """Returns the folder of the array that writes ``out``."""
-    return out.with_name(f"{out.name}.array")
+    return out.absolute().with_name(f"{out.absolute().name}.array")
 
 
 def job_folder(folder: Path, job: int) -> Path:

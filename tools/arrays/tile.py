@@ -32,6 +32,8 @@ class TileWorkload:
         return {}
 
     def tasks(self, jobs: int) -> list[str]:
+        if not self.slides:
+            raise ValueError("SLIDE: none of the files given is a slide")
         tiling.check_slides(list(self.slides.values()), self.settings.slide_mpp)
         tiling.Tiling(list(self.slides.values()), self.out, self.options, self.settings.slide_mpp)  # checks --out
         return list(self.slides)
