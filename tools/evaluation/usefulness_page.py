@@ -38,7 +38,7 @@ def page(result: Mapping[str, Any]) -> str:
 GAIN_TEXT = (
     "How much generated tiles change the score of a predictor: the difference to the same real tiles alone; for generated tiles alone, "
     "to all real tiles. They help if the interval is above 0. Last column: the difference to the row with as many generated as real "
-    "tiles, whose levels are as frequent as in the real tiles."
+    "tiles (or all, if fewer exist), whose levels are as frequent as in the real tiles."
 )
 SCORE_TEXT = (
     "Spearman's rank correlation of the predicted with the labelled level on the held-out tiles, relative to its maximum; all levels have "
@@ -115,7 +115,7 @@ def how_many(rows: Sequence[Mapping[str, Any]]) -> str:
         for text, found in (("more generated than real tiles are better", better), ("more generated than real tiles are worse", worse))
         if found
     ]
-    text = "; ".join(parts) or "more generated tiles than real ones make no measurable difference to as many"
+    text = "; ".join(parts) or "more generated than real tiles are not measurably better than as many"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -178,7 +178,9 @@ def chart(name: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
     for row in rows:
         if not row["real"]:
             continue
-        kind = "real only" if not row["generated"] else "+ balanced" if row["balanced"] else "+ all" if "over_drawn" in row else "+ 1:1"
+        kind = (
+            "real only" if not row["generated"] else "+ balanced" if row["balanced"] else "+ all" if "over_drawn" in row else "+ up to 1:1"
+        )
         value, low, high = row["scores"][name]
         series.setdefault(kind, []).append((row["real"], value))
         bars.setdefault(kind, []).append((row["real"], low, high))
