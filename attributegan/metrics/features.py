@@ -26,6 +26,7 @@ from attributegan.metrics import efficientnet, encoders, random_network
 from attributegan.metrics.encoders import ENCODERS
 from attributegan.metrics.encoders import IMAGENET as IMAGENET
 
+MAX_SCALED = 5.0  # standard deviations to which standardised features are clipped
 DEFAULT, RANDOM = "efficientnet-lite0", "random"
 HELP = """\
 efficientnet-lite0 (default), -lite1 or -lite2 (offline); random (a network with random weights); inception or
@@ -64,7 +65,7 @@ class Features:
     def identity(self) -> dict[str, Any]:
         """The identity recorded in result files; only results with equal identities can be compared."""
         found = {"name": self.name, "version": self.version, "size": self.size, "mean": list(self.mean), "std": list(self.std)}
-        return found | ({"standardised_by": self.scaled_by} if self.scaled_by else {})
+        return found | ({"standardised_by": self.scaled_by, "clipped": MAX_SCALED} if self.scaled_by else {})
 
     @property
     def unscaled(self) -> Features:
@@ -72,12 +73,15 @@ class Features:
         return replace(self, standardise=False, scaling=None, scaled_by="")
 
     def scale(self, vectors_ND: np.ndarray) -> np.ndarray:
-        """Standardises vectors of `unscaled`; a feature that is undefined for a tile, or constant over the training tiles, becomes 0."""
+        """Standardises vectors of `unscaled`; a feature that is undefined for a tile, or constant over the training tiles, becomes 0.
+
+        Clipped to `MAX_SCALED`: a feature that is 0 for nearly all training tiles would decide KID, which is cubic, by a few others.
+        """
         if self.scaling is None:
             return vectors_ND
         mean_D, std_D = self.scaling
         scaled_ND = (vectors_ND - mean_D) / std_D
-        return np.where(np.isfinite(scaled_ND), scaled_ND, 0).astype(np.float32)
+        return np.where(np.isfinite(scaled_ND), scaled_ND, 0).clip(-MAX_SCALED, MAX_SCALED).astype(np.float32)
 
     def to(self, device: torch.device) -> Features:
         """Returns the extractor with its network on ``device``."""

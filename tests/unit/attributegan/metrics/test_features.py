@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attributegan.metrics import features
+from attributegan.metrics import features, quality
 
 
 class Means(nn.Module):
@@ -240,3 +240,15 @@ def test_undefined_and_constant_features_become_zero() -> None:
     found = features.Features("x", "1", 8, Means(), scaling=features.spread(train_ND), scaled_by="y")
     scaled_ND = found.scale(np.array([[3.0, np.nan, 9.0, 1.0], [3.0 + np.std([1, 3, 5]), 4.0, 5.0, np.nan]]))
     np.testing.assert_allclose(scaled_ND, [[0, 0, 0, 0], [1, 1, 0, 0]], atol=1e-6)
+
+
+def test_a_feature_that_is_rare_in_the_training_tiles_does_not_decide_kid() -> None:
+    """Regression: a channel of ``random`` that few training tiles activate gave real held-out tiles a KID of 187."""
+    rng = np.random.default_rng(0)
+    train_ND, held_out_ND = rng.normal(size=(2, 200, 8))
+    train_ND[:, 0], held_out_ND[:, 0] = 0, 0
+    train_ND[0, 0], held_out_ND[:3, 0] = 1e-3, 1
+    found = features.Features("x", "1", 8, Means(), scaling=features.spread(train_ND), scaled_by="y")
+    train_ND, held_out_ND = found.scale(train_ND), found.scale(held_out_ND)
+    assert np.abs(held_out_ND).max() == features.MAX_SCALED
+    assert quality.kernel_distance(train_ND, held_out_ND).value < 1

@@ -35,7 +35,7 @@ def test_timm_networks_are_pretrained_and_have_no_classifier(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model, data=data, __version__="9.0"))
     found = features.load("timm:some_model")
     assert created == [("some_model", {"pretrained": True, "num_classes": 0})]
-    expected = {"name": "timm:some_model", "version": f"timm 9.0, {features._weights_hash(pool())}", "size": 192}
+    expected = {"name": "timm:some_model", "version": f"timm 9.0, {features.weights_hash(pool())}", "size": 192}
     assert found.identity == expected | {"mean": config["mean"], "std": config["std"]}
     assert isinstance(found.network, nn.Module) and not found.network.training and isinstance(found.mean, tuple)
     with pytest.raises(ValueError, match=r"--features timm:absent: timm failed to create the model: Unknown model"):
@@ -48,7 +48,7 @@ def test_hub_networks_are_loaded_from_github_or_a_folder(tmp_path: Path, monkeyp
     for repository, source in (("owner/repo", "github"), (str(tmp_path), "local")):
         found = features.load(f"hub:{repository}:entry")
         assert loaded.pop() == (repository, "entry", {"source": source, "trust_repo": "check"})
-        expected = {"name": f"hub:{repository}:entry", "version": features._weights_hash(pool()), "size": 224}
+        expected = {"name": f"hub:{repository}:entry", "version": features.weights_hash(pool()), "size": 224}
         assert found.identity == expected | {"mean": list(features.IMAGENET[0]), "std": list(features.IMAGENET[1])}
         assert found(TILES).shape == (2, 3 * 28 * 28)
 

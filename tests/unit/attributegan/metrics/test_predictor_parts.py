@@ -15,6 +15,7 @@ from torch import nn
 from attributegan.attributes import Attribute, AttributeSchema
 from attributegan.metrics import predictor
 from attributegan.metrics.predictor import Cnn, Head, PredictorCache
+from attributegan.utils.rng import Purpose, rng_for
 
 TWO = AttributeSchema((Attribute("grade", ("unclear", "low", "mid", "high"), 0), Attribute("tone", ("dark", "light", "unclear"), 2)))
 
@@ -248,13 +249,13 @@ def test_training_depends_on_its_seed_alone_and_each_step_has_its_own_tiles(monk
 def test_weights_decay_with_the_schedule_of_the_learning_rate() -> None:
     """Unknown levels have no gradient, which leaves the decay: AdamW multiplies by 1 - rate * 0.01."""
     steps = 20
-    torch.manual_seed(predictor.rng_for(3, predictor.Purpose.PREDICTOR_WEIGHTS).initial_seed())
+    torch.manual_seed(rng_for(3, Purpose.PREDICTOR_WEIGHTS).initial_seed())
     start = Cnn(TWO).head.weight.detach()
     cnn = predictor.fit_cnn(tiles_of(4), np.full((4, 2), -1), TWO, seed=3, steps=steps)
     rate = torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), 2e-3, steps, cycle_momentum=False)
     expected = 1.0
     for _ in range(steps):
-        expected *= 1 - 0.01 * rate.get_last_lr()[0]
+        expected *= 1 - 0.01 * float(rate.get_last_lr()[0])
         rate.optimizer.step()
         rate.step()
     assert float(cnn.head.weight.detach().norm() / start.norm()) == pytest.approx(expected, abs=2e-6)
