@@ -167,8 +167,8 @@ class LossConfig:
     )
     mmd: float = option(
         0.0,
-        "Weight of the generator's maximum mean discrepancy (energy distance) to the real tiles of the batch, in features of "
-        "EfficientNet-Lite0 trained on ImageNet. For few and real tiles; use batches of at least 16.",
+        "Weight of the generator's maximum mean discrepancy (MMD) to the real tiles, in pretrained features. The energy distance between "
+        "the tiles of a batch in EfficientNet-Lite0 trained on ImageNet; use batches of at least 16. For real tiles, few or many.",
         minimum=0,
         source="Sejdinovic et al., Annals of Statistics 2013 (energy distance); Santos et al., ICCV 2019 (perceptual features)",
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # slow to import; --help must be fast
     from attributegan.evaluation.reference import Split
 
 EXAMPLES = """\
-  attributegan-explore --demo                                           a small generator that is included, trained on phantoms
+  attributegan-explore --demo                                           a small generator that is included, of mitotic figures
   attributegan-explore runs/first                                       prints the address to open
   attributegan-explore runs/first --shards shards                       adds nearest real tiles and predicted levels
   attributegan-explore exported                                         a folder written by `attributegan-export generator`
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--train", metavar="SPLIT", default=default.train, help="split that the model was trained on (default: %(default)s)"
     )
-    result.add_argument("--demo", action="store_true", help="show the included small generator, trained on phantoms")
+    result.add_argument("--demo", action="store_true", help="show the included small generator of mitotic figures")
     result.add_argument(
         "--max-real",
         metavar="N",

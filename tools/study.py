@@ -177,7 +177,7 @@ def study(settings: StudySettings) -> None:
 
 
 def with_features(settings: StudySettings, studies: Mapping[str, dict[str, Any]]) -> StudySettings:
-    """Return the settings with the feature network that scores the studies; ValueError for one that a study trains on."""
+    """Return the settings with the feature network that scores the studies; ValueError if a study trains on it."""
     networks = {name: MMD_NETWORK if options["loss"].get("mmd") else "" for name, options in studies.items()}
     return dataclasses.replace(settings, features=choose(settings.features, networks))
 

@@ -480,7 +480,7 @@ def test_standardised_features_have_their_real_tiles_in_their_identity(run: Path
     train_ND = reference.features_of(train, "training tiles", found, Processes(), cache, lambda *progress: None)
     assert train_ND is not None
     spread_D = train_ND.std(axis=0)
-    assert np.isclose(spread_D, 1, atol=0.01).mean() > 0.7 and np.isclose(spread_D, [[0], [1]], atol=0.01).any(axis=0).all()
+    assert np.isclose(spread_D, 1, atol=0.01).mean() > 0.7 and spread_D.max() < 1.01  # less where outliers are clipped
     assert np.array_equal(train_ND, reference.features_of(train, "again", found, Processes(), cache, lambda *progress: None))
     assert found.identity != reference.standardised(network, other, Processes(), cache).identity
     assert reference.standardised(found, other, Processes(), cache) is found
