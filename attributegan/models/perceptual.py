@@ -21,7 +21,9 @@ from attributegan.models.frozen_conv import FrozenConv2d
 from attributegan.models.precision import full_precision
 
 NETWORK = "efficientnet-lite0"
-MAX_SIZE = 224  # pixels; the network was trained at this size, larger tiles are reduced to it
+# Pixels: smaller tiles are enlarged, since the last map needs more than one position for a standard deviation; larger ones are reduced to the
+# size that the network was trained at.
+MIN_SIZE, MAX_SIZE = 64, 224
 QUADRANTS = 4
 # Blocks whose output is used (strides 4, 8, 16 and 32), and how much the mean and the standard deviation over the positions of a map vary
 # between H&E tiles, relative to the scale of the last batch norm of these blocks. Medians over channels and 2,140 tiles of 64 pixels.
@@ -62,12 +64,13 @@ class PerceptualFeatures(nn.Module):
         """Computes features in at least float32, differentiable in the images.
 
         Args:
-            images_BCHW: about [-1, 1].
+            images_BCHW: square, about [-1, 1].
             levels_BA: long, -1 for unknown.
         """
         x = images_BCHW
-        if max(x.shape[2:]) > MAX_SIZE:
-            x = F.interpolate(x, (MAX_SIZE, MAX_SIZE), mode="bilinear", antialias=True, align_corners=False)
+        size = min(max(x.shape[2], MIN_SIZE), MAX_SIZE)
+        if size != x.shape[2]:
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
         x = (x * 127.5 + 0.5) / 128  # as the network's own preprocessing of uint8 pixels: (pixel - 127) / 128
         x = self.activation(self.stem(x))
         means, deviations = [], []

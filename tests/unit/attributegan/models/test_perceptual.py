@@ -53,16 +53,16 @@ def test_rows_end_with_weighted_label_columns(features: perceptual.PerceptualFea
     assert rows[:, STATISTICS:].tolist() == [[0.5, 0, 0, 0, 0, 0, 0.5], [0, 0, 0, 0.5, 0, 0, 0]]
 
 
-def test_large_tiles_are_reduced_to_the_size_that_the_network_knows(features: perceptual.PerceptualFeatures) -> None:
+def test_sizes_are_limited_to_what_the_network_can_use(features: perceptual.PerceptualFeatures) -> None:
     sizes = []
     hook = features.stem.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0].shape[2]))
     gradients = []
-    for size in (128, 448):
+    for size in (32, 128, 448):
         images = torch.zeros(2, 3, size, size, requires_grad=True)
         features(images, LEVELS).sum().backward()
         gradients.append(images.grad.abs().sum())
     hook.remove()
-    assert sizes == [128, 224] and min(gradients) > 0
+    assert sizes == [64, 128, 224] and torch.stack(gradients).isfinite().all() and min(gradients) > 0
 
 
 def test_nothing_is_trained_or_saved(features: perceptual.PerceptualFeatures) -> None:
