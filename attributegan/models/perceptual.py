@@ -21,8 +21,8 @@ from attributegan.models.frozen_conv import FrozenConv2d
 from attributegan.models.precision import full_precision
 
 NETWORK = "efficientnet-lite0"
-# Pixels: smaller tiles are enlarged, since the last map needs more than one position for a standard deviation; larger ones are reduced to the
-# size that the network was trained at.
+# Pixels: smaller tiles are enlarged, since the last map needs more than one position for a standard deviation; larger ones are reduced to
+# the size that the network was trained at.
 MIN_SIZE, MAX_SIZE = 64, 224
 QUADRANTS = 4
 # Blocks whose output is used (strides 4, 8, 16 and 32), and how much the mean and the standard deviation over the positions of a map vary
