@@ -23,7 +23,7 @@ from tools import sample, shard
 from tools.arrays import state
 from tools.arrays.state import Array
 
-pytestmark = pytest.mark.timeout(seconds(600))
+pytestmark = pytest.mark.timeout(seconds(900))
 SLOW = """\
 import sys, time
 if "slurm.array" in sys.orig_argv:
@@ -86,7 +86,7 @@ def running(cluster: Cluster, *hosts: str) -> list[str]:
 
 
 def wait(condition: Callable[[], object], what: str, *arrays: Submitted) -> None:
-    deadline = time.monotonic() + seconds(120)
+    deadline = time.monotonic() + seconds(400)
     while not condition():
         assert time.monotonic() < deadline, f"no {what}: {[array.story() for array in arrays]}"
         time.sleep(0.05)

@@ -76,7 +76,7 @@ def copying(run: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         def load(settings: object) -> Loaded:
             return dataclasses.replace(load_for_sampling(run), generator=Copying(training_NHWC, share))
 
-        monkeypatch.setattr(sample, "_load", load)
+        monkeypatch.setattr(sample, "load", load)
 
     return use
 
@@ -146,7 +146,7 @@ def test_shards_resume_and_count_the_dropped_tiles_of_all_shards(
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert all((tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
     assert not list(verify(tmp_path / "whole")) and len(ShardSet.open(tmp_path / "whole")) == 40
-    monkeypatch.setattr(sample, "_load", lambda settings: load_for_sampling(run))
+    monkeypatch.setattr(sample, "load", lambda settings: load_for_sampling(run))
     assert sample.main(arguments(run, real, tmp_path / "whole")[:5] + options) == 2  # the same model without the filter is another set
 
 
