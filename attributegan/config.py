@@ -303,7 +303,7 @@ class DataConfig:
     )
     shuffle_window: int = option(
         0,
-        "Shards open at a time, for reading whole shards in random order; 0: all tiles of a local set, 8 shards of a remote one.",
+        "Read whole shards in random order, this many at a time; 0 shuffles a whole local set, or 8 shards of a remote one.",
         minimum=0,
     )
     assessable_only: bool = option(False, 'Skip tiles with any attribute at its "not assessable" level.')
@@ -380,7 +380,7 @@ class RunConfig:
     trace: int = option(0, "Number of steps to profile with torch.profiler, from the fourth step of each start; 0 is off.", minimum=0)
     scratch: str = option(
         "",
-        'Folder on a local disk to which checkpoints are copied first, so that memory is free before a slow disk has them; "" is none.',
+        'Folder on a local disk that buffers checkpoints, to free memory while they are written to a slow disk; "" is none.',
     )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
         ("tensorboard",),
@@ -403,7 +403,7 @@ class RunConfig:
 class EvaluateConfig:
     """Evaluation during training, in a background process. It reads checkpoints, so ``run.save_every`` limits how often it runs."""
 
-    every: int = option(0, "Least number of images between evaluations; 0 turns evaluation off.", minimum=0)
+    every: int = option(0, "Minimum number of images between evaluations; 0 turns evaluation off.", minimum=0)
     split: str = option("val", "Held-out split of the shard set to evaluate on.")
     best: Literal["kid", "control_score"] = option(
         "kid", "Criterion for the checkpoint kept in RUN/best: the lowest KID, or the highest control score."

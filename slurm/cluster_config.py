@@ -27,7 +27,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class NetworkConfig:
     """Network between the processes of a job: interface, timeouts and NCCL settings."""
 
-    interface: str = option("", 'Network interface for Gloo and NCCL, such as ib0. "" takes the interface of the route to the first node.')
+    interface: str = option(
+        "",
+        'Network interface for Gloo and NCCL, such as ib0. "" lets Gloo take the interface with the route to the first node and NCCL choose.',
+    )
     environment: dict[str, str] = option({}, "Variables set in every training process, such as NCCL_DEBUG: WARN.")
 
 
@@ -56,7 +59,7 @@ class ClusterConfig:
     container: str = option("", "Command in front of python, such as apptainer exec --nv image.sif.")
     python: str = option("", 'Python on the nodes, or in the container. "" takes the Python that submits.')
     signal_s: int = option(
-        120, "Seconds before the time limit at which the run is signalled to save. Longer than a step and a checkpoint take.", minimum=1
+        120, "Seconds before the time limit at which the run is signalled to save. Must exceed a step plus a checkpoint.", minimum=1
     )
     max_requeues: int = option(
         3, "Number of requeues after consecutive failures without a new checkpoint. Preemption and time limits do not count.", minimum=0

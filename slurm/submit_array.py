@@ -70,7 +70,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.prog = f"attributegan-submit {command}"
     parser.usage = f"{parser.prog} (--cluster NAME|FILE | --local N) [--jobs N] [--dry-run] OPTION ..."
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--cluster", metavar="NAME|FILE", help="a preset, such as cpu, or a cluster file; a job has one process of it")
+    where.add_argument("--cluster", metavar="NAME|FILE", help="a preset, such as cpu, or a cluster file; each job runs one process")
     where.add_argument("--local", type=int, metavar="N", help="run N jobs on this machine, without Slurm, and wait for them")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help=f"number of jobs of the array (default: one for each task, at most {MAX_JOBS})"

@@ -102,7 +102,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
 def _add_generator(command: argparse.ArgumentParser) -> None:
     command.description = "Write the generator to DIR: model.safetensors, config.json and a model card (README.md)."
     _add_model(command, "DIR", "new or empty folder")
-    command.add_argument("--licence", metavar="ID", default="", help="license of the model for the model card, such as cc-by-4.0")
+    command.add_argument("--licence", metavar="ID", default="", help="licence of the model for the model card, such as cc-by-4.0")
     command.add_argument(
         "--data", metavar="TEXT", default="", help="description of the training data for the model card (default: name of the shard set)"
     )

@@ -15,7 +15,7 @@ from attributegan.utils.layout import configs_dir
 
 EXAMPLES = """\
   attributegan-presets                            the names, by what they are for
-  attributegan-presets --copy configs             a folder configs/ with all of them, to edit; give them by path then
+  attributegan-presets --copy configs             a folder configs/ with all of them, to edit; then pass their paths
   accelerate launch --config_file "$(attributegan-presets --path accelerate/cpu)" -m attributegan train --config small ..."""
 
 OPTIONS = {
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    result = parser("List the configurations that ship with attributegan, which options take by name.", EXAMPLES)
+    result = parser("List the configurations that ship with attributegan; options accept them by name.", EXAMPLES)
     what = result.add_mutually_exclusive_group()
     what.add_argument("--copy", metavar="DIR", type=Path, help="copy all of them to DIR; new, or empty")
     what.add_argument("--path", metavar="KIND/NAME", help="print the path of one, such as accelerate/cpu")

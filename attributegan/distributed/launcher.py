@@ -15,8 +15,9 @@ def launch_problem(environ: Mapping[str, str]) -> str:
     # accelerate's launcher of a single process sets MASTER_ADDR only if several processes were requested.
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ and not any(name in environ for name in WORLD):
         return (
-            "accelerate launch was asked for several processes but started single ones, as it does for --cpu and for distributed_type "
-            "MULTI_CPU or NO; use a configuration such as the preset accelerate/cpu, which has distributed_type MULTI_GPU with use_cpu"
+            "accelerate launch was asked for several processes but started one process per machine, as it does for --cpu and for "
+            "distributed_type MULTI_CPU or NO; use a configuration such as the preset accelerate/cpu, which has distributed_type MULTI_GPU "
+            "with use_cpu"
         )
     # For several machines accelerate runs DeepSpeed's launcher, which sets CROSS_SIZE; without a hostfile it starts only one.
     if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and environ.get("CROSS_SIZE") == "1":

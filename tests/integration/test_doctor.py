@@ -74,7 +74,7 @@ ZERO2 = ("--config_file", f"{ROOT}/configs/accelerate/zero2.yaml", "--main_proce
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--cpu", "--num_processes", "2"), "started single ones"),
+        (("--cpu", "--num_processes", "2"), "started one process per machine"),
         ((*ZERO2, "--num_machines", "2", "--num_processes", "2"), "it has no hostfile"),
     ],
 )

@@ -77,7 +77,7 @@ def test_fewer_processes_than_asked_for(shards: Path, tmp_path: Path) -> None:
     command = [SCRIPT, "--config", str(write_config(run)), f"data.shards={shards}", f"run.dir={run}"]
     process = begin([*accelerate, *command], run)
     assert process.wait(timeout=LIMIT_S) != 0
-    assert "asked for several processes but started single ones" in output(run)
+    assert "asked for several processes but started one process per machine" in output(run)
     assert not run.exists()
 
 

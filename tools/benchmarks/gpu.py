@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         commands,
         "gpu",
         "check training on this machine's GPU, and measure its speed",
-        "Check training on this machine's GPU and measure its speed. Writes report.md, report.json and a file for each part to DIR. "
+        "Check training on this machine's GPU and measure its speed. Writes report.md, report.json and a file for each part to DIR.\n"
         "Exits with 1 if a check fails.",
         EXAMPLES,
     )

@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     )
     merge.add_argument("--rows", type=int, default=500_000, metavar="N", help="tiles of the set (default: %(default)s)")
     merge.add_argument(
-        "--shard-count", type=int, default=1000, metavar="N", help="tiles per shard, as of `attributegan-shard pack` (default: %(default)s)"
+        "--shard-count", type=int, default=1000, metavar="N", help="tiles per shard, as in `attributegan-shard pack` (default: %(default)s)"
     )
     merge.add_argument("--once", action="store_true", help=f"merge N rows once, without warm-up and without the comparison with {FACTOR} N")
     merge.set_defaults(measure=with_settings(_merge, MergeSettings))

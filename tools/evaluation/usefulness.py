@@ -79,13 +79,12 @@ def add(commands: Any) -> None:
         commands,
         "usefulness",
         "train predictors with and without generated tiles",
-        "Train predictors of attribute levels on real tiles, on generated ones and on both, and test them on real held-out tiles: does "
-        f"adding generated tiles help, where, how many? Writes {PAGE} and {RESULT} to DIR. Finished predictors are cached, so an "
-        "interrupted command resumes.",
+        "Train predictors of attribute levels on real tiles, on generated ones and on both, and test them on real held-out tiles.\n"
+        f"Writes {PAGE} and {RESULT} to DIR. Finished predictors are cached, so an interrupted command resumes.",
         EXAMPLES,
     )
     parser.add_argument(
-        "model", metavar="RUN|CHECKPOINT|TILES", help="model that generates the tiles, or generated tiles, as of `attributegan-evaluate`"
+        "model", metavar="RUN|CHECKPOINT|TILES", help="model that generates the tiles, or generated tiles, as for `attributegan-evaluate`"
     )
     parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder; created if it does not exist")
     add_shared(parser)
@@ -93,7 +92,7 @@ def add(commands: Any) -> None:
         "--count",
         metavar="N",
         type=int,
-        help="generated tiles (default: of a model as many as real training tiles; of a folder or set all, up to --max-real)",
+        help="number of generated tiles (default: for a model, that of the real training tiles; else all, up to --max-real)",
     )
     parser.add_argument(
         "--shares",
@@ -108,7 +107,7 @@ def add(commands: Any) -> None:
         metavar="N",
         type=int,
         default=default.seeds,
-        help="times that each predictor is trained, with other tiles (default: %(default)s)",
+        help="repetitions of each training, with different random tiles (default: %(default)s)",
     )
     parser.add_argument(
         "--predictor",

@@ -103,15 +103,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter-copies",
         action="store_true",
-        help="draw another latent for tiles that are nearer to a training tile than 99 %% of the real held-out tiles; requires --shards",
+        help="draw another latent for tiles nearer to a training tile than 99 %% of the real held-out tiles are; requires --shards",
     )
     parser.add_argument("--shards", metavar="DIR", help="with --filter-copies: shard set that the model was trained on, a folder or a URL")
     options_module.add_cache(parser, "shards-cache")
     parser.add_argument(
-        "--train", metavar="SPLIT", default=default.train, help="its split that the model was trained on (default: %(default)s)"
+        "--train", metavar="SPLIT", default=default.train, help="split of --shards used for training (default: %(default)s)"
     )
     parser.add_argument(
-        "--held-out", metavar="SPLIT", default=default.held_out, help="its split that the model was not trained on (default: %(default)s)"
+        "--held-out", metavar="SPLIT", default=default.held_out, help="split of --shards not used for training (default: %(default)s)"
     )
     add_same_slides(parser)
     parser.add_argument(

@@ -44,8 +44,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "crop",
         "cut crops at regular positions from images, with outlines of nuclei if there are any",
         EXAMPLES,
-        description="Cut square crops at regular positions from images, and from outlines of their nuclei alike. Writes images/, outlines/ "
-        "and crops.csv (file, slide, image, x, y) to DIR; the subfolders of images/ are the slides.",
+        description="Cut square crops at regular positions from images, and the same crops from outlines of their nuclei.\n"
+        "Writes images/, outlines/ and crops.csv (file, slide, image, x, y) to DIR; the subfolders of images/ are the slides.",
     )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder with the images; each subfolder is a slide")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder; must not exist")
@@ -54,7 +54,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--stride", type=int, metavar="PIXELS", help="distance between crops in pixels; less than --size for overlap (default: --size)"
     )
     parser.add_argument(
-        "--outlines", type=Path, metavar="DIR", help="folder with the instance map of each image, NAME.png, to cut alike (default: none)"
+        "--outlines", type=Path, metavar="DIR", help="folder with the instance map of each image, NAME.png, to cut too (default: none)"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="CSV file with the columns file and COLUMN (default: all images)")
     parser.add_argument("--group", metavar="COLUMN", help="column of --labels with the slide or patient of each image")

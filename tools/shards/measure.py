@@ -20,8 +20,8 @@ Writes a row per tile to FILE: its name, measurements, and a level for each attr
 between levels are quantiles of these tiles unless --edges gives them, and are saved in an attributes file. Pack both files with:
   attributegan-shard pack --images tiles --labels measured.csv --attributes measured.yaml --group slide --out shards
 
-Rerun the same command to resume after an interruption. Exit status: 2 if damaged tiles were listed on stderr, else 0. The measurements and
-their agreement with manual outlines are documented in docs/measure.md. Requires: pip install 'attributegan[measure]'
+Rerun the same command to resume after an interruption. Exit status: 2 if damaged tiles were listed on stderr, else 0. The measurements:
+docs/measure.md; their agreement with manual outlines: docs/measure-results.md. Requires: pip install 'attributegan[measure]'
 
 examples:
   attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv

@@ -77,8 +77,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--sharpness",
         type=float,
         metavar="X",
-        help="minimum sharpness, the variance of the Laplacian; 0 keeps all tiles. At 0.5 um/pixel, tissue in focus has above 100, blurred "
-        "by 2 pixels below 26 (default: 30)",
+        help="minimum sharpness, the variance of the Laplacian; 0 keeps all tiles. At 0.5 um/pixel, tissue in focus is above 100, "
+        "tissue blurred by 2 pixels below 26 (default: 30)",
     )
     parser.add_argument("--slide-mpp", type=float, metavar="UM", help="micrometres per pixel of slides without this metadata")
     parser.add_argument("--jpeg", type=int, metavar="QUALITY", help="write JPEGs of this quality, 1 to 100 (default: lossless PNGs)")

@@ -267,7 +267,7 @@ def test_combinations_that_would_train_wrongly(write: Write) -> None:
 def test_signs_of_single_processes() -> None:
     """The environment set by launchers (test_doctor.py runs the launches); MPI implementations set other variables."""
     single = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
-    assert "started single ones" in launcher.launch_problem(single)
+    assert "started one process per machine" in launcher.launch_problem(single)
     for size in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
         assert launcher.launch_problem(single | {size: "2"}) == ""
     assert launcher.launch_problem({"MASTER_ADDR": "10.0.0.1"}) == "" == launcher.launch_problem({})
