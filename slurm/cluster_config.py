@@ -29,7 +29,7 @@ class NetworkConfig:
 
     interface: str = option(
         "",
-        'Network interface for Gloo and NCCL, such as ib0. "" lets Gloo take the interface with the route to the first node and NCCL choose.',
+        'Network interface for Gloo and NCCL, such as ib0. "" lets Gloo take the interface of the route to the first node and NCCL choose.',
     )
     environment: dict[str, str] = option({}, "Variables set in every training process, such as NCCL_DEBUG: WARN.")
 
