@@ -58,7 +58,7 @@ JobRequeue=1
 MinJobAge=86400
 SlurmdTimeout=10
 {{nodes}}
-PartitionName=main Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=100 GraceTime=60
+PartitionName=main Nodes=ALL Default=YES LLN=YES DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=100 GraceTime=60
 PartitionName=urgent Nodes=ALL DefaultTime=1 MaxTime=INFINITE DefMemPerCPU=100 PriorityTier=10
 """
 

@@ -24,18 +24,22 @@ from tools.arrays import state
 from tools.arrays.state import Array
 
 pytestmark = pytest.mark.timeout(seconds(900))
-SLOW = """\
-import sys, time
+HOLD = """\
+import os, sys, time
 if "slurm.array" in sys.orig_argv:
     from tools.arrays import workload
     load = workload.load
-    def load_slow(*arguments):
+    def load_held(*arguments):
         work = load(*arguments)
         run = work.run
-        work.run = lambda task: (time.sleep(PAUSE_S), run(task))
+        def held(task):
+            while os.path.exists("HOLD_FILE"):
+                time.sleep(0.1)
+            run(task)
+        work.run = held
         return work
-    workload.load = load_slow
-"""  # a task takes a while without using the CPU, so that faults hit it
+    workload.load = load_held
+"""  # tasks start but wait while a file exists, so that every fault hits a task of every array
 URGENT = ("--partition=urgent", "--nodelist=node1", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 
@@ -65,6 +69,11 @@ class Submitted:
     def is_in_task(self, job: int) -> bool:
         found = list(state.records(self.jobs[job]).values())
         return self.status(job)["state"] == "running" and bool(found) and found[-1].state == "started"
+
+    def in_task(self) -> set[str]:
+        """The nodes on which a job of the array is in a task."""
+        jobs = [job for job in range(self.array.jobs) if self.is_in_task(job)]
+        return {host for host in ("node1", "node2") if {self.status(job)["job"] for job in jobs} & set(running(self.cluster, host))}
 
     def report(self) -> str:
         path = self.folder / state.REPORT
@@ -104,28 +113,31 @@ def test_faults_leave_the_bytes_and_the_report_of_a_quiet_run(cluster: Cluster, 
     assert shard.main(["pack", *commands["pack"], "--out", str(tmp_path / "one-pack")]) == 0
     assert sample.main([*commands["sample"], "--out", str(tmp_path / "one-sample")]) == 0
 
-    (tmp_path / "sitecustomize.py").write_text(SLOW.replace("PAUSE_S", "1.5"))
+    hold = tmp_path / "hold"
+    hold.touch()
+    (tmp_path / "sitecustomize.py").write_text(HOLD.replace("HOLD_FILE", str(hold)))
     environment = {"OMP_NUM_THREADS": 1, "PYTHONPATH": str(tmp_path)}
-    for name in commands:  # a node has 4 CPUs, so the two jobs of `tile` are on different nodes
-        settings = {"cpus_per_task": 3 if name == "tile" else 1, "memory": "1G", "time": "01:00:00", "signal_s": 60}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings | {"environment": environment}))
     arrays = []
-    for name, jobs in (("sample", "2"), ("pack", "6"), ("tile", "2")):
-        array = Submitted(cluster, tmp_path / name, [name, *commands[name], "--jobs", jobs])
-        arrays.append(array)
-        wait(lambda array=array: array.is_in_task(0), "start", *arrays)
-        os.kill(array.status(0)["pid"], signal.SIGKILL)
-    tile = array
+    for name in commands:  # 2 jobs of 2, 1 and 1 CPUs fill 2 nodes of 4 CPUs; a job of each array runs on each node
+        settings = {"cpus_per_task": 2 if name == "tile" else 1, "memory": "1G", "time": "01:00:00", "signal_s": 60}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings | {"environment": environment}))
+        arrays.append(Submitted(cluster, tmp_path / name, [name, *commands[name], "--jobs", "2"]))
+    tile = arrays[0]
 
-    wait(lambda: cluster.job_processes("node2"), "job on node2", *arrays)
+    wait(lambda: all(array.in_task() == {"node1", "node2"} for array in arrays), "tasks on both nodes", *arrays)
+    for array in arrays:
+        os.kill(array.status(0)["pid"], signal.SIGKILL)
+    wait(lambda: all(array.status(0)["requeues"] == 1 for array in arrays), "requeueing of killed jobs", *arrays)
+    wait(lambda: all(array.in_task() == {"node1", "node2"} for array in arrays), "tasks on both nodes", *arrays)
     lost = running(cluster, "node2")
     cluster.fail("node2")
     again = tile._run("slurm.submit", "tile", *tile.array.arguments, "--cluster", str(tmp_path / "tile.yaml"))
     assert again.returncode == 2 and "is already job" in again.stderr
-    wait(lambda: any(tile.is_in_task(job) and tile.status(job)["job"] in running(cluster, "node1") for job in (0, 1)), "job", *arrays)
+    wait(lambda: "down" in cluster.run("sinfo", "-hNo", "%n %T", "-n", "node2"), "failure of node2", *arrays)
     preempted = running(cluster, "node1")
     cluster.run("sbatch", *URGENT)
-    wait(lambda: "down" in cluster.run("sinfo", "-hNo", "%n %T", "-n", "node2"), "failure of node2", *arrays)
+    wait(lambda: all(cluster.job(job)["PreemptTime"] != "None" for job in preempted), "preemption", *arrays)
+    hold.unlink()
     cluster.heal("node2")
     assert "running" in (shown := tile.listed()) or "queued" in shown
     wait(lambda: all(array.report() for array in arrays), "reports", *arrays)
@@ -133,13 +145,12 @@ def test_faults_leave_the_bytes_and_the_report_of_a_quiet_run(cluster: Cluster, 
 
     for array in arrays:
         assert contents(array.out) == contents(tmp_path / f"one-{array.out.name}"), array.out
-        assert max(array.status(job)["requeues"] for job in range(array.array.jobs)) >= 1, array.story()
-    assert sum(tile.status(job)["requeues"] for job in (0, 1)) >= 3, "killed, lost, preempted"
-    assert lost and preempted and min(int(cluster.job(job)["Restarts"]) for job in {*lost, *preempted}) >= 1, (lost, preempted)
+        assert sum(array.status(job)["requeues"] for job in (0, 1)) >= 3, f"killed, lost, preempted: {array.story()}"
+    assert len(lost) == len(preempted) == 3 and all(int(cluster.job(job)["Restarts"]) for job in {*lost, *preempted}), (lost, preempted)
     assert "finished  24 of 24 (100%)  1 " in (shown := tile.listed()) and str(slides[9]) in shown, shown
     reports = {array.out.name: array.report() for array in arrays}
     assert reports["tile"].startswith("tile: 24 tasks, 1 failed\n") and f"\nfailed: {slides[9]}: " in reports["tile"]
-    assert reports["pack"].startswith("pack: 6 tasks, 1 left out\n") and "007.png" in reports["pack"]
+    assert reports["pack"].startswith("pack: 2 tasks, 1 left out\n") and "007.png" in reports["pack"]
     assert reports["sample"].startswith("sample: 10 tasks\n")
     exits = {cluster.job(tile.status(job)["job"])["ExitCode"] for job in (0, 1)}
     assert "2:0" in exits, "the job that merged reports the damaged slide"
