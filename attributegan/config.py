@@ -235,7 +235,7 @@ class AugmentConfig:
     )
     target: float = option(
         0.0,
-        "Adapt the probability of augmenting to how well the discriminator separates real from generated tiles: the target, 0 to 1. "
+        "Target of adaptive augmentation, 0 to 1: the probability rises while real and generated tiles are separated by more. "
         "The paper uses 0.6; 0 keeps the probability constant. With loss.adversarial=relativistic the separation is 2 P - 1, where P is "
         "the share of pairs of a real and a generated tile that are ordered correctly. Requires augment.policy.",
         minimum=0,

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=default.max_real,
-        help="maximum number of real tiles; use the value of the evaluation whose predictor to load (default: %(default)s)",
+        help="maximum number of real tiles; must be that of the evaluation that trained the predictor (default: %(default)s)",
     )
     result.add_argument(
         "--assessable-only", action="store_true", help="skip real tiles with a level that is not assessable, as in the evaluation"
