@@ -89,7 +89,7 @@ class ModelConfig:
     )
     label_columns: Literal["padded", "levels"] = option(
         "padded",
-        "Label columns of the discriminator. `padded` gives every attribute as many columns as the largest one, as published; `levels` has "
+        "One-hot label columns, of the discriminator and of a generator with `onehot` levels. `padded` gives every attribute as many columns as the largest one, as published; `levels` has "
         "one column per existing level.",
     )
     proxy: Literal["published", "level"] = option(

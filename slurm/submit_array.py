@@ -42,7 +42,7 @@ HELP = {
     ),
     "sample": ("attributegan-sample", "a task for each shard", "runs/paper --format shards --count 100000 --out made"),
     "evaluate": ("attributegan-evaluate report", "a task for each run", "runs/a runs/b --shards shards --out reports"),
-    "study": ("attributegan-study", "a task for each row of the table", "recipes --out study --seeds 3"),
+    "study": ("attributegan-study", "a task for each recipe and seed", "recipes --out study --seeds 3"),
 }
 
 

@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--features",
         metavar="NETWORK",
         default=default.features,
-        help="feature network for KID, as in attributegan-evaluate (default: efficientnet-lite0, or the next of the three that no "
-        "study trains on)",
+        help="feature network for KID, as in attributegan-evaluate (default: efficientnet-lite0, or -lite1 or -lite2 if a "
+        "study trains on it)",
     )
     result.add_argument("--table", action="store_true", help="only write the table of finished studies")
     return result

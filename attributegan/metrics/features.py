@@ -75,7 +75,7 @@ class Features:
     def scale(self, vectors_ND: np.ndarray) -> np.ndarray:
         """Standardises vectors of `unscaled`; a feature that is undefined for a tile, or constant over the training tiles, becomes 0.
 
-        Clipped to `MAX_SCALED`: a feature that is 0 for nearly all training tiles would decide KID, which is cubic, by a few others.
+        Clipped to `MAX_SCALED`: otherwise, a feature that is 0 for nearly all training tiles would let the few others decide KID (cubic).
         """
         if self.scaling is None:
             return vectors_ND

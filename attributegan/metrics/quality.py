@@ -183,7 +183,7 @@ def memorisation(training_TD: np.ndarray, generated_ND: np.ndarray, held_out_MD:
 
 
 def copy_threshold(held_out_distance_M: np.ndarray) -> float:
-    """Returns the distance to the nearest training tile below which a tile counts as a copy: a share `NEARER` of held-out tiles does."""
+    """Returns the distance to the nearest training tile below which a tile counts as a copy: the `NEARER` quantile of held-out tiles."""
     return float(np.quantile(held_out_distance_M, NEARER))
 
 

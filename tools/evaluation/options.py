@@ -125,7 +125,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         default=default.features,
         help="feature network: efficientnet-lite0, -lite1 or -lite2, random, handcrafted, inception[:FILE], uni[:FILE], "
         "virchow[:FILE], virchow2[:FILE], timm:NAME[:FILE], hub:OWNER/REPO:ENTRY, a TorchScript or .pt2 file, or MODULE:FUNCTION "
-        "(default: efficientnet-lite0, or the next of the three that no model was trained on)",
+        "(default: efficientnet-lite0, or -lite1 or -lite2 if a model was trained on it)",
     )
     parser.add_argument(
         "--feature-size", metavar="PIXELS", type=int, help="size to resize tiles to for the feature network (default: the network's own)"
