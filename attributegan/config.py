@@ -89,8 +89,8 @@ class ModelConfig:
     )
     label_columns: Literal["padded", "levels"] = option(
         "padded",
-        "One-hot label columns, of the discriminator and of a generator with `onehot` levels. `padded` gives every attribute as many columns as the largest one, as published; `levels` has "
-        "one column per existing level.",
+        "One-hot label columns, of the discriminator and of a generator with `onehot` levels. `padded` gives every attribute as many "
+        "columns as the largest one, as published; `levels` has one column per existing level.",
     )
     proxy: Literal["published", "level"] = option(
         "published",

@@ -2,9 +2,9 @@
 
 Assumptions: gradients are summed by a ring all-reduce within each node and between nodes (Patarasuk & Yuan, "Bandwidth optimal all-reduce
 algorithms for clusters of workstations", JPDC 2009), first over the links in the node, then over its network, which all of its GPUs share.
-The all-reduce overlaps with the backward pass, two thirds of the computation; time beyond that is added. Batch norms of the generator wait for one
-small message from every process: once forward in the discriminator phase, once forward and once backward in the generator phase. All GPUs
-are equally fast, and disks and CPUs keep up.
+The all-reduce overlaps with the backward pass, two thirds of the computation; time beyond that is added. Batch norms of the generator wait
+for one small message from every process: once forward in the discriminator phase, once forward and once backward in the generator phase.
+All GPUs are equally fast, and disks and CPUs keep up.
 """
 
 from __future__ import annotations
