@@ -153,7 +153,8 @@ def test_memorisation_by_hand() -> None:
     usual = np.arange(1.0, 5)[:, None]  # 1 to 4 from the nearest training tile, their median 2.5
     found = quality.memorisation(training, np.array([[19.0], [10.5], [-1.0], [14]]), usual)
     assert found.nearest_N.tolist() == [2, 1, 0, 1] and found.distance_N.tolist() == [1, 0.5, 1, 4]
-    assert found.ratio == 1 / 2.5 and found.nearer == 3 / 4  # the 1 % quantile is 1.03
+    assert found.ratio == 1 / 2.5 and found.nearer == 3 / 4 and found.threshold == pytest.approx(1.03)  # the 1 % quantile
+    assert quality.memorisation(training, training + 1, training + 1).nearer == 0  # as near as held-out tiles
     assert quality.memorisation(training, training, training).ratio == 0
     assert quality.memorisation(training, training + 1, training).ratio == pytest.approx(1e12)
 
