@@ -100,6 +100,7 @@ def test_merge(tmp_path: Path) -> None:
     assert index.read_table(tmp_path / "i")["shard"].to_pylist() == ["a.tar"] * 3 + ["c.tar"] * 2
     index.write(parts[2], Header(TWO, (SHARDS[2],), 8, "part"), [table_of(["c.tar"] * 2)])
     assert index.merge(tmp_path / "i", parts, "whole", []).image_size is None
+    assert index.merge(tmp_path / "i", parts[:1], "whole", []).shards == SHARDS[:1]
     with pytest.raises(ValueError, match="no usable tiles\n  y.png: bad"):
         index.merge(tmp_path / "j", parts[1:2], "whole", ["y.png: bad"])
     assert not (tmp_path / "j").exists()
