@@ -178,6 +178,8 @@ def test_intervals_are_quantiles_of_resampled_scores() -> None:
     expected = np.quantile([np.repeat(values, counts_N).mean() for counts_N in counts_RN], [0.025, 0.975])
     found = quality.mean_of(values, 50, seed=3)
     assert (found.value, found.low, found.high) == pytest.approx((1.75, *expected))
+    plain = quality.mean_of(values)
+    assert plain.value == 1.75 and np.isnan([plain.low, plain.high]).all()
     assert found != quality.mean_of(values, 50) == quality.mean_of(values, 50, seed=0)
 
 
