@@ -221,8 +221,8 @@ def test_task_of_an_array_is_given_up_after_too_many_errors(job: Path, capsys: p
     error = [record(0, 1, 1, "KeyError")]
     assert requeue.conclude(job, 1, error, 1) == "requeue"
     assert "requeueing the job, 1 of at most 1 consecutive times without a finished task" in capsys.readouterr().err
-    assert requeue.conclude(job, 1, error, 1) == "requeue" and "giving up the task" in capsys.readouterr().err
-    assert status.read(job / "two").state == "queued" and status.read(job / "two").error.startswith("rank 0 of 4")
+    assert requeue.conclude(job, 1, [record(3, 1)], 1) == "requeue" and "giving up the task" in capsys.readouterr().err
+    assert status.read(job / "two").state == "queued" and status.read(job / "two").error.startswith("rank 3 of 4")
     assert array_state.records(job / "two")["t1"].state == "failed" and array_state.records(job / "two")["t0"].state == "done"
     array_state.append(job / "two", Record("t2", "started"))
     assert requeue.conclude(job, 1, error, 1) == "requeue" and "1 of at most 1" in capsys.readouterr().err  # a task was finished

@@ -130,6 +130,13 @@ def test_stain_jitter_scales_and_shifts_concentrations() -> None:
     torch.testing.assert_close(found_NS, concentrations_NS * (1 + 0.1 * scale) + 0.1 * shift, atol=2e-6, rtol=1e-5)
 
 
+def test_stains_are_of_unit_length_in_double_precision() -> None:
+    stains_SC, concentrations_CS = augment._stains(torch.device("cpu"), torch.float64)
+    one = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(stains_SC.norm(dim=1), one, rtol=0, atol=1e-12)
+    torch.testing.assert_close(concentrations_CS @ stains_SC, one.diag(), rtol=0, atol=1e-12)
+
+
 def test_stain_jitter_has_bounded_gradients_in_black_pixels() -> None:
     batch = torch.full((1, 3, 4, 4), -1.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(by_hand("hed", batch, *[1.0] * 6).sum(), batch)

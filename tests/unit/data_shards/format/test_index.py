@@ -73,6 +73,7 @@ def test_row_groups_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     index.write(tmp_path / "i", HEADER, tables)
     file = pq.ParquetFile(tmp_path / "i")
     assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [4, 6, 3]
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert index.read_rows(tmp_path / "i", HEADER, "train").shard_N.tolist() == [0] * 10 + [2] * 3
     assert len(index.read_shard(tmp_path / "i", "c.tar")) == 3 and len(index.read_shard(tmp_path / "i", "a.tar")) == 10
     assert len(index.read_shard(tmp_path / "i", "b.tar")) == len(index.read_shard(tmp_path / "i", "d.tar")) == 0
