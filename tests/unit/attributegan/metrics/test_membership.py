@@ -73,8 +73,9 @@ def test_within_slides_the_look_of_a_slide_is_no_copy() -> None:
 def test_within_slides_by_hand() -> None:
     """Slide 0 has distances 0 of training and 1 of held-out tiles, slide 1 has 3 and 2; slide 2 has no held-out tile."""
     training, held_out, generated = np.array([[0.0], [3.0], [9.0]]), np.array([[1.0], [2.0]]), np.array([[0.0]])
-    found = quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([0, 1]))
-    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    for over_slides in (True, False):  # draws of tiles without a pair do not count
+        found = quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([0, 1]), over_slides)
+        assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
     with pytest.raises(ValueError, match="no slide has both"):
         quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([3, 4]))
 

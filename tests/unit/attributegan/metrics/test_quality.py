@@ -142,7 +142,12 @@ def test_balls_by_hand() -> None:
     assert {name: one.value for name, one in estimates.items()} == pytest.approx(
         {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
     )
-    assert all(np.isnan(one.low) and np.isnan(one.high) for one in estimates.values())
+    plain = [*estimates.values(), quality.kernel_distance(real, fake), quality.Kernels.of(real, fake).distance()]
+    assert all(np.isnan(one.low) and np.isnan(one.high) for one in plain)
+    for name, values in (("density", found.density_M), ("precision", found.precision_M)):
+        assert found.estimates(50)[name] == quality.mean_of(values, 50)
+        assert found.estimates(50, seed=3)[name] == quality.mean_of(values, 50, seed=3)
+    assert quality.mean_of(found.density_M, 50) != quality.mean_of(found.density_M, 50, seed=1)
     assert quality.manifolds(real, fake, k=2) and quality.NEIGHBOURS == 5
     with pytest.raises(ValueError, match="more than 3 tiles"):
         quality.manifolds(real, fake, k=3)
