@@ -27,6 +27,12 @@ def test_yaml_with_other_attributes(tmp_path: Path) -> None:
     assert schema.attributes[1].assessable == (0, 1, 2)
 
 
+def test_level_names_of_yaml_are_the_text_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "schema.yaml"
+    path.write_text("x: {levels: [1.50, 007, no], not_assessable: no}\n")
+    assert AttributeSchema.from_yaml(path).attributes == (Attribute("x", ("1.50", "007", "no"), 2),)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

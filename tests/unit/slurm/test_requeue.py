@@ -16,6 +16,8 @@ from launch import notify
 from slurm import exit_records, missed_events, requeue, task
 from slurm.exit_records import ExitRecord
 from slurm.submission import Plan, Run
+from tools.arrays import state as array_state
+from tools.arrays.state import Record
 
 STOPPED = 128 + signal.SIGTERM
 
@@ -210,6 +212,24 @@ def test_error_count_restarts_after_a_new_checkpoint(job: Path, capsys: pytest.C
     (job / "two" / "checkpoints" / "images-000000000004").mkdir()  # not newer
     assert [requeue.conclude(job, 1, fail, 1) for _ in range(2)] == ["requeue", "end"]
     assert status.read(job / "two").state == "failed" and status.read(job / "two").error.startswith("rank 0 of 4")
+
+
+def test_task_of_an_array_is_given_up_after_too_many_errors(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Plan(4, 1, {}, [Run(str(job / "one"), "a.yaml"), Run(str(job / "two"), command=["-m", "x"])]).save(job)
+    for task, state in (("t0", "done"), ("t1", "started")):
+        array_state.append(job / "two", Record(task, state))
+    error = [record(0, 1, 1, "KeyError")]
+    assert requeue.conclude(job, 1, error, 1) == "requeue"
+    assert "requeueing the job, 1 of at most 1 consecutive times without a finished task" in capsys.readouterr().err
+    assert requeue.conclude(job, 1, [record(3, 1)], 1) == "requeue" and "giving up the task" in capsys.readouterr().err
+    assert status.read(job / "two").state == "queued" and status.read(job / "two").error.startswith("rank 3 of 4")
+    assert array_state.records(job / "two")["t1"].state == "failed" and array_state.records(job / "two")["t0"].state == "done"
+    array_state.append(job / "two", Record("t2", "started"))
+    assert requeue.conclude(job, 1, error, 1) == "requeue" and "1 of at most 1" in capsys.readouterr().err  # a task was finished
+    assert requeue.conclude(job, 1, [record(0, BAD_INPUT)], 1) == "end"  # a permanent error is that of the array, not of a task
+    assert array_state.records(job / "two")["t2"].state == "started" and status.read(job / "two").state == "failed"
+    array_state.append(job / "two", Record("t2", "done"))
+    assert [requeue.conclude(job, 1, error, 1) for _ in range(2)] == ["requeue", "end"]  # no task to give up
 
 
 def test_failure_before_any_process_started_names_the_log(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

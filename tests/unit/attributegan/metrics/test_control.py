@@ -109,12 +109,14 @@ def test_interval_is_that_of_whole_groups_drawn_with_replacement() -> None:
 
 
 def test_interval_leaves_out_draws_of_one_level_alone() -> None:
-    """Two groups of one level each, half of each predicted correctly: a replicate has both levels, or can't be scored."""
-    requested_N = np.array([0, 1, 1, 2, 2])  # level 0 does not count
-    found = control.interval(requested_N, np.array([0, 1, 2, 1, 2]), (1, 2), np.array([0, 0, 0, 1, 1]), 20)
-    assert all((one.low, one.high) == (one.value, one.value) for one in found.values()) and found["accuracy"].value == 0.5
-    alone = control.interval(requested_N, np.array([0, 1, 2, 1, 2]), (1, 2), np.zeros(5), 20)
-    assert alone["accuracy"].low == 0.5
+    """Two groups of one level each, one of them predicted correctly: a replicate has both levels, or can't be scored."""
+    requested_N, predicted_N = np.array([0, 1, 1, 2, 2]), np.array([0, 1, 1, 1, 2])  # level 0 does not count
+    found = control.interval(requested_N, predicted_N, (1, 2), np.array([0, 0, 0, 1, 1]), 20)
+    for one in found.values():
+        assert (one.low, one.high) == pytest.approx((one.value, one.value))
+    assert found["accuracy"].value == 0.75
+    alone = control.interval(requested_N, predicted_N, (1, 2), np.zeros(5), 20)
+    assert alone["accuracy"].low == 0.75
     none = control.interval(requested_N[:4], requested_N[:4], (1, 2), np.arange(4), 0)
     assert none["mae"].value == 0 and np.isnan([none["mae"].low, none["mae"].high]).all()
 

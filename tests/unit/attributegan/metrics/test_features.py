@@ -209,6 +209,7 @@ def test_other_efficientnets_have_other_weights(name: str, size: int) -> None:
 def test_the_random_network_is_the_same_everywhere_and_sees_texture() -> None:
     """Tiles with the same colours and other patterns have other features; the weights come from a fixed seed."""
     network = features.load("random", size=32)
+    assert (network.mean, network.std) == ((0.5,) * 3, (0.25,) * 3)
     torch.manual_seed(7)
     assert features.load("random", size=32).identity == network.identity
     flat = np.full((1, 32, 32, 3), 128, np.uint8)
@@ -240,6 +241,11 @@ def test_undefined_and_constant_features_become_zero() -> None:
     found = features.Features("x", "1", 8, Means(), scaling=features.spread(train_ND), scaled_by="y")
     scaled_ND = found.scale(np.array([[3.0, np.nan, 9.0, 1.0], [3.0 + np.std([1, 3, 5]), 4.0, 5.0, np.nan]]))
     np.testing.assert_allclose(scaled_ND, [[0, 0, 0, 0], [1, 1, 0, 0]], atol=1e-6)
+
+
+def test_deviations_below_a_millionth_of_the_mean_are_rounding() -> None:
+    _, std_D = features.spread(100 + np.array([[-0.7e-4, -1.4e-4], [0.7e-4, 1.4e-4]]))
+    assert std_D.tolist() == [np.inf, pytest.approx(1.4e-4)]
 
 
 def test_a_feature_that_is_rare_in_the_training_tiles_does_not_decide_kid() -> None:

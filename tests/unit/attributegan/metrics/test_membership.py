@@ -73,7 +73,41 @@ def test_within_slides_the_look_of_a_slide_is_no_copy() -> None:
 def test_within_slides_by_hand() -> None:
     """Slide 0 has distances 0 of training and 1 of held-out tiles, slide 1 has 3 and 2; slide 2 has no held-out tile."""
     training, held_out, generated = np.array([[0.0], [3.0], [9.0]]), np.array([[1.0], [2.0]]), np.array([[0.0]])
-    found = quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([0, 1]))
-    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    for over_slides in (True, False):  # draws of tiles without a pair do not count
+        found = quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([0, 1]), over_slides)
+        assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
     with pytest.raises(ValueError, match="no slide has both"):
         quality.membership_within_slides(training, held_out, generated, np.array([0, 1, 2]), np.array([3, 4]))
+
+
+def test_intervals_are_those_of_resampled_slides_or_tiles() -> None:
+    rng = np.random.default_rng(1)
+    training, held_out, generated = (rng.standard_normal((count, 1)) for count in (6, 5, 3))
+    held_out[2] = training[1]  # a tie
+    group_T, group_M = np.array([0, 0, 1, 1, 2, 4]), np.array([1, 0, 0, 1, 3])
+    distance_T, distance_M = (np.abs(x - generated.T).min(axis=1) for x in (training, held_out))
+    win_TM = np.array([[1.0 if a < b else 0.5 if a == b else 0.0 for b in distance_M] for a in distance_T])
+    same_TM = group_T[:, None] == group_M
+
+    def drawn(draws: np.random.Generator, group_N: np.ndarray) -> np.ndarray:
+        names = np.unique(group_N)
+        return draws.multinomial(len(names), np.full(len(names), 1 / len(names)), 30)[:, np.searchsorted(names, group_N)]
+
+    def shares(weight_RT: np.ndarray, weight_RM: np.ndarray, pairs_TM: np.ndarray) -> list[float]:
+        weight_RTM = weight_RT[:, :, None] * weight_RM[:, None] * pairs_TM
+        return [(weight_TM * win_TM).sum() / weight_TM.sum() for weight_TM in weight_RTM if weight_TM.any()]
+
+    data, groups = (training, held_out, generated), (group_T, group_M)
+    for given, used in (((), (np.arange(6), np.arange(5))), (groups, groups)):
+        found = quality.membership(*data, *given, replicates=30, seed=7)
+        draws = np.random.default_rng(7)
+        expected = quality.bounds(np.array(shares(*(drawn(draws, group) for group in used), np.ones((6, 5)))))
+        assert (found.value, found.low, found.high) == pytest.approx((win_TM.mean(), *expected))
+    draws = np.random.default_rng(7)
+    tiles = shares(*(drawn(draws, np.arange(count)) for count in (6, 5)), same_TM)
+    wins = [win_TM[part].sum() for part in (np.ix_([0, 1], [1, 2]), np.ix_([2, 3], [0, 3]))]  # of slides 0 and 1, of 4 pairs each
+    slides = np.random.default_rng(7).multinomial(2, [0.5, 0.5], 30) @ wins / 8
+    for resample_slides, replicates in ((True, slides), (False, tiles)):
+        found = quality.membership_within_slides(*data, *groups, resample_slides, replicates=30, seed=7)
+        expected = (sum(wins) / 8, *quality.bounds(np.array(replicates)))
+        assert (found.value, found.low, found.high) == pytest.approx(expected)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attributegan.metrics import features
+from attributegan.metrics import encoders, features
 
 TILES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
@@ -43,6 +43,20 @@ def test_timm_networks_are_pretrained_and_have_no_classifier(monkeypatch: pytest
     assert isinstance(found.network, nn.Module) and not found.network.training and isinstance(found.mean, tuple)
     with pytest.raises(ValueError, match=r"--features timm:absent: timm failed to create absent: Unknown model"):
         features.load("timm:absent")
+
+
+@pytest.mark.parametrize("name", ["timm:some_model", "uni"])
+@pytest.mark.parametrize("size", [None, 96])
+def test_encoders_take_another_size_when_one_is_given(monkeypatch: pytest.MonkeyPatch, name: str, size: int | None) -> None:
+    any_sizes: list[bool] = []
+
+    def load(short: str, file: Path | None, any_size: bool = False) -> encoders.Loaded:
+        assert (short, file) == (name.removeprefix("timm:"), None)
+        any_sizes.append(any_size)
+        return encoders.Loaded(pool(), 224, (0.5,) * 3, (0.5,) * 3, "1")
+
+    monkeypatch.setattr(encoders, "load_encoder" if name in encoders.ENCODERS else "load_timm", load)
+    assert features.load(name, size).size == (size or 224) and any_sizes == [size is not None]
 
 
 def test_hub_networks_are_loaded_from_github_or_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,24 @@ def test_decay_is_the_one_that_predicts_left_out_groups_best(fitted: tuple[Head,
     assert predictor._best_decay(head, inputs, levels, np.zeros(90, int)) == predictor.DECAYS[0]  # one group: no cross-validation
 
 
+def test_tiles_of_no_fold_train_in_every_fold_and_are_not_scored(
+    fitted: tuple[Head, torch.Tensor, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, inputs, levels, group_N = fitted
+    fold_N = np.where(group_N < 2, -1, group_N % 2)
+    scored: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(predictor, "mean_spearman", lambda schema, *arrays: (scored.append(arrays), len(scored) == 2)[1])
+    fit = predictor.fit_head_on(inputs, levels, fold_N, TWO)
+    assert float(fit.decay) == predictor.DECAYS[1] and len(scored) == len(predictor.DECAYS)
+    expected, other = np.zeros(levels.shape), Head(TWO, inputs.shape[1])
+    other.mean_D, other.scale_D = inputs.mean(0), inputs.std(0)
+    for fold in (0, 1):
+        predictor._minimise(other, inputs[torch.from_numpy(fold_N != fold)], levels[fold_N != fold], predictor.DECAYS[1])
+        expected[fold_N == fold] = other.predict_inputs(inputs[torch.from_numpy(fold_N == fold)])
+    np.testing.assert_array_equal(scored[1][0], levels[fold_N >= 0])
+    np.testing.assert_allclose(scored[1][1], expected[fold_N >= 0], atol=1e-6)
+
+
 def test_decay_can_be_given_and_constant_features_are_supported() -> None:
     levels, features = np.tile([[1, 0], [2, 1]], (10, 1)), np.zeros((20, 1), np.float32)
     head = predictor.fit_head(np.zeros((20, 8, 8, 3), np.uint8), features, levels, np.arange(20), TWO, decay=0.5)

@@ -60,7 +60,9 @@ def test_kid_is_the_mean_over_pairs() -> None:
 
     within = [np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]) for s in (x, y)]
     expected = within[0] + within[1] - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert quality.kernel_distance(x, y).value == pytest.approx(expected, rel=1e-12)
+    assert np.isfinite(quality.kernel_distance(x, y, replicates=1).low)
+    for found in (quality.kernel_distance(x, y), quality.Kernels.of(x, y).distance()):
+        assert found.value == pytest.approx(expected, rel=1e-12) and np.isnan([found.low, found.high]).all()
 
 
 def test_kid_interval_contains_the_truth_and_detects_a_shift(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
@@ -143,6 +145,10 @@ def test_balls_by_hand() -> None:
         {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
     )
     assert all(np.isnan(one.low) and np.isnan(one.high) for one in estimates.values())
+    for name, values in (("density", found.density_M), ("precision", found.precision_M)):
+        assert found.estimates(50)[name] == quality.mean_of(values, 50)
+        assert found.estimates(50, seed=3)[name] == quality.mean_of(values, 50, seed=3)
+    assert quality.mean_of(found.density_M, 50) != quality.mean_of(found.density_M, 50, seed=1)
     assert quality.manifolds(real, fake, k=2) and quality.NEIGHBOURS == 5
     with pytest.raises(ValueError, match="more than 3 tiles"):
         quality.manifolds(real, fake, k=3)
@@ -153,7 +159,8 @@ def test_memorisation_by_hand() -> None:
     usual = np.arange(1.0, 5)[:, None]  # 1 to 4 from the nearest training tile, their median 2.5
     found = quality.memorisation(training, np.array([[19.0], [10.5], [-1.0], [14]]), usual)
     assert found.nearest_N.tolist() == [2, 1, 0, 1] and found.distance_N.tolist() == [1, 0.5, 1, 4]
-    assert found.ratio == 1 / 2.5 and found.nearer == 3 / 4  # the 1 % quantile is 1.03
+    assert found.ratio == 1 / 2.5 and found.nearer == 3 / 4 and found.threshold == pytest.approx(1.03)  # the 1 % quantile
+    assert quality.memorisation(training, training + 1, training + 1).nearer == 0  # as near as held-out tiles
     assert quality.memorisation(training, training, training).ratio == 0
     assert quality.memorisation(training, training + 1, training).ratio == pytest.approx(1e12)
 
@@ -177,6 +184,8 @@ def test_intervals_are_quantiles_of_resampled_scores() -> None:
     expected = np.quantile([np.repeat(values, counts_N).mean() for counts_N in counts_RN], [0.025, 0.975])
     found = quality.mean_of(values, 50, seed=3)
     assert (found.value, found.low, found.high) == pytest.approx((1.75, *expected))
+    plain = quality.mean_of(values)
+    assert plain.value == 1.75 and np.isnan([plain.low, plain.high]).all()
     assert found != quality.mean_of(values, 50) == quality.mean_of(values, 50, seed=0)
 
 

@@ -11,7 +11,7 @@ from attributegan.models.frozen_conv import FrozenConv2d
 @pytest.mark.parametrize("size", [(8, 8), (9, 6)])
 @pytest.mark.parametrize(
     ("kernel", "stride", "channels_in", "channels_out", "groups"),
-    [(1, 1, 4, 6, 1), (3, 1, 4, 4, 4), (5, 1, 4, 4, 4), (3, 2, 4, 4, 4), (5, 2, 4, 4, 4), (3, 2, 3, 6, 1)],
+    [(1, 1, 4, 6, 1), (3, 1, 4, 4, 4), (5, 1, 4, 4, 4), (3, 2, 4, 4, 4), (5, 2, 4, 4, 4), (3, 2, 2, 2, 2), (3, 2, 3, 6, 1)],
 )
 def test_values_and_gradients_are_those_of_the_convolution(
     kernel: int, stride: int, channels_in: int, channels_out: int, groups: int, size: tuple[int, int], layout: torch.memory_format

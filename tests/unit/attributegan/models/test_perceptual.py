@@ -1,5 +1,7 @@
 """Frozen features of the MMD loss, against the package's own network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +65,40 @@ def test_sizes_are_limited_to_what_the_network_can_use(features: perceptual.Perc
         gradients.append(images.grad.abs().sum())
     hook.remove()
     assert sizes == [64, 128, 224] and torch.stack(gradients).isfinite().all() and min(gradients) > 0
+
+
+def test_resizing_is_bilinear_and_antialiased(features: perceptual.PerceptualFeatures) -> None:
+    seen: list[Tensor] = []
+    hook = features.stem.register_forward_hook(lambda _module, inputs, _output: seen.append((inputs[0] * 128 - 0.5) / 127.5))
+    ramp = torch.linspace(-1, 1, 32)
+    features(ramp.expand(2, 3, 32, 32), LEVELS)
+    board = (torch.arange(672)[:, None] + torch.arange(672)) % 2 * 2.0 - 1
+    features(board.expand(2, 3, 672, 672), LEVELS)
+    hook.remove()
+    enlarged = [ramp[0], 0.75 * ramp[0] + 0.25 * ramp[1], 0.25 * ramp[0] + 0.75 * ramp[1]]
+    torch.testing.assert_close(seen[0][0, 0, 0, :3], torch.stack(enlarged))
+    assert seen[1].abs().max() < 0.05  # every third pixel alone would be black or white
+
+
+def test_scale_by_hand() -> None:
+    """Batch norms add up since the last block without a skip connection; blocks 2, 4, 10 and 15 are used."""
+
+    def block(k: int, stride: int | list[int], channels_in: int = 2, id_skip: bool = True) -> SimpleNamespace:
+        arguments = SimpleNamespace(stride=stride, input_filters=channels_in, output_filters=2)
+        weight = torch.tensor([1.0, -10.0]) * (k + 1)
+        return SimpleNamespace(_block_args=arguments, id_skip=id_skip, _bn2=SimpleNamespace(weight=weight))
+
+    blocks = [block(0, [1]), block(1, [2]), block(2, 1), block(3, 1, channels_in=3), block(4, [1])]
+    blocks += [block(k, 2) for k in range(5, 10)] + [block(k, 1) for k in range(10, 15)] + [block(15, 1, id_skip=False)]
+    taps = [(0.17, 0.09, 2**2 + 3**2), (0.21, 0.12, 4**2 + 5**2), (0.32, 0.19, 10**2 + 11**2), (0.78, 0.07, 16**2)]
+    means = [mean * square**0.5 * channel for mean, _, square in taps for channel in (1, 10) for _ in range(4)]
+    deviations = [deviation * square**0.5 * channel for _, deviation, square in taps for channel in (1, 10)]
+    torch.testing.assert_close(perceptual._spread(blocks), torch.tensor(means + deviations) * len(means + deviations) ** 0.5)
+
+
+def test_scale_is_one_over_the_spread_of_the_network(features: perceptual.PerceptualFeatures) -> None:
+    network = efficientnet.load(perceptual.NETWORK)[0].network
+    torch.testing.assert_close(features.scale_D, 1 / perceptual._spread(network._blocks))
 
 
 def test_nothing_is_trained_or_saved(features: perceptual.PerceptualFeatures) -> None:

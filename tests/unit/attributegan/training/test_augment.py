@@ -120,7 +120,7 @@ def test_stain_jitter_of_zero_is_the_identity_outside_the_range_too() -> None:
 
 def test_stain_jitter_scales_and_shifts_concentrations() -> None:
     """Pixels of known concentrations: those of the result are c (1 + 0.1 a) + 0.1 b, with a and b from -1 to 1."""
-    stains_SC = torch.nn.functional.normalize(torch.tensor(augment.STAINS), dim=1)
+    stains_SC = torch.nn.functional.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]), dim=1)
     concentrations_NS = torch.tensor([[0.0, 0.0, 0.0], [1.2, 0.1, 0.0], [0.2, 0.9, 0.05], [0.5, 0.5, 0.5]])
     image = (2 * (-(concentrations_NS @ stains_SC)).exp() - 1).T.reshape(1, 3, 2, 2)
     draws = [0.75, 0.0, 0.999, 0.25, 0.5, 1.0]
@@ -130,10 +130,26 @@ def test_stain_jitter_scales_and_shifts_concentrations() -> None:
     torch.testing.assert_close(found_NS, concentrations_NS * (1 + 0.1 * scale) + 0.1 * shift, atol=2e-6, rtol=1e-5)
 
 
+def test_stains_are_of_unit_length_in_double_precision() -> None:
+    stains_SC, concentrations_CS = augment._stains(torch.device("cpu"), torch.float64)
+    one = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(stains_SC.norm(dim=1), one, rtol=0, atol=1e-12)
+    torch.testing.assert_close(concentrations_CS @ stains_SC, one.diag(), rtol=0, atol=1e-12)
+
+
 def test_stain_jitter_has_bounded_gradients_in_black_pixels() -> None:
     batch = torch.full((1, 3, 4, 4), -1.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(by_hand("hed", batch, *[1.0] * 6).sum(), batch)
     assert gradient.isfinite().all() and gradient.abs().max() < 2
+
+
+def test_stain_jitter_of_darker_pixels_is_that_of_a_transmittance_of_1_32() -> None:
+    draws = [0.9, 0.1, 0.7, 0.2, 0.6, 0.8]
+    factor_64, factor_32, factor_31 = (
+        (by_hand("hed", torch.full((1, 3, 1, 1), 2 * t - 1), *draws) + 1) / (2 * t) for t in (1 / 64, 1 / 32, 1 / 31)
+    )
+    torch.testing.assert_close(factor_64, factor_32)
+    assert (factor_31 - factor_32).abs().max() > 1e-4
 
 
 def test_policies_follow_each_other_with_their_own_draws() -> None:

@@ -243,5 +243,25 @@ def test_energy_distance_of_parts_averages_to_that_of_the_whole() -> None:
 
 def test_energy_distance_has_finite_gradients_where_tiles_are_equal() -> None:
     fake = torch.ones(4, 3, requires_grad=True)
-    losses.energy_distance(fake, torch.ones(4, 3), fake, torch.eye(4, dtype=torch.bool)).backward()
+    loss = losses.energy_distance(fake, torch.ones(4, 3), fake, torch.eye(4, dtype=torch.bool))
+    assert loss.item() == pytest.approx(2 * 0.01 - 0.01, abs=1e-6)  # a distance of 0 counts as the root of SMOOTHING
+    loss.backward()
     assert fake.grad.abs().max() < 1e-6
+
+
+def test_energy_distance_is_computed_in_single_precision_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fake, real = torch.randn(6, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    own = torch.eye(6, dtype=torch.bool)
+    by_hand = 2 * torch.cdist(fake, real).mean() - torch.cdist(fake, fake).sum() / 30
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = losses.energy_distance(fake, real, fake, own)
+        assert found.item() == pytest.approx(by_hand.item(), abs=1e-3)
+
+
+def test_indices_of_the_contrast_are_on_the_device_of_the_embeddings() -> None:
+    expected = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0)
+    with torch.device("meta"):  # another default device than that of the embeddings, as for a GPU
+        found = losses.contrastive_2c(EMBEDDING, PROXY, LEVELS, temperature=1.0)
+    assert torch.equal(found, expected)

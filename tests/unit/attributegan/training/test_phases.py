@@ -167,23 +167,28 @@ def test_half_of_the_steps_vary_attributes_and_slices_of_a_step_agree() -> None:
         assert torch.equal(torch.cat([part.varied_B for part in parts]), noise.varied_B)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("vary_attribute", [False, True])
-def test_mmd_compares_tiles_with_their_levels_and_leaves_out_tiles_of_one_latent(vary_attribute: bool) -> None:
-    """Features are the first pixel and the first level, so that the loss follows from the tiles."""
+def test_mmd_compares_tiles_with_their_levels_and_leaves_out_tiles_of_one_latent(vary_attribute: bool, rank: int) -> None:
+    """Features are the first pixel and the first level, so that the loss follows from the tiles of both ranks."""
 
     def features(images_BCHW: Tensor, levels_BA: Tensor) -> Tensor:
         return torch.stack([images_BCHW[:, 0, 0, 0], levels_BA[:, 0].float()], dim=1)
 
+    def gather(x: Tensor) -> Tensor:
+        return torch.cat([x, x.flip(0) + 1] if rank == 0 else [x.flip(0) + 1, x])
+
     weights = {"residual": 1.0, "diversity": 1.0, "mmd": 2.0}
     config = dataclasses.replace(PLAIN, loss=LossConfig(contrastive=0, reconstruction=0, **weights))
-    runtime = SimpleNamespace(device=torch.device("cpu"), rank=0, gather=lambda x: x, autocast=contextlib.nullcontext)
+    runtime = SimpleNamespace(device=torch.device("cpu"), rank=rank, gather=gather, autocast=contextlib.nullcontext)
     batch, generator = batch_of([[1, 1], [2, 1], [3, 2], [1, 2]], vary_attribute=vary_attribute), Linear()
-    terms, _ = phases.generator_phase(config, runtime, generator, Echo(), [batch], features)
+    with torch.device("meta"):  # another default device than that of the process, as on a GPU
+        terms, _ = phases.generator_phase(config, runtime, generator, Echo(), [batch], features)
     _, levels_BA = phases._sample_conditions(batch, paired=True, vary_attribute=vary_attribute)
     fake, real = features(generator.made, levels_BA), features(batch.images_BCHW, batch.levels_BA)
-    shares_latent = torch.block_diag(*[torch.ones(2, 2)] * 2) if vary_attribute else torch.eye(4)
-    within = torch.cdist(fake, fake)[shares_latent == 0].mean()
-    torch.testing.assert_close(terms["generator/mmd"], 2 * torch.cdist(fake, real).mean() - within, atol=1e-3, rtol=0)
+    shares_latent = (torch.block_diag(*[torch.ones(2, 2)] * 4) if vary_attribute else torch.eye(8))[4 * rank : 4 * rank + 4]
+    within = torch.cdist(fake, gather(fake))[shares_latent == 0].mean()
+    torch.testing.assert_close(terms["generator/mmd"], 2 * torch.cdist(fake, gather(real)).mean() - within, atol=1e-3, rtol=0)
     pair = "residual" if vary_attribute else "diversity"
     others = terms["generator/adversarial"] + 2 * terms[f"generator/{pair}"]
     assert generator.losses[0] == pytest.approx(float(others + 2 * terms["generator/mmd"]), rel=1e-4)

@@ -73,6 +73,7 @@ def test_row_groups_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     index.write(tmp_path / "i", HEADER, tables)
     file = pq.ParquetFile(tmp_path / "i")
     assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [4, 6, 3]
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert index.read_rows(tmp_path / "i", HEADER, "train").shard_N.tolist() == [0] * 10 + [2] * 3
     assert len(index.read_shard(tmp_path / "i", "c.tar")) == 3 and len(index.read_shard(tmp_path / "i", "a.tar")) == 10
     assert len(index.read_shard(tmp_path / "i", "b.tar")) == len(index.read_shard(tmp_path / "i", "d.tar")) == 0
@@ -100,6 +101,7 @@ def test_merge(tmp_path: Path) -> None:
     assert index.read_table(tmp_path / "i")["shard"].to_pylist() == ["a.tar"] * 3 + ["c.tar"] * 2
     index.write(parts[2], Header(TWO, (SHARDS[2],), 8, "part"), [table_of(["c.tar"] * 2)])
     assert index.merge(tmp_path / "i", parts, "whole", []).image_size is None
+    assert index.merge(tmp_path / "i", parts[:1], "whole", []).shards == SHARDS[:1]
     with pytest.raises(ValueError, match="no usable tiles\n  y.png: bad"):
         index.merge(tmp_path / "j", parts[1:2], "whole", ["y.png: bad"])
     assert not (tmp_path / "j").exists()
