@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, to_html
-from tools.evaluation.sentences import sentences
+from tools.evaluation.sentences import is_unrealistic, sentences
 
 if TYPE_CHECKING:
     from tools.evaluation.figures import Pair, Pictures
 
 NONE = "–"
 LOW_CONTROL_SCORE = 0.2  # control score below which leakage is not reported: a model that ignores labels trivially has none
-UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike the predictor's training data
 QUALITY = ("kid", "fid", "precision", "recall", "density", "coverage")
 SCORES = ("accuracy", "mae", "kappa", "spearman")
 
@@ -148,8 +147,7 @@ def _quality(row: Mapping[str, Any]) -> list[Figure]:
 def _control_score(row: Mapping[str, Any]) -> Cell:
     if "obeys" not in row:
         return "not assessed"
-    found = [row["quality"][name][0] for name in ("precision", "coverage") if name in row.get("quality", {})]
-    return Figure(f"{row['obeys']:.2f}", "unreliable: unrealistic tiles" if found and max(found) < UNREALISTIC else "")
+    return Figure(f"{row['obeys']:.2f}", "unreliable: unrealistic tiles" if is_unrealistic(row) else "")
 
 
 def _leak(row: Mapping[str, Any]) -> Cell:

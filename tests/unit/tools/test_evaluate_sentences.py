@@ -35,21 +35,53 @@ def test_realism_of_overlapping_intervals_and_of_few_tiles() -> None:
     assert "not assessed" in sentences.realism(row(quality={}), CEILING)
 
 
-@pytest.mark.parametrize(("recall", "text"), [(0.65, "cover the variety"), (0.41, "cover part"), (0.39, "cover little")])
+@pytest.mark.parametrize(("recall", "text"), [(0.65, "as much of the variety of the training tiles as"), (0.41, "cover part"), (0.39, "cover little")])
 def test_variety(recall: float, text: str) -> None:
     assert text in sentences.variety(row(quality={"recall": [recall, 0, 1]}), CEILING)
     assert "not assessed" in sentences.variety(row(quality={}), CEILING)
+    assert "differ 0.47 times as much" in sentences.variety(row(diversity=0.47), CEILING)
+    assert "times as much" not in sentences.variety(row(diversity=0.9), CEILING)
+
+
+RESULT = {"data": {"attributes": dict.fromkeys("abc"), "groups_apart": True}}
+
+
+def control_of(**values: float) -> dict[str, Any]:
+    return {name: {"spearman": [value, value - 0.1, value + 0.1]} for name, value in values.items()}
 
 
 @pytest.mark.parametrize(("score", "text"), [(0.65, "They follow"), (0.41, "They partly follow"), (0.39, "They hardly follow")])
 def test_control(score: float, text: str) -> None:
-    result = {"data": {"attributes": dict.fromkeys("abc")}}
-    both = {"grade": {"spearman": [0.9, 0, 1]}, "necrosis": {"spearman": [0.3, 0, 1]}}
-    found = sentences.control(row(obeys=score, control=both), CEILING, result)
-    assert text in found and "the 2 of 3 attributes" in found and "necrosis the least (0.30)" in found
+    ceiling = row("ceiling", control=control_of(grade=0.9, necrosis=0.3))
+    found = sentences.control(row(obeys=score, control=control_of(grade=0.9, necrosis=0.25)), ceiling, RESULT)
+    assert text in found and "the 2 of 3 attributes" in found and "lowest: necrosis 0.25, real 0.30" in found
     unassessed = row(control={})
     del unassessed["obeys"]
-    assert "Control was not assessed" in sentences.control(unassessed, CEILING, result)
+    assert "Control was not assessed" in sentences.control(unassessed, CEILING, RESULT)
+
+
+def test_one_attribute_that_does_not_follow_is_not_hidden_by_the_mean() -> None:
+    ceiling = row("ceiling", obeys=0.74, control=control_of(crowding=0.71, grade=0.77))
+    assert "They partly follow" in sentences.control(row(obeys=0.6, control=control_of(crowding=0.75, grade=0.45)), ceiling, RESULT)
+    assert "They follow" in sentences.control(row(obeys=0.7, control=control_of(crowding=0.8, grade=0.65)), ceiling, RESULT)
+    wide = row("ceiling", obeys=0.74, control=control_of(crowding=0.71, grade=0.65))
+    assert "They follow" in sentences.control(row(obeys=0.6, control=control_of(crowding=0.75, grade=0.56)), wide, RESULT)
+
+
+def test_control_reports_the_worst_leak() -> None:
+    leak = {"attributes": ["atypia", "phase"], "matrix": [[0.35, 0.12], [0.37, 0.85]]}
+    found = sentences.control(row(leak=leak), CEILING, RESULT)
+    assert "They follow" in found and "changing phase also changes atypia (by 0.37 of its scale, its own levels by 0.35)" in found
+    assert "also changes" not in sentences.control(row(leak=leak | {"matrix": [[0.9, 0.3], [0.4, 0.9]]}), CEILING, RESULT)
+    assert "also changes" not in sentences.control(row(leak=leak, obeys=0.1), CEILING, RESULT)  # noise of the predictor
+    assert "also changes" not in sentences.control(row(leak={"attributes": ["phase"], "matrix": [[0.9]]}), CEILING, RESULT)
+
+
+def test_control_of_tiles_that_the_predictor_cannot_read() -> None:
+    low = row(quality={"kid": [0.4, 0.3, 0.5], "recall": [0, 0, 0], "precision": [0.05, 0, 0.1], "coverage": [0.02, 0, 0.1]})
+    assert "Control can't be judged" in sentences.control(low, CEILING, RESULT)
+    low["quality"]["coverage"] = [0.1, 0, 0.2]
+    assert "They follow" in sentences.control(low, CEILING, RESULT)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +90,22 @@ def test_control(score: float, text: str) -> None:
         (memory(), "Neither test of privacy"),
         (memory(ratio=0.4), "unusually near"),
         (memory(nearer=0.06), "unusually near"),
-        (memory(low=0.51), "No copies were found, but"),
+        (memory(low=0.51), "No copies were found, but training tiles are nearer"),
+        (memory(low=0.3), "No copies were found, but held-out tiles are nearer"),
         (memory(ratio=0.4, low=0.51), "look like copies"),
         ({}, "not looked for"),
     ],
 )
 def test_privacy(numbers: dict[str, Any], text: str) -> None:
-    assert text in sentences.privacy(row(**numbers))
+    assert text in sentences.privacy(row(**numbers), RESULT)
+
+
+def test_membership_on_other_slides_names_their_look_as_a_cause() -> None:
+    numbers = memory(low=0.51)
+    assert "can be the cause: check with --same-slides" in sentences.privacy(row(**numbers), RESULT)
+    assert "--same-slides" not in sentences.privacy(row(**numbers), {"data": {"groups_apart": False}})
+    numbers["memory"]["membership_tiles"] = "same slides"
+    assert "--same-slides" not in sentences.privacy(row(**numbers), RESULT)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +115,18 @@ def test_privacy(numbers: dict[str, Any], text: str) -> None:
         (None, 1000, 9, "slides of the real tiles are unknown"),
         (True, 499, 9, "only 499 tiles"),
         (True, 500, 4, "only 4 slides"),
+        (True, 52, 1, "only 52 tiles per side, so small differences mean little; the held-out tiles come from only 1 slide,"),
         (True, 500, 5, "500 tiles per side and 5 held-out slides"),
     ],
 )
 def test_trust(apart: bool | None, equal: int, slides: int, text: str) -> None:
     assert text in sentences.trust({"data": {"groups_apart": apart, "held_out_groups": slides}, "settings": {"equal": equal}})
+
+
+def test_trust_warns_of_features_that_trained_the_model() -> None:
+    data = {"groups_apart": True, "held_out_groups": 9}
+    found = sentences.trust({"data": data, "settings": {"equal": 900}, "trained_on_features": ["first"]})
+    assert found.startswith("first was trained on these features")
 
 
 def test_five_sentences_of_the_first_model() -> None:
