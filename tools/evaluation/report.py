@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attributegan.evaluation.reference import MIN_HELD_OUT
 from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, to_html
 from tools.evaluation.sentences import is_unrealistic, sentences
 
@@ -215,8 +216,8 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     missing = next(", ".join(row["left_out"]) for row in rows if "left_out" in row)
     return (
-        f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles. Not computed, "
-        f"since it needs the generator: {missing}."
+        f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles, on "
+        f"levels with at least {MIN_HELD_OUT} tiles. Not computed, since it needs the generator: {missing}."
     )
 
 

@@ -21,16 +21,19 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     """Return five sentences about the first model or tile set: realism, variety, control, privacy, and how far to trust the numbers."""
     ceiling = next(row for row in result["rows"] if row["kind"] == "ceiling")
     row = next(row for row in result["rows"] if row["kind"] == "generator")
-    return [realism(row, ceiling), variety(row, ceiling), control(row, ceiling, result), privacy(row, result), trust(result)]
+    floor = next((row for row in result["rows"] if row["kind"] == "floor"), {})
+    return [realism(row, ceiling), variety(row, ceiling), control(row, ceiling, floor, result), privacy(row, result), trust(result)]
 
 
 def realism(row: Mapping[str, Any], ceiling: Mapping[str, Any]) -> str:
-    """Compare KID with that of real held-out tiles: up to `CLOSE` times, up to `FAR` times, above."""
+    """Compare KID with that of real held-out tiles: interval below, up to `CLOSE` times, up to `FAR` times, above."""
     if not row.get("quality"):
         return "Image quality was not assessed, because there are too few different real tiles."
-    kid, low, _ = row["quality"]["kid"]
-    real, _, high = ceiling["quality"]["kid"]
+    kid, low, top = row["quality"]["kid"]
+    real, bottom, high = ceiling["quality"]["kid"]
     numbers = f"(KID x 1000: {1000 * kid:.1f}, real held-out tiles {1000 * real:.1f})"
+    if None not in (top, bottom) and top < bottom:
+        return f"Tiles of {row['name']} are closer to the training tiles than real held-out tiles are {numbers}."
     times = kid / max(real, MIN_KID)
     if times <= CLOSE or (low is not None and high is not None and low <= high):
         return f"Tiles of {row['name']} are about as close to the training tiles as real held-out tiles are {numbers}."
@@ -53,23 +56,35 @@ def variety(row: Mapping[str, Any], ceiling: Mapping[str, Any]) -> str:
     return f"They cover {'part' if share >= PARTIAL else 'little'} of the variety of the training tiles {numbers}."
 
 
-def control(row: Mapping[str, Any], ceiling: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Compare the control score, and that of each attribute, with real held-out tiles; name the lowest attribute and the worst leak."""
-    if "obeys" not in row or not ceiling.get("obeys"):
-        return "Control was not assessed, because no attribute could be read from real tiles well enough."
-    scores, real = ({name: of["spearman"] for name, of in one["control"].items()} for one in (row, ceiling))
+def control(row: Mapping[str, Any], ceiling: Mapping[str, Any], floor: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Compare each attribute, and their mean, with real held-out tiles and shuffled labels; name the lowest one and the worst leak."""
+    scores, real, shuffled = ({name: of["spearman"] for name, of in one.get("control", {}).items()} for one in (row, ceiling, floor))
+    mean, of_real = (sum(of[name][0] for name in scores) / max(1, len(scores)) for of in (scores, real))
+    if not scores or not of_real:
+        return (
+            "Control was not assessed: no attribute has two levels with enough tiles and can be read from real tiles well enough; "
+            "see the reasons below."
+        )
     weakest = min(scores, key=lambda name: scores[name][0])
     numbers = (
-        f"(control score {row['obeys']:.2f}, real held-out tiles {ceiling['obeys']:.2f}; lowest: {weakest} {scores[weakest][0]:.2f}, "
-        f"real {real[weakest][0]:.2f})"
+        f"(control score {mean:.2f}, real held-out tiles {of_real:.2f}; lowest: {weakest} {scores[weakest][0]:.2f}, real "
+        f"{real[weakest][0]:.2f})"
     )
     if is_unrealistic(row):
         return f"Control can't be judged, because the tiles are too unlike real ones for the predictor {numbers}."
-    share, count = row["obeys"] / ceiling["obeys"], len(result["data"]["attributes"])
     lower = [name for name, (value, _, high) in scores.items() if value < FULL * real[name][0] and high < real[name][0]]
-    how = "hardly follow" if share < PARTIAL else "partly follow" if share < FULL or lower else "follow"
-    leaks = "" if how == "hardly follow" else _leaks(row)
-    return f"They {how} the requested levels of the {len(scores)} of {count} attributes that could be assessed {numbers}{leaks}."
+    random = [name for name, (_, low, _) in scores.items() if low <= shuffled.get(name, (0.0, 0.0, 0.0))[2]]
+    share, count = mean / of_real, len(result["data"]["attributes"])
+    how = (
+        "hardly follow"
+        if share < PARTIAL or len(random) == len(scores)
+        else "partly follow"
+        if share < FULL or lower or random
+        else "follow"
+    )
+    details = f"; {', '.join(random)} not measurably better than shuffled labels" if random else ""
+    details += "" if how == "hardly follow" else _leaks(row)
+    return f"They {how} the requested levels of the {len(scores)} of {count} attributes that could be assessed {numbers}{details}."
 
 
 def is_unrealistic(row: Mapping[str, Any]) -> bool:
@@ -81,9 +96,13 @@ def is_unrealistic(row: Mapping[str, Any]) -> bool:
 def _leaks(row: Mapping[str, Any]) -> str:
     """Name the attribute that another one moves most, relative to how far its own levels move it; "" below `LEAKS`."""
     names, matrix = (row.get("leak", {}).get(key, []) for key in ("attributes", "matrix"))
-    pairs = [(matrix[a][b], max(matrix[b][b], 1e-6), swept, moved) for a, swept in enumerate(names) for b, moved in enumerate(names) if a != b]
+    pairs = [
+        (matrix[a][b], max(matrix[b][b], 1e-6), swept, moved) for a, swept in enumerate(names) for b, moved in enumerate(names) if a != b
+    ]
     leak, own, swept, moved = max(pairs, key=lambda pair: pair[0] / pair[1], default=(0.0, 1.0, "", ""))
-    return f", but changing {swept} also changes {moved} (by {leak:.2f} of its scale, its own levels by {own:.2f})" if leak >= LEAKS * own else ""
+    return (
+        f"; changing {swept} also changes {moved} (by {leak:.2f} of its scale, its own levels by {own:.2f})" if leak >= LEAKS * own else ""
+    )
 
 
 def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
