@@ -21,7 +21,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     """Return five sentences about the first model or tile set: realism, variety, control, privacy, and how far to trust the numbers."""
     ceiling = next(row for row in result["rows"] if row["kind"] == "ceiling")
     row = next(row for row in result["rows"] if row["kind"] == "generator")
-    floor = next((row for row in result["rows"] if row["kind"] == "floor"), {})
+    floor: Mapping[str, Any] = next((row for row in result["rows"] if row["kind"] == "floor"), {})
     return [realism(row, ceiling), variety(row, ceiling), control(row, ceiling, floor, result), privacy(row, result), trust(result)]
 
 
