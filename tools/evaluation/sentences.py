@@ -61,10 +61,7 @@ def control(row: Mapping[str, Any], ceiling: Mapping[str, Any], floor: Mapping[s
     scores, real, shuffled = ({name: of["spearman"] for name, of in one.get("control", {}).items()} for one in (row, ceiling, floor))
     mean, of_real = (sum(of[name][0] for name in scores) / max(1, len(scores)) for of in (scores, real))
     if not scores or not of_real:
-        return (
-            "Control was not assessed: no attribute has two levels with enough tiles and can be read from real tiles well enough; "
-            "see the reasons below."
-        )
+        return "Control was not assessed: no attribute has enough tiles of two levels and can be read from real tiles well enough."
     weakest = min(scores, key=lambda name: scores[name][0])
     numbers = (
         f"(control score {mean:.2f}, real held-out tiles {of_real:.2f}; lowest: {weakest} {scores[weakest][0]:.2f}, real "
