@@ -12,6 +12,7 @@ CLOSE, FAR = 2.0, 10.0  # KID over that of real held-out tiles
 FULL, PARTIAL = 0.8, 0.5  # recall and control score, over those of real held-out tiles
 COPY_RATIO, COPY_SHARE = 0.5, 0.05  # privacy: memorization ratio below, share of nearer tiles above
 LEAKS = 0.5  # leakage into an attribute, over how far it moves by its own levels
+CHANCE = 5  # of few held-out tiles, the nearest decide: up to this number over theirs, the share of nearer tiles can be chance (e^-5)
 UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike the predictor's training data
 FEW_TILES, FEW_SLIDES = 500, 5
 MIN_KID = 1e-4  # of real tiles; a smaller or negative one is no unit
@@ -110,7 +111,7 @@ def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     auc, low, high = memory["membership"]
     near = f"{memory['nearer']:.0%} of tiles are nearer to a training tile than all but 1 % of the held-out tiles"
     numbers = f"({near}; distance ratio {memory['ratio']:.2f}; membership AUC {auc:.2f}, {low:.2f} to {high:.2f})"
-    copied = memory["ratio"] < COPY_RATIO or memory["nearer"] > COPY_SHARE
+    copied = memory["ratio"] < COPY_RATIO or memory["nearer"] > max(COPY_SHARE, CHANCE / result["data"]["held_out_tiles"])
     if copied and low > 0.5:
         return f"Some tiles look like copies of training tiles, and training tiles can be recognized: check before sharing {numbers}."
     if copied:

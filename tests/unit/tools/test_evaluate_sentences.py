@@ -47,7 +47,7 @@ def test_variety(recall: float, text: str) -> None:
 
 
 FLOOR: dict[str, Any] = {}
-RESULT = {"data": {"attributes": dict.fromkeys("abc"), "groups_apart": True}}
+RESULT = {"data": {"attributes": dict.fromkeys("abc"), "groups_apart": True, "held_out_tiles": 754}}
 
 
 def control_of(**values: float) -> dict[str, Any]:
@@ -114,10 +114,16 @@ def test_privacy(numbers: dict[str, Any], text: str) -> None:
     assert text in sentences.privacy(row(**numbers), RESULT)
 
 
+def test_of_few_held_out_tiles_some_nearer_tiles_are_chance() -> None:
+    few = {"data": RESULT["data"] | {"held_out_tiles": 52}}
+    assert "Neither test of privacy" in sentences.privacy(row(**memory(nearer=0.09)), few)
+    assert "unusually near" in sentences.privacy(row(**memory(nearer=0.1)), few)
+
+
 def test_membership_on_other_slides_names_their_look_as_a_cause() -> None:
     numbers = memory(low=0.51)
     assert "can be the cause: check with --same-slides" in sentences.privacy(row(**numbers), RESULT)
-    assert "--same-slides" not in sentences.privacy(row(**numbers), {"data": {"groups_apart": False}})
+    assert "--same-slides" not in sentences.privacy(row(**numbers), {"data": RESULT["data"] | {"groups_apart": False}})
     numbers["memory"]["membership_tiles"] = "same slides"
     assert "--same-slides" not in sentences.privacy(row(**numbers), RESULT)
 
@@ -144,7 +150,7 @@ def test_trust_warns_of_features_that_trained_the_model() -> None:
 
 
 def test_five_sentences_of_the_first_model() -> None:
-    data = {"attributes": {"grade": None}, "groups_apart": True, "held_out_groups": 9}
+    data = {"attributes": {"grade": None}, "groups_apart": True, "held_out_groups": 9, "held_out_tiles": 800}
     rows = [CEILING, row(name="first", **memory()), row("floor"), row(name="second")]
     found = sentences.sentences({"rows": rows, "data": data, "settings": {"equal": 800}})
     assert len(found) == 5 and all(text.endswith(".") for text in found)
