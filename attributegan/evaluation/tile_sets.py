@@ -12,7 +12,7 @@ import numpy as np
 
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import scores
-from attributegan.evaluation.reference import FeatureCache, HeldOutPredictions, ReferenceSet, Split, features_of
+from attributegan.evaluation.reference import MIN_HELD_OUT, FeatureCache, HeldOutPredictions, ReferenceSet, Split, features_of
 from attributegan.evaluation.scores import SHUFFLED_LABELS, Measure, Row
 from attributegan.evaluation.small_sets import privacy
 from attributegan.metrics import control, quality
@@ -99,16 +99,18 @@ def rows(real: ReferenceSet, generated: TileSet, equal: int, measure: Measure | 
     return [Row(scores.with_control_score(numbers), memory), Row(scores.with_control_score(floor))]
 
 
-def _scored(real: ReferenceSet, levels_NA: np.ndarray) -> list[int]:
-    """Returns the assessed attributes of which the tiles have at least two assessed levels."""
-    return [a for a in real.assessed_columns if np.isin(real.assessments[a].levels, levels_NA[:, a]).sum() > 1]
+def _scored(real: ReferenceSet, levels_NA: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """Returns the assessed levels with `MIN_HELD_OUT` tiles, like real levels, by column; attributes with fewer than two are left out."""
+    found = {
+        a: tuple(level for level in real.assessments[a].levels if (levels_NA[:, a] == level).sum() >= MIN_HELD_OUT)
+        for a in real.assessed_columns
+    }
+    return {a: levels for a, levels in found.items() if len(levels) > 1}
 
 
 def _control(real: ReferenceSet, tiles: Split, levels_NA: np.ndarray, predicted_NA: np.ndarray) -> dict[str, Any]:
     clusters = HeldOutPredictions(levels_NA, predicted_NA, tiles.group_N, crossed=False).cluster_N
     return {
-        real.schema.names[a]: scores.plain(
-            control.interval(levels_NA[:, a], predicted_NA[:, a], real.assessments[a].levels, clusters, REPLICATES)
-        )
-        for a in _scored(real, levels_NA)
+        real.schema.names[a]: scores.plain(control.interval(levels_NA[:, a], predicted_NA[:, a], levels, clusters, REPLICATES))
+        for a, levels in _scored(real, levels_NA).items()
     }

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attributegan.evaluation.reference import MIN_HELD_OUT
 from attributegan.utils.html_page import Cell, Figure, Section, Table, Tinted, to_html
-from tools.evaluation.sentences import sentences
+from tools.evaluation.sentences import is_unrealistic, sentences
 
 if TYPE_CHECKING:
     from tools.evaluation.figures import Pair, Pictures
 
 NONE = "–"
 LOW_CONTROL_SCORE = 0.2  # control score below which leakage is not reported: a model that ignores labels trivially has none
-UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike the predictor's training data
 QUALITY = ("kid", "fid", "precision", "recall", "density", "coverage")
 SCORES = ("accuracy", "mae", "kappa", "spearman")
 
@@ -148,8 +148,7 @@ def _quality(row: Mapping[str, Any]) -> list[Figure]:
 def _control_score(row: Mapping[str, Any]) -> Cell:
     if "obeys" not in row:
         return "not assessed"
-    found = [row["quality"][name][0] for name in ("precision", "coverage") if name in row.get("quality", {})]
-    return Figure(f"{row['obeys']:.2f}", "unreliable: unrealistic tiles" if found and max(found) < UNREALISTIC else "")
+    return Figure(f"{row['obeys']:.2f}", "unreliable: unrealistic tiles" if is_unrealistic(row) else "")
 
 
 def _leak(row: Mapping[str, Any]) -> Cell:
@@ -217,8 +216,8 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     missing = next(", ".join(row["left_out"]) for row in rows if "left_out" in row)
     return (
-        f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles. Not computed, "
-        f"since it needs the generator: {missing}."
+        f" {', '.join(names)}: tiles without their generator, scored on the levels in their table like real held-out tiles, on "
+        f"levels with at least {MIN_HELD_OUT} tiles. Not computed, since it needs the generator: {missing}."
     )
 
 

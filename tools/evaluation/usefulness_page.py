@@ -10,6 +10,7 @@ from tools.evaluation import figures
 
 MEAN = "mean"
 NONE = "–"
+WEAK = 0.3  # mean score of all real tiles below which the predictor can't judge tiles
 APART = {
     True: "No slide is in both splits.",
     False: "Some slides are in both splits, so all scores are too high.",
@@ -53,7 +54,16 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     shares = sorted({row["share"] for row in rows if row["share"] and row["real"]}, reverse=True)
     found = [added(rows, share) for share in shares]
     found += [where(rows, share) for share in (shares[0], shares[-1])] if len(shares) > 1 else [where(rows, shares[0])]
-    return [*found, how_many(rows), alone(rows), balancing(rows), limits(result)]
+    return [*weak(result), *found, how_many(rows), alone(rows), balancing(rows), limits(result)]
+
+
+def weak(result: Mapping[str, Any]) -> list[str]:
+    """Warn of a predictor that reads held-out tiles poorly with all real tiles: differences between poor predictors say little."""
+    score = _real(result["rows"], 100)["scores"][MEAN][0]
+    if score >= WEAK:
+        return []
+    other = "other --features or --predictor cnn" if result["settings"]["predictor"] == "features" else "more --predictor-steps"
+    return [f"The predictor is poor even with all real tiles (mean score {score:.2f}), so gains mean little: try {other}."]
 
 
 def verdict(estimate: Sequence[float]) -> str:

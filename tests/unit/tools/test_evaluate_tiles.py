@@ -86,6 +86,20 @@ def test_training_tiles_with_noise_are_caught(real: reference.ReferenceSet, cach
     assert memory["membership"][1] > 0.6 and memory["ratio"] < 0.5 and memory["nearer"] > 0.2
 
 
+def test_levels_of_few_tiles_are_not_scored(real: reference.ReferenceSet, cache: reference.FeatureCache) -> None:
+    every, name = split(120, 2), "cell_crowding"
+    rare_N = np.flatnonzero(every.levels_NA[:, PUBLISHED.names.index(name)] == 2)
+    assert len(rare_N) > 10
+
+    def spearman(rare: int) -> float | None:
+        kept_N = np.setdiff1d(np.arange(len(every)), rare_N[rare:])
+        kept = reference.Split(every.levels_NA[kept_N], every.group_N[kept_N], lambda rows: every.read(kept_N[rows]), f"{rare} of level 2")
+        control = evaluation.evaluate(kept, real, NETWORK, cache=cache)[1].numbers["control"]
+        return control[name]["spearman"][0] if name in control else None
+
+    assert spearman(9) == spearman(0) != spearman(10)
+
+
 def test_the_example_of_the_python_api_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "reference" / "python-api.md").read_text(encoding="utf-8")
     code = re.search(r"^## Evaluation\n.*?```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -230,3 +230,11 @@ def test_sentences_by_rule() -> None:
     assert usefulness_page.alone(rows).startswith("200 generated tiles alone reach 0.30, 200 real ones 0.50 (-0.20")
     assert usefulness_page.balancing(rows) == "Generating all levels equally often helps for all 200 real tiles (+0.15, +0.05 to +0.25)."
     assert "no measurable" in usefulness_page.balancing([entry(100, 200, 200, 0.2, 0.05, True)])
+
+
+@pytest.mark.parametrize(("predictor", "fix"), [("features", "--predictor cnn"), ("cnn", "--predictor-steps")])
+def test_gains_of_a_weak_predictor_come_with_a_warning(predictor: str, fix: str) -> None:
+    settings, poor = {"predictor": predictor}, entry(100, 200, 0) | {"scores": estimate(0.29)}
+    (warning,) = usefulness_page.weak({"rows": [entry(10, 20, 0), poor], "settings": settings})
+    assert "(mean score 0.29)" in warning and fix in warning
+    assert not usefulness_page.weak({"rows": [entry(100, 200, 0)], "settings": settings})
