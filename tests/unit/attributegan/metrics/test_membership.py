@@ -101,10 +101,12 @@ def test_intervals_are_those_of_resampled_slides_or_tiles() -> None:
     for given, used in (((), (np.arange(6), np.arange(5))), (groups, groups)):
         found = quality.membership(*data, *given, replicates=30, seed=7)
         draws = np.random.default_rng(7)
-        expected = quality.bounds(np.array(shares(*(drawn(draws, group) for group in used), np.ones((6, 5)))))
-        assert (found.value, found.low, found.high) == pytest.approx((win_TM.mean(), *expected))
+        weight_RT, weight_RM = (drawn(draws, group) for group in used)
+        bounds = quality.bounds(np.array(shares(weight_RT, weight_RM, np.ones((6, 5)))))
+        assert (found.value, found.low, found.high) == pytest.approx((win_TM.mean(), *bounds))
     draws = np.random.default_rng(7)
-    tiles = shares(*(drawn(draws, np.arange(count)) for count in (6, 5)), same_TM)
+    weight_RT, weight_RM = (drawn(draws, np.arange(count)) for count in (6, 5))
+    tiles = shares(weight_RT, weight_RM, same_TM)
     wins = [win_TM[part].sum() for part in (np.ix_([0, 1], [1, 2]), np.ix_([2, 3], [0, 3]))]  # of slides 0 and 1, of 4 pairs each
     slides = np.random.default_rng(7).multinomial(2, [0.5, 0.5], 30) @ wins / 8
     for resample_slides, replicates in ((True, slides), (False, tiles)):
