@@ -10,13 +10,13 @@ import argparse
 import csv
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tools.options import add_command, add_precision, require_at_least, with_settings
+from tools.benchmarks.diffusion_settings import DiffusionSettings
+from tools.options import add_command, add_precision, with_settings
 
 if TYPE_CHECKING:
     from attributegan.attributes import AttributeSchema
@@ -25,55 +25,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "diffusion.safetensors"
 TILES, TABLE = "tiles", "samples.csv"
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """Options of ``diffusion``.
-
-    Args:
-        cpu_minutes: CPU time of all threads in training, including earlier runs of a resumed model; None for no limit.
-        images: images of training; None for no limit.
-        channels: of the UNet at each size, from the largest map to the smallest; attention is at the smallest.
-        label_dropout: share of the training tiles whose levels are all unknown, for ``guidance``.
-        guidance: weight of classifier-free guidance; 1 for none, which takes one pass per step instead of two.
-        generator: run or checkpoint whose sampling is timed as well.
-
-    Raises:
-        ValueError: an option is out of range, or neither ``cpu_minutes`` nor ``images`` is given.
-    """
-
-    repeats: int
-    shards: str
-    out: Path
-    split: str = "train"
-    size: int = 64
-    cpu_minutes: float | None = None
-    images: int | None = None
-    channels: tuple[int, ...] = (16, 32, 64, 96)
-    prediction: str = "epsilon"
-    batch: int = 32
-    learning_rate: float = 1e-3
-    label_dropout: float = 0.1
-    seed: int = 0
-    save_every: int = 4000
-    precision: str = "auto"
-    count: int = 1024
-    steps: int = 50
-    guidance: float = 1.0
-    generator: Path | None = None
-
-    def __post_init__(self) -> None:
-        require_at_least(self, repeats=1, size=8, cpu_minutes=0, images=0, batch=1, learning_rate=0, label_dropout=0, save_every=1,
-                         count=1, steps=1)  # fmt: skip
-        if self.cpu_minutes is None and self.images is None:
-            raise ValueError("--cpu-minutes or --images is required")
-        if self.label_dropout > 1:
-            raise ValueError(f"--label-dropout: {self.label_dropout} must be at most 1")
-        if wrong := [width for width in self.channels if width < 8 or width % 8]:
-            raise ValueError(f"--channels: {wrong[0]} must be a multiple of 8")
-        if self.size % 2 ** (len(self.channels) - 1):
-            raise ValueError(f"--size: {self.size} must be a multiple of {2 ** (len(self.channels) - 1)} with {len(self.channels)} --channels")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
@@ -96,7 +47,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     parser.add_argument("--cpu-minutes", type=float, metavar="M", help="stop training after this CPU time of all threads")
     parser.add_argument("--images", type=int, metavar="N", help="stop training after this number of images")
     parser.add_argument(
-        "--channels", type=int, nargs="+", default=list(default.channels), metavar="C", help="UNet channels at each size (default: 16 32 64 96)"
+        "--channels",
+        type=int,
+        nargs="+",
+        default=list(default.channels),
+        metavar="C",
+        help="UNet channels at each size (default: 16 32 64 96)",
     )
     parser.add_argument(
         "--prediction",
@@ -107,7 +63,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     parser.add_argument("--batch", type=int, default=default.batch, metavar="N", help="images per step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, metavar="R", help="of AdamW (default: %(default)s)")
     parser.add_argument(
-        "--label-dropout", type=float, default=default.label_dropout, metavar="P", help="share of tiles without levels (default: %(default)s)"
+        "--label-dropout",
+        type=float,
+        default=default.label_dropout,
+        metavar="P",
+        help="share of tiles without levels (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of training and sampling (default: %(default)s)")
     parser.add_argument(
@@ -133,6 +93,7 @@ def run(settings: DiffusionSettings) -> Result:
     if tiles.exists():
         raise ValueError(f"--out: {tiles} exists; move it away, or choose another folder")
     tiles_NCHW, levels_NA, schema = _read(settings)
+    generator = _generator(settings.generator, schema, settings) if settings.generator else None
     settings.out.mkdir(parents=True, exist_ok=True)
     trainer = DiffusionTrainer(settings, schema)
     if trainer.load(settings.out / CHECKPOINT):
@@ -145,8 +106,8 @@ def run(settings: DiffusionSettings) -> Result:
         "loss": round(trainer.loss, 4),
     }  # fmt: skip
     against = []
-    if settings.generator:
-        generate, parameters = _generator(settings, schema)
+    if generator:
+        generate, parameters = generator
         contenders["generator"] = _timed(generate, schema, settings)
         facts["parameters of the generator"] = parameters
         against = [(next(iter(contenders)), "generator")]
@@ -199,17 +160,16 @@ def _write(trainer: DiffusionTrainer, levels_NA: np.ndarray, settings: Diffusion
     _log(settings.out, f"{settings.count:,} tiles in {out}")
 
 
-def _generator(settings: DiffusionSettings, schema: AttributeSchema) -> tuple[Callable[..., np.ndarray], int]:
-    """Return a function that generates tiles of ``settings.generator`` as `DiffusionTrainer.sample` does, and its number of parameters."""
+def _generator(path: Path, schema: AttributeSchema, settings: DiffusionSettings) -> tuple[Callable[..., np.ndarray], int]:
+    """Return a function that generates tiles of a run or checkpoint as `DiffusionTrainer.sample` does, and its number of parameters."""
     from attributegan.checkpoint.loading import load_for_sampling
     from attributegan.sampling.generate import generate, prepare_for_inference
     from attributegan.sampling.latents import latents_for
     from attributegan.utils import precision
 
-    assert settings.generator is not None
-    loaded = load_for_sampling(settings.generator)
+    loaded = load_for_sampling(path)
     if differences := loaded.schema.difference(schema):
-        raise ValueError(f"--generator {settings.generator}: does not fit the shards: {'; '.join(differences)}")
+        raise ValueError(f"--generator {path}: does not fit the shards: {'; '.join(differences)}")
     network = prepare_for_inference(loaded.generator)
     chosen = precision.choose("cpu")[0] if settings.precision == "auto" else settings.precision
 

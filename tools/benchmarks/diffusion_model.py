@@ -18,7 +18,7 @@ from attributegan.utils.allocator import keep_freed_memory
 from attributegan.utils.files import atomic_write
 
 if TYPE_CHECKING:
-    from tools.benchmarks.diffusion import DiffusionSettings
+    from tools.benchmarks.diffusion_settings import DiffusionSettings
 
 NOISE_STEPS = 1000
 WARMUP = 100  # steps of a rising learning rate
