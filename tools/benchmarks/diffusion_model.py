@@ -61,13 +61,14 @@ class LevelUNet(nn.Module):
             class_embed_type="identity",
         )
         width = 4 * channels[0]  # of the embedding of time
-        self.levels = nn.ModuleList(nn.Embedding(len(attribute.levels) + 1, width) for attribute in schema.attributes)
+        self.unknown = [len(attribute.levels) for attribute in schema.attributes]  # row of the embedding of unknown levels
+        self.levels = nn.ModuleList(nn.Embedding(rows + 1, width) for rows in self.unknown)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, levels_BA: Tensor) -> Tensor:
         """Return the predicted noise or velocity (B, 3, H, W) float32; ``levels_BA`` int64 with `UNKNOWN`."""
         embedded = [
-            embedding(torch.where(levels_B == UNKNOWN, embedding.num_embeddings - 1, levels_B))
-            for embedding, levels_B in zip(self.levels, levels_BA.unbind(1), strict=True)
+            embedding(torch.where(levels_B == UNKNOWN, unknown, levels_B))
+            for embedding, unknown, levels_B in zip(self.levels, self.unknown, levels_BA.unbind(1), strict=True)
         ]
         return self.unet(noisy_BCHW, time_B, torch.stack(embedded).sum(0)).sample.float()
 
@@ -161,7 +162,7 @@ class DiffusionTrainer:
         """Write weights, their average, moments and counters to one file, atomically."""
         from safetensors.torch import save
 
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for (name, parameter), average in zip(self.network.named_parameters(), self.ema.shadow_params, strict=True):
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"weight.{name}": parameter.detach(), f"ema.{name}": average}
