@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 HEAD = """# Licences of dependencies
 
-The packages that `make venv` and the extras `trackers` and `encoders` install, with the licences in their metadata; written by
+The packages that `make venv` and the extras `trackers`, `encoders` and `bench` install, with the licences in their metadata; written by
 `make licences`. None of them is part of this repository.
 
 | package | version | licence |

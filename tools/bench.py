@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attributegan import cli
-from tools.benchmarks import cluster, data, explore, gpu, measure, merge, scaling, train
+from tools.benchmarks import cluster, data, diffusion, explore, gpu, measure, merge, scaling, train
 from tools.benchmarks.harness import Result
 
 EXAMPLES = """\
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add(commands)
     explore.add(commands, common)
     measure.add(commands, common)
+    diffusion.add(commands, common)
     gpu.add(commands)
     return parser
 
