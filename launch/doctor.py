@@ -30,7 +30,7 @@ EXAMPLES = """\
   accelerate launch --config_file "$(attributegan-presets --path accelerate/multinode_zero2)" --machine_rank 0 --main_process_ip 10.0.0.1 \\
       -m attributegan doctor --processes 16 --shared /shared/runs       (and on the second machine, --machine_rank 1)
   torchrun --nproc-per-node 2 -m attributegan doctor
-One process alone checks its versions, GPUs and memory, but no network, clocks and shared disk: start it like the training.
+One process alone checks its versions, GPUs and memory, but no network, clocks or shared disk: start it like the training.
 Exits with 0 if all checks pass, 1 if there are problems (launchers turn any nonzero status into 1), 2 for invalid options."""
 
 

@@ -72,9 +72,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--cluster", metavar="NAME|FILE", help="a preset, such as cpu, or a cluster file; each job runs one process")
     where.add_argument("--local", type=int, metavar="N", help="run N jobs on this machine, without Slurm, and wait for them")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help=f"number of jobs of the array (default: one for each task, at most {MAX_JOBS})"
-    )
+    jobs = f"{MAX_JOBS}" if command == "pack" else f"one for each task, at most {MAX_JOBS}"
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"number of jobs of the array (default: {jobs})")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
     return parser
 

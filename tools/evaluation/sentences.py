@@ -110,7 +110,7 @@ def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     memory = row["memory"]
     auc, low, high = memory["membership"]
     near = f"{memory['nearer']:.0%} of tiles are nearer to a training tile than all but 1 % of the held-out tiles"
-    numbers = f"({near}; distance ratio {memory['ratio']:.2f}; membership AUC {auc:.2f}, {low:.2f} to {high:.2f})"
+    numbers = f"({near}; memory ratio {memory['ratio']:.2f}; membership AUC {auc:.2f}, {low:.2f} to {high:.2f})"
     copied = memory["ratio"] < COPY_RATIO or memory["nearer"] > max(COPY_SHARE, CHANCE / result["data"]["held_out_tiles"])
     if copied and low > 0.5:
         return f"Some tiles look like copies of training tiles, and training tiles can be recognized: check before sharing {numbers}."
