@@ -45,6 +45,14 @@ def test_on_one_process_it_is_torchs_to_the_bit(dtype: torch.dtype, layout: torc
     assert torch.equal(theirs.eval()(x), ours.eval()(x))
 
 
+def test_eps_and_momentum_other_than_the_defaults() -> None:
+    x = torch.randn(5, 4, 6, 6)
+    norms = nn.BatchNorm2d(4, eps=0.1, momentum=0.5), BatchNorm2d(4, eps=0.1, momentum=0.5)
+    expected, found = (results(norm, x, torch.ones_like(x)) for norm in norms)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert torch.equal(norms[0].eval()(x), norms[1].eval()(x))
+
+
 def _process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
