@@ -216,8 +216,8 @@ def test_error_count_restarts_after_a_new_checkpoint(job: Path, capsys: pytest.C
 
 def test_task_of_an_array_is_given_up_after_too_many_errors(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Plan(4, 1, {}, [Run(str(job / "one"), "a.yaml"), Run(str(job / "two"), command=["-m", "x"])]).save(job)
-    for task, state in (("t0", "done"), ("t1", "started")):
-        array_state.append(job / "two", Record(task, state))
+    for name, state in (("t0", "done"), ("t1", "started")):
+        array_state.append(job / "two", Record(name, state))
     error = [record(0, 1, 1, "KeyError")]
     assert requeue.conclude(job, 1, error, 1) == "requeue"
     assert "requeueing the job, 1 of at most 1 consecutive times without a finished task" in capsys.readouterr().err
