@@ -97,19 +97,18 @@ def test_intervals_are_those_of_resampled_slides_or_tiles() -> None:
         weight_RTM = weight_RT[:, :, None] * weight_RM[:, None] * pairs_TM
         return [(weight_TM * win_TM).sum() / weight_TM.sum() for weight_TM in weight_RTM if weight_TM.any()]
 
-    data, groups = (training, held_out, generated), (group_T, group_M)
-    for given, used in (((), (np.arange(6), np.arange(5))), (groups, groups)):
-        found = quality.membership(*data, *given, replicates=30, seed=7)
+    for used_T, used_M, found in (
+        (np.arange(6), np.arange(5), quality.membership(training, held_out, generated, replicates=30, seed=7)),
+        (group_T, group_M, quality.membership(training, held_out, generated, group_T, group_M, replicates=30, seed=7)),
+    ):
         draws = np.random.default_rng(7)
-        weight_RT, weight_RM = (drawn(draws, group) for group in used)
-        bounds = quality.bounds(np.array(shares(weight_RT, weight_RM, np.ones((6, 5)))))
-        assert (found.value, found.low, found.high) == pytest.approx((win_TM.mean(), *bounds))
+        low, high = quality.bounds(np.array(shares(drawn(draws, used_T), drawn(draws, used_M), np.ones((6, 5)))))
+        assert (found.value, found.low, found.high) == pytest.approx((win_TM.mean(), low, high))
     draws = np.random.default_rng(7)
-    weight_RT, weight_RM = (drawn(draws, np.arange(count)) for count in (6, 5))
-    tiles = shares(weight_RT, weight_RM, same_TM)
+    tiles = shares(drawn(draws, np.arange(6)), drawn(draws, np.arange(5)), same_TM)
     wins = [win_TM[part].sum() for part in (np.ix_([0, 1], [1, 2]), np.ix_([2, 3], [0, 3]))]  # of slides 0 and 1, of 4 pairs each
     slides = np.random.default_rng(7).multinomial(2, [0.5, 0.5], 30) @ wins / 8
     for resample_slides, replicates in ((True, slides), (False, tiles)):
-        found = quality.membership_within_slides(*data, *groups, resample_slides, replicates=30, seed=7)
-        expected = (sum(wins) / 8, *quality.bounds(np.array(replicates)))
-        assert (found.value, found.low, found.high) == pytest.approx(expected)
+        found = quality.membership_within_slides(training, held_out, generated, group_T, group_M, resample_slides, replicates=30, seed=7)
+        low, high = quality.bounds(np.array(replicates))
+        assert (found.value, found.low, found.high) == pytest.approx((sum(wins) / 8, low, high))

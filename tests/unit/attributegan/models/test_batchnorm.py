@@ -18,9 +18,9 @@ SHARES = [slice(0, 3), slice(3, 8)]  # images of each process, of different coun
 
 
 def pair(channels: int = 4, dtype: torch.dtype = torch.float32) -> tuple[nn.BatchNorm2d, BatchNorm2d]:
-    """torch's batch norm and ours with the same weights and statistics."""
+    """torch's batch norm and ours with the same weights, statistics and settings, none of them a default."""
     torch.manual_seed(1)
-    theirs, ours = nn.BatchNorm2d(channels, dtype=dtype), BatchNorm2d(channels, dtype=dtype)
+    theirs, ours = (kind(channels, eps=0.01, momentum=0.2, dtype=dtype) for kind in (nn.BatchNorm2d, BatchNorm2d))
     nn.init.normal_(theirs.weight)
     nn.init.normal_(theirs.bias)
     ours.load_state_dict(theirs.state_dict())

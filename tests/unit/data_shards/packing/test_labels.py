@@ -38,6 +38,8 @@ def test_columns_by_another_name(tmp_path: Path) -> None:
     found = read(tmp_path, "name,grade,size,g\na.png,x,1,low\n", columns={"file": "name", "grade": "g"})
     (row,) = found.table.to_pylist()
     assert (row["file"], row["grade"], row["size"], row["more"]) == ("a.png", 1, 1, '{"grade": "x"}')
+    with pytest.raises(ValueError, match="--column: file and grade both map to column g"):
+        read(tmp_path, "g,size\na.png,1\n", columns={"file": "g", "grade": "g"})
     with pytest.raises(ValueError, match=r"--column weight=…: neither `file` nor an attribute; attributes are grade, size"):
         read(tmp_path, "file,grade,size\n", columns={"weight": "w"})
 

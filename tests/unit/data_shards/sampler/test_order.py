@@ -224,6 +224,11 @@ def test_upcoming_shards_begin_with_the_window_of_the_position() -> None:
         assert len(coming) == 8 - 2 * (window % 4) + 8
 
 
+def test_upcoming_shards_of_one_tile_each_are_those_of_the_tiles() -> None:
+    order = WindowedShuffle(np.zeros((6, 1), np.int8), np.arange(6), 1, 0.0, window=1)
+    assert list(order.shards_from(2)) == order[np.arange(2, 12)].tolist()
+
+
 def test_positions_of_any_kind_give_tiles_of_64_bits() -> None:
     for order in both_orders(skewed_levels(), 0, 0.5):
         expected = order[np.arange(5, 9)]
