@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ if TYPE_CHECKING:  # these import slowly
 
 TILE_BYTES = 100_000  # of an image; the tars are sparse files
 FACTOR = 4  # between the two numbers of rows
+# Prints the peak memory of a command in KiB. A process of its own, since Linux counts the memory of the parent at the fork as the child's.
+PEAK_MEMORY = """\
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,10 @@ def _name(rows: int) -> str:
 def _timed(command: list[str]) -> tuple[float, float]:
     """Run a command; returns its seconds and its peak resident memory in MiB."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, state, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(state)
-    if process.returncode:
-        raise ValueError(f"{' '.join(command[3:])} failed with status {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command[3:])} failed with status {done.returncode}")
+    return time.perf_counter() - started, int(done.stdout) / 1024
 
 
 def write_parts(out: Path, rows: int, shard_count: int) -> None:
