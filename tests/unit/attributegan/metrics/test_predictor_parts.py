@@ -264,6 +264,23 @@ def test_training_depends_on_its_seed_alone_and_each_step_has_its_own_tiles(monk
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_gradients_of_different_steps_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a learning rate of 0 and the same batch, each step has the same gradient."""
+    monkeypatch.setattr(predictor, "CNN_RATE", 0.0)
+    monkeypatch.setattr(predictor, "rng_for", lambda seed, purpose, *counters: rng_for(seed, purpose, *(0 for _ in counters)))
+    step, gradients = torch.optim.AdamW.step, []
+
+    def recorded(self: torch.optim.AdamW, closure: None = None) -> None:
+        gradients.append([parameter.grad.clone() for parameter in self.param_groups[0]["params"]])
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    predictor.fit_cnn(tiles_of(4), np.array([[1, 0], [2, 1], [3, 0], [0, 1]]), TWO, steps=2)
+    first, second = gradients
+    assert max(float(gradient.abs().max()) for gradient in first) > 1e-3
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(first, second, strict=True))
+
+
 def test_weights_decay_with_the_schedule_of_the_learning_rate() -> None:
     """Unknown levels have no gradient, which leaves the decay: AdamW multiplies by 1 - rate * 0.01."""
     steps = 20
