@@ -70,7 +70,8 @@ class PerceptualFeatures(nn.Module):
         x = images_BCHW
         size = min(max(x.shape[2], MIN_SIZE), MAX_SIZE)
         if size != x.shape[2]:
-            x = F.interpolate(full_precision(x), (size, size), mode="bilinear", antialias=True, align_corners=False)  # no bf16 on CPUs
+            x = full_precision(x)  # the antialiased resizing has no bf16 form on CPUs
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
         x = (x * 127.5 + 0.5) / 128  # as the network's own preprocessing of uint8 pixels: (pixel - 127) / 128
         x = self.activation(self.stem(x))
         means, deviations = [], []

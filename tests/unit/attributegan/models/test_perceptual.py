@@ -80,6 +80,11 @@ def test_resizing_is_bilinear_and_antialiased(features: perceptual.PerceptualFea
     assert seen[1].abs().max() < 0.05  # every third pixel alone would be black or white
 
 
+def test_resized_bf16_images_have_the_features_of_the_same_float32_images(features: perceptual.PerceptualFeatures) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(4)).mul(2).sub(1).bfloat16()
+    assert torch.equal(features(images, LEVELS), features(images.float(), LEVELS))
+
+
 def test_scale_by_hand() -> None:
     """Batch norms add up since the last block without a skip connection; blocks 2, 4, 10 and 15 are used."""
 
