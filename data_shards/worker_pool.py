@@ -89,7 +89,11 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         parent.join()
-        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
+        folder = multiprocessing.util.get_temp_dir()
+        for _ in range(100):  # this worker's main thread and other workers may still add files
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

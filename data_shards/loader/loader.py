@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -249,6 +250,8 @@ def _remove_segments(workers: Sequence[int]) -> None:
 
 
 def _data_loader(tiles: TileReader, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Result]:
+    if workers:
+        multiprocessing.util.get_temp_dir()  # one folder, inherited by all workers, so that none creates another while it exits
     loader: DataLoader[_Result] = DataLoader(
         _Dataset(tiles),  # type: ignore[arg-type]
         batch_size=None,

@@ -13,14 +13,18 @@ let loading = new AbortController();
 async function next() {
   loading.abort();
   const { signal } = (loading = new AbortController());
+  form.ariaBusy = "true";
   const parts = new URLSearchParams({ round: randomSeed(), attribute: find("about").value });
   try {
     const question = await (await ask(`/quiz/question?${parts}`, signal)).json();
     await show(find("tile"), `/quiz/tile.png?round=${question.round}`, signal);
     round = question;
   } catch (error) {
-    return error.name === "AbortError" || alertWith(error.message);
+    if (error.name === "AbortError") return; // by the next call, which is still loading
+    form.ariaBusy = "false";
+    return alertWith(error.message);
   }
+  form.ariaBusy = "false";
   alertWith("");
   find("prompt").textContent = `${round.title} of this tile?`;
   choices.replaceChildren(...round.choices.map(({ level, name }) => {
