@@ -72,9 +72,16 @@ def names_of(paths: Sequence[str | Path]) -> list[str]:
 
 def _name(path: Path) -> str:
     if not path.name.startswith("images-"):
-        return path.name
-    run = next(part for part in reversed(path.parent.parts) if part not in ("checkpoints", "evaluation", ".held"))
-    return f"{run} at {int(path.name.removeprefix('images-')):,}"
+        return _folder_name(path)
+    run = next(folder for folder in path.parents if folder.name not in ("checkpoints", "evaluation", ".held"))
+    return f"{_folder_name(run)} at {int(path.name.removeprefix('images-')):,}"
+
+
+def _folder_name(path: Path) -> str:
+    """Return the name of a folder; for STUDY/seed-K/run of `attributegan-study`, "STUDY, seed K"."""
+    if path.name == "run" and path.parent.name.startswith("seed-"):
+        return f"{path.parent.parent.name}, {path.parent.name.replace('-', ' ')}"
+    return path.name
 
 
 class Evaluation:

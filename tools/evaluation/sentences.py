@@ -98,9 +98,9 @@ def _leaks(row: Mapping[str, Any]) -> str:
         (matrix[a][b], max(matrix[b][b], 1e-6), swept, moved) for a, swept in enumerate(names) for b, moved in enumerate(names) if a != b
     ]
     leak, own, swept, moved = max(pairs, key=lambda pair: pair[0] / pair[1], default=(0.0, 1.0, "", ""))
-    return (
-        f"; changing {swept} also changes {moved} (by {leak:.2f} of its scale, its own levels by {own:.2f})" if leak >= LEAKS * own else ""
-    )
+    if leak < LEAKS * own:
+        return ""
+    return f"; changing {swept} also changes {moved}, by {leak:.2f} of its scale ({own:.2f} when {moved} itself is changed)"
 
 
 def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:

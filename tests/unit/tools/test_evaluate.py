@@ -436,6 +436,8 @@ def test_settings_come_from_the_parser() -> None:
 def test_models_are_named_after_their_run(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "run", tmp_path / "b", tmp_path / "b" / "checkpoints" / "images-000000012000"]
     assert run_module.names_of(paths) == ["run", "b", "b at 12,000"]
+    study = tmp_path / "paper" / "seed-1" / "run"  # as attributegan-study names its runs
+    assert run_module.names_of([study, study / "checkpoints" / "images-000000000800"]) == ["paper, seed 1", "paper, seed 1 at 800"]
     assert run_module.names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == [
         str(tmp_path / "a" / "run"),
         str(tmp_path / "b" / "run"),
