@@ -34,9 +34,9 @@ attributegan-train --help data.shards     # one option in full; --help data: a s
 ```
 
 Unknown options and values of the wrong type or out of range are rejected before training starts. The resolved configuration is
-written to `config.yaml` in the run folder. Editors with a YAML language server complete and check files whose first line is
-`# yaml-language-server: $schema=schema.json`, relative to the file; the schemas are in `configs/train`, `configs/slurm`,
-`configs/attributes`, `configs/studies` and `configs/sweep`.
+written to `config.yaml` in the run folder. Editors with a YAML language server offer completion and checks
+in files whose first line is `# yaml-language-server: $schema=schema.json`. The path is relative to the file; the schemas are in
+`configs/train`, `configs/slurm`, `configs/attributes`, `configs/studies` and `configs/sweep`.
 """
 
 

@@ -62,7 +62,10 @@ class ClusterConfig:
         120, "Seconds before the time limit at which the run is signalled to save. Must exceed a step plus a checkpoint.", minimum=1
     )
     max_requeues: int = option(
-        3, "Number of requeues after consecutive failures without a new checkpoint. Preemption and time limits do not count.", minimum=0
+        3,
+        "Number of requeues after consecutive failures without a new checkpoint. Preemption and time limits do not count, except for the "
+        "jobs of --then, which start again from the beginning.",
+        minimum=0,
     )
     network: NetworkConfig = field(default_factory=NetworkConfig)
 

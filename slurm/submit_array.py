@@ -34,7 +34,11 @@ from tools.arrays.workload import Workload
 MAX_JOBS = 100  # by default
 HELP = {
     "tile": ("attributegan-shard tile", "a task for each slide", "slides/*.svs --out tiles --mpp 0.5 --size 512"),
-    "measure": ("attributegan-shard measure", "a task for each range of tiles", "--images tiles --mpp 0.5 --out measured.csv"),
+    "measure": (
+        "attributegan-shard measure",
+        "a task for each range of tiles",
+        "--images tiles --attributes crowding=area_fraction --out levels.csv",
+    ),
     "pack": (
         "attributegan-shard pack",
         "a part of the shards for each job",

@@ -46,7 +46,7 @@ def settings(argv: Sequence[str]) -> EvaluationSettings:
 def _parser() -> argparse.ArgumentParser:
     result = cli.parser(
         "Evaluate image quality and attribute control of trained models against real tiles.\n"
-        "`report` is the default command; write it out if the model's folder has the name of a command.",
+        "`report` is the default command and can be omitted, unless the model's folder has the name of a command.",
         EXAMPLES,
     )
     commands = result.add_subparsers(metavar="COMMAND", required=True)

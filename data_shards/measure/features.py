@@ -46,7 +46,7 @@ MEASUREMENTS = {
         "0 to 1", "1 - length of the mean doubled-angle vector of the long axes, weighted by their anisotropy (Fisher 1993, 2.3)"
     ),
     "local_disorder": Measurement("0 to 1", f"the same for each nucleus and its {NEIGHBOURS} neighbours, mean over nuclei"),
-    "irregularity": Measurement("0 to 1", "1 - median of the area over that of the ellipse with the same second moments"),
+    "irregularity": Measurement("0 to 1", "1 - median, over nuclei, of (area / area of the ellipse with the same second moments)"),
     "hematoxylin_density": Measurement("absorbance", "mean hematoxylin of the tissue (Ruifrok and Johnston 2001)"),
     "eosin_density": Measurement("absorbance", "mean eosin of the tissue outside nuclei"),
     "hyperchromasia": Measurement("absorbance", "mean hematoxylin of the nuclei"),
@@ -57,7 +57,7 @@ MEASUREMENTS = {
     ),
     "white_share": Measurement("share, 0 to 1", "area without tissue"),
     "blood_share": Measurement("share, 0 to 1", "area with the red of erythrocytes, which absorb more blue than eosin"),
-    "sharpness": Measurement("variance", "of the Laplacian of the luma (Pech-Pacheco et al. 2000)"),
+    "sharpness": Measurement("variance", "variance of the Laplacian of the luma (Pech-Pacheco et al. 2000)"),
 }
 OF_THE_TILE = ("white_share", "blood_share", "sharpness")  # also measured on tiles that are not assessable
 

@@ -18,7 +18,7 @@ from tools.benchmarks.gpu_worker import Worker
 SLOWER_ON_CPUS = 10  # times the time limit of a part
 LEAST_S = 10.0  # what must be left of --minutes to begin a part
 EXAMPLES = """\
-  attributegan-bench gpu --out gpu                 all parts in at most 7 minutes; rerun to resume
+  attributegan-bench gpu --out gpu                 stops after 7 minutes; rerun for the other parts
   attributegan-bench gpu --out gpu --only steps profile
   attributegan-bench gpu --out gpu --device cpu --tiny        a quick run on the CPU, without meaningful speeds"""
 
@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--only", nargs="+", default=[], metavar="PART", help=f"run only these parts, even if they have results: {', '.join(BY_NAME)}"
     )
     parser.add_argument(
-        "--minutes", type=float, default=7.0, metavar="M", help="start no part after M minutes; rerun to resume (default: %(default)s)"
+        "--minutes", type=float, default=7.0, metavar="M", help="stop after M minutes; rerun for the other parts (default: %(default)s)"
     )
     parser.add_argument(
         "--device",

@@ -81,7 +81,7 @@ MEMORY_TEXT = (
     "far below 1 if training tiles are copied. nearer: fraction of generated tiles that are nearer than all but 1 % of the held-out ones; "
     "expected 1 %. membership: share of pairs of a training and a held-out tile in which the training tile has the nearer generated tile "
     "(AUC; slides are resampled if there are five or more): 0.5 without memorization, an interval above 0.5 if training tiles can be "
-    "recognized. Pictures: the 8 generated tiles nearest to a training tile, each beside it, and the 8 nearest held-out tiles, likewise; "
+    "recognized. Pictures: the 8 generated tiles nearest to a training tile, each beside that tile, and the same for held-out tiles; "
     "the distance is 1 where only 1 % of the held-out tiles are nearer. "
 )
 MEASURED_TEXT = (

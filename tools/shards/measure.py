@@ -24,9 +24,9 @@ Rerun the same command to resume after an interruption. Exit status: 2 if damage
 docs/measure.md; their agreement with manual outlines: docs/measure-results.md. Requires: pip install 'attributegan[measure]'
 
 examples:
-  attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv
+    attributegan-shard measure --images tiles --mpp 0.5 --out measured.csv       measurements without levels
   attributegan-shard measure --images tiles --attributes crowding=area_fraction,nuclear_size_spread=area_spread --levels 3 --out levels.csv
-  attributegan-shard measure --images more --attributes measured.yaml --out more.csv       reuses the edges
+  attributegan-shard measure --images more --attributes levels.yaml --out more.csv       reuses the edges
   attributegan-shard measure --images crops/images --outlines crops/outlines --out measured.csv
   attributegan-shard measure --images tiles --segment my_stardist:outlines --out measured.csv"""
 
