@@ -219,7 +219,7 @@ def _train(
                 evaluator.start()  # reads train.images from config.yaml, to know which checkpoint is the last
             for line in trainer.memory_report():
                 log.info(line)
-            log.info("%s tiles, %s processes on %s", f"{len(shards):,}", runtime.world, runtime.device.type)
+            log.info("%s tiles, world size %s, device %s", f"{len(shards):,}", runtime.world, runtime.device.type)
             for line in level_counts.absent(schema, shards.levels_NA):
                 log.warning(line)
             finished = train(trainer, open_data, stop, trackers)
