@@ -192,7 +192,7 @@ def test_preemption_requeue_and_node_failure_give_the_weights_of_an_uninterrupte
     assert differing(tensors(job.run), tensors(one_host, IMAGES)) == []
     images = [json.loads(line)["images"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     assert images == list(range(8, IMAGES + 1, 8))
-    starts = (job.run / "train.log").read_text().split("tiles, 2 processes")
+    starts = (job.run / "train.log").read_text().split("tiles, world size 2")
     saved = [re.search(r"stopped and saved at (\d+) images", start) for start in starts]
     lost = [
         start
