@@ -13,7 +13,7 @@ FULL, PARTIAL = 0.8, 0.5  # recall and control score, over those of real held-ou
 COPY_RATIO, COPY_SHARE = 0.5, 0.05  # privacy: memorization ratio below, share of nearer tiles above
 LEAKS = 0.5  # leakage into an attribute, over how far it moves by its own levels
 CHANCE = 5  # of few held-out tiles, the nearest decide: up to this number over theirs, the share of nearer tiles can be chance (e^-5)
-UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike the predictor's training data
+UNREALISTIC = 0.1  # precision and coverage below which tiles are too unlike real ones for the predictor and for the tests of privacy
 FEW_TILES, FEW_SLIDES = 500, 5
 MIN_KID = 1e-4  # of real tiles; a smaller or negative one is no unit
 
@@ -126,6 +126,8 @@ def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
             f"No copies were found, but held-out tiles are nearer to the generated tiles than training tiles are {numbers}: check that the "
             "generator was not trained on them."
         )
+    if is_unrealistic(row):
+        return f"No copies were found, but the tiles are too unlike real ones for the tests to recognize modified copies {numbers}."
     return f"Neither test of privacy found copies of training tiles {numbers}."
 
 

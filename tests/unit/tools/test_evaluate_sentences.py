@@ -115,6 +115,12 @@ def test_privacy(numbers: dict[str, Any], text: str) -> None:
     assert text in sentences.privacy(row(**numbers), RESULT)
 
 
+def test_modified_copies_are_not_excluded_if_tiles_are_unlike_real_ones() -> None:
+    unlike = {"quality": {"kid": [0.2, 0.1, 0.3], "precision": [0.04, 0, 0.1], "coverage": [0.03, 0, 0.1]}}
+    assert "too unlike real ones for the tests to recognize modified copies" in sentences.privacy(row(**unlike, **memory()), RESULT)
+    assert "unusually near" in sentences.privacy(row(**unlike, **memory(ratio=0.4)), RESULT)  # copies that are found are reported
+
+
 def test_of_few_held_out_tiles_some_nearer_tiles_are_chance() -> None:
     few = {"data": RESULT["data"] | {"held_out_tiles": 52}}
     assert "Neither test of privacy" in sentences.privacy(row(**memory(nearer=0.09)), few)
