@@ -48,7 +48,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: a
     cluster = add_command(
         commands,
         "cluster",
-        "measure cutting slides in tiles/s, by several processes that share nothing but the disk against one",
+        "measure cutting slides in tiles/s: several processes that share only the disk, compared with one",
         ["attributegan-bench cluster", "attributegan-bench cluster --slides 1000 --processes 16 --repeats 3"],
         parents=[common],
     )

@@ -31,7 +31,7 @@ class Data:
         groups_apart: whether no slide is in both splits; None if tiles have no groups.
         measure: image measurement of each attribute, for phantoms or as requested by ``--measure``; None otherwise.
         measured_by: name of the measurement of each attribute; {} for phantoms.
-        same_slides: tiles of training slides that the model was not trained on, for the membership test; None if not given.
+        same_slides: tiles of training slides that were kept out of training, for the membership test; None if not given.
     """
 
     location: str
@@ -109,7 +109,7 @@ def _groups(shards: ShardSet, split: str) -> list[str]:
 
 
 def same_slides(location: str | None, shards: ShardSet, train: Split, size: int, most: int, cache: Cache) -> Split | None:
-    """Open the set of --same-slides: tiles of the training slides that the model was not trained on.
+    """Open the set of --same-slides: tiles of the training slides that were kept out of training.
 
     Args:
         location: that set; None without the option. Of its splits, the one with most tiles of training slides is used.

@@ -92,7 +92,7 @@ def add_same_slides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--same-slides",
         metavar="DIR",
-        help="shard set with tiles of the training slides that the model was not trained on: compare training tiles with these instead of "
+        help="shard set with tiles of the training slides that were kept out of training: compare training tiles with these instead of "
         "tiles of held-out slides when looking for copies",
     )
 
