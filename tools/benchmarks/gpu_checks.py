@@ -6,7 +6,6 @@ On a CPU, where there is no second device, it compares with the row-major memory
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -30,8 +29,10 @@ from attributegan.commands import child
 from attributegan.config import Config
 from attributegan.distributed.engine import _data_parallel
 from attributegan.models import Discriminator, Generator, batchnorm
+from attributegan.run_dir.checkpoint_dirs import name_of
 from attributegan.training import losses
 from attributegan.training.trainer import Trainer
+from attributegan.utils import devices
 from attributegan.utils.devices import BACKENDS
 from tools.benchmarks import host_syncs
 from tools.benchmarks.gpu_parts import Context, Outcome, Skip
@@ -44,6 +45,7 @@ from tools.benchmarks.gpu_training import (
     batch_of,
     difference,
     differing,
+    require_compiler,
     settings_of,
     small,
     state_of,
@@ -174,12 +176,13 @@ def resume(context: Context) -> Outcome:
     if shard(["phantom", "--count", "32", "--size", str(size), "--out", str(shards), "--workers", "1"]):
         return Outcome("failed", "attributegan-shard phantom ended with an error")
     batch, ends = batch_of(context), {}
+    images = (6 if context.tiny else 12) * batch  # GPUs are fast: leaves time to kill it
 
     def start(name: str) -> subprocess.Popen[bytes]:
         tree: Tree = {
             "data": {"shards": str(shards), "workers": 1},
-            "train": {"images": 6 * batch},
-            "run": {"dir": str(context.folder / name), "save_every": 2 * batch, "keep_last": 0},
+            "train": {"images": images},
+            "run": {"dir": str(context.folder / name), "save_every": 2 * batch, "keep_last": 0, "trackers": []},
         }
         settings = settings_of(context, small(context), PLAIN, FP32, SGD, tree)
         written = context.folder / f"{name}.yaml"
@@ -194,6 +197,9 @@ def resume(context: Context) -> Outcome:
             _wait_for_a_checkpoint(context.folder / name, process)
             process.send_signal(signal.SIGKILL)
             process.wait()
+            saved = sorted(path.name for path in (context.folder / name / "checkpoints").glob("images-*"))
+            if not saved or saved[-1] == name_of(images):
+                return Outcome("failed", f"attributegan-train was not killed between its first and last checkpoint, but with {saved}")
             process = start(name)
         if process.wait():
             return Outcome("failed", f"attributegan-train ended with status {process.returncode}")
@@ -210,6 +216,7 @@ def collectives(context: Context) -> Outcome:
     """Every collective that training uses, in a group of one, and gradients through DistributedDataParallel."""
     device, backend = torch.device(context.device, 0) if context.device != "cpu" else torch.device("cpu"), BACKENDS[context.device]
     torch.manual_seed(0)
+    devices.prepare(context.device, tf32=False)
     with _group(backend):
         numbers = torch.arange(1000.0, device=device)
         total, parts, box = numbers.clone(), [torch.empty_like(numbers)], ["word"]
@@ -336,8 +343,7 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
 
 def compiled(context: Context) -> Outcome:
     """Steps with train.compile=true against steps without; by torch's default compiler on GPUs, only traced on CPUs."""
-    if context.device != "cpu" and importlib.util.find_spec("triton") is None:
-        raise Skip("not installed: triton")
+    require_compiler(context)
     base = (small(context), PLAIN, FP32, SGD)
     count = 2 if context.tiny else 5
     expected, start = _trained(settings_of(context, *base), count)
@@ -364,13 +370,13 @@ def onnx(context: Context) -> Outcome:
     from attributegan.export.graphs import _inputs, export_onnx
 
     settings = settings_of(context, small(context), FP32)
+    provider = "CUDAExecutionProvider" if context.device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise Skip(f"onnxruntime has no {provider} (install onnxruntime-gpu)")
     state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
     run = Path(settings.run.dir)
     writer.save(run / "checkpoints", 0, state=state, generator_ema=Generator(settings.model, PUBLISHED).state_dict())
     export_onnx(run, context.folder / "generator.onnx")
-    provider = "CUDAExecutionProvider" if context.device == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise Skip(f"onnxruntime has no {provider} (install onnxruntime-gpu)")
     session = onnxruntime.InferenceSession(context.folder / "generator.onnx", providers=[provider])
     if session.get_providers()[0] != provider:
         raise Skip(f"onnxruntime could not start {provider}")

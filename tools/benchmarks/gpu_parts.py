@@ -66,7 +66,10 @@ class Part:
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
             raise Skip(f"not installed: {', '.join(missing)}")
         work: Callable[[Context], Outcome] = getattr(import_module(self.module), self.name.replace("-", "_"))
-        return work(context)
+        try:
+            return work(context)
+        finally:
+            import_module("tools.benchmarks.gpu_training").release(context)
 
 
 PARTS = (
@@ -81,7 +84,7 @@ PARTS = (
     Part("collectives", "check", "a process group of one: NCCL (gloo on CPUs) and DistributedDataParallel", CHECKS),
     Part("sync-batchnorm", "check", "synchronized batch norm against that of one process", CHECKS),
     Part("speed-512", "speed", "training at 512 px", SPEED, 90),
-    Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED),
+    Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED, 60, ("simplejpeg",)),
     Part("zero", "check", "DeepSpeed ZeRO 1, 2, 3 and offload against one unsharded process", CHECKS, 120, ("deepspeed",), alone=True),
     Part("variants", "speed", "our form and the reference model at 256 px", VARIANTS, 90),
     Part("sampling", "speed", "generated tiles", SPEED),
