@@ -35,7 +35,7 @@ from attributegan.training.trainer import Trainer
 from attributegan.utils import devices
 from attributegan.utils.devices import BACKENDS
 from tools.benchmarks import host_syncs
-from tools.benchmarks.gpu_parts import Context, Outcome, Skip
+from tools.benchmarks.gpu_parts import Context, Outcome, Skip, without_launcher
 from tools.benchmarks.gpu_training import (
     CONTROLLED,
     FP32,
@@ -187,9 +187,7 @@ def resume(context: Context) -> Outcome:
         settings = settings_of(context, small(context), PLAIN, FP32, SGD, tree)
         written = context.folder / f"{name}.yaml"
         written.write_text(config.dump(settings))
-        launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-        return subprocess.Popen(child("train", "--config", str(written)), env=environ)
+        return subprocess.Popen(child("train", "--config", str(written)), env=without_launcher(os.environ))
 
     for name in ("whole", "killed"):
         process = start(name)

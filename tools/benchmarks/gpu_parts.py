@@ -13,6 +13,9 @@ Status = Literal["passed", "failed", "measured", "skipped", "not run"]
 CHECKS, SPEED, VARIANTS = "tools.benchmarks.gpu_checks", "tools.benchmarks.gpu_speed", "tools.benchmarks.gpu_variants"
 
 
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")  # beginnings of variables that launchers set
+
+
 class Skip(Exception):
     """Raised if a part can't run here; the message says why."""
 
@@ -70,6 +73,11 @@ class Part:
             return work(context)
         finally:
             import_module("tools.benchmarks.gpu_training").release(context)
+
+
+def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a process that trains alone."""
+    return {name: value for name, value in environ.items() if not name.startswith(LAUNCHER)}
 
 
 PARTS = (

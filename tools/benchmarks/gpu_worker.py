@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attributegan.commands import module_process
-from tools.benchmarks.gpu_parts import BY_NAME, Context, Outcome, Part, Skip
+from tools.benchmarks.gpu_parts import BY_NAME, Context, Outcome, Part, Skip, without_launcher
 
 LOG_LINES = 15  # of a dead process's output that are kept
 
@@ -42,6 +42,7 @@ class Worker:
         if self.child is None:
             with self.log.open("ab") as log:
                 command, environ = module_process("tools.benchmarks.gpu_worker", *self.words)
+                environ = without_launcher(environ)
                 self.child = subprocess.Popen(
                     command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
                 )

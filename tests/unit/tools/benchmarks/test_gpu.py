@@ -14,7 +14,7 @@ import torch
 from attributegan.config import Config
 from tools.bench import main
 from tools.benchmarks import gpu, gpu_checks, gpu_report, gpu_speed, gpu_training, gpu_variants, gpu_worker
-from tools.benchmarks.gpu_parts import BY_NAME, CHECKS, PARTS, SPEED, VARIANTS, Context, Outcome, Part, Skip
+from tools.benchmarks.gpu_parts import BY_NAME, CHECKS, PARTS, SPEED, VARIANTS, Context, Outcome, Part, Skip, without_launcher
 from tools.benchmarks.gpu_training import difference, differing, merged
 from tools.benchmarks.gpu_worker import Worker, run_part
 
@@ -158,6 +158,11 @@ def test_exceptions_become_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert any("illegal" in line for line in found.details["traceback"])
     missing = run_part(Part("lacks", "check", "", module.__name__, needs=("json", "no_such_package")), context)
     assert missing == Outcome("skipped", "not installed: no_such_package")
+
+
+def test_parts_run_alone_under_a_launcher() -> None:
+    environ = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "ACCELERATE_USE_CPU": "true", "PATH": "/bin", "NCCL_DEBUG": "INFO"}
+    assert without_launcher(environ) == {"PATH": "/bin", "NCCL_DEBUG": "INFO"}
 
 
 def test_a_process_that_hangs_or_dies_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
