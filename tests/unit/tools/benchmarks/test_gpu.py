@@ -223,7 +223,7 @@ def test_calls_are_queued_while_they_are_timed(tmp_path: Path, monkeypatch: pyte
     order: list[str] = []
     clock = iter(range(100))
     monkeypatch.setattr(gpu_speed, "wait", lambda context: order.append("wait"))
-    monkeypatch.setattr(gpu_speed.time, "perf_counter", lambda: 8 * next(clock))
+    monkeypatch.setattr("tools.benchmarks.gpu_speed.time.perf_counter", lambda: 8 * next(clock))
     assert gpu_speed.seconds_of(Context("cpu", False, tmp_path), lambda: order.append("call"), warm_up=1, least_s=20) == 24 / 8
     assert order == ["call", "wait", *["call"] * 2, "wait", *["call"] * 2, "wait", *["call"] * 4, "wait"]
 
@@ -256,7 +256,7 @@ def test_what_compiling_needs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("compiled", "compile-speed"):
         assert run_part(BY_NAME[name], Context("cuda", True, tmp_path)) == Outcome("skipped", "not installed: triton")
     monkeypatch.setattr(gpu_training, "find_spec", lambda name: name)
-    monkeypatch.setattr(gpu_training.shutil, "which", lambda name: None)
+    monkeypatch.setattr("tools.benchmarks.gpu_training.shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(Skip, match="C compiler"):
         gpu_training.require_compiler(Context("cuda", True, tmp_path))
