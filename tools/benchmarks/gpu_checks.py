@@ -327,6 +327,7 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
     embedding, proxy = torch.randn(2, 4, 20, device=device)
     found: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
         "generator": lambda compiled: compiled(generator)(latents, levels).mean().backward(),
+        "generator, no gradients": lambda compiled: _without_gradients(compiled(generator), latents, levels),
         "discriminator": lambda compiled: compiled(discriminator)(images, levels, **options).logits.mean().backward(),
         "hinge loss": lambda compiled: compiled(losses.hinge_discriminator)(images, images),
         "relativistic loss": lambda compiled: compiled(losses.relativistic)(images, images),
@@ -339,6 +340,12 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
     return found
 
 
+@torch.no_grad()
+def _without_gradients(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """As the discriminator's phase calls the generator."""
+    return network(*inputs)
+
+
 def compiled(context: Context) -> Outcome:
     """Steps with train.compile=true against steps without; by torch's default compiler on GPUs, only traced on CPUs."""
     require_compiler(context)
@@ -346,6 +353,8 @@ def compiled(context: Context) -> Outcome:
     count = 2 if context.tiny else 5
     expected, start = _trained(settings_of(context, *base), count)
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     plain = nn.Module.compile
     began = time.perf_counter()
     on_cpu = mock.patch.object(nn.Module, "compile", lambda module: plain(module, backend="eager"))
@@ -355,7 +364,9 @@ def compiled(context: Context) -> Outcome:
     good = off <= TOLERANCE and off_update <= UPDATE_TOLERANCE
     by = "traced (eager)" if context.device == "cpu" else "compiled (inductor)"
     summary = f"{by}: weights {off:.1e}, updates {off_update:.1e} relative, {time.perf_counter() - began:.0f} s with compiling"
-    return _judged(good, summary)
+    breaks = sorted({reason.splitlines()[0] for reason in counters["graph_break"]})
+    summary += f", {counters['stats']['unique_graphs']} graphs, {len(breaks) or 'no'} breaks"
+    return _judged(good and not breaks, summary, {"graph breaks": breaks})
 
 
 def onnx(context: Context) -> Outcome:

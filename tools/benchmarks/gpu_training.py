@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -120,7 +121,8 @@ def release(context: Context) -> None:
     """Return freed memory to the GPU: trainings are reference cycles, and other processes use the same GPU."""
     if context.device == "cuda":
         gc.collect()
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after an error of the GPU every call fails; the part reports the first one
+            torch.cuda.empty_cache()
 
 
 def require_compiler(context: Context) -> None:

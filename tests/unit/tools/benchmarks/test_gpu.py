@@ -175,6 +175,26 @@ def test_a_process_that_hangs_or_dies_is_a_row(tmp_path: Path, monkeypatch: pyte
     worker.close()
 
 
+def test_a_stopped_process_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    worker = Worker("cpu", True, tmp_path / "log")
+    worker.child = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    (tmp_path / f"{gpu_worker.FOLDER}{worker.child.pid}-x" / "run").mkdir(parents=True)
+    worker.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_gpu_does_not_hide_the_result_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    module = ModuleType("part_of_the_test")
+    module.part = lambda context: Outcome("failed", "batch 64")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    assert run_part(Part("part", "speed", "", module.__name__), Context("cuda", True, tmp_path)).summary == "batch 64"
+
+
 def test_batches_double_until_they_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rate(context: Context, size: int, batch: int, mode: str) -> dict:
         if batch > 16 and error:
