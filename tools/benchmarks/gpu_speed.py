@@ -83,6 +83,7 @@ def _speed(context: Context, size: int) -> Outcome:
     details = {
         "GFLOP an image": round(operations / 1e9, 1),
         "convolution rate, TFLOP/s": [{name: round(rate / 1e12, 3) for name, rate in rates.items()}],
+        "larger batches": problem or ("not tried, for lack of time" if rows and rows[-1]["images/s"] else "don't fit"),
         "steps": rows,
     }
     if not top:

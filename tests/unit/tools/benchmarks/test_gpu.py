@@ -213,6 +213,7 @@ def test_batches_double_until_they_do_not_fit(tmp_path: Path, monkeypatch: pytes
     for error, status, batches in (("", "measured", [8] * 4 + [16, 32, 64]), ("illegal access", "failed", [8] * 4 + [16])):
         found = run_part(BY_NAME["speed-256"], Context("cpu", False, tmp_path))
         assert found.status == status and [row["batch"] for row in found.details["steps"]] == batches
+        assert found.details["larger batches"] == ("don't fit" if status == "measured" else f"tf32, batch 32: {error}")
         assert {row["precision"] for row in found.details["steps"][4:]} == {"tf32"} and error in found.summary
         assert f"{batches[-2 if status == 'measured' else -1] * 2:,.1f} images/s in tf32" in found.summary
 
