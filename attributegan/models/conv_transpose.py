@@ -10,6 +10,8 @@ from torch import Tensor
 
 from attributegan.utils import precision
 
+ROW_MAJOR = precision.cpu_capability() == "AVX2"  # a constant, which torch.compile can trace
+
 
 def conv_transpose2d(x_BCHW: Tensor, weight_IOHW: Tensor, stride: int, padding: int) -> Tensor:
     """`torch.nn.functional.conv_transpose2d` without bias.
@@ -17,7 +19,7 @@ def conv_transpose2d(x_BCHW: Tensor, weight_IOHW: Tensor, stride: int, padding: 
     On CPUs without AVX-512, gradients in fp32 are computed row-major, in about half the time that oneDNN takes channels-last.
     """
     is_fp32 = x_BCHW.dtype == weight_IOHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if x_BCHW.device.type == "cpu" and is_fp32 and precision.cpu_capability() == "AVX2":
+    if x_BCHW.device.type == "cpu" and is_fp32 and ROW_MAJOR:
         return _RowMajorGradients.apply(x_BCHW, weight_IOHW, stride, padding)
     return F.conv_transpose2d(x_BCHW, weight_IOHW, stride=stride, padding=padding)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ class UpsampleBlurConv2d(nn.Conv2d):
             F.conv1d(left, weight[:, :, :, 0], padding=1),
             F.conv1d(right, weight[:, :, :, 2], padding=1),
         ]
-        return _SubtractFromFrame.apply(output, *corrections)
+        if torch.is_grad_enabled():
+            return _SubtractFromFrame.apply(output, *corrections)
+        return _subtract_from_frame(output, corrections)  # torch.compile supports `mark_dirty` only with gradients
 
 
 class UpsampleNearestConv2d(nn.Conv2d):
@@ -147,13 +150,17 @@ class _SubtractFromFrame(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.mark_dirty(x_BCHW)
-        for line, correction in zip(_frame(x_BCHW), (top, bottom, left, right), strict=True):
-            line.sub_(correction)
-        return x_BCHW
+        return _subtract_from_frame(x_BCHW, (top, bottom, left, right))
 
     @staticmethod
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, ...]:
         return grad_BCHW, *(-line for line in _frame(grad_BCHW))
+
+
+def _subtract_from_frame(x_BCHW: Tensor, corrections: Sequence[Tensor]) -> Tensor:
+    for line, correction in zip(_frame(x_BCHW), corrections, strict=True):
+        line.sub_(correction)
+    return x_BCHW
 
 
 def _frame(x_BCHW: Tensor) -> list[Tensor]:

@@ -94,4 +94,13 @@ def _why_not(device: str) -> str:
         return f"torch {torch.__version__} is built without CUDA (see docs/install.md, Choosing torch)"
     if device == "mps" and not torch.backends.mps.is_built():
         return f"torch {torch.__version__} is built without it; it needs macOS on Apple silicon"
-    return f"torch {torch.__version__} finds no such device; run attributegan-doctor"
+    return f"torch {torch.__version__} finds no such device{_cuda_problem() if device == 'cuda' else ''}; run attributegan-doctor"
+
+
+def _cuda_problem() -> str:
+    """Returns torch's reason, such as "No CUDA GPUs are available" or a driver that is too old; "" if it has none."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f" ({str(error).partition('. ')[0]})"
+    return ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import zlib
 
-import simplejpeg
 from PIL import Image
 
 from data_shards.format.rgb import opened
@@ -40,6 +39,8 @@ def check(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> bool:
     """Returns True for a complete JPEG; False for a JPEG that only Pillow supports."""
+    import simplejpeg  # not needed for other formats
+
     try:
         _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
         simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", min_height=1, min_width=1, min_factor=8)

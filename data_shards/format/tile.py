@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from data_shards.format.rgb import opened, to_rgb
@@ -116,6 +115,8 @@ def _fast_jpeg(data: bytes) -> np.ndarray | None:
     """Decode a common JPEG; None where Pillow, which is more tolerant, must decode."""
     if not jpeg_size(data):
         return None
+    import simplejpeg  # not needed for other formats
+
     try:
         pixels_HWC: np.ndarray = simplejpeg.decode_jpeg(data)  # the same pixels in 4/5 of Pillow's time
     except ValueError:

@@ -81,16 +81,17 @@ def _run(arguments: argparse.Namespace) -> int:
             print(gpu_report.row(part, outcomes[part.name]), flush=True)
     until = time.monotonic() + 60 * arguments.minutes
     worker = Worker(machine["device"], arguments.tiny, folder / "worker.log")
+    gpu_report.write(folder, machine, arguments.tiny, outcomes)
     try:
         for part in wanted:
             outcome = _outcome(worker, part, until - time.monotonic(), SLOWER_ON_CPUS if machine["device"] == "cpu" else 1)
             if outcome.status != "not run":
                 outcomes[part.name] = outcome
                 gpu_report.write_text(folder / "parts" / f"{part.name}.json", json.dumps(outcome.to_dict(), indent=2) + "\n")
+            gpu_report.write(folder, machine, arguments.tiny, outcomes)
             print(gpu_report.row(part, outcome), flush=True)
     finally:
         worker.close()
-        gpu_report.write(folder, machine, arguments.tiny, outcomes)
     print(f"wrote {folder / 'report.md'} and {folder / 'report.json'}")
     return int(any(outcome.status == "failed" and BY_NAME[name].kind == "check" for name, outcome in outcomes.items()))
 
@@ -98,7 +99,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def _outcome(worker: Worker, part: Part, left_s: float, slower: int) -> Outcome:
     if left_s < LEAST_S:
         return Outcome("not run", "no time left; rerun the same command")
-    return worker.run(part, min(slower * part.limit_s, left_s))
+    outcome = worker.run(part, min(slower * part.limit_s, left_s))
+    if outcome.status == "failed" and outcome.seconds >= left_s:
+        return Outcome("not run", f"stopped after {outcome.seconds:.0f} s, at the end of --minutes; rerun the same command")
+    return outcome
 
 
 def _check_folder(folder: Path, key: str) -> None:

@@ -6,7 +6,6 @@ On a CPU, where there is no second device, it compares with the row-major memory
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -30,11 +29,13 @@ from attributegan.commands import child
 from attributegan.config import Config
 from attributegan.distributed.engine import _data_parallel
 from attributegan.models import Discriminator, Generator, batchnorm
+from attributegan.run_dir.checkpoint_dirs import name_of
 from attributegan.training import losses
 from attributegan.training.trainer import Trainer
+from attributegan.utils import devices
 from attributegan.utils.devices import BACKENDS
 from tools.benchmarks import host_syncs
-from tools.benchmarks.gpu_parts import Context, Outcome, Skip
+from tools.benchmarks.gpu_parts import Context, Outcome, Skip, without_launcher
 from tools.benchmarks.gpu_training import (
     CONTROLLED,
     FP32,
@@ -44,6 +45,7 @@ from tools.benchmarks.gpu_training import (
     batch_of,
     difference,
     differing,
+    require_compiler,
     settings_of,
     small,
     state_of,
@@ -174,19 +176,18 @@ def resume(context: Context) -> Outcome:
     if shard(["phantom", "--count", "32", "--size", str(size), "--out", str(shards), "--workers", "1"]):
         return Outcome("failed", "attributegan-shard phantom ended with an error")
     batch, ends = batch_of(context), {}
+    images = (6 if context.tiny else 12) * batch  # GPUs are fast: leaves time to kill it
 
     def start(name: str) -> subprocess.Popen[bytes]:
         tree: Tree = {
             "data": {"shards": str(shards), "workers": 1},
-            "train": {"images": 6 * batch},
-            "run": {"dir": str(context.folder / name), "save_every": 2 * batch, "keep_last": 0},
+            "train": {"images": images},
+            "run": {"dir": str(context.folder / name), "save_every": 2 * batch, "keep_last": 0, "trackers": []},
         }
         settings = settings_of(context, small(context), PLAIN, FP32, SGD, tree)
         written = context.folder / f"{name}.yaml"
         written.write_text(config.dump(settings))
-        launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-        return subprocess.Popen(child("train", "--config", str(written)), env=environ)
+        return subprocess.Popen(child("train", "--config", str(written)), env=without_launcher(os.environ))
 
     for name in ("whole", "killed"):
         process = start(name)
@@ -194,6 +195,9 @@ def resume(context: Context) -> Outcome:
             _wait_for_a_checkpoint(context.folder / name, process)
             process.send_signal(signal.SIGKILL)
             process.wait()
+            saved = sorted(path.name for path in (context.folder / name / "checkpoints").glob("images-*"))
+            if not saved or saved[-1] == name_of(images):
+                return Outcome("failed", f"attributegan-train was not killed between its first and last checkpoint, but with {saved}")
             process = start(name)
         if process.wait():
             return Outcome("failed", f"attributegan-train ended with status {process.returncode}")
@@ -210,6 +214,7 @@ def collectives(context: Context) -> Outcome:
     """Every collective that training uses, in a group of one, and gradients through DistributedDataParallel."""
     device, backend = torch.device(context.device, 0) if context.device != "cpu" else torch.device("cpu"), BACKENDS[context.device]
     torch.manual_seed(0)
+    devices.prepare(context.device, tf32=False)
     with _group(backend):
         numbers = torch.arange(1000.0, device=device)
         total, parts, box = numbers.clone(), [torch.empty_like(numbers)], ["word"]
@@ -322,6 +327,7 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
     embedding, proxy = torch.randn(2, 4, 20, device=device)
     found: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
         "generator": lambda compiled: compiled(generator)(latents, levels).mean().backward(),
+        "generator, no gradients": lambda compiled: _without_gradients(compiled(generator), latents, levels),
         "discriminator": lambda compiled: compiled(discriminator)(images, levels, **options).logits.mean().backward(),
         "hinge loss": lambda compiled: compiled(losses.hinge_discriminator)(images, images),
         "relativistic loss": lambda compiled: compiled(losses.relativistic)(images, images),
@@ -334,14 +340,21 @@ def _graphs(settings: Config, device: torch.device) -> dict[str, Callable[[Calla
     return found
 
 
+@torch.no_grad()
+def _without_gradients(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """As the discriminator's phase calls the generator."""
+    return network(*inputs)
+
+
 def compiled(context: Context) -> Outcome:
     """Steps with train.compile=true against steps without; by torch's default compiler on GPUs, only traced on CPUs."""
-    if context.device != "cpu" and importlib.util.find_spec("triton") is None:
-        raise Skip("not installed: triton")
+    require_compiler(context)
     base = (small(context), PLAIN, FP32, SGD)
     count = 2 if context.tiny else 5
     expected, start = _trained(settings_of(context, *base), count)
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     plain = nn.Module.compile
     began = time.perf_counter()
     on_cpu = mock.patch.object(nn.Module, "compile", lambda module: plain(module, backend="eager"))
@@ -351,7 +364,9 @@ def compiled(context: Context) -> Outcome:
     good = off <= TOLERANCE and off_update <= UPDATE_TOLERANCE
     by = "traced (eager)" if context.device == "cpu" else "compiled (inductor)"
     summary = f"{by}: weights {off:.1e}, updates {off_update:.1e} relative, {time.perf_counter() - began:.0f} s with compiling"
-    return _judged(good, summary)
+    breaks = sorted({reason.splitlines()[0] for reason in counters["graph_break"]})
+    summary += f", {counters['stats']['unique_graphs']} graphs, {len(breaks) or 'no'} breaks"
+    return _judged(good and not breaks, summary, {"graph breaks": breaks})
 
 
 def onnx(context: Context) -> Outcome:
@@ -364,13 +379,13 @@ def onnx(context: Context) -> Outcome:
     from attributegan.export.graphs import _inputs, export_onnx
 
     settings = settings_of(context, small(context), FP32)
+    provider = "CUDAExecutionProvider" if context.device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise Skip(f"onnxruntime has no {provider} (install onnxruntime-gpu)")
     state = {"config": settings.to_dict(), "schema": PUBLISHED.to_dict()}
     run = Path(settings.run.dir)
     writer.save(run / "checkpoints", 0, state=state, generator_ema=Generator(settings.model, PUBLISHED).state_dict())
     export_onnx(run, context.folder / "generator.onnx")
-    provider = "CUDAExecutionProvider" if context.device == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise Skip(f"onnxruntime has no {provider} (install onnxruntime-gpu)")
     session = onnxruntime.InferenceSession(context.folder / "generator.onnx", providers=[provider])
     if session.get_providers()[0] != provider:
         raise Skip(f"onnxruntime could not start {provider}")
@@ -423,6 +438,6 @@ def _group(backend: str) -> Iterator[None]:
 
 
 def _wait_for_a_checkpoint(run: Path, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600  # the time limit of the part ends it sooner on GPUs
     while not list((run / "checkpoints").glob("images-*")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)

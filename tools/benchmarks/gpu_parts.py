@@ -13,6 +13,9 @@ Status = Literal["passed", "failed", "measured", "skipped", "not run"]
 CHECKS, SPEED, VARIANTS = "tools.benchmarks.gpu_checks", "tools.benchmarks.gpu_speed", "tools.benchmarks.gpu_variants"
 
 
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "DS_")  # beginnings of variables that launchers set
+
+
 class Skip(Exception):
     """Raised if a part can't run here; the message says why."""
 
@@ -66,7 +69,15 @@ class Part:
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
             raise Skip(f"not installed: {', '.join(missing)}")
         work: Callable[[Context], Outcome] = getattr(import_module(self.module), self.name.replace("-", "_"))
-        return work(context)
+        try:
+            return work(context)
+        finally:
+            import_module("tools.benchmarks.gpu_training").release(context)
+
+
+def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a process that trains alone."""
+    return {name: value for name, value in environ.items() if not name.startswith(LAUNCHER)}
 
 
 PARTS = (
@@ -81,7 +92,7 @@ PARTS = (
     Part("collectives", "check", "a process group of one: NCCL (gloo on CPUs) and DistributedDataParallel", CHECKS),
     Part("sync-batchnorm", "check", "synchronized batch norm against that of one process", CHECKS),
     Part("speed-512", "speed", "training at 512 px", SPEED, 90),
-    Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED),
+    Part("loader", "speed", "share of a step spent waiting for tiles from JPEG shards", SPEED, 60, ("simplejpeg",)),
     Part("zero", "check", "DeepSpeed ZeRO 1, 2, 3 and offload against one unsharded process", CHECKS, 120, ("deepspeed",), alone=True),
     Part("variants", "speed", "our form and the reference model at 256 px", VARIANTS, 90),
     Part("sampling", "speed", "generated tiles", SPEED),

@@ -34,9 +34,10 @@ def machine(device: str) -> dict[str, Any]:
     kind, problem = devices.choose(device, {})
     if problem:
         raise ValueError(problem.replace("train.device", "--device"))
+    here = facts.collect()
     found: dict[str, Any] = {
         "device": kind,
-        "GPU": "none",
+        "GPU": f"not used: {here.gpu_hidden_by or '--device cpu'}" if here.gpus_installed else "none",
         "CPU": precision.cpu_name(),
         "CPU flags": " ".join(flag for flag in FLAGS if flag in _cpu_flags()) or "unknown",
         "cores": worker_pool.available(),
@@ -54,8 +55,7 @@ def machine(device: str) -> dict[str, Any]:
             "compute capability": f"{properties.major}.{properties.minor}",
             "GPUs": torch.cuda.device_count(),
         }
-    versions = facts.versions()
-    found |= {"driver": versions.get("NVIDIA driver", "unknown"), "NCCL": versions.get("NCCL", "unknown")}
+    found |= {"driver": here.versions["NVIDIA driver"], "NCCL": here.versions["NCCL"]}
     return found | {name: _installed(name) for name in PACKAGES}
 
 
@@ -90,7 +90,7 @@ def machine_lines(machine: Mapping[str, Any]) -> list[str]:
         where = (
             f"**No GPU**: these results are of a CPU, {machine['CPU']} ({machine['cores']} cores; flags {machine['CPU flags']}), with "
             f"torch {machine['torch']}. They say nothing about GPUs."
-        )
+        ) + (f" The GPU of this machine is {machine['GPU']}." if machine["GPU"] != "none" else "")
     return [where, ""]
 
 

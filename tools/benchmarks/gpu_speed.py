@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,20 @@ from attributegan.models import Generator
 from attributegan.training import trainer as trainer_module
 from attributegan.training.phases import discriminator_phase, generator_phase
 from attributegan.training.trainer import Trainer
-from attributegan.utils.precision import autocast
+from attributegan.utils.precision import AUTOCAST
 from tools.benchmarks.gpu_parts import Context, Outcome
-from tools.benchmarks.gpu_training import PLAIN, TINY, Tree, settings_of, take, tiles, trainer_of
+from tools.benchmarks.gpu_training import PLAIN, TINY, Tiles, Tree, release, settings_of, take, tiles, trainer_of
 
 LEAST_S = 1.0  # of a measurement
 KERNELS = 15  # of the profile that are listed
+TOO_LARGE = {  # in error messages of torch, cuDNN and cuBLAS: what it means
+    "out of memory": "out of memory",
+    "ALLOC_FAILED": "out of memory",
+    "unable to find an engine": "out of memory",  # of cuDNN, whose kernels need workspace
+    "allocate memory": "out of memory",  # of CPUs
+    "32-bit": "too large for 32-bit indices",
+    "32BitIndex": "too large for 32-bit indices",
+}
 MODES: dict[str, Tree] = {
     "bf16": {"train": {"precision": "bf16"}},
     "tf32": {"train": {"precision": "fp32", "tf32": True}},
@@ -53,29 +60,37 @@ def _speed(context: Context, size: int) -> Outcome:
     first, until = (2 if context.tiny else 8), time.monotonic() + (5 if context.tiny else 60)
     operations = _operations(context, size)
     rates = {name: convolution_rate(context, name) for name in modes}
-    rows, batch, best = [], first, "bf16"
+    rows: list[dict[str, Any]] = []
+    best, problem = "bf16", ""
     plan = [(name, first) for name in modes]
     while plan and time.monotonic() < until:
         name, batch = plan.pop(0)
-        row = step_rate(context, size, batch, name)
-        rate = row.get("images/s")
+        began = time.monotonic()
+        try:
+            row = step_rate(context, size, batch, name)
+        except RuntimeError as error:  # keep the other rows
+            problem = f"{name}, batch {batch}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            break
+        rate = row["images/s"]
         row["share of convolution rate"] = round(rate * operations / rates[name], 3) if rate else ""
         rows.append(row)
         if len(rows) == len(modes):
             fastest = [each for each in rows if each.get("images/s")]
             best = max(fastest, key=lambda each: each["images/s"])["precision"] if fastest else best
-        if not plan and rate and not context.tiny:
+        if not plan and rate and not context.tiny and time.monotonic() + 2 * (time.monotonic() - began) < until:
             plan = [(best, 2 * batch)]
     top = max((row for row in rows if row.get("images/s")), key=lambda row: row["images/s"], default={})
     details = {
         "GFLOP an image": round(operations / 1e9, 1),
         "convolution rate, TFLOP/s": [{name: round(rate / 1e12, 3) for name, rate in rates.items()}],
+        "larger batches": problem or ("not tried, for lack of time" if rows and rows[-1]["images/s"] else "don't fit"),
         "steps": rows,
     }
     if not top:
-        return Outcome("failed", f"no batch fits: {rows}", details)
+        return Outcome("failed", problem or f"no batch fits: {rows}", details)
     summary = f"{top['images/s']:,.1f} images/s in {top['precision']} with batch {top['batch']}, peak {top['peak GiB']} GiB"
-    return Outcome("measured", f"{summary}, {top['share of convolution rate']:.0%} of the convolution rate", details)
+    summary = f"{summary}, {top['share of convolution rate']:.0%} of the convolution rate"
+    return Outcome("failed", f"{problem}; before it {summary}", details) if problem else Outcome("measured", summary, details)
 
 
 def profile(context: Context) -> Outcome:
@@ -99,18 +114,23 @@ def profile(context: Context) -> Outcome:
     def seconds(event: Any) -> float:
         return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
 
-    kinds = {torch.autograd.DeviceType.CUDA} if on_gpu else {torch.autograd.DeviceType.CPU}  # kernels alone, not the calls around them
-    events = sorted((event for event in found.key_averages() if event.device_type in kinds), key=seconds, reverse=True)
+    events = sorted(kernels(found.key_averages(), on_gpu), key=seconds, reverse=True)
     total = sum(map(seconds, events))
     rows = [
         {"kernel": event.key[:100], "share": f"{seconds(event) / total:.1%}", "ms": round(1e3 * seconds(event), 2), "calls": event.count}
         for event in events[:KERNELS]
     ]
-    top = f"{rows[0]['kernel']} {rows[0]['share']}"
+    top = f"{rows[0]['kernel']} {rows[0]['share']}" if rows else "not known: the profiler recorded no kernels (CUPTI may lack permission)"
     spent = {name: round(1e3 * value, 2) for name, value in phases.items()}
     parts = ", ".join(f"{name} {value:.0f} ms" for name, value in spent.items())
     details = {"seconds to the first step": round(first, 2), "phases, ms": [spent], "kernels": rows}
     return Outcome("measured", f"first step after {first:.1f} s; phases: {parts}; most: {top}", details)
+
+
+def kernels(events: Iterable[Any], on_gpu: bool) -> list[Any]:
+    """Returns the events of kernels alone: not the calls around them, nor named ranges such as "Optimizer.step", which contain kernels."""
+    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    return [event for event in events if event.device_type == kind and not getattr(event, "is_user_annotation", False)]
 
 
 def loader(context: Context) -> Outcome:
@@ -209,20 +229,24 @@ def explorer(context: Context) -> Outcome:
 
 
 def convolution_rate(context: Context, mode: str) -> float:
-    """Floating-point operations a second of 3 x 3 convolutions, forward with both gradients, in a precision: the best of three shapes."""
+    """Floating-point operations a second of 3 x 3 convolutions, forward with both gradients, in a precision: the best of three shapes.
+
+    Maps and weights have the dtype of the precision, so that no time goes into casts.
+    """
     precision, tf32 = MODES[mode]["train"]["precision"], bool(MODES[mode]["train"].get("tf32"))
+    dtype = AUTOCAST.get(precision, torch.float32)
     torch.backends.cudnn.allow_tf32 = tf32
     rates = []
     for channels, size in ((8, 16),) if context.tiny else ((128, 64), (256, 64), (512, 32)):
-        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = torch.randn(2 if context.tiny else 32, channels, size, size, device=context.device)
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        conv = conv.to(context.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(2 if context.tiny else 32, channels, size, size, device=context.device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        along = torch.ones_like(x)
 
-        def work(conv: nn.Conv2d = conv, x: torch.Tensor = x) -> None:
+        def work(conv: nn.Conv2d = conv, x: torch.Tensor = x, along: torch.Tensor = along) -> None:
             x.grad = conv.weight.grad = None
-            with autocast(precision, context.device):
-                answer = conv(x)
-            answer.backward(torch.ones_like(answer))
+            conv(x).backward(along)
 
         with FlopCounterMode(display=False) as counter:
             work()
@@ -255,22 +279,32 @@ def _operations(context: Context, size: int) -> float:
 def step_rate(context: Context, size: int, batch: int, mode: str, more: Tree | None = None) -> dict[str, Any]:
     """Images/s and peak memory of steps; a row without a rate when they don't fit."""
     row: dict[str, Any] = {"precision": mode, "batch": batch}
-    if context.device == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    release(context)
     try:
         trainer = _trainer(context, size, batch, mode, more)
         found = tiles(trainer)
+        images = found.images_BCHW.pin_memory() if context.device == "cuda" else found.images_BCHW  # as from the loader
 
         def step() -> None:
-            trainer.step([type(found)(found.images_BCHW, found.levels_BA, trainer.images)])
+            trainer.step([Tiles(images, found.levels_BA, trainer.images)])
 
-        seconds = seconds_of(context, step, warm_up=0 if context.tiny else 4)
-    except torch.OutOfMemoryError:
-        return row | {"images/s": "", "peak GiB": "out of memory"}
+        for _ in range(0 if context.tiny else 4):
+            step()
+        if context.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # cuDNN's autotuner, in the first steps, tries large workspaces
+        seconds = seconds_of(context, step, warm_up=0)
+    except RuntimeError as error:
+        if not (reason := too_large(error)):
+            raise
+        return row | {"images/s": "", "peak GiB": reason}
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if context.device == "cuda" else "?"
     return row | {"images/s": round(batch / seconds, 2), "peak GiB": peak}
+
+
+def too_large(error: RuntimeError) -> str:
+    """Returns why a batch does not fit the device; "" for other errors."""
+    message = str(error)
+    return next((reason for part, reason in TOO_LARGE.items() if part in message), "")
 
 
 def _phase_seconds(context: Context, trainer: Trainer) -> dict[str, float]:
@@ -340,26 +374,24 @@ def _jpeg_shards(context: Context, size: int, count: int) -> Path:
 
 
 def seconds_of(context: Context, work: Callable[[], Any], warm_up: int = 1, least_s: float | None = None) -> float:
-    """Mean seconds of ``work``, over at least two calls and ``least_s`` seconds."""
+    """Mean seconds of ``work``, over at least two calls and ``least_s`` seconds.
+
+    Waits for the device only when the number of calls has doubled, so that calls are queued as in training.
+    """
     least_s = (0.0 if context.tiny else LEAST_S) if least_s is None else least_s
     for _ in range(warm_up):
         work()
     wait(context)
-    began, calls = time.perf_counter(), 0
-    for calls in _endless():
-        work()
-        if calls >= (1 if context.tiny else 2):
-            wait(context)
-            if time.perf_counter() - began >= least_s:
-                break
-    return (time.perf_counter() - began) / calls
-
-
-def _endless() -> Iterator[int]:
-    number = 0
+    began, calls, more = time.perf_counter(), 0, 1 if context.tiny else 2
     while True:
-        number += 1
-        yield number
+        for _ in range(more):
+            work()
+        wait(context)
+        calls += more
+        seconds = time.perf_counter() - began
+        if seconds >= least_s:
+            return seconds / calls
+        more = calls
 
 
 def wait(context: Context) -> None:

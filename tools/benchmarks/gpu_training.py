@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import itertools
+import os
+import shutil
+import sysconfig
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +23,7 @@ from attributegan.attributes import PUBLISHED
 from attributegan.config import Config
 from attributegan.distributed.runtime import Runtime
 from attributegan.training.trainer import Trainer
-from data_shards.loader.loader import Batch
-from tools.benchmarks.gpu_parts import Context
+from tools.benchmarks.gpu_parts import Context, Skip
 
 Tree = dict[str, dict[str, Any]]
 PLAIN: Tree = {"augment": {"flips": False, "policy": []}}  # the published recipe
@@ -51,6 +58,15 @@ FP32: Tree = {"train": {"precision": "fp32", "tf32": False}}
 SGD: Tree = {"optim": {"name": "sgd", "generator_lr": 1e-3, "discriminator_lr": 1e-3}}
 _runs = itertools.count()
 _runtimes: list[Runtime] = []
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A micro-batch, as the trainer takes it."""
+
+    images_BCHW: Tensor  # uint8
+    levels_BA: Tensor
+    cursor: int
 
 
 def merged(*trees: Mapping[str, Mapping[str, Any]]) -> Tree:
@@ -88,7 +104,7 @@ def trainer_of(settings: Config) -> Trainer:
     return Trainer(settings, PUBLISHED, runtime)
 
 
-def tiles(trainer: Trainer) -> Batch:
+def tiles(trainer: Trainer) -> Tiles:
     """A batch of smooth noise and drawn levels that depends on the images seen alone."""
     settings, generator = trainer.config, torch.Generator().manual_seed(trainer.images)
     size, count = settings.model.image_size, settings.train.batch
@@ -98,7 +114,31 @@ def tiles(trainer: Trainer) -> Batch:
         torch.tensor(attribute.assessable)[torch.randint(len(attribute.assessable), (count,), generator=generator)]
         for attribute in PUBLISHED.attributes
     ]
-    return Batch(images.contiguous(memory_format=torch.channels_last), torch.stack(columns, dim=1), trainer.images)
+    return Tiles(images.contiguous(memory_format=torch.channels_last), torch.stack(columns, dim=1), trainer.images)
+
+
+def release(context: Context) -> None:
+    """Return freed memory to the GPU: trainings are reference cycles, and other processes use the same GPU."""
+    if context.device == "cuda":
+        gc.collect()
+        with contextlib.suppress(RuntimeError):  # after an error of the GPU every call fails; the part reports the first one
+            torch.cuda.empty_cache()
+
+
+def require_compiler(context: Context) -> None:
+    """Check that `torch.compile` can generate code for the device; on CPUs, networks are only traced.
+
+    Raises:
+        Skip: Triton or what it needs is missing.
+    """
+    if context.device == "cpu":
+        return
+    if find_spec("triton") is None:
+        raise Skip("not installed: triton")
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        raise Skip("Triton needs a C compiler: install gcc or clang, or set CC")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        raise Skip("Triton needs Python.h: install python3-dev")
 
 
 def take(trainer: Trainer, count: int) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 from typing import Any
 from unittest import mock
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 
 from attributegan.utils.precision import autocast
-from tools.benchmarks.gpu_parts import Context, Outcome, Skip
-from tools.benchmarks.gpu_speed import MODES, network_of, seconds_of, step_rate, wait
-from tools.benchmarks.gpu_training import PLAIN, Tree, settings_of, take, trainer_of
+from tools.benchmarks.gpu_parts import Context, Outcome
+from tools.benchmarks.gpu_speed import MODES, network_of, seconds_of, step_rate, too_large, wait
+from tools.benchmarks.gpu_training import PLAIN, Tree, release, require_compiler, settings_of, take, trainer_of
 
 BATCHES = {256: 16, 512: 8, 1024: 4}  # by size in pixels
 
@@ -49,8 +48,7 @@ def layouts(context: Context) -> Outcome:
 def compile_speed(context: Context) -> Outcome:
     """Images/s with train.compile on and off, and the seconds of the first step; only traced on CPUs, without generated code."""
     on_cpu = context.device == "cpu"
-    if not on_cpu and importlib.util.find_spec("triton") is None:
-        raise Skip("not installed: triton")
+    require_compiler(context)
     size, batch = (32, 2) if context.tiny else (256, BATCHES[256])
     mode = "fp32" if context.tiny else "bf16"
     rows: list[dict[str, Any]] = []
@@ -88,6 +86,7 @@ def _plain_rate(context: Context, size: int, batch: int, mode: str) -> dict[str,
     row: dict[str, Any] = {"precision": mode, "batch": batch, "form": "plain"}
     model = settings_of(context, *network_of(context, size)).model
     precision, tf32 = MODES[mode]["train"]["precision"], bool(MODES[mode]["train"].get("tf32"))
+    release(context)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
@@ -101,6 +100,8 @@ def _plain_rate(context: Context, size: int, batch: int, mode: str) -> dict[str,
                     plain.step(images, levels, (latents[0], latents[1]), quadrant=0)
 
             seconds = seconds_of(context, step, warm_up=0 if context.tiny else 3)
-    except torch.OutOfMemoryError:
-        return row | {"images/s": "", "peak GiB": "out of memory"}
+    except RuntimeError as error:
+        if not (reason := too_large(error)):
+            raise
+        return row | {"images/s": "", "peak GiB": reason}
     return row | {"images/s": round(batch / seconds, 2)}

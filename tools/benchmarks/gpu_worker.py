@@ -20,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from attributegan.commands import module_process
-from tools.benchmarks.gpu_parts import BY_NAME, Context, Outcome, Part, Skip
+from tools.benchmarks.gpu_parts import BY_NAME, Context, Outcome, Part, Skip, without_launcher
 
+FOLDER = "bench-gpu-"  # beginning of the names of temporary folders, before the process
 LOG_LINES = 15  # of a dead process's output that are kept
 
 
@@ -42,6 +43,7 @@ class Worker:
         if self.child is None:
             with self.log.open("ab") as log:
                 command, environ = module_process("tools.benchmarks.gpu_worker", *self.words)
+                environ = without_launcher(environ)
                 self.child = subprocess.Popen(
                     command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
                 )
@@ -69,6 +71,8 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         self.child.wait()
+        for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}{self.child.pid}-*"):  # of the part that was stopped
+            shutil.rmtree(left, ignore_errors=True)
         for pipe in (self.child.stdin, self.child.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
@@ -106,7 +110,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")  # libraries print to standard output, from C as well
     os.dup2(2, 1)
     for line in sys.stdin:
-        folder = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
         try:
             outcome = run_part(BY_NAME[line.strip()], Context(device, tiny, folder))
         finally:

@@ -59,8 +59,9 @@ def reported_by_cuda(step: Callable[[], object]) -> Counter[str]:
     """Returns the synchronizing calls that CUDA's own debug mode reports in ``step()``, by place."""
     found: Counter[str] = Counter()
 
-    def note(*_: Any, **__: Any) -> None:
-        found[_place()] += 1
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        if "synchronizing" in str(message):
+            found[_place()] += 1
 
     torch.cuda.set_sync_debug_mode("warn")
     try:

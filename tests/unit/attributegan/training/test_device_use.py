@@ -7,6 +7,7 @@ tensors of two devices, or an operation that needs numbers on the host, is an er
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from attributegan.distributed.engine import DataParallel
 from attributegan.training.trainer import Trainer
 from tools.benchmarks import gpu_checks, host_syncs
 from tools.benchmarks.gpu_parts import Context
-from tools.benchmarks.gpu_training import CONTROLLED, FP32, PLAIN, TINY, settings_of, take, tiles, trainer_of
+from tools.benchmarks.gpu_training import CONTROLLED, FP32, PLAIN, TINY, merged, settings_of, take, tiles, trainer_of
 
 RECIPES = {"published": PLAIN, "controlled": CONTROLLED}
+# Maps of 32 pixels and more take other paths (`models.resample`), and from 512 px on there are more stages and a second decoder.
+AT_64 = merged(TINY, {"model": {"image_size": 64, "fmap_inverse_coef": 7}})
+AT_512 = merged(TINY, {"model": {"image_size": 512, "fmap_inverse_coef": 10}})
 
 
 def trainer_for(folder: Path, recipe: str) -> Trainer:
-    return trainer_of(settings_of(Context("cpu", True, folder), TINY, RECIPES[recipe], FP32))
+    return trainer_of(settings_of(Context("cpu", True, folder), AT_64, RECIPES[recipe], FP32))
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
@@ -74,7 +78,7 @@ def test_everything_is_computed_on_one_device(tmp_path: Path, recipe: str, monke
         assert gradients and all(gradient.is_meta for gradient in gradients)
         return torch.nn.utils.get_total_norm(gradients), True  # the true one asks whether it is finite
 
-    settings = settings_of(Context("cpu", True, tmp_path), TINY, RECIPES[recipe], FP32)
+    settings = settings_of(Context("cpu", True, tmp_path), AT_512, RECIPES[recipe], FP32)
     runtime = trainer_of(settings).runtime
     runtime.device = torch.device("meta")
     trainer = Trainer(settings, PUBLISHED, runtime)
@@ -89,8 +93,19 @@ def test_everything_is_computed_on_one_device(tmp_path: Path, recipe: str, monke
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_networks_and_losses_are_whole_graphs(tmp_path: Path, recipe: str) -> None:
-    outcome = gpu_checks.graphs_of({recipe: settings_of(Context("cpu", True, tmp_path), TINY, RECIPES[recipe], FP32)}, "cpu")
+    outcome = gpu_checks.graphs_of({recipe: settings_of(Context("cpu", True, tmp_path), AT_64, RECIPES[recipe], FP32)}, "cpu")
     assert outcome.status == "passed", outcome.summary
+
+
+def test_syncs_that_cuda_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("is deprecated", FutureWarning, stacklevel=1)
+
+    assert host_syncs.reported_by_cuda(step) == {"elsewhere": 1} and modes == ["warn", "default"]
 
 
 def test_a_graph_break_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

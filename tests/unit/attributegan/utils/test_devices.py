@@ -32,6 +32,17 @@ def test_a_device_that_is_not_there_is_refused_with_the_fix(device: str, monkeyp
     assert devices.choose(device, {}) == (device, "")
 
 
+def test_why_torch_finds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update it")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(devices, "_available", lambda name: False)
+    problem = devices.choose("cuda", {})[1]
+    assert "finds no such device (The NVIDIA driver on your system is too old (found version 11040)); run attributegan-doctor" in problem
+
+
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="has an Apple GPU")
 def test_the_runtime_refuses_it_before_anything_is_computed() -> None:
     with pytest.raises(ValueError, match="train.device: mps is not available"):
