@@ -31,7 +31,7 @@ examples:
   attributegan-shard pack --images tiles --labels levels.csv --group slide --out shards --part 2/8   # then merge shards"""
 
 MERGE_EXAMPLES = """\
-The files are the same as those of an undivided pack. Before it, the shards are in the folder DIR.parts; parts that were packed on machines
+The files are the same as those of an undivided pack. Unmerged parts are in the folder DIR.parts; parts that were packed on machines
 without a common disk can be copied into one such folder. A missing or incomplete part is an error that names it.
 
 examples:
