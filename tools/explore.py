@@ -156,7 +156,7 @@ def explore(settings: ExploreSettings) -> None:
         schema, size = shown.generator.schema, shown.generator.image_size
         tiles = _real_tiles(settings, settings.shards, schema, size) if settings.shards else None
         progress = StageProgress(sys.stderr.isatty())
-        analyzer = predictions.open_analyzer(schema, tiles, settings.predictor, settings.cache, progress)
+        analyzer = predictions.open_analyzer(shown, tiles, settings.predictor, settings.cache, progress)
         progress.close()
         port = listening.getsockname()[1]
         explorer = server.Explorer(shown, analyzer, options_module.resolve_precision(settings.precision))

@@ -17,7 +17,9 @@ import numpy as np
 from attributegan.attributes import AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.metrics import control, predictor
+from attributegan.metrics.efficientnet import SIZES
 from attributegan.metrics.features import Features, resize, spread
+from attributegan.metrics.features import load as load_features
 from attributegan.metrics.quality import REPLICATES, Estimate
 from attributegan.utils.files import atomic_write, user_cache
 
@@ -271,6 +273,38 @@ def predictor_cache(
     return predictor.PredictorCache(cache.path("judge", train.identity, features.identity, schema.to_dict(), kind, seed, steps))
 
 
+def predictor_network(attribute_predictor: predictor.AttributePredictor, note: dict[str, Any], folder: Path) -> Features | None:
+    """Returns the feature network that a stored predictor was trained on; None for a predictor of pixels.
+
+    Args:
+        note: the note saved with the predictor, by `PredictorCache.load`.
+        folder: folder of the predictor, for messages.
+
+    Raises:
+        ValueError: the network is not recorded, is not an EfficientNet (others may run code that the note names), or has changed.
+    """
+    if not isinstance(attribute_predictor, predictor.Head):
+        return None
+    identity = note.get("features")
+    if not identity:
+        raise ValueError(
+            f"--predictor {folder}: does not record the feature network that it was trained on; remove the folder and run "
+            "attributegan-evaluate again"
+        )
+    if identity["name"] not in SIZES:
+        raise ValueError(
+            f"--predictor {folder}: was trained on features of {identity['name']}; only EfficientNets can be loaded here. Run "
+            "attributegan-evaluate with --predictor cnn or without --features, and give that predictor"
+        )
+    network = load_features(identity["name"], identity["size"])
+    if network.identity != identity:
+        raise ValueError(
+            f"--predictor {folder}: was trained on features of another version of {identity['name']} ({identity['version']}, installed is "
+            f"{network.version}); run attributegan-evaluate again"
+        )
+    return network
+
+
 def _fit_predictor(
     schema: AttributeSchema,
     train: Split,
@@ -304,7 +338,12 @@ def _fit_predictor(
             progress=lambda step: progress(f"predictor ({stage})", step, steps),
         )
 
-    note: dict[str, Any] = {"asked": kind, "training_tiles": len(train), "tile_size": int(train.read(np.zeros(1, int)).shape[1])}
+    note: dict[str, Any] = {
+        "asked": kind,
+        "training_tiles": len(train),
+        "tile_size": int(train.read(np.zeros(1, int)).shape[1]),
+        "features": features.identity,
+    }
     if kind == "auto":
         kind = "features"
         if len(train) >= CNN_TILES and len(np.unique(fold_N)) > 1:

@@ -12,6 +12,7 @@ from attributegan.checkpoint import loading, store
 from attributegan.export import AttributeGenerator
 from attributegan.export.hub import WEIGHTS, describe_data
 from attributegan.export.model_card import CardFacts
+from tools.evaluation.feature_networks import trained_on
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Model:
         identity: short hash of the weights, part of links and downloads.
         images: number of real images seen in training; None if unknown.
         card: model card in Markdown.
+        trained_on: network whose features trained the model, or "" if none did or it is unknown.
     """
 
     generator: AttributeGenerator
@@ -30,6 +32,7 @@ class Model:
     identity: str
     images: int | None
     card: str
+    trained_on: str = ""
 
 
 def load(path: Path, raw: bool = False) -> Model:
@@ -57,4 +60,5 @@ def load(path: Path, raw: bool = False) -> Model:
     identity = hashlib.sha256((found / store.MANIFEST).read_bytes() + bytes(raw)).hexdigest()[:12]
     card = generator.generate_model_card(CardFacts(describe_data(loaded))).text
     folder = found.resolve().parent
-    return Model(generator, folder.parent.name if folder.name == "checkpoints" else found.name, identity, loaded.images, card)
+    name = folder.parent.name if folder.name == "checkpoints" else found.name
+    return Model(generator, name, identity, loaded.images, card, trained_on(loaded.config))

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from attributegan.attributes import AttributeSchema
 from attributegan.distributed.process_group import Processes
 from attributegan.evaluation import reference
 from attributegan.metrics import features, predictor, quality
+from attributegan.metrics.efficientnet import SIZES
+from tools.evaluation import feature_networks
+from tools.explorer.model import Model
 
 NEAREST = 4
 NO_PREDICTOR = (
@@ -68,15 +70,12 @@ class TileAnalyzer:
 
 
 def open_analyzer(
-    schema: AttributeSchema,
-    tiles: reference.Split | None,
-    predictor_folder: Path | None,
-    cache: Path | None,
-    progress: reference.Progress,
+    model: Model, tiles: reference.Split | None, predictor_folder: Path | None, cache: Path | None, progress: reference.Progress
 ) -> TileAnalyzer:
     """Load the predictor and the features of the real tiles.
 
     Args:
+        model: the model whose tiles are shown.
         tiles: real tiles; their predictor is looked up in the cache of ``attributegan-evaluate``.
         predictor_folder: folder of a predictor to load instead.
         cache: cache folder of ``attributegan-evaluate``; None for the default.
@@ -84,27 +83,42 @@ def open_analyzer(
     Raises:
         ValueError: a predictor that can't be loaded, or does not fit the model.
     """
-    stored, network, real_tiles = None if predictor_folder is None else predictor.PredictorCache(predictor_folder), None, None
+    schema, feature_cache = model.generator.schema, reference.FeatureCache.at(cache)
+    found, network, real_tiles = None, None, None
+    if predictor_folder is not None:
+        found = predictor.PredictorCache(predictor_folder).load(schema)
+        if found is None:
+            raise ValueError(
+                f"--predictor {predictor_folder}: no predictor for the model's attributes; give a judge-… folder of "
+                "attributegan-evaluate's cache"
+            )
+        network = reference.predictor_network(*found, predictor_folder)
+    elif tiles is not None:
+        found, network = _cached_predictor(model, tiles, feature_cache)
     if tiles is not None:
-        network, feature_cache = features.load(), reference.FeatureCache.at(cache)
+        network = network or features.load(feature_networks.choose(feature_networks.AUTO, {model.name: model.trained_on}))
         features_ND = reference.features_of(tiles, "real tiles", network, Processes(), feature_cache, progress)
         assert features_ND is not None
         real_tiles = RealTiles(tiles, features_ND)
-        stored = stored or reference.predictor_cache(schema, tiles, network, feature_cache)
-    found = None if stored is None else stored.load(schema)
-    if predictor_folder and found is None:
-        raise ValueError(
-            f"--predictor {predictor_folder}: no predictor for the model's attributes; give a judge-… folder of "
-            "attributegan-evaluate's cache"
-        )
-    if found and isinstance(found[0], predictor.Head):
-        network = network or features.load()
-        width = network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES
-        if width != len(found[0].mean_D):
-            raise ValueError(
-                f"--predictor {predictor_folder}: was trained on features of a network other than {network.name}; give another predictor"
-            )
     return TileAnalyzer(found[0] if found else None, _note(found[1]) if found else NO_PREDICTOR, network, real_tiles)
+
+
+_Found = tuple[predictor.AttributePredictor, dict[str, Any]]
+
+
+def _cached_predictor(
+    model: Model, tiles: reference.Split, cache: reference.FeatureCache
+) -> tuple[_Found | None, features.Features | None]:
+    """Return the predictor that ``attributegan-evaluate`` trained by default, and its feature network.
+
+    An evaluation uses the first EfficientNet that trained none of its models; with a baseline this can be another one than for this model.
+    """
+    for name in SIZES:
+        if name != model.trained_on:
+            network = features.load(name)
+            if found := reference.predictor_cache(model.generator.schema, tiles, network, cache).load(model.generator.schema):
+                return found, network
+    return None, None
 
 
 def _note(note: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,14 +53,15 @@ def predict(
     Raises:
         ValueError: no predictor for these attributes, an unknown tile size, or a predictor for other features.
     """
-    attribute_predictor, size = _load(folder, schema, size)
+    attribute_predictor, note, size = _load(folder, schema, size)
     stats = [(tiles.root / file).stat() for file in tiles.files]
     weights = (folder / "judge.safetensors").stat()
     content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in zip(tiles.files, stats, strict=True)]
-    path = cache.path("label-predictions", str(tiles.root.resolve()), content, str(folder.resolve()), weights.st_mtime_ns, size)
+    judge = [str(folder.resolve()), weights.st_mtime_ns, note.get("features")]
+    path = cache.path("label-predictions", str(tiles.root.resolve()), content, judge, size)
     found_NA = cache.load(path)
     if found_NA is None or found_NA.shape != (len(tiles.files), len(schema.names) + 1):
-        network = _network(attribute_predictor, folder)
+        network = reference.predictor_network(attribute_predictor, note, folder)
         parts = []
         for first in range(0, len(tiles.files), CHUNK):
             parts.append(_predict(attribute_predictor, network, tiles.root, tiles.files[first : first + CHUNK], size))
@@ -70,7 +72,7 @@ def predict(
     return Predictions({file: row[:-1] for file, row in readable}, {file: row[-1] for file, row in readable})
 
 
-def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.AttributePredictor, int]:
+def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[predictor.AttributePredictor, dict[str, Any], int]:
     found = predictor.PredictorCache(folder).load(schema)
     if found is None:
         raise ValueError(
@@ -83,17 +85,7 @@ def _load(folder: Path, schema: AttributeSchema, size: int | None) -> tuple[pred
         raise ValueError(
             f"--predictor {folder}: the tile size is not saved; give the image size of the evaluated model as --predictor-size"
         )
-    return attribute_predictor, size
-
-
-def _network(attribute_predictor: predictor.AttributePredictor, folder: Path) -> features.Features | None:
-    """Return the feature network that a predictor needs; None if it takes pixels."""
-    if not isinstance(attribute_predictor, predictor.Head):
-        return None
-    network = features.load()
-    if network(np.zeros((1, 8, 8, 3), np.uint8)).shape[1] + predictor.COHERENCES != len(attribute_predictor.mean_D):
-        raise ValueError(f"--predictor {folder}: was trained on features of a network other than {network.name}; give another predictor")
-    return network
+    return attribute_predictor, note, size
 
 
 def _predict(

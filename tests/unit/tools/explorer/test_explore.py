@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import numpy as np
@@ -315,34 +316,83 @@ def test_too_many_requests_get_status_503(run: Path, monkeypatch: pytest.MonkeyP
     listening.close()
 
 
-def test_the_predictor_of_an_evaluation_is_found(shards: Path, tmp_path: Path) -> None:
-    _, _, split = open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")
+@pytest.fixture
+def real(shards: Path) -> reference.Split:
+    return open_split(str(shards), "train", 32, 5000, False, ShardCache.of(""), "--train")[2]
+
+
+def shown_model(trained_on: str = "", schema: AttributeSchema = PUBLISHED) -> model.Model:
+    attributes = [{"name": name, **entry} for name, entry in schema.to_dict().items()]
+    options = {"image_size": 32, "latent_dim": 16, "fmap_max": 16, "generator_attention": []}
+    return model.Model(AttributeGenerator(options, attributes), "run", "id", None, "", trained_on)
+
+
+def fitted(split: reference.Split, network: features.Features, cache: reference.FeatureCache) -> tuple[predictor.Head, np.ndarray]:
+    """Returns a head on the features of a network, and these features."""
+    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *progress: None)
+    assert features_ND is not None
+    return predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1), features_ND
+
+
+def test_the_predictor_of_an_evaluation_is_found(real: reference.Split, tmp_path: Path) -> None:
     network, cache = features.load(), reference.FeatureCache.at(tmp_path / "cache")
 
     def opened(predictor_folder: Path | None = None) -> predictions.TileAnalyzer:
-        return predictions.open_analyzer(PUBLISHED, split, predictor_folder, tmp_path / "cache", lambda *progress: None)
+        return predictions.open_analyzer(shown_model(), real, predictor_folder, tmp_path / "cache", lambda *progress: None)
 
     without = opened()
     assert without.attribute_predictor is None and without.predictor_note == predictions.NO_PREDICTOR and without.tiles is not None
-    tile = split.read(np.array([5]))[0]
+    tile = real.read(np.array([5]))[0]
     assert without.nearest(tile)[0] == 5 and len(without.nearest(tile)) == 4
-    features_ND = reference.features_of(split, "", network, Processes(), cache, lambda *progress: None)
-    assert features_ND is not None
-    attribute_predictor = predictor.fit_head(split.thumbs(), features_ND, split.levels_NA, split.group_N, PUBLISHED, decay=0.1)
-    note = {"training_tiles": 96, "choice": {"features": 0.625}}
-    reference.predictor_cache(PUBLISHED, split, network, cache).save(attribute_predictor, note)
+    head, features_ND = fitted(real, network, cache)
+    note = {"training_tiles": 96, "choice": {"features": 0.625}, "features": network.identity}
+    reference.predictor_cache(PUBLISHED, real, network, cache).save(head, note)
     found = opened()
     assert "trained on 96 real tiles" in found.predictor_note and "0.62" in found.predictor_note
-    assert found.levels(tile) == pytest.approx(attribute_predictor.predict(split.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
+    assert found.levels(tile) == pytest.approx(head.predict(real.thumbs()[5:6], features_ND[5:6])[0], abs=1e-3)
     given = tmp_path / "given"
-    predictor.PredictorCache(given).save(attribute_predictor, note)
+    predictor.PredictorCache(given).save(head, note)
     assert opened(given).levels(tile) == found.levels(tile)
     other = AttributeSchema((*PUBLISHED.attributes[1:], PUBLISHED.attributes[0]))
     with pytest.raises(ValueError, match="no predictor for the model's attributes"):
-        predictions.open_analyzer(other, None, given, None, lambda *progress: None)
-    predictor.PredictorCache(given).save(predictor.Head(PUBLISHED, 12), {})
-    with pytest.raises(ValueError, match="features of a network other than"):
-        opened(given)
+        predictions.open_analyzer(shown_model(schema=other), None, given, None, lambda *progress: None)
+
+
+def test_a_predictor_gets_the_features_that_it_was_trained_on(real: reference.Split, tmp_path: Path) -> None:
+    """The networks have equally many features, so a wrong one would go unnoticed."""
+    first, second = features.load("efficientnet-lite0"), features.load("efficientnet-lite1")
+    cache = reference.FeatureCache.at(tmp_path / "cache")
+
+    def opened(trained_on: str, folder: Path | None = None) -> predictions.TileAnalyzer:
+        return predictions.open_analyzer(shown_model(trained_on), real, folder, tmp_path / "cache", lambda *progress: None)
+
+    head, features_ND = fitted(real, second, cache)
+    stored = reference.predictor_cache(PUBLISHED, real, second, cache)
+    stored.save(head, {"features": second.identity})
+    expected = head.predict(real.thumbs()[5:6], features_ND[5:6])[0]
+    tile = real.read(np.array([5]))[0]
+    for found in (opened("efficientnet-lite0"), opened(""), opened("", stored.folder)):
+        assert found.network is not None and found.network.name == second.name
+        assert found.levels(tile) == pytest.approx(expected, abs=1e-3) and found.nearest(tile)[0] == 5
+    reference.predictor_cache(PUBLISHED, real, first, cache).save(fitted(real, first, cache)[0], {"features": first.identity})
+    for trained_on, name in (("", first.name), (first.name, second.name)):
+        network = opened(trained_on).network
+        assert network is not None and network.name == name
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (None, "does not record the feature network"),
+        ({"name": "os:system"}, "trained on features of os:system; only EfficientNets"),
+        ({"version": "0"}, "another version of efficientnet-lite0 \\(0, installed is"),
+    ],
+)
+def test_a_predictor_of_other_features_is_refused(change: dict[str, Any] | None, text: str, tmp_path: Path) -> None:
+    note = {} if change is None else {"features": features.load().identity | change}
+    predictor.PredictorCache(tmp_path).save(predictor.Head(PUBLISHED, 12), note)
+    with pytest.raises(ValueError, match=text):
+        predictions.open_analyzer(shown_model(), None, tmp_path, None, lambda *progress: None)
 
 
 @pytest.mark.parametrize(
