@@ -30,7 +30,8 @@ def test_the_command_gets_the_event_in_its_environment(tmp_path: Path, monkeypat
 
 
 def test_sending_does_not_wait_for_the_command(tmp_path: Path) -> None:
-    notifier = Notifier(f"until [ -e {tmp_path / 'sent'} ]; do sleep 0.05; done; touch {tmp_path / 'done'}", tmp_path, timeout_s=seconds(30))
+    command = f"until [ -e {tmp_path / 'sent'} ]; do sleep 0.05; done; touch {tmp_path / 'done'}"
+    notifier = Notifier(command, tmp_path, timeout_s=seconds(30))
     notifier.send("start", 0, "")
     assert not (tmp_path / "done").exists()
     (tmp_path / "sent").touch()
