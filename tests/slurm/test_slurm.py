@@ -129,14 +129,15 @@ class Job:
         """Returns the PID of the training process of ``rank``, or of its parent in ``module``."""
         found = []
         for pid in self.cluster.processes(list(NODES)[rank]):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            if (
-                "python" in line[0]
-                and any(part.endswith(module) for part in line)
-                and module not in Path(f"/proc/{parent}/cmdline").read_text()
-            ):
-                found.append(pid)
+            with contextlib.suppress(OSError):  # has exited
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                if (
+                    "python" in line[0]
+                    and any(part.endswith(module) for part in line)
+                    and module not in Path(f"/proc/{parent}/cmdline").read_text()
+                ):
+                    found.append(pid)
         assert len(found) == 1, found
         return found[0]
 
@@ -259,6 +260,7 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
     took = time.monotonic() - killed
     job.wait(lambda: job.state() == "queued", 15, "requeue")
     assert "rank 1 of 2, on node2, was killed by signal 9 (SIGKILL)" in job.status()["error"]
+    job.wait(lambda: len(events.read_text().splitlines()) == 2, 15, "event")  # may follow the status
     started, failed = events.read_text().splitlines()
     assert started.startswith("start training to") and failed.startswith("failed ")
 
