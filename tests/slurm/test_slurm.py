@@ -102,7 +102,7 @@ class Job:
     def images(self) -> int:
         """Returns the images of the last line in metrics.jsonl."""
         path = self.run / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without one that is being written
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without an incomplete last line
         return json.loads(lines[-1])["images"] if lines else 0
 
     def wait(self, condition: Callable[[], object], limit: float, what: str) -> None:
