@@ -91,6 +91,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def same_random_state() -> None:
+    """Start each test from the same random state of torch, regardless of the tests before it in this process."""
+    import torch
+
+    torch.manual_seed(1_000_003)  # not a seed of any test
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 96 phantom tiles of 32 px, packed with the command."""

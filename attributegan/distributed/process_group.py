@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -96,10 +95,8 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], workers: int) 
     Raises:
         torch.multiprocessing.ProcessException: a process failed; the others have been terminated.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(_start, (work, arguments, workers, port), nprocs=workers, start_method="spawn")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # its port can't be taken while the workers start
+    torch.multiprocessing.start_processes(_start, (work, arguments, workers, store.port), nprocs=workers, start_method="spawn")
 
 
 def _start(rank: int, work: Callable[..., None], arguments: tuple[Any, ...], workers: int, port: int) -> None:
@@ -109,6 +106,8 @@ def _start(rank: int, work: Callable[..., None], arguments: tuple[Any, ...], wor
         "WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in the parent process
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"

@@ -25,9 +25,11 @@ def chromium() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium: apt-get install -y --no-install-recommends chromium")
-    expect.set_options(timeout=seconds(60) * 1000)  # machines may be busy
+    limit_ms = seconds(60) * 1000  # machines may be busy
+    expect.set_options(timeout=limit_ms)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=limit_ms)  # tests may run as root
+        browser.on("context", lambda context: context.set_default_timeout(limit_ms))
         yield browser
         browser.close()
 

@@ -1,7 +1,9 @@
 """Starts training as users do, in real processes, and compares checkpoints."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -64,9 +66,12 @@ def launcher(mode: str, processes: int, *arguments: str) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port that is free, and that the kernel does not give to other connections before it is bound."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)  # below net.ipv4.ip_local_port_range
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def write_config(run: Path) -> Path:
@@ -133,9 +138,10 @@ def wait_for(run: Path, images: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + seconds(120)
     metrics = run / "metrics.jsonl"
     while time.monotonic() < deadline:
+        ended = process.poll() is not None  # asked first, since the line may be its last
         if metrics.exists() and f'"images": {images},' in metrics.read_text():
             return
-        assert process.poll() is None, output(run)
+        assert not ended, output(run)
         time.sleep(0.01)
     raise AssertionError(f"{run} did not reach {images} images: {output(run)}")
 

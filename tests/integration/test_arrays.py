@@ -55,8 +55,8 @@ def process_of(out: Path, job: int = 0) -> int:
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six small slides; the second is damaged, and the third has most tiles."""
-    return write_slides(tmp_path_factory.mktemp("slides"), 6, damaged=1, sides={2: 1024})
+    """Six small slides; the second is damaged, and the third has most tiles, so that signals hit it."""
+    return write_slides(tmp_path_factory.mktemp("slides"), 6, damaged=1, sides={2: 1536})
 
 
 @pytest.fixture(scope="module")

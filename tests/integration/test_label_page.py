@@ -15,6 +15,7 @@ from browser import Served, chromium, served
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from shards import TWO, pixels_of
+from stores import wait_until
 from time_limits import seconds
 
 from attributegan.attributes import Attribute, AttributeSchema
@@ -80,6 +81,7 @@ def tile(page: Page) -> str:
 
 def press(page: Page, keys: str) -> str:
     """Answer with keys and wait for the next tile; returns the answered file."""
+    expect(page.locator("#levels")).to_have_attribute("aria-busy", "false")  # keys are ignored while a picture loads, below its name
     file = tile(page)
     for key in keys.split():
         page.keyboard.press(key)
@@ -235,13 +237,10 @@ def test_a_csv_changed_meanwhile_is_kept_and_said(browser: Browser, work: Path) 
     with serving(work) as at:
         page = opened(browser, at, "Ann")
         press(page, "1 1 Enter")
-        for _ in range(100):
-            if (work / "levels.csv").exists():
-                break
-            page.wait_for_timeout(100)
+        wait_until((work / "levels.csv").exists)
         (work / "levels.csv").write_text("mine\n")
         press(page, "1 1 Enter")
-        page.wait_for_timeout(3500)
+        wait_until(lambda: page.request.get("/next?rater=Ann").json()["write_error"])  # the next attempt to write, on a slow disk later
         press(page, "1 1 Enter")
         expect(page.get_by_role("alert")).to_contain_text("levels.csv: was not written by this command, or was changed")
         assert (work / "levels.csv").read_text() == "mine\n"

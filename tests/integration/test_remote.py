@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(cache_module, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(stores, "STALL_S", 0.5)
+    monkeypatch.setattr(stores, "STALL_S", seconds(10))
     with web(folder) as site:
         yield site
 
@@ -84,7 +84,11 @@ def test_a_remote_set_gives_the_same_batches_and_every_shard_comes_once(
 
 @pytest.mark.parametrize("fault", ["500", "429", "cut", "stall", "wrong"])
 @pytest.mark.parametrize("name", [checksums.FILE, index.FILE, "train-000003.tar"])
-def test_what_a_store_does_wrong_is_tried_again(folder: Path, site: Web, tmp_path: Path, fault: str, name: str) -> None:
+def test_what_a_store_does_wrong_is_tried_again(
+    folder: Path, site: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, name: str
+) -> None:
+    if fault == "stall":
+        monkeypatch.setattr(stores, "STALL_S", 0.5)
     site.faults[name] = [fault] * (cache_module.TRIES - 1)
     assert list(verify(site.url, cache=Cache(tmp_path, 10**9))) == []
     assert site.asked[name] >= cache_module.TRIES
@@ -94,7 +98,11 @@ def test_what_a_store_does_wrong_is_tried_again(folder: Path, site: Web, tmp_pat
     ("fault", "said"), [("500", "HTTP Error 500"), ("cut", "truncated"), ("stall", "timed out"), ("wrong", r"wrong checksum")]
 )
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_store_that_goes_on_failing_stops_reading_and_is_named(site: Web, tmp_path: Path, fault: str, said: str, workers: int) -> None:
+def test_a_store_that_goes_on_failing_stops_reading_and_is_named(
+    site: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str, workers: int
+) -> None:
+    if fault == "stall":
+        monkeypatch.setattr(stores, "STALL_S", 0.5)
     site.faults["train-000003.tar"] = [fault] * 100
     cache = Cache(tmp_path, 10**9)
     with pytest.raises(Unreachable, match=rf"{site.url}: train-000003.tar: download failed 5 times, last error: .*{said}") as caught:

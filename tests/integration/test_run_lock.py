@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, kill, output, start, train, wait_for
+from stores import wait_until
 from time_limits import seconds
 
 from attributegan.run_dir import lock, status
@@ -95,9 +96,12 @@ time.sleep({seconds(120)})
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sleeper:
         assert sleeper.stdout.readline() == "taken\n"
-        RunLock(tmp_path, "training")._break(lock.owner_of(tmp_path))
-        held_by(tmp_path, host="node7")
-        assert sleeper.wait(timeout=seconds(30)) == lock.LOCK_LOST
+        held_by(tmp_path / "next", host="node7")
+        os.replace(tmp_path / "next" / lock.FILE, tmp_path / lock.FILE)  # a heartbeat between removing and creating would create it again
+        try:
+            assert sleeper.wait(timeout=seconds(30)) == lock.LOCK_LOST
+        finally:
+            sleeper.kill()
         assert "was taken over by the training on node7" in sleeper.stderr.read()
 
 
@@ -124,15 +128,14 @@ time.sleep({seconds(120)})
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for _ in range(6)
     ]
-    deadline = time.monotonic() + seconds(60)
-    while sum(taker.poll() is not None for taker in takers) < 5 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    alive = [taker for taker in takers if taker.poll() is None]
-    for taker in alive:
-        taker.kill()
-    said = [taker.communicate()[0] for taker in takers]
-    assert len(alive) == 1 and said.count("taken\n") == 1
-    assert lock.owner_of(tmp_path).pid == alive[0].pid
+    try:
+        said = [taker.stdout.readline() for taker in takers]  # "" at the exit of those that are refused
+        assert sorted(said) == [""] * 5 + ["taken\n"]
+        assert lock.owner_of(tmp_path).pid == takers[said.index("taken\n")].pid
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
 
 
 def test_list_takes_slurms_word_for_jobs_and_silence_for_death(tmp_path: Path) -> None:
@@ -183,8 +186,7 @@ def test_claim_outlives_a_folder_that_is_away_for_a_moment(tmp_path: Path, monke
     time.sleep(0.5)
     away.rename(folder)
     before = lock._heartbeat_of(mine.path)
-    time.sleep(0.5)
-    assert mine._heartbeat_thread.is_alive() and lock._heartbeat_of(mine.path) > before
+    wait_until(lambda: lock._heartbeat_of(mine.path) > before)
     mine.release()
 
 

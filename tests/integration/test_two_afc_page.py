@@ -134,7 +134,8 @@ def test_two_readers_a_crash_a_resume_and_their_scores(browser: Browser, folder:
     with (folder / "answers.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {name: sum(int(row["correct"]) for row in rows if row["reader"] == name) for name in right} == right == {"Ann": 32, "Bea": 16}
-    assert all(0 < float(row["seconds"]) < 600 for row in rows)
+    took = [float(row["seconds"]) for row in rows]  # rounded to 0.01 s, and this reader is fast
+    assert all(0 <= one < 600 for one in took) and sum(took) > 0
     found = json.loads((folder / "result.json").read_text())
     assert found["all"]["choices"] == 2 * COUNT and found["sentence"].startswith("2 readers chose the real tile in 75 % of 64 choices")
 

@@ -102,7 +102,7 @@ class Job:
     def images(self) -> int:
         """Returns the images of the last line in metrics.jsonl."""
         path = self.run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without an incomplete last line
         return json.loads(lines[-1])["images"] if lines else 0
 
     def wait(self, condition: Callable[[], object], limit: float, what: str) -> None:
@@ -129,14 +129,15 @@ class Job:
         """Returns the PID of the training process of ``rank``, or of its parent in ``module``."""
         found = []
         for pid in self.cluster.processes(list(NODES)[rank]):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            if (
-                "python" in line[0]
-                and any(part.endswith(module) for part in line)
-                and module not in Path(f"/proc/{parent}/cmdline").read_text()
-            ):
-                found.append(pid)
+            with contextlib.suppress(OSError):  # has exited
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                if (
+                    "python" in line[0]
+                    and any(part.endswith(module) for part in line)
+                    and module not in Path(f"/proc/{parent}/cmdline").read_text()
+                ):
+                    found.append(pid)
         assert len(found) == 1, found
         return found[0]
 
@@ -146,6 +147,7 @@ def test_submitit_and_plain_sbatch_equal_one_host(cluster: Cluster, shards: Path
     job = Job(cluster, shards, tmp_path / "run", "train.images=80")
     submission = subprocess.Popen(job.command("slurm.submit", *job.arguments), env=cluster.environment, cwd=ROOT, start_new_session=True)
     job.wait(lambda: cluster.run("squeue", "-h"), 60, "job in the queue")
+    job.id = cluster.run("squeue", "-h", "-o", "%i").strip()
     os.killpg(submission.pid, signal.SIGINT)
     submission.wait(timeout=seconds(60))
     job.wait(lambda: job.status()["job"] or job.status()["state"] == "running", 60, "job ID or start of the run")
@@ -157,12 +159,12 @@ def test_submitit_and_plain_sbatch_equal_one_host(cluster: Cluster, shards: Path
     arguments = [argument for argument in plain.arguments if argument not in ("--cluster", str(plain.files[1]))]
     paths = f"PYTHONPATH={ROOT}", f"PATH={Path(sys.executable).parent}:{cluster.environment['PATH']}"
     options = ["--cpus-per-task=2", "--mem=2G", f"--output={tmp_path}/plain.out", f"--chdir={ROOT}"]
-    cluster.run("env", "OMP_NUM_THREADS=1", *paths, "sbatch", *options, str(ROOT / "configs/slurm/plain.sbatch"), *arguments)
-    job.id, plain.id = sorted(cluster.run("squeue", "-h", "-o", "%i").split())
+    script = str(ROOT / "configs/slurm/plain.sbatch")
+    plain.id = cluster.run("env", "OMP_NUM_THREADS=1", *paths, "sbatch", "--parsable", *options, script, *arguments).strip()
     plain.wait(lambda: plain.images() >= 24, 120, "24 images")
-    assert job.state() in ("running", "finished") and "node[1-2]" in job.listed()
     assert plain.state() == "running"
     cluster.run("scancel", "--signal=USR2", plain.id)
+    assert job.state() in ("running", "finished") and "node[1-2]" in job.listed()
     for one in (job, plain):
         one.wait_end("COMPLETED")
         assert one.state() == "finished" and "80 of 80" in one.listed(), one.story()
@@ -258,6 +260,7 @@ def test_killed_processes_requeue_the_job_once(cluster: Cluster, shards: Path, t
     took = time.monotonic() - killed
     job.wait(lambda: job.state() == "queued", 15, "requeue")
     assert "rank 1 of 2, on node2, was killed by signal 9 (SIGKILL)" in job.status()["error"]
+    job.wait(lambda: len(events.read_text().splitlines()) == 2, 15, "event")  # may follow the status
     started, failed = events.read_text().splitlines()
     assert started.startswith("start training to") and failed.startswith("failed ")
 

@@ -64,6 +64,7 @@ def test_tensorboard_has_scalars_and_grids_and_drops_repeated_points(tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log_run("tensorboard", tmp_path, 0)
+    time.sleep(1)  # files are read in the order of their names, which have the second of the start
     log_run("tensorboard", tmp_path, 8)  # resumed: 16 is repeated
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()

@@ -14,6 +14,7 @@ import runs
 import yaml
 from browser import served
 from PIL import Image
+from time_limits import seconds
 
 from attributegan.attributes import PUBLISHED, AttributeSchema
 from data_shards.phantoms import render as phantom
@@ -235,7 +236,7 @@ def test_a_folder_without_a_table_becomes_a_model_on_a_page(folder: Path, tmp_pa
     words = ["--images", folder, "--labels", out, "--attributes", tmp_path / "m.yaml", "--group", "slide", "--val-fraction", 0.5]
     assert shard.main(["pack", *map(str, words), "--out", str(shards), "--workers", "1"]) == 0
     runs.train(shards, run, "train.images=16")
-    with served(run) as at, urllib.request.urlopen(at.address, timeout=60) as answer:
+    with served(run) as at, urllib.request.urlopen(at.address, timeout=seconds(60)) as answer:
         page = answer.read().decode()
     assert "crowding" in page and "stain" in page and "highest" in page
 

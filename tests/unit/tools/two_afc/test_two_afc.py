@@ -16,6 +16,7 @@ import pytest
 from browser import Served, served
 from PIL import Image
 from shards import TWO, levels_of, make_set, pixels_of
+from time_limits import seconds
 from untrained_run import untrained_run
 
 from tools import label
@@ -364,7 +365,7 @@ def post(at: Served, body: object, headers: dict[str, str] | None = None) -> tup
 
 
 def _send(at: Served, method: str, path: str, body: str | None, headers: dict[str, str]) -> tuple[int, bytes, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(at.address).netloc, timeout=seconds(60))
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
