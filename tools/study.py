@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     default = StudySettings
-    result = parser("Train and evaluate the recipes of a suite, on phantom or real tiles, and write DIR/table.md and DIR/table.json.", EXAMPLES)
+    result = parser("Train and evaluate the recipes of a suite on phantom or real tiles; write DIR/table.md and DIR/table.json.", EXAMPLES)
     result.add_argument("suite", metavar="NAME|FILE", type=Path, help="suite: recipes, tiles, tiles64 or a YAML file")
     result.add_argument("--out", metavar="DIR", required=True, type=Path, help="output folder of the runs and the table")
     result.add_argument("--only", metavar="STUDY", nargs="+", default=[], help="names of the studies to run (default: all)")
