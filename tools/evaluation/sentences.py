@@ -116,16 +116,15 @@ def privacy(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         return f"Some tiles look like copies of training tiles, and training tiles can be recognized: check before sharing {numbers}."
     if copied:
         return f"Some tiles are unusually near to training tiles: check the nearest neighbours before sharing {numbers}."
+    other_slides = result["data"]["groups_apart"] and memory.get("membership_tiles") != "same slides"
+    cause = "; slides that differ, for example in stain, can be the cause" if other_slides else ""
     if low > 0.5:
+        check = ": check with --same-slides" if other_slides else ""
         found = f"No copies were found, but training tiles are nearer to the generated tiles than held-out tiles are {numbers}"
-        if result["data"]["groups_apart"] and memory.get("membership_tiles") != "same slides":
-            return f"{found}; slides that differ, for example in stain, can be the cause: check with --same-slides."
-        return f"{found}."
+        return f"{found}{cause}{check}."
     if high < 0.5:
-        return (
-            f"No copies were found, but held-out tiles are nearer to the generated tiles than training tiles are {numbers}: check that the "
-            "generator was not trained on them."
-        )
+        found = f"No copies were found, but held-out tiles are nearer to the generated tiles than training tiles are {numbers}{cause}"
+        return f"{found}: check that the generator was not trained on them."
     if is_unrealistic(row):
         return f"No copies were found, but the tiles are too unlike real ones for the tests to recognize modified copies {numbers}."
     return f"Neither test of privacy found copies of training tiles {numbers}."

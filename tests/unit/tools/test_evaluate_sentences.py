@@ -131,8 +131,12 @@ def test_membership_on_other_slides_names_their_look_as_a_cause() -> None:
     numbers = memory(low=0.51)
     assert "can be the cause: check with --same-slides" in sentences.privacy(row(**numbers), RESULT)
     assert "--same-slides" not in sentences.privacy(row(**numbers), {"data": RESULT["data"] | {"groups_apart": False}})
+    assert "can be the cause: check that the generator was not trained on them" in sentences.privacy(row(**memory(low=0.3)), RESULT)
     numbers["memory"]["membership_tiles"] = "same slides"
     assert "--same-slides" not in sentences.privacy(row(**numbers), RESULT)
+    numbers = memory(low=0.3)
+    numbers["memory"]["membership_tiles"] = "same slides"
+    assert "cause" not in sentences.privacy(row(**numbers), RESULT)
 
 
 @pytest.mark.parametrize(
