@@ -56,7 +56,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--outlines", type=Path, metavar="DIR", help="folder with the instance map of each image, NAME.png, to cut too (default: none)"
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="CSV file with the columns file and COLUMN (default: all images)")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="CSV file with the images to cut, in the columns file and COLUMN (default: all images; subfolders are slides)",
+    )
     parser.add_argument("--group", metavar="COLUMN", help="column of --labels with the slide or patient of each image")
     parser.set_defaults(run=with_settings(run, CropSettings))
 
