@@ -90,7 +90,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         parent.join()
         folder = multiprocessing.util.get_temp_dir()
-        for _ in range(100):  # this worker's main thread and other workers may still add files
+        for _ in range(100):  # this worker's main thread may still add files
             shutil.rmtree(folder, ignore_errors=True)
             if not os.path.exists(folder):
                 break

@@ -228,6 +228,7 @@ def _identity(result: _Result) -> _Result:
 
 
 def _end_with_parent(worker: int) -> None:
+    multiprocessing.util.get_temp_dir()  # created now, not by the first batch, which may be sent while the worker exits
     worker_pool.end_with_parent()
 
 
@@ -250,8 +251,6 @@ def _remove_segments(workers: Sequence[int]) -> None:
 
 
 def _data_loader(tiles: TileReader, requests: _Requests, workers: int, pin_memory: bool) -> Iterator[_Result]:
-    if workers:
-        multiprocessing.util.get_temp_dir()  # one folder, inherited by all workers, so that none creates another while it exits
     loader: DataLoader[_Result] = DataLoader(
         _Dataset(tiles),  # type: ignore[arg-type]
         batch_size=None,
