@@ -286,7 +286,7 @@ def predictor_network(attribute_predictor: predictor.AttributePredictor, note: d
     if not isinstance(attribute_predictor, predictor.Head):
         return None
     identity = note.get("features")
-    if not identity:
+    if not isinstance(identity, dict) or not {"name", "version", "size"} <= identity.keys():
         raise ValueError(
             f"--predictor {folder}: does not record the feature network that it was trained on; remove the folder and run "
             "attributegan-evaluate again"

@@ -384,13 +384,14 @@ def test_a_predictor_gets_the_features_that_it_was_trained_on(real: reference.Sp
     ("change", "text"),
     [
         (None, "does not record the feature network"),
+        ("efficientnet-lite0", "does not record the feature network"),
         ({"name": "os:system"}, "trained on features of os:system; only EfficientNets"),
         ({"version": "0"}, "another version of efficientnet-lite0 \\(0, installed is"),
     ],
 )
-def test_a_predictor_of_other_features_is_refused(change: dict[str, Any] | None, text: str, tmp_path: Path) -> None:
-    note = {} if change is None else {"features": features.load().identity | change}
-    predictor.PredictorCache(tmp_path).save(predictor.Head(PUBLISHED, 12), note)
+def test_a_predictor_of_other_features_is_refused(change: dict[str, Any] | str | None, text: str, tmp_path: Path) -> None:
+    recorded = features.load().identity | change if isinstance(change, dict) else change
+    predictor.PredictorCache(tmp_path).save(predictor.Head(PUBLISHED, 12), {"features": recorded})
     with pytest.raises(ValueError, match=text):
         predictions.open_analyzer(shown_model(), None, tmp_path, None, lambda *progress: None)
 
