@@ -147,7 +147,7 @@ class DataParallel(Engine):
     def __init__(self, runtime: Runtime, module: nn.Module, learning_rate: float, compile: bool) -> None:
         super().__init__(runtime, module)
         if compile:
-            module.compile()
+            module.compile(options=compile_options(runtime.device))
         self.wrapped = _data_parallel(module, runtime.device) if runtime.world > 1 else module
         self.clip = runtime.config.optim.grad_clip
         self.optimizer = optimizer(runtime.config.optim, list(self.parameters.values()), learning_rate)
@@ -210,6 +210,18 @@ def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate)
     return Adam(parameters, learning_rate, (config.betas[0], config.betas[1]))
+
+
+def compile_options(device: torch.device) -> dict[str, int] | None:
+    """Makes inductor's cache depend on the vector width of the CPU.
+
+    Its key ignores the instruction set, so code generated for AVX-512 would be found, compiled for AVX2, and crash.
+    """
+    if device.type != "cpu":
+        return None
+    from torch._inductor import cpu_vec_isa
+
+    return {"cpp.simdlen": cpu_vec_isa.pick_vec_isa().bit_width()}
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
