@@ -357,7 +357,7 @@ def compiled(context: Context) -> Outcome:
     counters.clear()
     plain = nn.Module.compile
     began = time.perf_counter()
-    on_cpu = mock.patch.object(nn.Module, "compile", lambda module: plain(module, backend="eager"))
+    on_cpu = mock.patch.object(nn.Module, "compile", lambda module, options: plain(module, backend="eager"))
     with on_cpu if context.device == "cpu" else contextlib.nullcontext():
         found, _ = _trained(settings_of(context, *base, {"train": {"compile": True}}), count)
     off, off_update = difference(found, expected), difference(found, expected, start)

@@ -53,7 +53,7 @@ def compile_speed(context: Context) -> Outcome:
     mode = "fp32" if context.tiny else "bf16"
     rows: list[dict[str, Any]] = []
     plain = nn.Module.compile
-    traced = mock.patch.object(nn.Module, "compile", lambda module: plain(module, backend="eager"))
+    traced = mock.patch.object(nn.Module, "compile", lambda module, options: plain(module, backend="eager"))
     for compiled in (False, True):
         torch._dynamo.reset()
         more: Tree = {"train": {"compile": compiled, "batch": batch}}
