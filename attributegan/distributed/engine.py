@@ -213,9 +213,10 @@ def optimizer(config: OptimConfig, parameters: list[nn.Parameter], learning_rate
 
 
 def compile_options(device: torch.device) -> dict[str, int] | None:
-    """Makes inductor's cache depend on the vector width of the CPU.
+    """Returns options of `torch.compile` that make inductor's cache depend on the vector width of the CPU.
 
-    Its key ignores the instruction set, so code generated for AVX-512 would be found, compiled for AVX2, and crash.
+    The key of the cache ignores the instruction set, so code generated for AVX-512 would be found and compiled for AVX2. It crashes, or
+    returns wrong values.
     """
     if device.type != "cpu":
         return None
